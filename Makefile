@@ -1,0 +1,56 @@
+# Each target makes .venv and installs what it needs when missing, and nothing twice.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+FLAGS ?=
+
+.PHONY: help demo test test-slow lint types docs speed clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train, evaluate and report five methods on the embedded digits (minutes)"
+	@echo "make test       the test suite, with the doctests"
+	@echo "make test-slow  the tests that take minutes each"
+	@echo "make lint       ruff: format and lint"
+	@echo "make types      mypy, strict"
+	@echo "make docs       the Sphinx site and its gallery, into docs/build/html"
+	@echo "make speed      the speed tables, this library against its peers"
+	@echo "FLAGS='...' is passed on, e.g. make test FLAGS='-k sinkhorn'"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras: made once, and again only when the requirements change.
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[cpu,train]"
+	@touch $@
+
+$(VENV)/.%: $(VENV)/.core
+	$(INSTALL) -e ".[$*]"
+	@touch $@
+
+demo: $(VENV)/.core
+	$(BIN)/otdml benchmark --dataset digits --out runs/demo $(FLAGS)
+
+test: $(VENV)/.core $(VENV)/.test $(VENV)/.peers
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
+
+test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.peers
+	$(BIN)/python -m pytest -m slow $(FLAGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.core $(VENV)/.lint
+	$(BIN)/mypy
+
+docs: $(VENV)/.core $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/build/html $(FLAGS)
+
+speed: $(VENV)/.core $(VENV)/.peers
+	$(BIN)/otdml speed $(or $(TABLE),sinkhorn) $(FLAGS)
+
+clean:
+	rm -rf $(VENV) docs/build docs/gallery runs .mypy_cache .ruff_cache .pytest_cache

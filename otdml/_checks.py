@@ -1,0 +1,137 @@
+"""Every argument error of the library, phrased once.
+
+An error names the argument, says what it must be, shows what was received, and ends with the remedy.
+"""
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "argument_error",
+    "check_choice",
+    "check_fraction",
+    "check_integer",
+    "check_labels",
+    "check_measures",
+    "check_nonnegative",
+    "check_paired",
+    "check_points",
+    "check_positive",
+    "check_weights",
+]
+
+
+def argument_error(
+    name: str, must: str, got: object, remedy: str = "", kind: type[Exception] = ValueError
+) -> Exception:
+    """The exception for argument ``name``; raise what this returns."""
+    return kind(f"`{name}` must {must}, got {got}.{' ' + remedy if remedy else ''}")
+
+
+def check_positive(name: str, value: float) -> float:
+    """``value``, if it is a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise argument_error(name, "be a positive number", repr(value), kind=TypeError)
+    if not (value > 0 and math.isfinite(value)):
+        raise argument_error(name, "be a positive number", value)
+    return value
+
+
+def check_nonnegative(name: str, value: float) -> float:
+    """``value``, if it is a finite number that is not negative."""
+    return value if value == 0 and not isinstance(value, bool) else check_positive(name, value)
+
+
+def check_fraction(name: str, value: float) -> float:
+    """``value``, if it lies in (0, 1]."""
+    if check_positive(name, value) > 1:
+        raise argument_error(name, "lie in (0, 1]", value)
+    return value
+
+
+def check_integer(name: str, value: int, least: int = 1) -> int:
+    """``value``, if it is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise argument_error(name, f"be an integer >= {least}", repr(value), kind=TypeError)
+    if value < least:
+        raise argument_error(name, f"be an integer >= {least}", value)
+    return value
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> str:
+    """``value``, if it is one of ``choices``."""
+    if value not in choices:
+        raise argument_error(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
+    return value
+
+
+def check_points(name: str, x: Tensor) -> Tensor:
+    """``x``, if it is a floating-point point cloud of shape (..., n, d) with n, d >= 1."""
+    if not isinstance(x, Tensor):
+        raise argument_error(name, "be a torch.Tensor", type(x).__name__, kind=TypeError)
+    if not x.is_floating_point():
+        raise argument_error(name, "be of floating point", x.dtype, "Convert it with `.float()`.", TypeError)
+    if x.ndim < 2 or 0 in x.shape[-2:]:
+        remedy = f"Write `{name}[:, None]` for points on a line." if x.ndim == 1 and len(x) else ""
+        raise argument_error(name, "have shape (..., n, d) with n, d >= 1", tuple(x.shape), remedy)
+    return x
+
+
+def check_weights(name: str, a: Tensor | None, x: Tensor) -> None:
+    """Raise unless ``a`` is None or holds one weight per point of ``x``, shape (..., n)."""
+    if a is None:
+        return
+    if not isinstance(a, Tensor):
+        raise argument_error(name, "be a torch.Tensor or None", type(a).__name__, kind=TypeError)
+    if not a.is_floating_point():
+        raise argument_error(name, "be of floating point", a.dtype, "Convert it with `.float()`.", TypeError)
+    if a.shape != x.shape[:-1]:
+        must = f"hold one weight per point, shape {tuple(x.shape[:-1])}"
+        raise argument_error(name, must, tuple(a.shape), "Pass None for uniform weights.")
+    if a.device != x.device:
+        raise argument_error(name, f"be on the points' device {x.device}", a.device)
+
+
+def check_measures(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> None:
+    """Raise unless (x, a) and (y, b) are two weighted point clouds of one space, with equal batch dimensions."""
+    check_points("x", x)
+    check_points("y", y)
+    if x.shape[-1] != y.shape[-1]:
+        remedy = "Use a Gromov loss to compare points of different spaces."
+        raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1], remedy)
+    _check_alike(x, y)
+    check_weights("a", a, x)
+    check_weights("b", b, y)
+
+
+def check_paired(x: Tensor, y: Tensor) -> None:
+    """Raise unless row i of ``y`` is the image of row i of ``x``: equal shapes up to the features."""
+    check_points("x", x)
+    check_points("y", y)
+    if x.shape[-2] != y.shape[-2]:
+        raise argument_error("y", f"hold one row per row of `x`, {x.shape[-2]}", y.shape[-2])
+    _check_alike(x, y)
+
+
+def _check_alike(x: Tensor, y: Tensor) -> None:
+    if x.shape[:-2] != y.shape[:-2]:
+        must = f"have the batch dimensions of `x`, {tuple(x.shape[:-2])}"
+        raise argument_error("y", must, tuple(y.shape[:-2]), "Expand the smaller one with `.expand`.")
+    if x.device != y.device:
+        raise argument_error("y", f"be on the device of `x`, {x.device}", y.device)
+
+
+def check_labels(name: str, labels: Tensor, n: int, num_classes: int | None = None) -> Tensor:
+    """``labels``, if they are ``n`` integers, in [0, num_classes) where that is given."""
+    if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        got = str(labels.dtype) if isinstance(labels, Tensor) else type(labels).__name__
+        raise argument_error(name, "be a tensor of integers", got, "Convert it with `.long()`.", TypeError)
+    if labels.shape != (n,):
+        raise argument_error(name, f"have shape ({n},), one label per row", tuple(labels.shape))
+    if num_classes is not None and n and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        found = f"values from {int(labels.min())} to {int(labels.max())}"
+        raise argument_error(name, f"lie in [0, {num_classes})", found, "Map class names to 0, 1, ... first.")
+    return labels

@@ -1,0 +1,36 @@
+"""Arithmetic in float32 or better, whatever the caller's autocast and dtypes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["full_precision"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run ``function`` with autocast off and its floating-point tensors in one dtype of at least float32.
+
+    Half inputs become float32, float64 stays, and mixed dtypes are promoted, so a loss fed by a half-precision
+    layer and float32 parameters computes in float32 and returns float32.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        values = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        if not values:
+            return function(*args, **kwargs)
+        dtype = functools.reduce(torch.promote_types, [v.dtype for v in values], torch.float32)
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        with torch.autocast(values[0].device.type, enabled=False):
+            return function(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
+
+    return wrapper

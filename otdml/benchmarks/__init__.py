@@ -1,0 +1,1 @@
+"""Experiments and speed tables: configuration and reports, no algorithms."""

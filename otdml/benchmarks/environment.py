@@ -1,0 +1,47 @@
+"""The machine and the versions behind a figure."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import torch
+
+import otdml
+
+__all__ = ["environment"]
+
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "pot",
+    "geomloss",
+    "pykeops",
+    "faiss-cpu",
+    "faiss-gpu",
+    "lightning",
+    "zuko",
+    "jax",
+    "ott-jax",
+)
+
+
+def environment() -> dict[str, str]:
+    """What a reader of a result needs to know about where it was made: processor, threads, GPU, versions."""
+    found = {"otdml": otdml.__version__, "python": platform.python_version(), "system": platform.platform()}
+    found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
+    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return found | {name: version for name in LIBRARIES if (version := _version(name))}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None

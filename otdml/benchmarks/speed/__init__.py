@@ -1,0 +1,10 @@
+"""Speed tables: this library beside its peers, in one process, with the ratio and the peak memory.
+
+A table is a module with a function ``measurements(quick: bool) -> Iterator[Measurement]``, registered here by name.
+"""
+
+__all__ = ["TABLES"]
+
+TABLES: dict[str, str] = {
+    "sinkhorn": "otdml.benchmarks.speed.sinkhorn",
+}

@@ -1,0 +1,165 @@
+"""Timing of contenders on equal terms, and the table of their ratios.
+
+A speed table yields one :class:`Measurement` per case and contender, ours named ``otdml`` (or ``otdml ...``). A run
+returns its *quality* (a marginal error, an objective, a difference to an oracle), and ``accept`` says whether that
+is good enough: a contender that is fast and wrong is shown, and left out of the ratios.
+"""
+
+import gc
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from otdml.benchmarks.environment import environment
+
+__all__ = ["Measurement", "Ratio", "geometric_mean", "measure", "peak_memory", "ratios", "save"]
+
+Case = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender on one case.
+
+    Attributes:
+        case: The parameters of the problem, e.g. ``{"n": 1024, "d": 16}``.
+        contender: Who ran; ours begin with ``otdml``.
+        seconds: The fastest of the repetitions, or NaN if the run failed.
+        peak_mib: Peak additional memory of the first run in MiB, or NaN where it cannot be read.
+        quality: What the run returned, e.g. its marginal error.
+        correct: Whether that was good enough to count.
+        note: The reason of a failure.
+    """
+
+    case: Case
+    contender: str
+    seconds: float
+    peak_mib: float
+    quality: float
+    correct: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The fastest correct peer's time over ours on one case; above one, we are faster."""
+
+    case: Case
+    ours: float
+    peer: str
+    theirs: float
+
+    @property
+    def value(self) -> float:
+        return self.theirs / self.ours
+
+
+def measure(
+    case: Case,
+    contender: str,
+    run: Callable[[], float],
+    *,
+    accept: Callable[[float], bool] = lambda quality: True,
+    repeats: int = 5,
+    budget: float = 10.0,
+) -> Measurement:
+    """Time ``run``: once to warm up and for its memory, then up to ``repeats`` times within ``budget`` seconds."""
+    try:
+        start = time.perf_counter()
+        quality, peak = peak_memory(run)
+        elapsed = time.perf_counter() - start
+        times = [] if elapsed < budget else [elapsed]
+        while len(times) < repeats and sum(times) + elapsed < budget:
+            times.append(_timed(run))
+    except (RuntimeError, ValueError, MemoryError, NotImplementedError) as error:
+        return Measurement(case, contender, math.nan, math.nan, math.nan, False, f"{type(error).__name__}: {error}")
+    return Measurement(case, contender, min(times or [elapsed]), peak, quality, accept(quality))
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(run: Callable[[], Any]) -> tuple[Any, float]:
+    """What ``run`` returns, and the MiB it needed at its peak above what was in use before.
+
+    On CUDA that is the allocator's peak. On the CPU the resident set is sampled every millisecond, which sees every
+    allocation that lives for longer than that; NaN on systems without ``/proc``.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = run()
+        torch.cuda.synchronize()
+        return result, (torch.cuda.max_memory_allocated() - before) / 2**20
+    with _ResidentPeak() as resident:
+        result = run()
+    return result, resident.peak - resident.before
+
+
+class _ResidentPeak:
+    """The largest resident set of this process, in MiB, while the context is open."""
+
+    def __enter__(self) -> "_ResidentPeak":
+        self.before = self.peak = _resident()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._stop.wait(1e-3):
+            self.peak = max(self.peak, _resident())
+
+    def __exit__(self, *_: object) -> None:
+        self.peak = max(self.peak, _resident())
+        self._stop.set()
+        self._thread.join()
+
+
+def _resident() -> float:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * 4096 / 2**20 if statm.exists() else math.nan
+
+
+def ratios(measurements: Iterable[Measurement]) -> Iterator[Ratio]:
+    """For each case in which we and a peer are correct: our fastest against the fastest peer."""
+    for _, group in groupby(measurements, key=lambda m: json.dumps(m.case)):
+        rows = [m for m in group if m.correct]
+        ours = [m for m in rows if m.contender.startswith("otdml")]
+        peers = [m for m in rows if not m.contender.startswith("otdml")]
+        if ours and peers:
+            best, peer = (min(side, key=lambda m: m.seconds) for side in (ours, peers))
+            yield Ratio(best.case, best.seconds, peer.contender, peer.seconds)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The geometric mean, NaN of nothing."""
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def save(path: Path, measurements: list[Measurement]) -> None:
+    """Write the measurements, the ratios and the environment as JSON."""
+    found = [asdict(r) | {"ratio": r.value} for r in ratios(measurements)]
+    content = {
+        "environment": environment(),
+        "measurements": [asdict(m) for m in measurements],
+        "ratios": found,
+        "geometric_mean_ratio": geometric_mean(r["ratio"] for r in found),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))

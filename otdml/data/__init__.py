@@ -1,0 +1,1 @@
+"""Image sets with one split convention: classes seen in training are never tested on."""

@@ -1,0 +1,1 @@
+"""Losses between distributions: one file, one idea, one function and one Module."""

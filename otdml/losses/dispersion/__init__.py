@@ -1,0 +1,1 @@
+"""Losses that spread points over the unit sphere."""

@@ -1,0 +1,1 @@
+"""Optimal transport: points and weights in, a result out."""
