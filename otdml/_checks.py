@@ -3,6 +3,7 @@
 An error names the argument, says what it must be, shows what was received, and ends with the remedy.
 """
 
+import difflib
 import math
 from collections.abc import Collection
 
@@ -14,6 +15,7 @@ __all__ = [
     "check_choice",
     "check_fraction",
     "check_integer",
+    "check_known",
     "check_labels",
     "check_measures",
     "check_nonnegative",
@@ -66,6 +68,15 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> str:
     if value not in choices:
         raise argument_error(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
     return value
+
+
+def check_known(what: str, name: str, known: Collection[str]) -> str:
+    """``name``, if it is one of the ``known`` ones; else the error lists them and says which is closest."""
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown {what} {name!r}. {hint}Known: {', '.join(known) or 'none'}.")
+    return name
 
 
 def check_points(name: str, x: Tensor) -> Tensor:

@@ -1,0 +1,86 @@
+"""What is compared: proxy losses, the NIR head on top of them, and the control arm without it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from otdml._checks import check_known
+
+__all__ = ["ARMS", "LOSSES", "METHODS", "Method"]
+
+LOSSES = {"proxy-anchor": "ProxyAnchor", "proxy-nca": "ProxyNCA++", "soft-triple": "SoftTriple"}
+ARMS = {
+    "": "the proxy loss alone",
+    "+nir": "the proxy loss and the NIR head",
+    "+nir-control": "all settings of +nir, its scaling, learning rates and warm-up, but no flow",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A proxy loss, perhaps a NIR head, and the settings that belong to them.
+
+    Everything that is not here (network, batches, budget) belongs to the :class:`Preset` and is the same for all
+    methods of a benchmark. The fields after ``arm`` are arguments of :class:`~otdml.dml.ProxyDML`.
+
+    Attributes:
+        loss: ``"proxy-anchor"``, ``"proxy-nca"`` or ``"soft-triple"``.
+        arm: ``""``, ``"+nir"`` or ``"+nir-control"``.
+        loss_options: Hyper-parameters of the proxy loss.
+        loss_weight: Scale of the proxy term.
+        nir_weight: Scale of the NIR term; no flow is built at zero.
+        nir_options: Objective and architecture of the NIR head.
+        lr: Learning rates by parameter group; groups not named keep the preset's.
+        weight_decay: Likewise.
+        warmup_epochs: Epochs of linear learning-rate warm-up.
+        frozen_epochs: Epochs in which the backbone stands still.
+
+    Example:
+        >>> METHODS["proxy-anchor+nir"].control.name
+        'proxy-anchor+nir-control'
+    """
+
+    loss: str
+    arm: str = ""
+    loss_options: Mapping[str, Any] = field(default_factory=dict)
+    loss_weight: float = 1.0
+    nir_weight: float = 0.0
+    nir_options: Mapping[str, Any] = field(default_factory=dict)
+    lr: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: Mapping[str, float] = field(default_factory=dict)
+    warmup_epochs: int = 0
+    frozen_epochs: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.loss + self.arm
+
+    @property
+    def control(self) -> "Method":
+        """The arm that differs in the flow alone."""
+        return replace(self, arm="+nir-control", nir_weight=0.0, nir_options={})
+
+    def changed(self, settings: Mapping[str, Any]) -> "Method":
+        """This method with ``settings`` in place of its own; mappings are merged."""
+        for name in settings:
+            check_known("setting", name, SETTINGS)
+        merged = {
+            name: {**getattr(self, name), **value} if isinstance(value, Mapping) else value
+            for name, value in settings.items()
+        }
+        return replace(self, **merged)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :class:`~otdml.dml.ProxyDML`, as plain types."""
+        return {name: value for name, value in asdict(self).items() if name != "arm"}
+
+
+SETTINGS = tuple(f.name for f in fields(Method) if f.name not in ("loss", "arm"))
+
+
+def _arms(loss: str) -> list[Method]:
+    head = Method(loss, "+nir", nir_weight=0.01, nir_options={"objective": "exp_nll"})
+    return [Method(loss), head, head.control]
+
+
+METHODS: dict[str, Method] = {method.name: method for loss in LOSSES for method in _arms(loss)}
