@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "argument_error",
     "check_choice",
+    "check_finite",
     "check_fraction",
     "check_integer",
     "check_known",
@@ -88,6 +89,17 @@ def check_points(name: str, x: Tensor) -> Tensor:
     if x.ndim < 2 or 0 in x.shape[-2:]:
         remedy = f"Write `{name}[:, None]` for points on a line." if x.ndim == 1 and len(x) else ""
         raise argument_error(name, "have shape (..., n, d) with n, d >= 1", tuple(x.shape), remedy)
+    return x
+
+
+def check_finite(name: str, x: Tensor) -> Tensor:
+    """``x``, shape (n, ...), if no row holds NaN or infinity."""
+    finite = x.isfinite().flatten(1).all(1)
+    if not finite.all():
+        rows = (~finite).nonzero()[:, 0].tolist()
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        found = f"NaN or infinity in {len(rows)} of {len(x)} rows: {shown}"
+        raise argument_error(name, "be finite", found, "Look at the step or the image that made these rows.")
     return x
 
 

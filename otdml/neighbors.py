@@ -1,0 +1,219 @@
+"""Exact nearest neighbours, on FAISS where it is installed and on torch where it is not."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_choice, check_finite, check_integer, check_labels, check_points
+from otdml._faiss import faiss_search, runs_on_faiss
+from otdml._precision import full_precision
+
+__all__ = ["nearest_center", "nearest_neighbors"]
+
+# Entries of a block of scores or of results, so that memory does not grow with the product of the numbers of points.
+_BLOCK = 2**24
+# FAISS itself multiplies 4096 queries at a time.
+_FAISS_ROWS = 4096
+
+Search = Callable[[Tensor, Tensor, int, str], tuple[Tensor, Tensor]]
+
+
+@full_precision
+@torch.no_grad()
+def nearest_neighbors(
+    x: Tensor,
+    y: Tensor,
+    k: int,
+    *,
+    metric: str = "inner",
+    exclude: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""The k nearest rows of y of each row of x, exact, nearest first.
+
+    .. math:: \operatorname{arg\,top}_k \{ \langle x_i, y_j \rangle : j \ne e_i \} \quad \text{or} \quad
+        \operatorname{arg\,min}_k \{ \lVert x_i - y_j \rVert^2 : j \ne e_i \}
+
+    Nearest is what the computed scores say: equal ones are ordered by index, so the answer does not depend on how the
+    work was split. It costs n m d multiplications and memory for the n k results and one block. FAISS computes in
+    float32 on the CPU; float64 points and points on other devices are searched by torch, in their own precision. No
+    gradient passes: gather the points at the indices to differentiate a distance.
+
+    Args:
+        x: Queries, shape (n, d).
+        y: Items, shape (m, d).
+        k: Neighbours per query, at most m, or m - 1 with ``exclude``.
+        metric: ``"inner"``, largest inner product first, or ``"l2"``, smallest squared distance first.
+        exclude: For each query the index of one item that is not its neighbour, shape (n,): ``torch.arange(n)`` for
+            a search of x in itself. By index, because a duplicate may be as near as the point itself.
+        backend: ``"faiss"``, ``"torch"``, or ``"auto"``.
+
+    Returns:
+        The inner products or squared distances, shape (n, k), and the indices into y, shape (n, k).
+
+    Raises:
+        ValueError: If the shapes do not fit, k is too large, or a point is not finite.
+        ImportError: If FAISS is asked for and is not installed.
+
+    Example:
+        >>> import torch
+        >>> y = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> nearest_neighbors(y, y, 1, metric="l2", exclude=torch.arange(3))
+        (tensor([[1.], [1.], [4.]]), tensor([[1], [0], [1]]))
+    """
+    _check_search(x, y, k, metric, exclude)
+    x, y = x.detach(), y.detach()
+    search, rows = _search(backend, x, len(y), k)
+    if metric == "l2":
+        origin = _origin(y)
+        x, y = x - origin, y - origin
+    values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
+    for start in range(0, len(x), rows):
+        block = slice(start, start + rows)
+        left_out = None if exclude is None else exclude[block].to(x.device)
+        values[block], indices[block] = _nearest(search, x[block], y, k, metric, left_out)
+    return (values if metric == "inner" else values.neg_()), indices
+
+
+def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None) -> None:
+    for name, points in (("x", x), ("y", y)):
+        check_points(name, points)
+        if points.ndim != 2:
+            raise argument_error(name, "have shape (n, d)", tuple(points.shape))
+        check_finite(name, points)
+    if x.shape[1] != y.shape[1]:
+        raise argument_error("y", f"have the features of `x`, {x.shape[1]}", y.shape[1])
+    if x.device != y.device:
+        raise argument_error("y", f"be on the device of `x`, {x.device}", y.device)
+    check_choice("metric", metric, ("inner", "l2"))
+    if exclude is not None:
+        check_labels("exclude", exclude, len(x), len(y))
+    most = len(y) - (exclude is not None)
+    if check_integer("k", k) > most:
+        raise argument_error("k", f"be at most {most}, the items there are for a query", k)
+
+
+def _search(backend: str, x: Tensor, m: int, k: int) -> tuple[Search, int]:
+    """The way to search, and the number of queries per block."""
+    if runs_on_faiss(backend, x):
+        return faiss_search, max(1, min(_FAISS_ROWS, _BLOCK // k))
+    return _search_torch, max(1, _BLOCK // m)
+
+
+def _origin(y: Tensor) -> Tensor:
+    """A point near the mean of y, to keep digits that squared norms far from zero would cancel.
+
+    It is a multiple of a power of two near the spread: small integers stay integers, and their distances exact.
+    """
+    mean, limits = y.mean(0), torch.finfo(y.dtype)
+    spread = torch.maximum(y.std(0, correction=0).mean(), limits.eps * mean.abs().max()).clamp_min(limits.tiny)
+    unit = spread.log2().ceil().exp2()
+    return (mean / unit).round() * unit
+
+
+def _scores(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    """Inner products, or negative squared distances: larger is nearer."""
+    with _float32_products():
+        if metric == "inner":
+            return x @ y.T
+        norms = x.square().sum(1, keepdim=True) + y.square().sum(1)
+        return torch.addmm(norms, x, y.T, beta=-1, alpha=2).clamp_(max=0)
+
+
+@contextlib.contextmanager
+def _float32_products() -> Iterator[None]:
+    """Full float32 products: TensorFloat-32, which training often asks for, would reorder near neighbours."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _search_torch(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    found = _scores(x, y, metric).topk(k, dim=1)
+    return found.values, found.indices
+
+
+def _nearest(
+    search: Search, x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    # One result more than asked for shows whether equal scores were cut in two, where the choice was arbitrary.
+    spare = 1 if exclude is None else 2
+    values, indices = search(x, y, min(k + spare, len(y)), metric)
+    if exclude is not None:
+        values, indices = _without(values, indices, exclude)
+    cut = (values[:, k - 1 : k] == values[:, k:]).any(1).nonzero()[:, 0]
+    values, indices = _break_ties(values[:, :k], indices[:, :k])
+    for rows in cut.split(max(1, _BLOCK // len(y))):
+        scores = _scores(x[rows], y, metric)
+        if exclude is not None:
+            scores.scatter_(1, exclude[rows, None], -torch.inf)
+        values[rows], indices[rows] = _largest(scores, k)
+    return values, indices
+
+
+def _without(values: Tensor, indices: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
+    """The results less the excluded item, or less the last where that item is not among them."""
+    rest = values[:, 1:].clone(), indices[:, 1:].clone()
+    rows = (indices[:, 0] != exclude).nonzero()[:, 0]
+    keep = indices[rows] != exclude[rows, None]
+    keep[:, -1] &= ~keep.all(1)
+    for whole, part in zip((values, indices), rest, strict=True):
+        part[rows] = whole[rows][keep].view_as(part[rows])
+    return rest
+
+
+def _break_ties(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Results in descending order of score put into ascending order of index where scores are equal."""
+    wrong = (values[:, 1:] == values[:, :-1]) & (indices[:, 1:] < indices[:, :-1])
+    rows = wrong.any(1).nonzero()[:, 0]
+    values[rows], indices[rows] = _ordered(values[rows], indices[rows])
+    return values, indices
+
+
+def _ordered(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    indices, order = indices.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, indices.gather(1, order)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row; of equal ones those of lower index."""
+    least = scores.topk(k, dim=1).values[:, -1:]
+    above, equal = scores > least, scores == least
+    wanted = k - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
+    indices = chosen.nonzero()[:, 1].view(len(scores), k)
+    return _ordered(scores.gather(1, indices), indices)
+
+
+def nearest_center(x: Tensor, centers: Tensor, *, metric: str = "l2", backend: str = "auto") -> tuple[Tensor, Tensor]:
+    r"""The nearest centre of each point: its Voronoi cell.
+
+    .. math:: c(x_i) = \operatorname{arg\,min}_j \lVert x_i - c_j \rVert^2
+
+    :func:`nearest_neighbors` with one neighbour. A point as near to two centres goes to the one of lower index.
+
+    Args:
+        x: Points, shape (n, d).
+        centers: Centres, shape (k, d).
+        metric: ``"l2"``, or ``"inner"`` for the largest inner product, which is the same on a sphere.
+        backend: ``"faiss"``, ``"torch"``, or ``"auto"``.
+
+    Returns:
+        The squared distances or inner products, shape (n,), and the indices of the centres, shape (n,).
+
+    Raises:
+        ValueError: If the shapes do not fit or a point is not finite.
+
+    Example:
+        >>> import torch
+        >>> nearest_center(torch.tensor([[0.0], [0.9]]), torch.tensor([[1.0], [-0.5]]))[1]
+        tensor([1, 0])
+    """
+    values, indices = nearest_neighbors(x, centers, 1, metric=metric, backend=backend)
+    return values[:, 0], indices[:, 0]

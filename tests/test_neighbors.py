@@ -1,0 +1,233 @@
+"""Nearest neighbours against sorting every score."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from otdml import _faiss, neighbors
+from otdml.neighbors import nearest_center, nearest_neighbors
+
+BACKENDS = ["faiss", "torch"]
+
+
+def every(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """All scores in float64, sorted; equal ones in order of index."""
+    x, y = x.double(), y.double()
+    scores = x @ y.T if metric == "inner" else -(x[:, None] - y).square().sum(-1)
+    if exclude is not None:
+        scores[torch.arange(len(x)), exclude] = -torch.inf
+    values, indices = scores.sort(dim=1, descending=True, stable=True)
+    return (values if metric == "inner" else -values)[:, :k], indices[:, :k]
+
+
+def integers(n: int, d: int, low: int, high: int, seed: int = 0) -> Tensor:
+    """Points whose scores are exact in float32, with many ties."""
+    return torch.randint(low, high, (n, d), generator=torch.Generator().manual_seed(seed)).float()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("metric", ["inner", "l2"])
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(2, 60), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99), st.data())
+def test_ties_go_to_the_lower_index(backend, metric, n, m, d, spread, seed, data):
+    x, y = integers(n, d, -spread, spread + 1, seed), integers(m, d, -spread, spread + 1, seed + 1)
+    exclude = torch.randint(m, (n,)) if data.draw(st.booleans()) else None
+    k = data.draw(st.integers(1, m - (exclude is not None)))
+    values, indices = nearest_neighbors(x, y, k, metric=metric, exclude=exclude, backend=backend)
+    expected_values, expected = every(x, y, k, metric, exclude)
+    assert torch.equal(values.double(), expected_values)
+    assert torch.equal(indices, expected)
+
+
+@pytest.mark.parametrize("metric", ["inner", "l2"])
+@pytest.mark.parametrize("k", [1, 20, 150, 499])
+def test_both_ways_agree_on_random_points(metric, k, generator):
+    x = torch.randn(500, 16, generator=generator)
+    own = torch.arange(500)
+    expected, order = every(x, x, k, metric, own)
+    for backend in BACKENDS:
+        values, indices = nearest_neighbors(x, x, k, metric=metric, exclude=own, backend=backend)
+        torch.testing.assert_close(values.double(), expected, atol=2e-5, rtol=1e-5)
+        assert (indices == order).double().mean() > 0.999  # Rounding may swap two neighbours.
+        assert (indices != own[:, None]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_oneself_is_left_out_even_among_many_duplicates(backend):
+    # With more duplicates than results, a search returns some rows without the query itself.
+    x = torch.ones(300, 4)
+    values, indices = nearest_neighbors(x, x, 5, exclude=torch.arange(300), backend=backend)
+    assert torch.equal(values, torch.full((300, 5), 4.0))
+    assert torch.equal(indices[0], torch.arange(1, 6))
+    assert torch.equal(indices[3], torch.tensor([0, 1, 2, 4, 5]))
+    assert torch.equal(indices[299], torch.arange(5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blocks_do_not_change_the_answer(backend, monkeypatch):
+    x = integers(200, 3, -2, 3)
+    whole = nearest_neighbors(x, x, 7, exclude=torch.arange(200), backend=backend)
+    monkeypatch.setattr(neighbors, "_BLOCK", 7 * 33)
+    blocks = nearest_neighbors(x, x, 7, exclude=torch.arange(200), backend=backend)
+    assert torch.equal(whole[0], blocks[0])
+    assert torch.equal(whole[1], blocks[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distances_far_from_the_origin_keep_their_digits(backend, generator):
+    x = torch.randn(100, 8, generator=generator)
+    near = nearest_neighbors(x, x, 3, metric="l2", exclude=torch.arange(100), backend=backend)
+    far = nearest_neighbors(x + 1024, x + 1024, 3, metric="l2", exclude=torch.arange(100), backend=backend)
+    torch.testing.assert_close(near[0], far[0], atol=5e-3, rtol=0)  # Without the shift the error is near one.
+    assert (near[1] == far[1]).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_searched_in_float32(dtype, generator):
+    x = torch.randn(50, 8, generator=generator).to(dtype)
+    values, indices = nearest_neighbors(x, x, 4)
+    expected = nearest_neighbors(x.float(), x.float(), 4)
+    assert values.dtype == torch.float32
+    assert torch.equal(values, expected[0])
+    assert torch.equal(indices, expected[1])
+
+
+def test_float64_is_searched_in_float64():
+    # In float32 the three items are equal.
+    y = torch.tensor([[1.0], [1.0 + 1e-12], [1.0 + 2e-12]], dtype=torch.float64)
+    values, indices = nearest_neighbors(torch.ones(1, 1, dtype=torch.float64), y, 2)
+    assert values.dtype == torch.float64
+    assert indices.tolist() == [[2, 1]]
+
+
+def test_autocast_and_fast_matrix_products_change_nothing(generator):
+    x = torch.randn(40, 32, generator=generator)
+    expected = nearest_neighbors(x, x, 5, backend="torch")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = nearest_neighbors(x, x, 5, backend="torch")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found[0], expected[0])
+
+
+def test_no_gradient_passes_and_none_is_needed(generator):
+    x = torch.randn(6, 2, generator=generator, requires_grad=True)
+    for backend in BACKENDS:
+        assert not nearest_neighbors(x, x, 2, backend=backend)[0].requires_grad
+
+
+def test_a_query_or_an_item_alone(generator):
+    one, many = torch.randn(1, 3, generator=generator), torch.randn(9, 3, generator=generator)
+    for backend in BACKENDS:
+        assert nearest_neighbors(many, one, 1, backend=backend)[1].flatten().tolist() == [0] * 9
+        assert nearest_neighbors(one, many, 9, backend=backend)[1].sort().values.tolist() == [list(range(9))]
+
+
+def test_nearest_center_is_the_voronoi_cell():
+    x, centers = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    distances, cells = nearest_center(x, centers)
+    assert cells.tolist() == [0, 1, 0]  # The third point is as near to both.
+    assert distances.tolist() == [1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 5}, "`k` must be at most 4, the items there are for a query, got 5"),
+        ({"k": 4, "exclude": torch.arange(3)}, "`k` must be at most 3"),
+        ({"k": 0}, "`k` must be an integer >= 1"),
+        ({"y": torch.ones(4, 3)}, "`y` must have the features of `x`, 2, got 3"),
+        ({"y": torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])}, "NaN or infinity in 1 of 2 rows: 1"),
+        ({"x": torch.ones(2, 2, 2)}, r"`x` must have shape \(n, d\)"),
+        ({"metric": "cosine"}, "`metric` must be one of 'inner', 'l2'"),
+        ({"exclude": torch.tensor([0, 1, 4])}, r"`exclude` must lie in \[0, 4\)"),
+        ({"backend": "annoy"}, "`backend` must be one of"),
+        ({"backend": "faiss", "x": torch.ones(3, 2).double()}, "float32 on the CPU for FAISS"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nearest_neighbors(**{"x": torch.ones(3, 2), "y": torch.ones(4, 2), "k": 1} | arguments)
+
+
+def test_without_faiss_torch_searches(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    x = integers(9, 2, -2, 3)
+    expected = every(x, x, 3, "inner")
+    assert torch.equal(nearest_neighbors(x, x, 3)[1], expected[1])
+    with pytest.raises(ImportError, match=r"Install otdml\[cpu\]"):
+        nearest_neighbors(x, x, 3, backend="faiss")
+
+
+def test_faiss_is_imported_by_the_first_search_only():
+    script = "import sys, otdml.neighbors; sys.exit('faiss' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_faiss_takes_the_threads_of_torch_and_gives_its_own_back(threads, monkeypatch, generator):
+    faiss = pytest.importorskip("faiss")
+    x = torch.randn(64, 8, generator=generator)
+    seen, knn = [], faiss.knn
+
+    def spy(*args, **kwargs):
+        seen.append(faiss.omp_get_max_threads())
+        return knn(*args, **kwargs)
+
+    monkeypatch.setattr(faiss, "knn", spy)
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    try:
+        torch.set_num_threads(threads)
+        nearest_neighbors(x, x, 3, backend="faiss")
+    finally:
+        torch.set_num_threads(before[0])
+    assert seen == [threads]
+    assert faiss.omp_get_max_threads() == before[1]
+
+
+def test_faiss_between_torch_operations_disturbs_neither(generator):
+    # Each brings its own OpenMP threads; both work on every one of these matrices in turn.
+    x = torch.randn(600, 64, generator=generator)
+    product, found = x @ x.T, nearest_neighbors(x, x, 9, backend="faiss")
+    for _ in range(20):
+        assert torch.equal(x @ x.T, product)
+        assert torch.equal(nearest_neighbors(x, x, 9, backend="faiss")[0], found[0])
+
+
+class Searching(Dataset):
+    """An item is the outcome of a search."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Tensor:
+        return nearest_neighbors(self.x, self.x, 2, exclude=torch.arange(len(self.x)), backend="faiss")[1]
+
+
+def test_a_search_works_in_a_forked_worker_after_one_in_its_parent(generator):
+    data = Searching(torch.randn(600, 32, generator=generator))
+    expected = data[0]
+    for batch in DataLoader(data, num_workers=1, multiprocessing_context="fork", timeout=60):
+        assert torch.equal(batch[0], expected)
+
+
+def test_cuda_points_are_searched_where_they_are(generator):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x = integers(50, 3, -2, 3).cuda()
+    values, indices = nearest_neighbors(x, x, 4, exclude=torch.arange(50))
+    assert values.device == indices.device == x.device
+    assert torch.equal(indices.cpu(), every(x.cpu(), x.cpu(), 4, "inner", torch.arange(50))[1])
+    assert not _faiss.runs_on_faiss("auto", x)
