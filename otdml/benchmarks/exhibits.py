@@ -1,0 +1,113 @@
+"""What a report shows of a run besides numbers: queries with their neighbours, and some classes to map."""
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otdml._files import replacing
+from otdml.neighbors import nearest_neighbors
+
+__all__ = ["Exhibits", "embedding_map", "exhibits", "load_exhibits", "png_uri", "save_exhibits"]
+
+Exhibits = dict[str, np.ndarray]
+Thumbnail = Callable[[int], np.ndarray]
+
+QUERIES, FAILURES, NEIGHBORS = 8, 4, 8
+MAP_CLASSES, MAP_ITEMS = 20, 400
+
+
+def exhibits(z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail) -> Exhibits:
+    """A gallery and a map of the unseen classes.
+
+    The gallery holds queries drawn at random, the same ones for every method, and some whose nearest neighbour is
+    of another class: without those it would flatter, with nothing else it would slander.
+
+    Args:
+        z: Unit embeddings, shape (n, d).
+        labels: Their classes, shape (n,).
+        classes: Names of the classes.
+        thumbnail: The image of an index as uint8, shape (h, w) or (h, w, 3), the same for all.
+
+    Returns:
+        Arrays: ``query`` and ``neighbor`` images, their ``query_class`` and ``neighbor_class``, ``failure`` (True for
+        the queries chosen because they fail), and ``map_image``, ``map_embedding``, ``map_class``; ``classes``.
+    """
+    chance = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(z), generator=chance)
+    k = min(NEIGHBORS, len(z) - 1)
+    queries = _one_per_class(order, labels, QUERIES)
+    near = nearest_neighbors(z[order], z, 1, exclude=order)[1][:, 0]
+    failures = _one_per_class(order[labels[near] != labels[order]], labels, FAILURES)
+    shown = torch.cat([queries, failures])
+    neighbors = nearest_neighbors(z[shown], z, k, exclude=shown)[1]
+    mapped = _mapped(labels, chance)
+    images = _stacked(thumbnail)
+    return {
+        "query": images(shown),
+        "query_class": labels[shown].numpy(),
+        "neighbor": images(neighbors.flatten()),
+        "neighbor_class": labels[neighbors].numpy(),
+        "failure": (torch.arange(len(shown)) >= len(queries)).numpy(),
+        "map_image": images(mapped),
+        "map_embedding": z[mapped].float().numpy(),
+        "map_class": labels[mapped].numpy(),
+        "classes": np.array(classes),
+    }
+
+
+def _one_per_class(order: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The first ``count`` indices of ``order``, of classes as different as possible."""
+    seen: dict[int, int] = {}
+    turns = []
+    for label in labels[order].tolist():
+        turns.append(seen.get(label, 0))
+        seen[label] = turns[-1] + 1
+    return order[torch.tensor(turns, dtype=torch.long).argsort(stable=True)[:count]]
+
+
+def _mapped(labels: Tensor, chance: torch.Generator) -> Tensor:
+    """Indices to map: up to twenty classes, with equally many items where they have them."""
+    present = labels.unique()
+    present = present[torch.randperm(len(present), generator=chance)[:MAP_CLASSES]]
+    each = MAP_ITEMS // len(present)
+    items = [torch.nonzero(labels == label)[:, 0] for label in present]
+    return torch.cat([own[torch.randperm(len(own), generator=chance)[:each]] for own in items])
+
+
+def _stacked(thumbnail: Thumbnail) -> Callable[[Tensor], np.ndarray]:
+    return lambda indices: np.stack([thumbnail(i) for i in indices.tolist()])
+
+
+def save_exhibits(path: Path, content: Exhibits) -> None:
+    """Write the arrays to ``path``, whole or not at all."""
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **content)  # type: ignore[arg-type]
+
+
+def load_exhibits(path: Path) -> Exhibits:
+    """The arrays that :func:`save_exhibits` wrote."""
+    with np.load(path, allow_pickle=False) as content:
+        return dict(content)
+
+
+def png_uri(image: np.ndarray) -> str:
+    """A ``data:`` URI of a uint8 image: lossless for grey ones, JPEG for colour."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    kind = "png" if image.ndim == 2 else "jpeg"
+    Image.fromarray(image).save(file, format=kind, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def embedding_map(z: np.ndarray) -> np.ndarray:
+    """Coordinates in the plane, shape (n, 2), by t-SNE from a PCA start :cite:p:`vandermaaten:08`."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(1.0, (len(z) - 1) / 3))
+    return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=0).fit_transform(z)

@@ -1,0 +1,222 @@
+"""One self-contained HTML page from the folders of a benchmark's runs."""
+
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otdml._files import write_text
+from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
+from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
+from otdml.benchmarks.methods import ARMS, LOSSES
+from otdml.benchmarks.presets import Preset, Published
+from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, metrics_of, summary
+
+__all__ = ["metric_title", "percent", "write_report"]
+
+TITLES = {"r_precision": "R-precision", "map@r": "MAP@R", "map@1000": "mAP@1000", "nmi": "NMI"}
+STYLES = {"": "plain", "+nir": "nir", "+nir-control": "control"}
+
+
+def metric_title(name: str) -> str:
+    """The field's way of writing a metric.
+
+    Example:
+        >>> metric_title("recall@1")
+        'R@1'
+    """
+    return TITLES.get(name, name.replace("recall@", "R@"))
+
+
+def percent(value: Figure) -> str:
+    """A figure in percent, with its deviation where there is more than one seed.
+
+    Example:
+        >>> percent(Figure(0.9234, 0.004, 3))
+        '92.3 ± 0.4'
+    """
+    mean = f"{100 * value.mean:.1f}"
+    return mean if math.isnan(value.std) else f"{mean} ± {100 * value.std:.1f}"
+
+
+def write_report(
+    path: Path, preset: Preset, runs: Sequence[Finished], command: Sequence[str], failures: Iterable[str] = ()
+) -> None:
+    """Write the page.
+
+    Args:
+        path: Of the page, ``report.html``.
+        preset: What was compared.
+        runs: The finished runs.
+        command: The command line that reproduces them.
+        failures: One message per run that failed.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pages = Environment(
+        loader=PackageLoader("otdml.benchmarks"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    galleries = list(_galleries(runs))
+    content = {
+        "preset": preset,
+        "command": shlex.join(command),
+        "failures": list(failures),
+        "arms": {style: ARMS[arm] for arm, style in STYLES.items()},
+        **_tables(preset, runs),
+        "panels": list(_panels(runs)),
+        "galleries": galleries,
+        "neighbors": max((len(row["neighbors"]) for g in galleries for row in g["rows"]), default=1),
+        "pixelated": any(g["pixelated"] for g in galleries),
+        "maps": list(_maps(runs)),
+        "configurations": {run.method: _flat(run.folder.config()["run"]) for run in reversed(runs)},
+        "environment": runs[0].folder.config()["environment"],
+    }
+    write_text(path, pages.get_template("report.html.jinja").render(content))
+
+
+def _style(method: str) -> str:
+    return STYLES.get(method.removeprefix(method.partition("+")[0]), "plain")
+
+
+def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
+    rows, metrics = summary(runs), metrics_of(runs)
+    best = {m: max(row["metrics"][m].mean for row in rows if m in row["metrics"]) for m in metrics}
+    leading = metrics[0]
+    values = [run.metrics(name)[leading] for run in runs for name in ("last", "best") if run.metrics(name)]
+    low, high = min(values), max(values)
+    for row in rows:
+        own = [run.metrics(row["checkpoint"]) for run in runs if run.method == row["method"]]
+        row["cells"] = [(percent(row["metrics"][m]), row["metrics"][m].mean == best[m]) for m in metrics]
+        mean = row["metrics"][leading].mean
+        row["strip"] = strip([m[leading] for m in own if m], mean, low, high, _style(row["method"]))
+        row["published"] = _published(preset.published, row["method"])
+    compared = comparisons(runs, leading)
+    reach = max((abs(v) for c in compared for v in (c.difference, c.low, c.high) if math.isfinite(v)), default=1.0)
+    return {
+        "headline": rows,
+        "metrics": [metric_title(m) for m in metrics],
+        "comparisons": [(c, _statement(c), interval(c.difference, c.low, c.high, reach or 1.0)) for c in compared],
+        "per_seed": [_seed_row(run, name, metrics) for run in runs for name in ("last", "best") if run.metrics(name)],
+        "range": (100 * low, 100 * high),
+        "seeds": sorted({run.seed for run in runs}),
+        "seconds": sum(run.seconds for run in runs),
+        "held_out": any(run.best for run in runs),
+    }
+
+
+def _seed_row(run: Finished, checkpoint: str, metrics: Sequence[str]) -> dict[str, Any]:
+    found = run.metrics(checkpoint)
+    cells = [f"{100 * found[m]:.2f}" if m in found else "" for m in metrics]
+    epoch = run.best_epoch if checkpoint == "best" else "last"
+    return {"method": run.method, "seed": run.seed, "epoch": epoch, "cells": cells, "seconds": run.seconds}
+
+
+def _published(figures: Iterable[Published], method: str) -> list[Published]:
+    return [figure for figure in figures if figure.method == method]
+
+
+def _statement(c: Comparison) -> str:
+    """A comparison in words, from its numbers alone."""
+    points = f"{100 * c.difference:+.2f} points of {metric_title(c.metric)}"
+    if c.verdict == "one seed":
+        return f"{points} with one seed: no statement without more seeds."
+    spread = f"{points} over {c.n} seeds, 95% interval {100 * c.low:+.2f} to {100 * c.high:+.2f}"
+    return f"{spread}: {c.verdict}."
+
+
+def _panels(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
+    """One chart per proxy loss with its arms, for the metric on unseen classes and for the proxy loss."""
+    curves = [(run, run.folder.curve()) for run in runs]
+    columns = {column for _, curve in curves for row in curve for column in row}
+    metric = next((name for name in ("val/recall@1", "test/recall@1") if name in columns), None)
+    wanted = [(metric, 100.0, "%")] if metric else []
+    for column, factor, unit in [*wanted, ("proxy", 1.0, "")]:
+        values = [factor * row[column] for _, curve in curves for row in curve if column in row]
+        if not values:
+            continue
+        for loss in LOSSES:
+            own = [(run, curve) for run, curve in curves if run.method.partition("+")[0] == loss]
+            limits = values if unit else [row[column] for _, curve in own for row in curve if column in row]
+            lines = list(_lines(own, column, factor))
+            if lines:
+                yield _panel(loss, column, unit, lines, (min(limits), max(limits)))
+
+
+def _panel(loss: str, column: str, unit: str, lines: list[Series], y_range: tuple[float, float]) -> dict[str, Any]:
+    seen = {"test": "unseen classes", "val": "held-out training classes"}
+    split, _, metric = column.rpartition("/")
+    what = f"{metric_title(metric)} on {seen[split]}" if split else "proxy term of the training loss"
+    svg = line_chart(lines, title=f"{LOSSES[loss]}: {what}", x_label="epoch", y_range=y_range, unit=unit)
+    return {"title": LOSSES[loss], "what": what, "svg": svg}
+
+
+def _lines(own: Sequence[tuple[Finished, list[dict[str, float]]]], column: str, factor: float) -> Iterator[Series]:
+    for method in dict.fromkeys(run.method for run, _ in own):
+        points: dict[float, list[float]] = {}
+        for run, curve in own:
+            for row in curve if run.method == method else ():
+                if column in row:
+                    points.setdefault(row["epoch"], []).append(factor * row[column])
+        if points:
+            x, y = list(points), list(points.values())
+            means = [sum(v) / len(v) for v in y]
+            yield Series(method, _style(method), x, means, [min(v) for v in y], [max(v) for v in y])
+
+
+def _first_seeds(runs: Sequence[Finished]) -> list[tuple[Finished, Exhibits]]:
+    """The first seed of each method that left exhibits, the method of the highest mean first."""
+    order = sorted(summary(runs), key=lambda row: -next(iter(row["metrics"].values())).mean)
+    found = []
+    for method in dict.fromkeys(row["method"] for row in order):
+        run = next(run for run in runs if run.method == method)
+        if (run.folder.path / "exhibits.npz").exists():
+            found.append((run, load_exhibits(run.folder.path / "exhibits.npz")))
+    return found
+
+
+def _galleries(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
+    for run, shown in _first_seeds(runs):
+        images = shown["neighbor"].reshape(*shown["neighbor_class"].shape, *shown["neighbor"].shape[1:])
+        rows = [_gallery_row(shown, images[i], i) for i in range(len(shown["query"]))]
+        # Enlarged beyond recognition by smoothing: images of a few pixels are shown as pixels.
+        look = {"grey": shown["query"].ndim == 3, "pixelated": shown["query"].shape[1] < 32}
+        yield {"method": run.method, "seed": run.seed, "rows": rows, **look}
+
+
+def _gallery_row(shown: Exhibits, images: np.ndarray, i: int) -> dict[str, Any]:
+    classes, own = shown["classes"], shown["query_class"][i]
+    neighbors = [
+        {"uri": png_uri(image), "name": str(classes[label]), "right": bool(label == own)}
+        for image, label in zip(images, shown["neighbor_class"][i], strict=True)
+    ]
+    query = {"uri": png_uri(shown["query"][i]), "name": str(classes[own])}
+    return {"query": query, "neighbors": neighbors, "failure": bool(shown["failure"][i])}
+
+
+def _maps(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
+    """The best method, and its loss alone or its NIR arm beside it."""
+    found = _first_seeds(runs)
+    loss = found[0][0].method.partition("+")[0] if found else ""
+    twins = [(run, shown) for run, shown in found if run.method in (loss, f"{loss}+nir")]
+    for run, shown in twins or found[:1]:
+        groups = {label: i for i, label in enumerate(dict.fromkeys(shown["map_class"].tolist()))}
+        names = [str(shown["classes"][label]) for label in groups]
+        svg = thumbnail_map(
+            [(float(x), float(y)) for x, y in embedding_map(shown["map_embedding"])],
+            [png_uri(image) for image in shown["map_image"]],
+            [groups[label] for label in shown["map_class"].tolist()],
+            names,
+            f"t-SNE of {len(names)} unseen classes, {run.method}",
+        )
+        look = {"grey": shown["map_image"].ndim == 3}
+        yield {"method": run.method, "seed": run.seed, "svg": svg, "classes": len(names), **look}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,204 @@
+"""What the finished runs of a benchmark say: means over seeds, and paired differences between methods."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from otdml._files import write_text
+from otdml.benchmarks.methods import ARMS, LOSSES
+from otdml.benchmarks.runs import RunFolder
+
+__all__ = ["Comparison", "Figure", "Finished", "collect", "comparisons", "export", "figure", "methods_of", "metrics_of"]
+
+COMPARED = (("+nir", ""), ("+nir", "+nir-control"), ("+nir-control", ""))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        method: Its name.
+        seed: Its seed.
+        last: Metrics on the unseen classes after the last epoch.
+        best: Those of the epoch selected on held-out training classes, where classes were held out.
+        best_epoch: That epoch.
+        seconds: Training time.
+        folder: Where it lies.
+    """
+
+    method: str
+    seed: int
+    last: Mapping[str, float]
+    best: Mapping[str, float] | None
+    best_epoch: int | None
+    seconds: float
+    folder: RunFolder
+
+    def metrics(self, checkpoint: str) -> Mapping[str, float]:
+        """Metrics of the checkpoint ``"last"`` or ``"best"``; empty if there is none."""
+        return (self.last if checkpoint == "last" else self.best) or {}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Mean and sample standard deviation over seeds, NaN for one seed.
+
+    Example:
+        >>> figure([0.5, 0.7])
+        Figure(mean=0.6, std=0.1414..., n=2)
+    """
+
+    mean: float
+    std: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference between two methods over the seeds that both have run, with its 95% interval (Student's t)."""
+
+    method: str
+    against: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """``"better"``, ``"worse"``, ``"no difference shown"`` (the interval holds zero), or ``"one seed"``."""
+        if math.isnan(self.low):
+            return "one seed"
+        if self.low <= 0 <= self.high:
+            return "no difference shown"
+        return "better" if self.difference > 0 else "worse"
+
+
+def collect(out: Path) -> list[Finished]:
+    """The finished runs under ``out``, in the order of the methods, then of the seeds."""
+    folders = [RunFolder(path.parent) for path in out.glob("*/seed-*/metrics.json")]
+    return sorted((_finished(folder) for folder in folders), key=lambda run: (_rank(run.method), run.seed))
+
+
+def _finished(folder: RunFolder) -> Finished:
+    run, found = folder.config()["run"], folder.metrics()
+    return Finished(
+        run["method"], run["seed"], found["last"], found["best"], found["best_epoch"], found["seconds"], folder
+    )
+
+
+def _rank(method: str) -> tuple[int, int, str]:
+    loss, plus, arm = method.partition("+")
+    return [*LOSSES, loss].index(loss), [*ARMS, plus + arm].index(plus + arm), method
+
+
+def methods_of(runs: Iterable[Finished]) -> list[str]:
+    """Names of the methods, each once, in order."""
+    return list(dict.fromkeys(run.method for run in runs))
+
+
+def metrics_of(runs: Iterable[Finished]) -> list[str]:
+    """Names of the metrics that lie in [0, 1], each once, in order."""
+    return list(dict.fromkeys(name for run in runs for name in run.last if not name.startswith("queries")))
+
+
+def figure(values: Sequence[float]) -> Figure:
+    """Mean and sample standard deviation of ``values``."""
+    std = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Figure(statistics.fmean(values) if values else math.nan, std, len(values))
+
+
+def _by_seed(runs: Iterable[Finished], method: str, metric: str, checkpoint: str) -> dict[int, float]:
+    found = {run.seed: run.metrics(checkpoint) for run in runs if run.method == method}
+    return {seed: metrics[metric] for seed, metrics in found.items() if metric in metrics}
+
+
+def comparisons(runs: Sequence[Finished], metric: str = "recall@1", checkpoint: str = "last") -> list[Comparison]:
+    """The NIR head against its loss alone and against its control arm, and the control arm against the loss alone."""
+    present = set(methods_of(runs))
+    pairs = [(loss + arm, loss + other) for loss in LOSSES for arm, other in COMPARED]
+    return [_compared(runs, *pair, metric, checkpoint) for pair in pairs if present.issuperset(pair)]
+
+
+def _compared(runs: Sequence[Finished], method: str, against: str, metric: str, checkpoint: str) -> Comparison:
+    ours, theirs = (_by_seed(runs, name, metric, checkpoint) for name in (method, against))
+    differences = figure([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
+    width = math.nan
+    if differences.n > 1:
+        from scipy.special import stdtrit
+
+        width = float(stdtrit(differences.n - 1, 0.975)) * differences.std / math.sqrt(differences.n)
+    mean = differences.mean
+    return Comparison(method, against, metric, mean, mean - width, mean + width, differences.n)
+
+
+def summary(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """One row per method and checkpoint: every metric as mean and standard deviation over seeds, and the time."""
+    rows = []
+    for method in methods_of(runs):
+        own = [run for run in runs if run.method == method]
+        for checkpoint in ("last", "best") if any(run.best for run in own) else ("last",):
+            figures = {m: figure(list(_by_seed(own, method, m, checkpoint).values())) for m in metrics_of(own)}
+            seconds = figure([run.seconds for run in own])
+            rows.append({"method": method, "checkpoint": checkpoint, "metrics": figures, "seconds": seconds})
+    return rows
+
+
+def export(out: Path) -> list[Finished]:
+    """Write ``results.csv`` (means over seeds), ``runs.csv`` (every run) and ``results.json`` (both) into ``out``."""
+    runs = collect(out)
+    means = summary(runs)
+    write_text(out / "results.csv", _csv([_flat(row) for row in means]))
+    write_text(out / "runs.csv", _csv([row for run in runs for row in _rows(run)]))
+    content = {
+        "summary": [row | {k: _plain(v) for k, v in row.items() if k in ("metrics", "seconds")} for row in means],
+        "comparisons": [asdict(c) | {"verdict": c.verdict} for c in comparisons(runs)],
+        "runs": [row for run in runs for row in _rows(run)],
+    }
+    write_text(out / "results.json", json.dumps(_finite(content), indent=1))
+    return runs
+
+
+def _rows(run: Finished) -> list[dict[str, Any]]:
+    found = {"last": run.last} | ({"best": run.best} if run.best else {})
+    return [
+        {"method": run.method, "seed": run.seed, "checkpoint": name, **metrics, "seconds": run.seconds}
+        for name, metrics in found.items()
+    ]
+
+
+def _plain(value: Figure | Mapping[str, Figure]) -> dict[str, Any]:
+    return asdict(value) if isinstance(value, Figure) else {name: asdict(one) for name, one in value.items()}
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    columns = {"method": row["method"], "checkpoint": row["checkpoint"], "seeds": row["seconds"].n}
+    for name, value in [*row["metrics"].items(), ("seconds", row["seconds"])]:
+        columns |= {f"{name}_mean": value.mean, f"{name}_std": "" if math.isnan(value.std) else value.std}
+    return columns
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _finite(content: Any) -> Any:
+    """``content`` with None for NaN, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,138 @@
+"""One run in its folder: what determines its numbers, and what it left."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otdml._files import write_text
+from otdml.benchmarks.environment import environment
+from otdml.benchmarks.methods import Method
+from otdml.benchmarks.presets import Preset
+
+__all__ = ["Run", "RunFolder", "plan"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, one seed, and every setting that determines the numbers.
+
+    Attributes:
+        method: Its name.
+        seed: Of the network's initial values, the batches and the augmentation.
+        dataset: Key of the data set.
+        data: Its arguments.
+        augment: Arguments of the augmentation.
+        model: Arguments of :class:`~otdml.dml.ProxyDML`, but for the number of classes.
+        training: Arguments of :class:`~otdml.dml.TrainingConfig`.
+        hold_out: Train without the validation classes and select the epoch on them, or train on all.
+    """
+
+    method: str
+    seed: int
+    dataset: str
+    data: Mapping[str, Any]
+    augment: Mapping[str, Any]
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    hold_out: bool = False
+
+    @classmethod
+    def of(cls, preset: Preset, method: Method, seed: int, *, hold_out: bool = False, **training: Any) -> "Run":
+        """The run of a preset's method; ``training`` replaces the preset's settings of that name."""
+        own = method.arguments()
+        model = {**preset.model, **own}
+        for group in ("lr", "weight_decay"):
+            model[group] = {**preset.model.get(group, {}), **own[group]}
+        settings = {**preset.training, **{key: value for key, value in training.items() if value is not None}}
+        return cls(method.name, seed, preset.dataset, preset.data, preset.augment, model, settings, hold_out)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that determines the numbers, as plain types."""
+        return json.loads(json.dumps(vars(self), default=dict))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of :meth:`config`."""
+        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run left on disk: ``config.json``, ``curve.csv``, ``metrics.json``, ``exhibits.npz``, checkpoints."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "metrics.json").exists()
+
+    def config(self) -> dict[str, Any]:
+        return _read_json(self.path / "config.json")
+
+    def metrics(self) -> dict[str, Any]:
+        return _read_json(self.path / "metrics.json")
+
+    def curve(self) -> list[dict[str, float]]:
+        """One mapping per epoch; a column without a value in an epoch is left out there."""
+        path = self.path / "curve.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as lines:
+            return [{key: float(value) for key, value in row.items() if key and value} for row in csv.DictReader(lines)]
+
+    def claim(self, run: Run) -> None:
+        """Make this the folder of ``run``: write its configuration, or check the one that is there.
+
+        Raises:
+            ValueError: The folder holds a run of another configuration; the message says what differs.
+        """
+        if (self.path / "config.json").exists():
+            self.check(run)
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {"fingerprint": run.fingerprint, "run": run.config(), "environment": environment()}
+        write_text(self.path / "config.json", json.dumps(content, indent=1))
+
+    def check(self, run: Run) -> None:
+        """Raise unless the folder is free, or already that of ``run``."""
+        if not (self.path / "config.json").exists():
+            return
+        there = self.config()
+        if there["fingerprint"] != run.fingerprint:
+            differences = "; ".join(_differences(there["run"], run.config())) or "an earlier format"
+            raise ValueError(
+                f"{self.path} holds a run of another configuration ({differences}). "
+                "Choose another folder with --out, or delete that one."
+            )
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Write the metrics: from now on the run is finished, and is not repeated."""
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
+
+
+def plan(out: Path, runs: list[Run]) -> dict[Path, Run]:
+    """The folder of each run, ``out/METHOD/seed-S``, after checking that none is another run's."""
+    folders = {out / run.method / f"seed-{run.seed}": run for run in runs}
+    for path, run in folders.items():
+        RunFolder(path).check(run)
+    return folders
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete its folder to repeat that run.") from error
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*there, *here}):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}: {old} there, {new} here"
