@@ -1,1 +1,33 @@
-"""Proxy-based metric learning: losses, the NIR head, sampling, retrieval metrics, and the training module."""
+"""Proxy-based metric learning: losses, the NIR head, sampling, retrieval metrics, and the training module.
+
+Names are imported on first use, so that the proxy losses need neither zuko nor Lightning.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# The module that holds each public name.
+_HOMES = {
+    "NIR": "nir",
+    "REFERENCE_PROXY_WEIGHTS": "nir",
+    "flow_nll": "nir",
+    "reference_flow": "nir",
+    "ProxyAnchor": "proxies",
+    "ProxyNCA": "proxies",
+    "SoftTriple": "proxies",
+    "proxy_anchor": "proxies",
+    "proxy_nca": "proxies",
+    "soft_triple": "proxies",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
