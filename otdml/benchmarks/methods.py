@@ -64,7 +64,7 @@ class Method:
         """This method with ``settings`` in place of its own; mappings are merged."""
         for name in settings:
             check_known("setting", name, SETTINGS)
-        merged = {
+        merged: dict[str, Any] = {
             name: {**getattr(self, name), **value} if isinstance(value, Mapping) else value
             for name, value in settings.items()
         }

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class RunFolder:
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
 
 
-def plan(out: Path, runs: list[Run]) -> dict[Path, Run]:
+def plan(out: Path, runs: Sequence[Run]) -> dict[Path, Run]:
     """The folder of each run, ``out/METHOD/seed-S``, after checking that none is another run's."""
     folders = {out / run.method / f"seed-{run.seed}": run for run in runs}
     for path, run in folders.items():

@@ -1,0 +1,189 @@
+"""One run from its configuration to its metrics, and a grid of runs side by side."""
+
+import importlib
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from otdml._checks import check_known
+from otdml._files import write_text
+from otdml.benchmarks.exhibits import exhibits, save_exhibits
+from otdml.benchmarks.runs import Run, RunFolder, plan
+
+__all__ = ["DATASETS", "RunState", "execute", "load_split", "run_grid"]
+
+DATASETS = {
+    "digits": "Digits",
+    "omniglot": "Omniglot",
+    "cub": "CUB200",
+    "cars": "Cars196",
+    "sop": "StanfordOnlineProducts",
+    "inshop": "InShop",
+}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run of a grid stands: ``"waiting"``, ``"running"``, ``"finished"`` or ``"failed"`` with a message."""
+
+    run: Run
+    folder: RunFolder
+    status: str
+    message: str = ""
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last row of the learning curve, empty before the first epoch."""
+        return (self.folder.curve() or [{}])[-1]
+
+
+def load_split(dataset: str, root: str | None, split: str, options: Mapping[str, Any]) -> Any:
+    """A split of the data set of that name."""
+    data = importlib.import_module("otdml.data")
+    return getattr(data, DATASETS[check_known("data set", dataset, DATASETS)])(root, split=split, **options)
+
+
+def execute(run: Run, path: Path, root: str | None = None, *, progress: bool = False) -> None:
+    """Train, evaluate and leave everything a report needs in the folder ``path``; a finished run is not repeated.
+
+    A run that was stopped goes on from its last checkpoint and ends with the numbers it would have had.
+
+    Raises:
+        ValueError: The folder holds a run of another configuration.
+    """
+    from otdml.dml import ProxyDML
+    from otdml.dml.training import TrainingConfig, embed, fit
+
+    folder = RunFolder(path)
+    folder.claim(run)
+    if folder.finished:
+        return
+    names = ("train", "val", "test") if run.hold_out else ("trainval", "test")
+    splits = {name: load_split(run.dataset, root, name, run.data) for name in names}
+    train, test = splits[names[0]], splits["test"]
+    torch.manual_seed(run.seed)
+    module = ProxyDML(num_classes=len(train.classes), **run.model)
+    config = TrainingConfig(**{**run.training, "seed": run.seed, "ks": tuple(run.training.get("ks", (1, 2, 4, 8)))})
+    found = fit(module, train, val=splits.get("val"), test=test, folder=path, config=config, progress=progress)
+    save_exhibits(path / "exhibits.npz", exhibits(embed(module, test), test.labels, test.classes, test.thumbnail))
+    folder.finish(
+        {
+            "last": _on_test(found.last),
+            "best": None if found.best is None else _on_test(found.best),
+            "best_epoch": found.best_epoch,
+            "seconds": found.seconds,
+        }
+    )
+
+
+def _on_test(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
+
+
+def run_grid(
+    out: Path, runs: Sequence[Run], *, root: str | None = None, jobs: int = 1, threads: int = 1, poll: float = 0.5
+) -> Iterator[list[RunState]]:
+    """Execute the runs that are not finished, ``jobs`` at a time in processes of ``threads`` threads each.
+
+    One failure does not stop the others: its traceback is left in its folder as ``error.log``.
+
+    Args:
+        out: Folder of the benchmark; the runs get ``out/METHOD/seed-S``.
+        runs: What to run.
+        root: Folder of the data set.
+        jobs: Processes.
+        threads: Threads of each.
+        poll: Seconds between two reports.
+
+    Yields:
+        The state of every run, every ``poll`` seconds and once at the end. Closing the iterator stops the processes.
+
+    Raises:
+        ValueError: A folder holds a run of another configuration.
+    """
+    folders = plan(out, runs)
+    out.mkdir(parents=True, exist_ok=True)
+    waiting = [path for path in folders if not RunFolder(path).finished]
+    running: dict[Future, Path] = {}
+    failed: dict[Path, str] = {}
+    with _workers(jobs, threads, out / "workers.log") as pool:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                path = waiting.pop(0)
+                running[pool.submit(execute, folders[path], path, root)] = path
+            done, _ = wait(running, timeout=poll, return_when=FIRST_COMPLETED)
+            for future in done:
+                path = running.pop(future)
+                if error := future.exception():
+                    failed[path] = _recorded(path, error)
+                    waiting = [] if isinstance(error, BrokenProcessPool) else waiting
+            yield _states(folders, running, failed)
+    yield _states(folders, running, failed)
+
+
+def _states(folders: Mapping[Path, Run], running: Mapping[Future, Path], failed: Mapping[Path, str]) -> list[RunState]:
+    states = []
+    for path, run in folders.items():
+        folder = RunFolder(path)
+        status = "failed" if path in failed else "running" if path in running.values() else "waiting"
+        states.append(RunState(run, folder, "finished" if folder.finished else status, failed.get(path, "")))
+    return states
+
+
+def _recorded(path: Path, error: BaseException) -> str:
+    """What to say of a run that failed, with its traceback written beside it where that is possible."""
+    if isinstance(error, BrokenProcessPool):
+        return "its process was killed, perhaps for want of memory: fewer --jobs need less"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "error.log", "".join(traceback.format_exception(error)))
+    except OSError:
+        # The disk may be what failed; the message below says so.
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _workers(jobs: int, threads: int, log: Path) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose processes are stopped at once if the block is left early."""
+    earlier = multiprocessing.active_children()
+    # Spawned, because a forked child of a process that has used OpenMP threads or CUDA may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _prepare, (threads, str(log)))
+    complete = False
+    try:
+        yield pool
+        complete = True
+    finally:
+        for child in () if complete else multiprocessing.active_children():
+            if child not in earlier:
+                child.terminate()
+        pool.shutdown(wait=complete, cancel_futures=True)
+
+
+def _prepare(threads: int, log: str) -> None:
+    """Set a worker up: its share of the cores, its output in a file, and no life after its parent's."""
+    torch.set_num_threads(threads)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    wait_for([sentinel])
+    os._exit(1)
