@@ -1,0 +1,312 @@
+"""Ground costs between points: by name, or any callable ``(x, y) -> C``.
+
+Entropic transport touches a cost through few operations, and these differ by its algebra: a *bilinear* cost is a
+matrix product away, a *pointwise* one is evaluated block by block, and a *matrix* is given. Each form is
+:math:`C_{ij} = u_i + v_j + R_{ij}` and offers blocks of rows of the *reduced* cost R. Solvers work on R, and on the
+potentials less u and v: clouds that are far from each other then cost no digits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_choice
+
+__all__ = [
+    "BILINEAR_COSTS",
+    "COSTS",
+    "Bilinear",
+    "Cost",
+    "Ground",
+    "Matrix",
+    "Pointwise",
+    "cost_matrix",
+    "ground",
+    "mean_cost",
+]
+
+Cost = str | Callable[[Tensor, Tensor], Tensor]
+
+BILINEAR_COSTS = ("sqeuclidean", "cosine", "inner")
+COSTS = (*BILINEAR_COSTS, "euclidean", "geodesic")
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    r"""The cost :math:`C_{ij} = u_i + v_j - \langle q_i, k_j \rangle`.
+
+    Attributes:
+        q: Row factors, shape (..., n, e).
+        k: Column factors, shape (..., m, e).
+        u: Row offsets, shape (..., n), or None for zero.
+        v: Column offsets, shape (..., m), or None for zero.
+    """
+
+    q: Tensor
+    k: Tensor
+    u: Tensor | None = None
+    v: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.q.shape[:-1], self.k.shape[-2]))
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        q, k = self.q, self.k
+        return (
+            q,
+            k,
+            *(q.new_zeros(q.shape[:-1]) if self.u is None else self.u,),
+            *(k.new_zeros(k.shape[:-1]) if self.v is None else self.v,),
+        )
+
+    @property
+    def mT(self) -> "Bilinear":
+        return Bilinear(self.k, self.q, self.v, self.u)
+
+    def block(self, rows: slice) -> Tensor:
+        """The reduced cost of some rows, shape (..., rows, m)."""
+        return -self.q[..., rows, :] @ self.k.mT
+
+    def scores(self, rows: slice, h: Tensor) -> Tensor:
+        """:math:`h_j - R_{ij}` for some rows, in a new tensor."""
+        if self.q.ndim == 2:
+            return torch.addmm(h, self.q[rows], self.k.mT)
+        return (self.q[..., rows, :] @ self.k.mT).add_(h[..., None, :])
+
+    def scaled(self, scale: Tensor | float) -> "Bilinear":
+        """The reduced cost times ``scale``, a number or one of shape (...), without u and v."""
+        return Bilinear(self.q * _per_batch(scale), self.k)
+
+    def detach(self) -> "Bilinear":
+        u, v = (t if t is None else t.detach() for t in (self.u, self.v))
+        return Bilinear(self.q.detach(), self.k.detach(), u, v)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A cost given by a function of two blocks of points."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor
+    y: Tensor
+    u: None = None
+    v: None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.x.shape[:-1], self.y.shape[-2]))
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return self.x, self.y
+
+    @property
+    def mT(self) -> "Pointwise":
+        def transposed(x: Tensor, y: Tensor) -> Tensor:
+            return self.function(y, x).mT
+
+        return Pointwise(transposed, self.y, self.x)
+
+    def block(self, rows: slice) -> Tensor:
+        values = self.function(self.x[..., rows, :], self.y)
+        expected = (*self.x[..., rows, :].shape[:-1], self.y.shape[-2])
+        if values.shape != expected:
+            raise argument_error("cost", f"return a matrix of shape {expected}", tuple(values.shape))
+        return values
+
+    def scores(self, rows: slice, h: Tensor) -> Tensor:
+        return h[..., None, :] - self.block(rows)
+
+    def scaled(self, scale: Tensor | float) -> "Pointwise":
+        def function(x: Tensor, y: Tensor) -> Tensor:
+            return self.function(x, y) * _per_batch(scale)
+
+        return Pointwise(function, self.x, self.y)
+
+    def detach(self) -> "Pointwise":
+        return Pointwise(self.function, self.x.detach(), self.y.detach())
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A cost given as a matrix, shape (..., n, m)."""
+
+    C: Tensor
+    u: None = None
+    v: None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.C.shape
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.C,)
+
+    @property
+    def mT(self) -> "Matrix":
+        return Matrix(self.C.mT)
+
+    def block(self, rows: slice) -> Tensor:
+        return self.C[..., rows, :]
+
+    def scores(self, rows: slice, h: Tensor) -> Tensor:
+        return h[..., None, :] - self.block(rows)
+
+    def scaled(self, scale: Tensor | float) -> "Matrix":
+        return Matrix(self.C * _per_batch(scale))
+
+    def detach(self) -> "Matrix":
+        return Matrix(self.C.detach())
+
+
+Ground = Bilinear | Pointwise | Matrix
+
+
+def _per_batch(scale: Tensor | float) -> Tensor | float:
+    return scale[..., None, None] if isinstance(scale, Tensor) else scale
+
+
+def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Pointwise:
+    r"""The cost between the points ``x`` and ``y``, in the form in which solvers use it.
+
+    ==============  ==============================================  ========
+    name            :math:`c(x, y)`                                 form
+    ==============  ==============================================  ========
+    sqeuclidean     :math:`\lVert x - y \rVert^2`, no ½             bilinear
+    cosine          :math:`1 - \cos(x, y)`                          bilinear
+    inner           :math:`-\langle x, y \rangle`                   bilinear
+    euclidean       :math:`\lVert x - y \rVert`                     pointwise
+    geodesic        the angle between x and y                       pointwise
+    a callable      ``cost(x, y)``, shape (..., n, m)               pointwise
+    ==============  ==============================================  ========
+
+    Args:
+        x: Points, shape (..., n, d).
+        y: Points, shape (..., m, d).
+        cost: Name, or function of two blocks of points.
+
+    Returns:
+        A :class:`Bilinear` or a :class:`Pointwise` cost, differentiable in the points.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> import torch
+        >>> c = ground(torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0]]))
+        >>> c.u[:, None] + c.v + c.block(slice(None))
+        tensor([[9.],
+                [1.]])
+    """
+    if callable(cost):
+        return Pointwise(cost, x, y)
+    check_choice("cost", cost, COSTS)
+    if cost == "sqeuclidean":
+        return _sqeuclidean(x, y)
+    if cost == "cosine":
+        x, y = _normalized(x), _normalized(y)
+        return Bilinear(x, y, x.new_ones(x.shape[:-1]))
+    return Bilinear(x, y) if cost == "inner" else Pointwise(_POINTWISE[cost], x, y)
+
+
+def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
+    # Each cloud is centred on its own, so that no digit of a distance inside a cloud is lost to its position. The
+    # centres are constants: the cost does not depend on them, and so neither does its gradient.
+    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
+    x, y, t = x - p, y - q, p - q
+    u = x.square().sum(-1) + (2 * x * t).sum(-1) + t.square().sum(-1)
+    return Bilinear(2 * x, y, u, y.square().sum(-1) - (2 * y * t).sum(-1))
+
+
+def _normalized(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def _euclidean(x: Tensor, y: Tensor) -> Tensor:
+    return _Distance.apply(x, y)
+
+
+class _Distance(torch.autograd.Function):
+    """Distances with matrix products for a gradient, which torch.cdist can neither do so nor do twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        # The direct form: the matrix-product form loses half of the digits of a small distance.
+        distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(x, y, distances)
+        return distances
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, distances = ctx.saved_tensors
+        centre = y.detach().mean(-2, keepdim=True)
+        x, y = x - centre, y - centre
+        # Zero at coincident points, a subgradient.
+        w = torch.where(distances > 0, grad / distances.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
+        dx = w.sum(-1)[..., None] * x - w @ y
+        return dx, w.sum(-2)[..., None] * y - w.mT @ x
+
+
+def _geodesic(x: Tensor, y: Tensor) -> Tensor:
+    # 2 arcsin(|x - y| / 2), as arccos of a cosine near one has no digits and an infinite slope; and the angle to
+    # the antipode where the chord is the long one.
+    x, y = _normalized(x), _normalized(y)
+    obtuse = torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist").detach().square() > 2
+    near = 2 * torch.asin((_euclidean(x, y) / 2).clamp(max=0.75))
+    far = torch.pi - 2 * torch.asin((_euclidean(x, -y) / 2).clamp(max=0.75))
+    return torch.where(obtuse, far, near)
+
+
+_POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"euclidean": _euclidean, "geodesic": _geodesic}
+
+
+def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:
+    """The matrix of costs between all points of ``x`` and ``y``, shape (..., n, m), differentiable.
+
+    Args:
+        x: Points, shape (..., n, d).
+        y: Points, shape (..., m, d).
+        cost: Name (see :func:`ground`), or function of two blocks of points.
+
+    Returns:
+        The matrix. Squared distances are clamped at zero, below which rounding can carry them.
+
+    Example:
+        >>> import torch
+        >>> cost_matrix(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "euclidean")
+        tensor([[5., 0.]])
+    """
+    c = ground(x, y, cost)
+    values = c.block(slice(None))
+    values = values if c.u is None else values + c.u[..., :, None]
+    values = values if c.v is None else values + c.v[..., None, :]
+    return values.clamp(min=0) if cost in ("sqeuclidean", "cosine") else values
+
+
+def mean_cost(cost: Ground, a: Tensor, b: Tensor) -> Tensor:
+    r"""The mean cost :math:`\sum_{ij} a_i b_j C_{ij} / \sum_{ij} a_i b_j`, shape (...), detached.
+
+    It costs O((n + m) e) for a bilinear cost; otherwise the matrix is read once, in blocks of rows.
+
+    Example:
+        >>> import torch
+        >>> x, w = torch.tensor([[0.0], [2.0]]), torch.full((2,), 0.5)
+        >>> mean_cost(ground(x, x), w, w)
+        tensor(2.)
+    """
+    cost, a, b = cost.detach(), a.detach(), b.detach()
+    a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+    if isinstance(cost, Bilinear):
+        total = -((a[..., None, :] @ cost.q) * (b[..., None, :] @ cost.k)).sum((-2, -1))
+        total = total if cost.u is None else total + (a * cost.u).sum(-1)
+        return total if cost.v is None else total + (b * cost.v).sum(-1)
+    n, m = cost.shape[-2:]
+    size = max(1, 2**20 // m)
+    parts = [a[..., None, i : i + size] @ cost.block(slice(i, i + size)) for i in range(0, n, size)]
+    return (sum(parts[1:], parts[0])[..., 0, :] * b).sum(-1)

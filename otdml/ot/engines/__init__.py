@@ -1,0 +1,45 @@
+"""Ways to compute soft minima over a cost, behind one interface."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from otdml._checks import check_choice
+from otdml.costs import Ground
+from otdml.ot.engines.dense import Dense
+from otdml.ot.engines.streamed import Mask, Streamed
+
+__all__ = ["BACKENDS", "Dense", "Engine", "Mask", "Streamed", "engine"]
+
+BACKENDS = ("auto", "dense", "streamed")
+
+# Above this many bytes of matrix, only the points are kept.
+DENSE_BYTES = 2**30
+
+
+class Engine(Protocol):
+    """Soft minima and plan products of one dimensionless cost; see :class:`Streamed` for the definitions."""
+
+    keeps_matrix: bool
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def mT(self) -> "Engine": ...
+    def absorb(self, f: Tensor, g: Tensor) -> None: ...
+    def rows(self, h: Tensor) -> Tensor: ...
+    def columns(self, h: Tensor) -> Tensor: ...
+    def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]: ...
+    def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor: ...
+
+
+def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask | None = None) -> Engine:
+    """The engine for the reduced cost divided by ``eps``."""
+    check_choice("backend", backend, BACKENDS)
+    scaled = cost.detach().scaled(1 / eps)
+    if backend == "auto":
+        entries = cost.shape.numel()
+        backend = "dense" if entries * cost.leaves[0].element_size() <= DENSE_BYTES else "streamed"
+    return Dense(scaled, mask) if backend == "dense" else Streamed(scaled, mask)

@@ -1,0 +1,76 @@
+"""Soft minima and plan products in blocks of rows: memory linear in the number of points."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from otdml.costs import Ground
+
+__all__ = ["Mask", "Streamed"]
+
+Mask = Callable[[slice, slice], Tensor]
+
+# Entries of a block: small enough to stay in a core's cache between the passes of exp and sum, large enough that
+# the overhead of a call does not show.
+BLOCK = 2**19
+
+
+class Streamed:
+    r"""Soft minima of a dimensionless reduced cost, evaluated anew in blocks of rows.
+
+    Args:
+        cost: Reduced cost R, already divided by the temperature, shape (..., n, m).
+        mask: Forbidden pairs: ``mask(rows, columns)`` is a boolean tensor, True where no mass may go, for two slices.
+            It broadcasts against (..., rows, columns).
+    """
+
+    keeps_matrix = False
+
+    def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
+        self.cost, self.mask = cost, mask
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.cost.shape
+
+    @property
+    def mT(self) -> "Streamed":
+        mask = self.mask
+        return Streamed(self.cost.mT, mask and (lambda rows, columns: mask(columns, rows).mT))
+
+    def absorb(self, f: Tensor, g: Tensor) -> None:
+        """Nothing: there is no kernel to centre at the potentials."""
+
+    def _blocks(self, h: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        n, m = self.shape[-2:]
+        size = max(1, min(n, BLOCK // (m * self.shape[:-2].numel())))
+        for start in range(0, n, size):
+            rows = slice(start, min(n, start + size))
+            scores = self.cost.scores(rows, h)
+            if self.mask is not None:
+                scores.masked_fill_(self.mask(rows, slice(0, m)), -torch.inf)
+            yield rows, scores
+
+    def rows(self, h: Tensor) -> Tensor:
+        r""":math:`-\log \sum_j \exp(h_j - R_{ij})`, shape (..., n)."""
+        return torch.cat([_softmin(scores) for _, scores in self._blocks(h)], -1)
+
+    def columns(self, h: Tensor) -> Tensor:
+        r""":math:`-\log \sum_i \exp(h_i - R_{ij})`, shape (..., m)."""
+        return self.mT.rows(h)
+
+    def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        r"""Blocks of rows of the plan :math:`P_{ij} = \exp(h^f_i + h^g_j - R_{ij})`, each with its slice."""
+        for rows, scores in self._blocks(hg):
+            yield rows, scores.add_(hf[..., rows, None]).exp_()
+
+    def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
+        """The plan times ``v``, shape (..., n, e)."""
+        return torch.cat([plan @ v for _, plan in self.plan(hf, hg)], -2)
+
+
+def _softmin(scores: Tensor) -> Tensor:
+    # A row without any admissible pair has a maximum of -inf; the clamp lets it come out as +inf rather than NaN.
+    top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+    return scores.sub_(top).exp_().sum(-1).log_().add_(top[..., 0]).neg_()

@@ -1,0 +1,253 @@
+"""Derivatives of entropic transport: the envelope theorem, and the implicit function theorem.
+
+The value depends on its inputs through the plan only to second order, so its gradient is that with the plan held
+fixed. Potentials and plans are implicit functions of the inputs; their derivatives solve a linear system.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from otdml.costs import Bilinear, Ground, Matrix, Pointwise
+from otdml.ot.engines import Engine
+from otdml.ot.potentials import Side
+
+__all__ = ["Problem", "envelope", "implicit_potentials", "plan_product"]
+
+Gradients = tuple[Tensor | None, ...]
+Operator = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A transport problem in the form in which it is solved.
+
+    Attributes:
+        cost: The cost, with its graph.
+        engine: Soft minima of the reduced cost over ``eps``.
+        eps: Temperature, a number or shape (...).
+        rows: First marginal, dimensionless, without graph.
+        columns: Second marginal, dimensionless, without graph.
+    """
+
+    cost: Ground
+    engine: Engine
+    eps: Tensor | float
+    rows: Side
+    columns: Side
+
+    @property
+    def mT(self) -> "Problem":
+        return Problem(self.cost.mT, self.engine.mT, self.eps, self.columns, self.rows)
+
+    @property
+    def balanced(self) -> bool:
+        return self.rows.rho is None and self.columns.rho is None
+
+    def scale(self, dims: int) -> Tensor | float:
+        """The inverse temperature, as a factor of tensors with ``dims`` dimensions after those of the batch."""
+        return 1 / (self.eps[(..., *(None,) * dims)] if isinstance(self.eps, Tensor) else self.eps)
+
+
+class _Envelope(torch.autograd.Function):
+    """A value with given gradients in the weights, and with the plan as its gradient in the cost."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, value: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.problem = problem
+        ctx.save_for_backward(*tensors)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        da, db, hf, hg, _, _, *leaves = ctx.saved_tensors
+        needs = ctx.needs_input_grad[8:]
+        found: Gradients = (None,) * len(leaves)
+        if any(needs) and torch.is_grad_enabled():
+            found = _linked_pullback(ctx.problem, hf, hg, leaves, grad)
+        elif any(needs):
+            left, right = grad[..., None, None].expand(*hf.shape, 1), torch.ones_like(hg)[..., None]
+            found = _pullback(ctx.problem, hf, hg, left, right, needs)
+        return None, None, None, None, None, None, grad[..., None] * da, grad[..., None] * db, *found
+
+
+def envelope(
+    problem: Problem, value: Tensor, duals: tuple[Tensor, Tensor], plan: tuple[Tensor, Tensor], a: Tensor, b: Tensor
+) -> Tensor:
+    """``value``, with the gradients ``duals`` in the weights and the plan exp(hf + hg - R / eps) in the cost."""
+    return _Envelope.apply(problem, value, *duals, *plan, a, b, *problem.cost.leaves)
+
+
+def _pullback(
+    problem: Problem, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor, needs: tuple[bool, ...]
+) -> Gradients:
+    r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle C_{ij}` in the cost's leaves, P held fixed."""
+    cost, engine = problem.cost, problem.engine
+    if isinstance(cost, Matrix):
+        return (torch.cat([p * (left[..., rows, :] @ right.mT) for rows, p in engine.plan(hf, hg)], -2),)
+    if isinstance(cost, Pointwise):
+        return _pointwise_pullback(cost, engine, hf, hg, left, right)
+    dq = dk = du = dv = None
+    if needs[0] or needs[2]:
+        dq, du = _factor_pullback(engine, hf, hg, cost.k.detach(), left, right)
+    if needs[1] or needs[3]:
+        dk, dv = _factor_pullback(engine.mT, hg, hf, cost.q.detach(), right, left)
+    return dq, dk, du, dv
+
+
+def _factor_pullback(
+    engine: Engine, hf: Tensor, hg: Tensor, k: Tensor, left: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    dq, du = [], []
+    rank_one = left.shape[-1] == 1
+    k = k * right if rank_one else k
+    for rows, plan in engine.plan(hf, hg):
+        if not rank_one:
+            plan *= left[..., rows, :] @ right.mT
+        dq.append(plan @ k)
+        du.append((plan @ right)[..., 0] if rank_one else plan.sum(-1))
+    dq_all, du_all = torch.cat(dq, -2).neg_(), torch.cat(du, -1)
+    return (dq_all * left, du_all * left[..., 0]) if rank_one else (dq_all, du_all)
+
+
+def _pointwise_pullback(
+    cost: Pointwise, engine: Engine, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor
+) -> Gradients:
+    y = cost.y.detach().requires_grad_()
+    dx, dy = [], torch.zeros_like(y)
+    for rows, plan in engine.plan(hf, hg):
+        x = cost.x[..., rows, :].detach().requires_grad_()
+        with torch.enable_grad():
+            block = cost.function(x, y)
+        part, rest = torch.autograd.grad(block, (x, y), plan.mul_(left[..., rows, :] @ right.mT))
+        dx.append(part)
+        dy += rest
+    return torch.cat(dx, -2), dy
+
+
+def _linked_pullback(problem: Problem, hf: Tensor, hg: Tensor, leaves: list[Tensor], grad: Tensor) -> Gradients:
+    cost, per_point = problem.cost, grad[..., None]
+    if isinstance(cost, Matrix):
+        scores = hf[..., :, None] + hg[..., None, :] - leaves[0] * problem.scale(2)
+        return (per_point[..., None] * scores.exp(),)
+    if isinstance(cost, Pointwise):
+        raise NotImplementedError(
+            "Second derivatives of a pointwise cost need backend='dense', which keeps its matrix."
+        )
+    q, k = leaves[:2]
+    row = plan_product(problem, hf, hg, torch.cat([k, torch.ones_like(k[..., :1])], -1))
+    column = plan_product(problem.mT, hg, hf, torch.cat([q, torch.ones_like(q[..., :1])], -1))
+    row, column = row * per_point[..., None], column * per_point[..., None]
+    return -row[..., :-1], -column[..., :-1], row[..., -1], column[..., -1]
+
+
+class _PlanProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, hf: Tensor, hg: Tensor, v: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.problem = problem
+        result = problem.engine.product(hf, hg, v)
+        ctx.save_for_backward(hf, hg, v, result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        hf, hg, v, result = ctx.saved_tensors
+        dv = ctx.problem.engine.mT.product(hg, hf, grad)
+        leaves = _pullback(ctx.problem, hf, hg, grad * -ctx.problem.scale(2), v, ctx.needs_input_grad[4:])
+        # Only the reduced cost enters the plan: u and v are no part of it.
+        leaves = (*leaves[:2], None, None) if isinstance(ctx.problem.cost, Bilinear) else leaves
+        return None, (grad * result).sum(-1), (v * dv).sum(-1), dv, *leaves
+
+
+def plan_product(problem: Problem, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
+    """The plan exp(hf + hg - R / eps) times ``v``, differentiable in everything."""
+    return _PlanProduct.apply(problem, hf, hg, v, *problem.cost.leaves)
+
+
+class _Implicit(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Tensor, *leaves: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.problem = problem
+        ctx.set_materialize_grads(True)
+        f, g = f.clone(), g.clone()
+        ctx.save_for_backward(f, g, a, b)
+        return f, g
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, df: Tensor, dg: Tensor) -> Gradients:
+        f, g, a, b = ctx.saved_tensors
+        problem = ctx.problem
+        lam, mu = _adjoint(problem, f, g, df, dg)
+        left, right = torch.stack([lam, a], -1) * problem.scale(2), torch.stack([b, mu], -1)
+        leaves = _pullback(problem, f, g, left, right, (True,) * 4)
+        if isinstance(problem.cost, Bilinear):
+            dq, dk, du, dv = leaves
+            leaves = dq, dk, du - df * problem.scale(1), dv - dg * problem.scale(1)
+        da = -problem.engine.product(f, g, mu[..., None])[..., 0]
+        db = -problem.engine.mT.product(g, f, lam[..., None])[..., 0]
+        return None, None, None, da, db, *leaves
+
+
+def implicit_potentials(problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``f`` and ``g``, with their derivatives as the solution of the problem."""
+    return _Implicit.apply(problem, f, g, a, b, *problem.cost.leaves)
+
+
+def _adjoint(problem: Problem, f: Tensor, g: Tensor, df: Tensor, dg: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The multipliers of the optimality conditions for cotangents ``df``, ``dg`` of the potentials.
+
+    With :math:`\kappa = \exp(f + g - R)` the conditions are :math:`\kappa b = e^{-f/\rho_a}` and
+    :math:`\kappa^T a = e^{-g/\rho_b}`, whose derivatives have the diagonals p, q. The multipliers are
+    :math:`\lambda = df / p + a l` and :math:`\mu = dg / q + b r`, where r solves a symmetric positive system by
+    conjugate gradients. So points without weight are no exception.
+    """
+    a, b = problem.rows.weights, problem.columns.weights
+    p, q = problem.rows.curvature(f), problem.columns.curvature(g)
+    columns = problem.engine.mT
+
+    def to_rows(mu: Tensor) -> Tensor:
+        return -problem.engine.product(f, g, mu[..., None])[..., 0] / p
+
+    def to_columns(lam: Tensor) -> Tensor:
+        return -columns.product(g, f, lam[..., None])[..., 0] / q
+
+    def operator(r: Tensor) -> Tensor:
+        return r - to_columns(a * to_rows(b * r))
+
+    start_rows, start_columns = df / p, dg / q
+    r = _conjugate_gradients(
+        operator, to_columns(start_rows + a * to_rows(start_columns)), b * q, singular=problem.balanced
+    )
+    mu = start_columns + b * r
+    return start_rows + a * to_rows(mu), mu
+
+
+def _conjugate_gradients(operator: Operator, rhs: Tensor, metric: Tensor, *, singular: bool) -> Tensor:
+    """The solution of ``operator(r) = rhs``, an operator that is symmetric in the inner product of ``metric``."""
+
+    def project(r: Tensor) -> Tensor:
+        return r - (metric * r).sum(-1, keepdim=True) / metric.sum(-1, keepdim=True) if singular else r
+
+    def inner(r: Tensor, s: Tensor) -> Tensor:
+        return (metric * r * s).sum(-1, keepdim=True)
+
+    residual = project(rhs)
+    r, direction, square = torch.zeros_like(rhs), residual, inner(residual, residual)
+    enough = torch.finfo(rhs.dtype).eps ** 1.5 * square
+    for _ in range(min(1000, 4 * rhs.shape[-1])):
+        if bool((square <= enough).all()):
+            break
+        image = project(operator(direction))
+        step = square / inner(direction, image).clamp(min=torch.finfo(rhs.dtype).tiny)
+        r, residual = r + step * direction, residual - step * image
+        square, old = inner(residual, residual), square
+        direction = residual + square / old.clamp(min=torch.finfo(rhs.dtype).tiny) * direction
+    return project(r)

@@ -1,0 +1,98 @@
+"""What a solver returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error
+
+__all__ = ["OTResult"]
+
+
+@dataclass(frozen=True)
+class OTResult:
+    r"""A transport problem's solution.
+
+    Attributes:
+        value: The optimal value, shape (...); it carries the gradient in the points, the weights or the matrix.
+        f: First potential, shape (..., n), in the units of the cost, differentiable.
+        g: Second potential, shape (..., m).
+        converged: Whether the marginal error is within the tolerance, shape (...).
+        n_iter: Number of iterations taken.
+        marginal_error: L1 error of the marginals relative to the mass, shape (...).
+
+    The plan is a function of the potentials and is computed on demand; :meth:`apply`, :meth:`apply_transpose` and
+    :attr:`marginals` never form it on an engine that does not keep the matrix.
+    """
+
+    value: Tensor
+    f: Tensor
+    g: Tensor
+    converged: Tensor
+    n_iter: int
+    marginal_error: Tensor
+    _product: Callable[[Tensor], Tensor] = field(repr=False)
+    _product_transpose: Callable[[Tensor], Tensor] = field(repr=False)
+    _plan: Callable[[], Tensor] = field(repr=False)
+    _y: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def plan(self) -> Tensor:
+        """The transport plan, shape (..., n, m), differentiable."""
+        return self._plan()
+
+    @property
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """The plan's row sums (..., n) and column sums (..., m)."""
+        return self.apply(torch.ones_like(self.g)), self.apply_transpose(torch.ones_like(self.f))
+
+    def apply(self, v: Tensor) -> Tensor:
+        r"""The plan times ``v``.
+
+        Args:
+            v: Shape (..., m), or (..., m, e).
+
+        Returns:
+            :math:`\sum_j P_{ij} v_j`, shape (..., n), or (..., n, e).
+        """
+        return _columns(self._product, v, self.g)
+
+    def apply_transpose(self, v: Tensor) -> Tensor:
+        r"""The transposed plan times ``v``.
+
+        Args:
+            v: Shape (..., n), or (..., n, e).
+
+        Returns:
+            :math:`\sum_i P_{ij} v_i`, shape (..., m), or (..., m, e).
+        """
+        return _columns(self._product_transpose, v, self.f)
+
+    def barycentric_map(self, y: Tensor | None = None) -> Tensor:
+        r"""Where the plan sends each point of x on average, :math:`\sum_j P_{ij} y_j / \sum_j P_{ij}`.
+
+        Args:
+            y: Values at the second points, shape (..., m, e). The points themselves if None.
+
+        Returns:
+            Shape (..., n, e), differentiable.
+
+        Raises:
+            ValueError: If ``y`` is None and the problem was given as a matrix.
+        """
+        y = self._y if y is None else y
+        if y is None:
+            raise argument_error("y", "be given where the problem was a matrix", "None", "Pass the points.")
+        image = self.apply(torch.cat([y, torch.ones_like(y[..., :1])], -1))
+        return image[..., :-1] / image[..., -1:]
+
+
+def _columns(product: Callable[[Tensor], Tensor], v: Tensor, potential: Tensor) -> Tensor:
+    if v.shape == potential.shape:
+        return product(v[..., None])[..., 0]
+    if v.ndim != potential.ndim + 1 or v.shape[:-1] != potential.shape:
+        must = f"have shape {tuple(potential.shape)}, or one more dimension"
+        raise argument_error("v", must, tuple(v.shape))
+    return product(v)

@@ -1,0 +1,279 @@
+"""Entropic optimal transport between point clouds, or for a cost matrix."""
+
+import dataclasses
+import functools
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_integer, check_measures, check_positive, check_weights
+from otdml._precision import full_precision
+from otdml.costs import Cost, Ground, Matrix, Pointwise, ground, mean_cost
+from otdml.measures import weights
+from otdml.ot.engines import Mask, engine
+from otdml.ot.implicit import Problem, envelope, implicit_potentials, plan_product
+from otdml.ot.potentials import Side, Solution, potentials
+from otdml.ot.result import OTResult
+
+__all__ = ["Rho", "entropic", "sinkhorn", "sinkhorn_matrix"]
+
+Rho = float | tuple[float | None, float | None] | None
+Init = tuple[Tensor | None, Tensor | None] | None
+
+
+@full_precision
+def sinkhorn(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    cost: Cost = "sqeuclidean",
+    eps: float | None = None,
+    rho: Rho = None,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    init: Init = None,
+    backend: str = "auto",
+) -> OTResult:
+    r"""Entropic optimal transport between two weighted point clouds.
+
+    .. math::
+        \min_{P \ge 0} \langle P, C \rangle + \varepsilon \mathrm{KL}(P \,|\, a \otimes b)
+        + \rho_a \mathrm{KL}(P 1 \,|\, a) + \rho_b \mathrm{KL}(P^\top 1 \,|\, b)
+
+    with :math:`C_{ij} = c(x_i, y_j)` and :math:`\mathrm{KL}(p | q) = \sum p \log (p / q) - p + q`; without
+    :math:`\rho` the marginals are constraints. Solved by Sinkhorn's algorithm :cite:p:`cuturi:13`, over-relaxed
+    :cite:p:`thibault:21`; unbalanced as in :cite:p:`sejourne:19`. Gradients are those of the optimum, never of the
+    iterations, and second derivatives exist on the dense and streamed backends.
+
+    Args:
+        x: First points, shape (..., n, d).
+        y: Second points, shape (..., m, d).
+        a: Weights of the first points, shape (..., n). Uniform of mass one if None.
+        b: Weights of the second points, shape (..., m). Uniform of mass one if None.
+        cost: Ground cost, see :func:`~otdml.costs.ground`.
+        eps: Temperature in units of the cost: small is close to exact transport and slow, large is smooth and
+            quick. 0.05 times the mean cost of each batch element if None.
+        rho: Marginal penalty in units of the cost, a number, or a pair for ``a`` and ``b`` in which None is a hard
+            constraint. None for both: ``a`` and ``b`` must have equal mass.
+        tol: L1 error of the marginals, relative to the mass, at which to stop.
+        max_iter: Most iterations; beyond them the result has ``converged`` False, and a warning says so.
+        init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
+        backend: "auto", "dense" (the matrix is kept) or "streamed" (memory linear in n and m).
+
+    Returns:
+        The result; its value has shape (...).
+
+    Raises:
+        ValueError: If shapes do not fit, masses differ without ``rho``, or the costs are not finite.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 0.0]])
+        >>> sinkhorn(x, x + torch.tensor([3.0, 4.0])).value  # One point goes to the other whatever eps is.
+        tensor(25.)
+    """
+    check_measures(x, y, a, b)
+    a, b = weights(x, a), weights(y, b)
+    result = entropic(
+        ground(x, y, cost), a, b, eps=eps, rho=rho, tol=tol, max_iter=max_iter, init=init, backend=backend
+    )
+    return dataclasses.replace(result, _y=y)
+
+
+@full_precision
+def sinkhorn_matrix(
+    C: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    eps: float | None = None,
+    rho: Rho = None,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    init: Init = None,
+) -> OTResult:
+    r"""Entropic optimal transport for a given matrix of costs; see :func:`sinkhorn`.
+
+    Args:
+        C: Costs, shape (..., n, m); plus infinity forbids a pair.
+        a: Weights of the rows, shape (..., n). Uniform of mass one if None.
+        b: Weights of the columns, shape (..., m). Uniform of mass one if None.
+        eps: Temperature in units of the cost. 0.05 times the mean cost if None.
+        rho: Marginal penalty, a number or a pair; None for a hard constraint.
+        tol: L1 error of the marginals, relative to the mass, at which to stop.
+        max_iter: Most iterations.
+        init: Potentials (f, g) to start from, in units of the cost.
+
+    Returns:
+        The result; its value has shape (...) and is differentiable in C, a and b.
+
+    Raises:
+        ValueError: If shapes do not fit, masses differ without ``rho``, or the costs are not finite.
+
+    Example:
+        >>> import torch
+        >>> C = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> sinkhorn_matrix(C, eps=0.01).value  # Each row goes to its own column: eps log 2.
+        tensor(0.0069)
+    """
+    if not isinstance(C, Tensor) or not C.is_floating_point() or C.ndim < 2 or 0 in C.shape[-2:]:
+        got = tuple(C.shape) if isinstance(C, Tensor) else type(C).__name__
+        raise argument_error("C", "be a floating-point tensor of shape (..., n, m) with n, m >= 1", got)
+    check_weights("a", a, C)
+    check_weights("b", b, C.mT)
+    a, b = weights(C, a), weights(C.mT, b)
+    return entropic(Matrix(C), a, b, eps=eps, rho=rho, tol=tol, max_iter=max_iter, init=init, backend="dense")
+
+
+def entropic(
+    cost: Ground,
+    a: Tensor,
+    b: Tensor,
+    *,
+    eps: Tensor | float | None = None,
+    rho: Rho = None,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    init: Init = None,
+    backend: str = "auto",
+    mask: Mask | None = None,
+) -> OTResult:
+    """Entropic transport for a cost in any form; what :func:`sinkhorn` and other solvers of the library call.
+
+    Args:
+        cost: The cost, e.g. :class:`~otdml.costs.Bilinear` from factors.
+        a: Row weights, shape (..., n).
+        b: Column weights, shape (..., m).
+        eps: Temperature, a number or one per batch element, without gradient.
+        rho: As in :func:`sinkhorn`.
+        tol: As in :func:`sinkhorn`.
+        max_iter: As in :func:`sinkhorn`.
+        init: As in :func:`sinkhorn`.
+        backend: As in :func:`sinkhorn`.
+        mask: Forbidden pairs: ``mask(rows, columns)`` for two slices, True where no mass may go.
+
+    Returns:
+        The result, differentiable in the leaves of the cost and in the weights.
+    """
+    penalties = _penalties(rho, a, b)
+    check_positive("tol", tol)
+    check_integer("max_iter", max_iter)
+    eps = _temperature(cost, a, b) if eps is None else eps if isinstance(eps, Tensor) else check_positive("eps", eps)
+    soft = engine(cost, eps, backend, mask)
+    if isinstance(cost, Pointwise) and soft.keeps_matrix:
+        cost = Matrix(cost.block(slice(0, cost.shape[-2])))
+    scale = 1 / (eps[..., None] if isinstance(eps, Tensor) else eps)
+    sides = [
+        Side(w.detach(), None if u is None else u.detach() * scale, None if r is None else r * scale)
+        for w, u, r in ((a, cost.u, penalties[0]), (b, cost.v, penalties[1]))
+    ]
+    problem = Problem(cost, soft, eps, *sides)
+    start = [
+        None if h is None else _reduced(h, side, scale) for h, side in zip(init or (None, None), sides, strict=True)
+    ]
+    with torch.no_grad():
+        solution = potentials(soft, *sides, tol=tol, max_iter=max_iter, init=(start[0], start[1]))
+    if not bool(solution.converged.all()):
+        _warn(solution, tol, max_iter)
+    return _result(problem, solution, a, b, penalties)
+
+
+def _penalties(rho: Rho, a: Tensor, b: Tensor) -> tuple[float | None, float | None]:
+    pair = rho if isinstance(rho, (tuple, list)) else (rho, rho)
+    if len(pair) != 2:
+        raise argument_error("rho", "be a number, a pair of numbers, or None", rho)
+    for value in pair:
+        if value is not None:
+            check_positive("rho", value)
+    if pair == (None, None):
+        difference = float(((a.sum(-1) - b.sum(-1)).abs() / a.sum(-1)).detach().max())
+        if difference > 1e-3 or math.isnan(difference):
+            remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
+            raise argument_error("b", "have the mass of `a`", f"a relative difference of {difference:.3g}", remedy)
+    return pair[0], pair[1]
+
+
+def _temperature(cost: Ground, a: Tensor, b: Tensor) -> Tensor:
+    # The floor is for clouds that are a single point, on which every temperature gives the same plan.
+    mean = mean_cost(cost, a, b).abs()
+    return torch.where(mean > 0, 0.05 * mean, torch.ones_like(mean))
+
+
+def _reduced(potential: Tensor, side: Side, scale: Tensor | float) -> Tensor:
+    if potential.shape != side.weights.shape:
+        must = f"hold potentials of the shapes of the weights, here {tuple(side.weights.shape)}"
+        raise argument_error("init", must, tuple(potential.shape))
+    start = potential.detach() * scale
+    return start if side.offset is None else start - side.offset
+
+
+def _warn(solution: Solution, tol: float, max_iter: int) -> None:
+    warnings.warn(
+        f"Sinkhorn stopped at `max_iter`={max_iter} with a marginal error of {float(solution.error.max()):.2g} > "
+        f"`tol`={tol:g}. Raise `max_iter` or `eps`, or accept a larger `tol`.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _result(
+    problem: Problem, solution: Solution, a: Tensor, b: Tensor, penalties: tuple[float | None, float | None]
+) -> OTResult:
+    f, g = solution.f, solution.g
+    linked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *problem.cost.leaves))
+    if linked:
+        f, g = implicit_potentials(problem, f, g, a, b)
+    hf, hg = f + _log(a), g + _log(b)
+    full = _full_potentials(problem, f, g, a, b)
+    eps, mass = problem.eps, (a.detach().sum(-1), b.detach().sum(-1))
+    terms = [_dual(w, h, r) for w, h, r in zip((a, b), full, penalties, strict=True)]
+    # The row marginal is exact, so the mass of the plan is that of its target.
+    plan_mass = problem.rows.target(solution.f).sum(-1)
+    value = terms[0][0] + terms[1][0] - eps * (plan_mass - mass[0] * mass[1])
+    if linked:
+        per_point = eps[..., None] if isinstance(eps, Tensor) else eps
+        duals = [d + per_point * (w.sum(-1, keepdim=True) - e) for (_, d, e), w in zip(terms, (b, a), strict=True)]
+        value = envelope(problem, value.detach(), (duals[0], duals[1]), (hf, hg), a, b)
+    return OTResult(
+        value,
+        *full,
+        solution.converged,
+        solution.n_iter,
+        solution.error,
+        functools.partial(plan_product, problem, hf, hg),
+        functools.partial(plan_product, problem.mT, hg, hf),
+        functools.partial(_plan, problem, hf, hg),
+    )
+
+
+def _log(a: Tensor) -> Tensor:
+    # log 0 = -inf is meant, but its gradient, 0 times infinity, is not.
+    return torch.where(a > 0, a, torch.ones_like(a)).log() + torch.where(a > 0, 0.0, -torch.inf).to(a.dtype)
+
+
+def _full_potentials(problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    per_point = problem.eps[..., None] if isinstance(problem.eps, Tensor) else problem.eps
+    f = per_point * f if problem.cost.u is None else per_point * f + problem.cost.u
+    g = per_point * g if problem.cost.v is None else per_point * g + problem.cost.v
+    if problem.balanced:
+        # Only f + g is determined: halve the value between the two.
+        shift = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / (2 * a.sum(-1, keepdim=True))
+        return f - shift, g + shift
+    return f, g
+
+
+def _dual(a: Tensor, f: Tensor, rho: float | None) -> tuple[Tensor, Tensor, Tensor | float]:
+    """One side's term of the dual value, its gradient in the weights, and the plan's mass per unit of weight."""
+    if rho is None:
+        return (a * f).sum(-1), f, 1.0
+    gradient = -rho * torch.expm1(-f / rho)
+    return (a * gradient).sum(-1), gradient, torch.exp(-f / rho)
+
+
+def _plan(problem: Problem, hf: Tensor, hg: Tensor) -> Tensor:
+    reduced = problem.cost.block(slice(0, problem.cost.shape[-2])) * problem.scale(2)
+    return (hf[..., :, None] + hg[..., None, :] - reduced).exp()
