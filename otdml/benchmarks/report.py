@@ -15,7 +15,7 @@ from otdml.benchmarks.methods import ARMS, LOSSES
 from otdml.benchmarks.presets import Preset, Published
 from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, metrics_of, summary
 
-__all__ = ["metric_title", "percent", "write_report"]
+__all__ = ["metric_title", "percent", "statement", "write_report"]
 
 TITLES = {"r_precision": "R-precision", "map@r": "MAP@R", "map@1000": "mAP@1000", "nmi": "NMI"}
 STYLES = {"": "plain", "+nir": "nir", "+nir-control": "control"}
@@ -98,7 +98,7 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
     return {
         "headline": rows,
         "metrics": [metric_title(m) for m in metrics],
-        "comparisons": [(c, _statement(c), interval(c.difference, c.low, c.high, reach or 1.0)) for c in compared],
+        "comparisons": [(c, statement(c), interval(c.difference, c.low, c.high, reach or 1.0)) for c in compared],
         "per_seed": [_seed_row(run, name, metrics) for run in runs for name in ("last", "best") if run.metrics(name)],
         "range": (100 * low, 100 * high),
         "seeds": sorted({run.seed for run in runs}),
@@ -118,7 +118,7 @@ def _published(figures: Iterable[Published], method: str) -> list[Published]:
     return [figure for figure in figures if figure.method == method]
 
 
-def _statement(c: Comparison) -> str:
+def statement(c: Comparison) -> str:
     """A comparison in words, from its numbers alone."""
     points = f"{100 * c.difference:+.2f} points of {metric_title(c.metric)}"
     if c.verdict == "one seed":

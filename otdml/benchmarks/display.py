@@ -1,0 +1,136 @@
+"""Benchmarks on the terminal: progress bars, the table of results, the catalogue."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from otdml.benchmarks.experiment import RunState
+from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
+from otdml.benchmarks.presets import preset, presets
+from otdml.benchmarks.report import metric_title, percent, statement
+from otdml.benchmarks.results import Figure, Finished, comparisons, metrics_of, summary
+from otdml.benchmarks.speed.harness import Measurement, geometric_mean, ratios
+
+__all__ = ["metrics_table", "show_catalogue", "show_measurements", "show_table", "watch"]
+
+
+def watch(console: Console, states: Iterable[list[RunState]]) -> list[str]:
+    """Show the progress of a grid until it ends.
+
+    Returns:
+        One message per run that failed.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    last: list[RunState] = []
+    with Progress(*columns, TextColumn("[dim]{task.fields[note]}"), console=console, transient=True) as bars:
+        total = bars.add_task("[bold]runs", note="")
+        tasks: dict[str, TaskID] = {}
+        for last in states:
+            bars.update(total, total=len(last), completed=sum(state.status == "finished" for state in last))
+            for state in last:
+                _show(bars, tasks, state)
+    return [f"{_title(state)}: {state.message}" for state in last if state.status == "failed"]
+
+
+def _title(state: RunState) -> str:
+    return f"{state.run.method}, seed {state.run.seed}"
+
+
+def _show(bars: Progress, tasks: dict[str, TaskID], state: RunState) -> None:
+    """A bar for a run that is running, and one line when it ends."""
+    name = _title(state)
+    if state.status == "running":
+        if name not in tasks:
+            tasks[name] = bars.add_task(escape(name), note="")
+        row = state.latest
+        note = " ".join(f"{key} {row[key]:.3g}" for key in ("loss", "val/recall@1", "test/recall@1") if key in row)
+        epochs = state.run.training.get("epochs")
+        bars.update(tasks[name], total=epochs, completed=row.get("epoch", 0), note=escape(note))
+    elif name in tasks and state.status in ("finished", "failed"):
+        bars.remove_task(tasks.pop(name))
+        bars.console.print(_ending(state), highlight=False)
+
+
+def _ending(state: RunState) -> str:
+    name = escape(_title(state))
+    if state.status == "failed":
+        return f"[red]✕[/] {name}: {escape(state.message)}"
+    found = state.folder.metrics()
+    metric, value = next(iter(found["last"].items()))
+    return f"[green]✓[/] {name}: {metric_title(metric)} {100 * value:.1f} in {found['seconds']:.0f} s"
+
+
+def show_table(console: Console, runs: Sequence[Finished]) -> None:
+    """The results as mean ± standard deviation over seeds, and what the NIR head does."""
+    rows, metrics = summary(runs), metrics_of(runs)
+    checkpoints = len({row["checkpoint"] for row in rows}) > 1
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("method")
+    if checkpoints:
+        table.add_column("epoch")
+    for name in [*(metric_title(metric) for metric in metrics), "seeds", "s per run"]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        figures = [row["metrics"].get(m, Figure(math.nan, math.nan, 0)) for m in metrics]
+        cells = [percent(figure) if figure.n else "" for figure in figures]
+        epoch = [row["checkpoint"]] if checkpoints else []
+        table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.1f}")
+    console.print(table)
+    for found in comparisons(runs, metrics[0]):
+        console.print(f"[bold]{found.method}[/] against {found.against}: {statement(found)}", highlight=False)
+
+
+def metrics_table(metrics: dict[str, float]) -> Table:
+    """One column of metrics: those in [0, 1] in percent, counts as they are."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    for name, value in metrics.items():
+        table.add_row(metric_title(name), f"{value:g}" if name.startswith("queries") else f"{100 * value:.2f}")
+    return table
+
+
+def show_catalogue(console: Console) -> None:
+    """The benchmarks with the published figures of each, and the methods."""
+    benchmarks = Table("benchmark", "what", "methods × seeds", "published", box=None, header_style="dim")
+    for name in presets():
+        one = preset(name)
+        figures = [
+            f"{p.method} {metric_title(p.metric)} {100 * p.value:.1f}, {p.source}{' (second-hand)' * p.second_hand}"
+            for p in one.published
+        ]
+        benchmarks.add_row(name, one.title, f"{len(one.compare)} × {one.seeds}", "\n".join(figures))
+    console.print(benchmarks)
+    methods = Table("method", "what", box=None, header_style="dim")
+    for method in METHODS.values():
+        methods.add_row(method.name, f"{LOSSES[method.loss]}: {ARMS[method.arm]}")
+    console.print(methods)
+
+
+def show_measurements(console: Console, measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Print a speed table row by row as it is measured, then our ratio to the fastest correct peer of each case.
+
+    Returns:
+        The measurements.
+    """
+    kept = []
+    console.print(f"[dim]{'case':<44}{'contender':<28}{'ms':>12}{'MiB':>10}{'quality':>12}[/]", highlight=False)
+    for one in measurements:
+        kept.append(one)
+        case = " ".join(f"{key}={value}" for key, value in one.case.items())
+        figures = f"{1e3 * one.seconds:>12.3f}{one.peak_mib:>10.1f}{one.quality:>12.3g}"
+        remark = escape(one.note) if one.note else "" if one.correct else "not correct: out of the ratios"
+        line = f"{escape(case):<44}{escape(one.contender):<28}{figures}"
+        console.print(f"{line}  [yellow]{remark}[/]", highlight=False, soft_wrap=True)
+    found = list(ratios(kept))
+    for ratio in found:
+        case = " ".join(f"{key}={value}" for key, value in ratio.case.items())
+        console.print(f"{case}: {ratio.value:.2f} × as fast as {ratio.peer}", highlight=False, markup=False)
+    if found:
+        mean = geometric_mean(ratio.value for ratio in found)
+        console.print(f"[bold]Geometric mean of {len(found)} ratios: {mean:.2f}[/]", highlight=False)
+    return kept

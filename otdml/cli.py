@@ -1,0 +1,314 @@
+"""The command line. Heavy imports wait until a command needs them, so that help is quick."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+import otdml
+
+if TYPE_CHECKING:
+    from otdml.benchmarks.presets import Preset
+
+__all__ = ["app", "main"]
+
+# What a user can cause; anything else is a defect of the library and shows its traceback.
+FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+DEBUG = "OTDML_TRACEBACK"
+
+
+def _examples(*lines: str) -> str:
+    """The end of a help page: one example per line."""
+    return "\n\n".join(["[bold]Examples[/bold]", *lines])
+
+
+console = Console()
+errors = Console(stderr=True)
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Optimal transport for PyTorch, and proxy-based metric learning with it.",
+    epilog="Start with [bold]otdml benchmark --dataset digits[/bold]: five methods, a report, two minutes.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app.add_typer(data_app, name="data")
+
+Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Data set, e.g. digits, omniglot.")]
+Protocol = Annotated[str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small or full.")]
+Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set; digits need none.")]
+Recipe = Annotated[Path | None, typer.Option("--preset", help="A TOML file of your own instead of a data set.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1)]
+HoldOut = Annotated[
+    bool, typer.Option("--hold-out", help="Train without the validation classes, and report the best epoch on them.")
+]
+
+
+def main() -> None:
+    """Run the command line; a failure is one message and exit code 1, a wrong argument exit code 2."""
+    try:
+        app()
+    except FAILURES as error:
+        if os.environ.get(DEBUG):
+            raise
+        errors.print(f"[bold red]Error:[/] {_plain(str(error))}", highlight=False)
+        errors.print("[dim]`otdml --traceback ...` shows where.[/]", highlight=False)
+        sys.exit(1)
+
+
+def _plain(text: str) -> str:
+    """Text whose square brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@contextmanager
+def _arguments() -> Iterator[None]:
+    """Within it a ValueError is a wrong argument: exit code 2 instead of 1."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"otdml {otdml.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", envvar=DEBUG, help="Errors with their traceback.")] = False,
+) -> None:
+    """Options of every command."""
+    if traceback:
+        os.environ[DEBUG] = "1"
+
+
+@app.command(
+    epilog=_examples(
+        "otdml benchmark -d digits",
+        "otdml benchmark -d omniglot -p small --root DATA --seeds 5",
+        "otdml benchmark -d digits -m proxy-anchor -m proxy-anchor+nir --out runs/mine",
+    )
+)
+def benchmark(
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Data set, e.g. digits, omniglot.")] = "digits",
+    protocol: Protocol = None,
+    root: Root = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="A method; repeat for more. Default: the preset's.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1)] = None,
+    epochs: Epochs = None,
+    hold_out: HoldOut = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1)] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1)] = 1,
+    preset: Recipe = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show the benchmarks and methods there are.")] = False,
+) -> None:
+    """Compare methods over seeds, and write a report.
+
+    Every method is trained with every seed under the same budget and tested on classes that none of them saw.
+    Each run has its own folder; the same command goes on where it was stopped, and more seeds or methods add to
+    what is there. At the end: report.html (opens offline), results.csv, runs.csv and results.json.
+    """
+    from otdml.benchmarks.display import show_catalogue, show_table, watch
+    from otdml.benchmarks.experiment import run_grid
+    from otdml.benchmarks.report import write_report
+    from otdml.benchmarks.results import collect, export
+    from otdml.benchmarks.runs import Run, plan
+
+    if listed:
+        show_catalogue(console)
+        return
+    with _arguments():
+        chosen = _preset(dataset, protocol, preset)
+        methods = [chosen.method(name) for name in dict.fromkeys(method or chosen.compare)]
+        folder = out or Path("runs") / chosen.name
+        run_of = partial(Run.of, chosen, hold_out=hold_out, epochs=epochs)
+        runs = [run_of(one, seed) for seed in range(seeds or chosen.seeds) for one in methods]
+        for earlier in collect(folder):
+            # What is there stands in the same table, so it must have had the same budget.
+            earlier.folder.check(run_of(chosen.method(earlier.method), earlier.seed))
+        plan(folder, runs)
+    jobs = jobs or max(1, _cores() // threads)
+    with closing(run_grid(folder, runs, root=root, jobs=jobs, threads=threads)) as states:
+        failures = watch(console, states)
+    if results := export(folder):
+        write_report(folder / "report.html", chosen, results, ["otdml", *sys.argv[1:]], failures)
+        show_table(console, results)
+        console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True, highlight=False)
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed. The first is {failures[0]}")
+
+
+def _preset(dataset: str, protocol: str | None, path: Path | None) -> "Preset":
+    """The preset of a file, of a name, or of a data set and its protocol."""
+    from otdml.benchmarks.presets import preset, presets
+
+    if path is not None:
+        return preset(path)
+    name = f"{dataset}-{protocol}" if protocol else dataset
+    protocols = [known.removeprefix(f"{dataset}-") for known in presets() if known.startswith(f"{dataset}-")]
+    if name not in presets() and protocols:
+        raise ValueError(
+            f"{dataset} has several protocols: say which with --protocol {' or --protocol '.join(protocols)}."
+        )
+    return preset(name)
+
+
+def _cores() -> int:
+    """Cores that this process may use; one where a GPU does the work."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+
+
+@app.command(epilog=_examples("otdml train -d digits -m proxy-nca+nir --seed 3 --out runs/one"))
+def train(
+    dataset: Dataset,
+    method: Annotated[str, typer.Option("--method", "-m", help="Its proxy loss, and arm.")] = "proxy-anchor",
+    protocol: Protocol = None,
+    root: Root = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0)] = 0,
+    epochs: Epochs = None,
+    hold_out: HoldOut = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: runs/NAME/METHOD/seed-S.")] = None,
+    preset: Recipe = None,
+) -> None:
+    """Train one method with one seed, and print its metrics on unseen classes.
+
+    The folder holds config.json, curve.csv, metrics.json and the checkpoints. A run that was stopped goes on when
+    the command is given again, and ends with the numbers it would have had.
+    """
+    from otdml.benchmarks.display import metrics_table
+    from otdml.benchmarks.experiment import execute
+    from otdml.benchmarks.runs import Run, RunFolder
+
+    with _arguments():
+        chosen = _preset(dataset, protocol, preset)
+        run = Run.of(chosen, chosen.method(method), seed, hold_out=hold_out, epochs=epochs)
+        folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
+        folder.check(run)
+    execute(run, folder.path, root, progress=console.is_terminal)
+    found = folder.metrics()
+    console.print(metrics_table(found["last"]))
+    if found["best"]:
+        console.print(f"\nSelected on held-out classes, epoch {found['best_epoch']}:", highlight=False)
+        console.print(metrics_table(found["best"]))
+    console.print(f"\nCheckpoint: [bold]{folder.path / 'last.ckpt'}[/]", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog=_examples("otdml evaluate runs/digits/proxy-anchor/seed-0/last.ckpt"))
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Default: that of the run.")] = None,
+    protocol: Protocol = None,
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="train, val, trainval or test.")] = "test",
+    ks: Annotated[str, typer.Option(help="K of Recall@K, separated by commas.")] = "1,2,4,8",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Retrieval metrics of a checkpoint on a split of a data set.
+
+    Beside the checkpoint of a run lies config.json, which says what the run was trained on; elsewhere name the data
+    set with --dataset.
+    """
+    from otdml.benchmarks.display import metrics_table
+    from otdml.benchmarks.models import load_checkpoint, split_for
+    from otdml.dml.training import evaluate as metrics_on
+
+    with _arguments():
+        numbers = tuple(_integers("--ks", ks))
+        chosen = None if dataset is None else _preset(dataset, protocol, None)
+    found = metrics_on(load_checkpoint(checkpoint), split_for(checkpoint, chosen, root, split), ks=numbers)
+    console.print_json(data=found) if as_json else console.print(metrics_table(found))
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} must be integers separated by commas, got {text!r}.") from error
+
+
+@app.command(epilog=_examples("otdml speed sinkhorn --quick", "otdml speed retrieval --out retrieval.json"))
+def speed(
+    table: Annotated[str, typer.Argument(help="Name of a table; without one, they are listed.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The small cases only.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the measurements as JSON.")] = None,
+) -> None:
+    """Time this library beside its peers, in one process, with peak memory and the quality reached.
+
+    A peer that is fast and wrong is shown, and left out of the ratios.
+    """
+    from otdml._checks import check_known
+    from otdml.benchmarks.display import show_measurements
+    from otdml.benchmarks.speed import TABLES
+    from otdml.benchmarks.speed.harness import save
+
+    if not table:
+        console.print("Tables: " + ", ".join(TABLES), highlight=False)
+        return
+    with _arguments():
+        module = import_module(TABLES[check_known("table", table, TABLES)])
+    measurements = show_measurements(console, module.measurements(quick))
+    if out is not None:
+        save(out, measurements)
+        console.print(f"\nMeasurements: [bold]{out}[/]", soft_wrap=True, highlight=False)
+
+
+@data_app.command("check", epilog=_examples("otdml data check cub --root DATA"))
+def check(
+    name: Annotated[str, typer.Argument(help="Data set, e.g. omniglot, cub.")],
+    root: Annotated[str | None, typer.Option("--root", help="Its folder.")] = None,
+) -> None:
+    """Say what of a data set is there, what is missing, and where to get it. Exit code 1 if it cannot be used."""
+    from otdml._checks import check_known
+    from otdml.benchmarks.experiment import DATASETS
+    from otdml.data import check as check_data
+
+    with _arguments():
+        check_known("data set", name, DATASETS)
+    found = check_data(name, root)
+    console.print(str(found), highlight=False, markup=False)
+    if not found.complete:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_examples("otdml doctor", "otdml doctor keops faiss --timeout 300"))
+def doctor(
+    engines: Annotated[list[str] | None, typer.Argument(help="Which ones; without a name, all.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that each may take. KeOps compiles.", min=1)] = 120.0,
+) -> None:
+    """Which engines are present, and do they work? Each is used for a moment, in a process of its own.
+
+    Exit code 1 if one that the library cannot do without is absent or broken.
+    """
+    from otdml._checks import check_known
+    from otdml.doctor import ENGINES, examine
+
+    with _arguments():
+        names = [check_known("engine", name, ENGINES) for name in engines or ENGINES]
+    signs = {"works": "[green]✓[/]", "absent": "[dim]–[/]", "broken": "[red]✕[/]", "too slow": "[yellow]?[/]"}
+    sound = True
+    for found in examine(names, timeout=timeout):
+        engine = found.engine
+        sound = sound and (found.status == "works" or not engine.required)
+        line = f"{signs[found.status]} [bold]{engine.name:<13}[/]{found.version:<13} {found.status:<9}"
+        console.print(f"{line}[dim]{_plain(engine.purpose)}: {_plain(found.detail)}[/]", highlight=False)
+    if not sound:
+        raise typer.Exit(1)
