@@ -1,6 +1,8 @@
 """Optimal transport: points and weights in, a result out."""
 
+from otdml.ot.exact import exact
 from otdml.ot.result import OTResult
 from otdml.ot.sinkhorn import sinkhorn, sinkhorn_matrix
+from otdml.ot.sliced import sliced, wasserstein_1d
 
-__all__ = ["OTResult", "sinkhorn", "sinkhorn_matrix"]
+__all__ = ["OTResult", "exact", "sinkhorn", "sinkhorn_matrix", "sliced", "wasserstein_1d"]
