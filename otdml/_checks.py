@@ -13,11 +13,13 @@ from torch import Tensor
 __all__ = [
     "argument_error",
     "check_choice",
+    "check_clouds",
     "check_finite",
     "check_fraction",
     "check_integer",
     "check_known",
     "check_labels",
+    "check_matrix",
     "check_measures",
     "check_nonnegative",
     "check_paired",
@@ -103,6 +105,13 @@ def check_finite(name: str, x: Tensor) -> Tensor:
     return x
 
 
+def check_matrix(name: str, x: Tensor) -> Tensor:
+    """``x``, if it is floating-point and finite, of shape (n, d) with n, d >= 1."""
+    if check_points(name, x).ndim != 2:
+        raise argument_error(name, "have shape (n, d)", tuple(x.shape))
+    return check_finite(name, x)
+
+
 def check_weights(name: str, a: Tensor | None, x: Tensor) -> None:
     """Raise unless ``a`` is None or holds one weight per point of ``x``, shape (..., n)."""
     if a is None:
@@ -125,6 +134,15 @@ def check_measures(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | No
     if x.shape[-1] != y.shape[-1]:
         remedy = "Use a Gromov loss to compare points of different spaces."
         raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1], remedy)
+    _check_alike(x, y)
+    check_weights("a", a, x)
+    check_weights("b", b, y)
+
+
+def check_clouds(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> None:
+    """Raise unless (x, a) and (y, b) are weighted point clouds, of spaces that may differ, with equal batches."""
+    check_points("x", x)
+    check_points("y", y)
     _check_alike(x, y)
     check_weights("a", a, x)
     check_weights("b", b, y)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_points
+from otdml._checks import argument_error, check_integer, check_matrix
 from otdml._precision import full_precision
 from otdml.neighbors import nearest_center
 
@@ -43,7 +43,7 @@ def kmeans(
         tensor([[ 0.5000],
                 [10.5000]])
     """
-    if check_integer("k", k) > len(check_points("x", x)):
+    if check_integer("k", k) > len(check_matrix("x", x)):
         raise argument_error("k", f"be at most the number of points, {len(x)}", k)
     check_integer("max_iter", max_iter)
     centers = x[torch.randperm(len(x), generator=generator)[:k].to(x.device)]

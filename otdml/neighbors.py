@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_finite, check_integer, check_labels, check_points
+from otdml._checks import argument_error, check_choice, check_integer, check_labels, check_matrix
 from otdml._faiss import faiss_search, runs_on_faiss
 from otdml._precision import full_precision
 
@@ -79,10 +79,7 @@ def nearest_neighbors(
 
 def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None) -> None:
     for name, points in (("x", x), ("y", y)):
-        check_points(name, points)
-        if points.ndim != 2:
-            raise argument_error(name, "have shape (n, d)", tuple(points.shape))
-        check_finite(name, points)
+        check_matrix(name, points)
     if x.shape[1] != y.shape[1]:
         raise argument_error("y", f"have the features of `x`, {x.shape[1]}", y.shape[1])
     if x.device != y.device:

@@ -6,5 +6,6 @@ A table is a module with a function ``measurements(quick: bool) -> Iterator[Meas
 __all__ = ["TABLES"]
 
 TABLES: dict[str, str] = {
+    "retrieval": "otdml.benchmarks.speed.retrieval",
     "sinkhorn": "otdml.benchmarks.speed.sinkhorn",
 }
