@@ -159,7 +159,7 @@ def soft_triple(
     centres = F.normalize(proxies, dim=-1)
     cosines = (F.normalize(z, dim=-1) @ centres.flatten(0, 1).T).unflatten(-1, centres.shape[:2])
     similarities = ((cosines / gamma).softmax(dim=-1) * cosines).sum(dim=-1)
-    margin = delta * F.one_hot(labels.long(), len(proxies))
+    margin = delta * F.one_hot(labels.long(), len(proxies)).to(z.dtype)
     return F.cross_entropy(lam * (similarities - margin), labels.long()) + tau * _spread(centres)
 
 
