@@ -1,1 +1,31 @@
-"""Image sets with one split convention: classes seen in training are never tested on."""
+"""Image sets with one split convention: classes seen in training are never tested on.
+
+Names are imported on first use, so that a data set costs nothing but its own requirements.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# The module that holds each public name.
+_HOMES = {
+    "Digits": "digits",
+    "Distort": "augment",
+    "Omniglot": "omniglot",
+    "TensorImages": "tensors",
+    "downscale": "tensors",
+    "held_out_classes": "split",
+    "rotated_classes": "tensors",
+    "split_classes": "split",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

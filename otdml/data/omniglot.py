@@ -1,0 +1,206 @@
+"""Omniglot: handwritten characters of fifty alphabets."""
+
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_choice, check_integer
+from otdml.data.split import held_out_classes, split_classes
+from otdml.data.tensors import TensorImages, downscale, rotated_classes
+
+__all__ = ["Omniglot"]
+
+PIXELS = 105
+ADDRESS = "https://github.com/brendenlake/omniglot, folder python"
+# The repack numbers characters as the archives do and names no alphabets. These are the background set's, with their
+# numbers of characters, in that order, under their names in the archives.
+BACKGROUND = (
+    "Arcadian 26, Armenian 41, Asomtavruli_(Georgian) 40, Balinese 24, Bengali 46,"
+    "Blackfoot_(Canadian_Aboriginal_Syllabics) 14, Braille 26, Cyrillic 33, Early_Aramaic 22, Syriac_(Estrangelo) 23,"
+    "Anglo-Saxon_Futhorc 29, Futurama 26, Grantha 43, Greek 24, Gujarati 48, Hebrew 22, Japanese_(hiragana) 52,"
+    "Inuktitut_(Canadian_Aboriginal_Syllabics) 16, Malay_(Jawi_-_Arabic) 40, Japanese_(katakana) 47, Korean 40,"
+    "Latin 26, Alphabet_of_the_Magi 20, Mkhedruli_(Georgian) 41, Burmese_(Myanmar) 34, N_Ko 33,"
+    "Ojibwe_(Canadian_Aboriginal_Syllabics) 14, Sanskrit 42, Tagalog 17, Tifinagh 55"
+)
+# Archive, the repack that holds the same, and the alphabets to leave out.
+SOURCES = {
+    ("small", "train"): ("images_background_small1", None, ()),
+    ("small", "test"): ("images_background_small2", None, ("Greek", "Latin")),
+    ("full", "train"): ("images_background", "omniglot_background.npz", ()),
+    ("full", "test"): ("images_evaluation", "omniglot_evaluation.npz", ()),
+}
+FILE = re.compile(r"(([^/]+)/character\d+)/(\d+)_(\d+)\.png$")
+CLASS = re.compile(r"([^/]+/character\d+)/$")
+
+
+@dataclass(frozen=True)
+class _Drawings:
+    """Ink of the drawings, uint8 (n, 1, size, size), the character of each and the characters' names, in order."""
+
+    images: Tensor
+    labels: Tensor
+    classes: list[str]
+
+
+class Omniglot(TensorImages):
+    """Handwritten characters, 20 drawings of each, in one bit; classes are characters, named ``Alphabet/characterNN``.
+
+    Two retrieval protocols, trained and tested on disjoint characters:
+
+    ========= =============================================== =========================================================
+    protocol  training characters                             test characters
+    ========= =============================================== =========================================================
+    small     136: five alphabets, ``background_small1``      106: Japanese, Sanskrit, Tagalog of ``background_small2``
+    full      964: thirty alphabets, ``background``           659: twenty alphabets, ``evaluation``
+    ========= =============================================== =========================================================
+
+    ``val`` holds whole alphabets out of the training characters, a fifth of the characters or somewhat more.
+
+    Args:
+        root: Folder with the published archives (``images_background_small1.zip`` and so on), or the folders they
+            unpack to, or the repack ``omniglot_background.npz`` and ``omniglot_evaluation.npz`` for ``"full"``.
+        split: ``"train"``, ``"val"``, ``"trainval"`` or ``"test"``.
+        transform: Called on each item's image, float32 in [0, 1], ink is 1, shape (1, size, size), if given.
+        protocol: ``"small"`` or ``"full"``.
+        size: Pixels per side, by anti-aliased resampling of the 105 × 105 drawings.
+        rotations: Whether training characters turned by 90, 180 and 270 degrees are classes of their own, which makes
+            four times as many. Splits ``val`` and ``test`` are never turned.
+        on_corrupt: What to do with an image that cannot be read: ``"raise"`` an error that names it, or ``"skip"`` it.
+
+    Attributes:
+        skipped: Names of the images that were skipped.
+
+    Raises:
+        FileNotFoundError: If the images are not there; the message says where they are published.
+        ValueError: If an image is corrupt, or a class has no image.
+
+    Source: Lake, Salakhutdinov and Tenenbaum :cite:p:`lake:15`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        split: str = "train",
+        transform: Callable[[Tensor], Any] | None = None,
+        *,
+        protocol: str = "small",
+        size: int = 28,
+        rotations: bool = False,
+        on_corrupt: str = "raise",
+    ) -> None:
+        check_choice("protocol", protocol, ("small", "full"))
+        check_choice("on_corrupt", on_corrupt, ("raise", "skip"))
+        check_integer("size", size, least=4)
+        self.skipped: list[str] = []
+        part = "test" if split == "test" else "train"
+        found = _read(_folder(root), *SOURCES[protocol, part], size, None if on_corrupt == "raise" else self.skipped)
+        held = [] if part == "test" else held_out_classes(found.classes)
+        classes = split_classes(split, found.classes, found.classes, held)
+        images, labels = _selected(found, classes)
+        if rotations and split in ("train", "trainval"):
+            images, labels, classes = rotated_classes(images, labels, classes)
+        super().__init__(images, labels, classes, transform=transform)
+
+
+def _folder(root: str | Path | None) -> Path:
+    if root is None:
+        raise argument_error("root", "be the folder that holds Omniglot", None, f"It is published at {ADDRESS}.")
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"`root` must be the folder that holds Omniglot, but {root} is no folder.")
+    return Path(root)
+
+
+def _read(
+    root: Path, name: str, repack: str | None, skip: tuple[str, ...], size: int, bad: list[str] | None
+) -> _Drawings:
+    """The drawings of one archive, from the archive, its folder or the repack, whichever is there first."""
+    if (root / f"{name}.zip").is_file():
+        with zipfile.ZipFile(root / f"{name}.zip") as archive:
+            return _decoded(archive.namelist(), archive.read, skip, size, bad)
+    folder = root if root.name == name else root / name
+    if folder.is_dir():
+        found = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in folder.rglob("*")]
+        return _decoded(found, lambda member: (folder / member).read_bytes(), skip, size, bad)
+    if repack and (root / repack).is_file():
+        return _repacked(root / repack, size)
+    wanted = " or ".join([f"{name}.zip", f"{name}/ALPHABET/characterNN/XXXX_YY.png", *([repack] if repack else [])])
+    raise FileNotFoundError(f"{root} holds no {wanted}. Omniglot is published at {ADDRESS}.")
+
+
+def _decoded(
+    members: list[str], read: Callable[[str], bytes], skip: tuple[str, ...], size: int, bad: list[str] | None
+) -> _Drawings:
+    """Drawings in order of character and drawing, as the published numbers in the file names have it."""
+    files = sorted(_numbered(members, skip))
+    classes = list(dict.fromkeys(name for _, _, name, _ in files))
+    empty = {match[1] for member in members if (match := CLASS.search(member))} - set(classes)
+    if empty := {name for name in empty if name.split("/")[0] not in skip}:
+        raise ValueError(f"the class {min(empty)} is empty. Get the archive again, or remove the folder.")
+    inks = [(_ink(member, read, bad), name) for _, _, name, member in files]
+    kept = [(ink, classes.index(name)) for ink, name in inks if ink is not None]
+    if not kept:
+        raise FileNotFoundError("no drawing was found: the layout must be ALPHABET/characterNN/XXXX_YY.png.")
+    images = _shrunk(np.stack([ink for ink, _ in kept]), size)
+    return _Drawings(images, torch.tensor([label for _, label in kept]), classes)
+
+
+def _numbered(members: list[str], skip: tuple[str, ...]) -> Iterator[tuple[int, int, str, str]]:
+    """Numbers of character and drawing, class and file of every drawing."""
+    for member in members:
+        match = FILE.search(member)
+        if match and match[2] not in skip:
+            yield int(match[3]), int(match[4]), match[1], member
+
+
+def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np.ndarray | None:
+    """True where there is ink; None for an image that cannot be read and is to be skipped."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(read(member))) as image:
+            ink = ~np.array(image.convert("1"))
+        if ink.shape != (PIXELS, PIXELS):
+            raise ValueError(f"it is {ink.shape[1]} × {ink.shape[0]} pixels, not {PIXELS} × {PIXELS}")
+    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+        if bad is None:
+            remedy = 'Get the file again, or pass on_corrupt="skip" to go without it.'
+            raise ValueError(f"cannot read the image {member}: {error}. {remedy}") from error
+        bad.append(member)
+        return None
+    return ink
+
+
+def _repacked(path: Path, size: int) -> _Drawings:
+    with np.load(path) as arrays:
+        paper, labels = arrays["images"], arrays["labels"]
+    characters = len(paper)
+    if labels.shape != paper.shape[:2]:
+        raise ValueError(f"{path} must hold one label per image, {paper.shape[:2]}, got {labels.shape}.")
+    images = torch.cat([_shrunk(~drawings, size) for drawings in paper])
+    return _Drawings(images, torch.from_numpy(labels.reshape(-1)).long(), _names(characters))
+
+
+def _names(characters: int) -> list[str]:
+    """Names of the repack's characters: the background set's alphabets are known."""
+    alphabets = [entry.strip().rsplit(" ", 1) for entry in BACKGROUND.split(",")]
+    names = [f"{name}/character{k + 1:02d}" for name, count in alphabets for k in range(int(count))]
+    return names if len(names) == characters else [f"evaluation/character{k + 1:03d}" for k in range(characters)]
+
+
+def _shrunk(ink: np.ndarray, size: int) -> Tensor:
+    return downscale(torch.from_numpy(ink)[:, None].to(torch.uint8) * 255, size)
+
+
+def _selected(found: _Drawings, classes: list[str]) -> tuple[Tensor, Tensor]:
+    """Images of ``classes``, and their labels counted anew from 0."""
+    position = {name: label for label, name in enumerate(classes)}
+    anew = torch.tensor([position.get(name, -1) for name in found.classes])[found.labels]
+    return found.images[anew >= 0], anew[anew >= 0]
