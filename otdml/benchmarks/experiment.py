@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -94,7 +94,7 @@ def _on_test(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def run_grid(
     out: Path, runs: Sequence[Run], *, root: str | None = None, jobs: int = 1, threads: int = 1, poll: float = 0.5
-) -> Iterator[list[RunState]]:
+) -> Generator[list[RunState], None, None]:
     """Execute the runs that are not finished, ``jobs`` at a time in processes of ``threads`` threads each.
 
     One failure does not stop the others: its traceback is left in its folder as ``error.log``.

@@ -1,0 +1,79 @@
+"""Exhibits: the neighbours shown are the true ones, and failures are failures."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from otdml.benchmarks.exhibits import embedding_map, exhibits, load_exhibits, png_uri, save_exhibits
+
+
+@pytest.fixture
+def points(generator):
+    labels = torch.arange(60) % 6
+    z = torch.eye(6)[labels] + 0.5 * torch.randn(60, 6, generator=generator)
+    return torch.nn.functional.normalize(z, dim=1), labels
+
+
+@pytest.fixture
+def shown(points):
+    z, labels = points
+    return exhibits(z, labels, list("abcdef"), lambda i: np.full((2, 2), i, dtype=np.uint8))
+
+
+def test_neighbours_are_the_nearest_by_brute_force_without_the_query(points, shown):
+    z, labels = points
+    similarity = (z.double() @ z.double().T).fill_diagonal_(-2)
+    for row, query in enumerate(shown["query"][:, 0, 0]):
+        expected = similarity[query].argsort(descending=True)[:8]
+        images = shown["neighbor"].reshape(len(shown["query"]), 8, 2, 2)[row, :, 0, 0]
+        assert images.tolist() == expected.tolist()
+        assert shown["neighbor_class"][row].tolist() == labels[expected].tolist()
+
+
+def test_failures_have_a_nearest_neighbour_of_another_class(shown):
+    failing = shown["failure"]
+    assert failing.any()
+    assert (shown["neighbor_class"][failing, 0] != shown["query_class"][failing]).all()
+
+
+def test_random_queries_come_from_different_classes_and_do_not_depend_on_the_embedding(points, shown):
+    z, labels = points
+    ours = ~shown["failure"]
+    assert len(set(shown["query_class"][ours][:6].tolist())) == 6
+    other = exhibits(z.flip(0), labels, list("abcdef"), lambda i: np.full((2, 2), i, dtype=np.uint8))
+    assert (other["query"][~other["failure"]] == shown["query"][ours]).all()
+
+
+def test_few_points_are_shown_as_they_are():
+    found = exhibits(torch.eye(3)[[0, 0, 1]], torch.tensor([0, 0, 1]), ["a", "b"], lambda i: np.zeros((1, 1), np.uint8))
+    assert found["neighbor_class"].shape[1] == 2
+    assert len(found["map_class"]) == 3
+
+
+def test_saving_keeps_everything(tmp_path, shown):
+    save_exhibits(tmp_path / "exhibits.npz", shown)
+    again = load_exhibits(tmp_path / "exhibits.npz")
+    assert again.keys() == shown.keys()
+    assert all(np.array_equal(again[key], shown[key]) for key in shown)
+    assert [path.name for path in tmp_path.iterdir()] == ["exhibits.npz"]
+
+
+def test_uri_holds_the_image():
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    uri = png_uri(image)
+    decoded = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    assert np.array_equal(np.asarray(decoded), image)
+    assert png_uri(np.zeros((8, 8, 3), np.uint8)).startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize("n", [4, 40])
+def test_map_is_finite_and_the_same_every_time(n, generator):
+    z = torch.nn.functional.normalize(torch.randn(n, 5, generator=generator), dim=1).numpy()
+    once, again = embedding_map(z), embedding_map(z)
+    assert once.shape == (n, 2)
+    assert np.isfinite(once).all()
+    assert np.array_equal(once, again)

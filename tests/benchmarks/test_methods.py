@@ -1,0 +1,41 @@
+"""Methods: arms derive from their loss, and settings merge."""
+
+import json
+
+import pytest
+
+from otdml.benchmarks.methods import ARMS, LOSSES, METHODS, Method
+
+
+def test_every_loss_has_every_arm_under_its_own_name():
+    assert list(METHODS) == [loss + arm for loss in LOSSES for arm in ARMS]
+    assert all(method.name == name for name, method in METHODS.items())
+
+
+def test_control_arm_differs_from_the_head_in_the_flow_alone():
+    head = Method(
+        "proxy-nca", "+nir", loss_weight=0.3, nir_weight=1.0, nir_options={"objective": "nll"}, warmup_epochs=1
+    )
+    ours, control = head.arguments(), head.control.arguments()
+    assert {name for name in ours if ours[name] != control[name]} == {"nir_weight", "nir_options"}
+    assert control["nir_weight"] == 0
+    assert control["nir_options"] == {}
+
+
+def test_changed_merges_mappings_and_replaces_numbers():
+    method = Method("proxy-anchor", loss_options={"alpha": 32, "delta": 0.1})
+    changed = method.changed({"loss_options": {"alpha": 16}, "warmup_epochs": 2})
+    assert changed.loss_options == {"alpha": 16, "delta": 0.1}
+    assert changed.warmup_epochs == 2
+    assert method.loss_options == {"alpha": 32, "delta": 0.1}
+
+
+def test_unknown_setting_is_named_with_the_closest_known_one():
+    with pytest.raises(ValueError, match="unknown setting 'loss_option'. Did you mean 'loss_options'?"):
+        METHODS["proxy-anchor"].changed({"loss_option": {}})
+
+
+def test_arguments_are_plain_types():
+    arguments = METHODS["soft-triple+nir"].arguments()
+    assert json.loads(json.dumps(arguments)) == arguments
+    assert "arm" not in arguments

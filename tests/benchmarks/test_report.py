@@ -1,0 +1,125 @@
+"""The report: complete, self-contained, and with the numbers of the tables."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from otdml.benchmarks.report import metric_title, percent, write_report
+from otdml.benchmarks.results import Figure, collect
+
+VOID = {"meta", "link", "img", "br", "path", "circle", "rect", "image"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text of table cells, and whether every tag that opens closes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.cells, self.open, self.balanced = [], [], [], True
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            self.balanced = self.balanced and bool(self.open) and self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+@pytest.fixture
+def text(finished, digits):
+    path = finished / "report.html"
+    write_report(path, digits, collect(finished), ["otdml", "benchmark", "--root", "my data"])
+    return path.read_text()
+
+
+def test_self_contained_and_well_formed(text):
+    page = Page(text)
+    assert page.balanced
+    assert page.open == []
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data"):
+            value = attributes.get(name) or ""
+            assert not value or value.startswith(("data:", "#")), f"{tag} loads {value}"
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "<script" not in text
+
+
+def test_numbers_are_those_of_the_runs(text):
+    cells = [cell.strip() for cell in Page(text).cells]
+    assert "71.0 ± 1.0" in cells
+    assert "74.0 ± 2.0" in cells
+    assert cells.count("72.00") == 2
+    assert any(
+        cell.startswith("+3.00 points of R@1 over 3 seeds, 95% interval +0.52 to +5.48: better") for cell in cells
+    )
+    assert any("no difference shown" in cell for cell in cells)
+
+
+def test_the_best_mean_of_each_column_is_marked(text):
+    page = Page(text)
+    assert sum(tag == "td" and attributes.get("class") == "best" for tag, attributes in page.tags) == 2
+
+
+def test_right_and_wrong_are_told_by_frame_and_symbol(text):
+    page = Page(text)
+    kinds = [attributes.get("class") for tag, attributes in page.tags if tag == "figure"]
+    right, wrong = kinds.count("tile right"), kinds.count("tile wrong")
+    assert right
+    assert wrong
+    assert text.count('<span class="sign">✓</span>') == right
+    assert text.count('<span class="sign">✕</span>') == wrong
+
+
+def test_names_are_escaped_and_the_command_can_be_pasted(text):
+    assert "<Alpha>" not in text
+    assert "&lt;Alpha&gt;" in text
+    assert "otdml benchmark --root &#39;my data&#39;" in text
+
+
+def test_says_configuration_environment_and_both_colour_schemes(text):
+    for part in ("training.epochs", "model.lr.proxies", "python", "prefers-color-scheme: dark", "t-SNE"):
+        assert part in text
+
+
+def test_one_seed_claims_no_spread(tmp_path, digits, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    write_run(tmp_path, "proxy-anchor+nir", 0, 0.6)
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"], ["soft-triple, seed 0: <full> disk"])
+    text = (tmp_path / "report.html").read_text()
+    assert "one seed, so no spread is known" in text
+    assert "no statement without more seeds" in text
+    assert "1 of the runs failed" in text
+    assert "&lt;full&gt; disk" in text
+    assert "nan" not in text.replace("otdml", "").lower()
+
+
+def test_report_needs_neither_curves_nor_exhibits(tmp_path, digits, write_run):
+    folder = write_run(tmp_path, "proxy-anchor", 0, 0.5, best=0.6)
+    (folder.path / "curve.csv").unlink()
+    (folder.path / "exhibits.npz").unlink()
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.balanced
+    assert "60.00" in [cell.strip() for cell in page.cells]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("recall@10", "R@10"), ("map@r", "MAP@R"), ("r_precision", "R-precision"), ("new", "new")]
+)
+def test_metric_titles(name, title):
+    assert metric_title(name) == title
+
+
+def test_percent():
+    assert percent(Figure(0.5, 0.0125, 2)) == "50.0 ± 1.2"
+    assert percent(Figure(0.5, float("nan"), 1)) == "50.0"

@@ -1,0 +1,105 @@
+"""Means, deviations and paired intervals, against numbers worked out by hand."""
+
+import csv
+import json
+import math
+
+import pytest
+from scipy import stats
+
+from otdml.benchmarks.results import Comparison, collect, comparisons, export, figure, metrics_of, summary
+
+
+def test_figure_is_the_mean_and_the_sample_deviation():
+    found = figure([1.0, 2.0, 3.0, 6.0])
+    assert found.mean == 3
+    assert found.std == pytest.approx(math.sqrt(14 / 3))
+    assert math.isnan(figure([1.0]).std)
+    assert math.isnan(figure([]).mean)
+
+
+def test_runs_come_in_the_order_of_losses_arms_and_seeds(finished):
+    runs = collect(finished)
+    assert [run.method for run in runs[::3]] == [
+        "proxy-anchor",
+        "proxy-anchor+nir",
+        "proxy-anchor+nir-control",
+        "soft-triple",
+    ]
+    assert [run.seed for run in runs[:3]] == [0, 1, 2]
+    assert metrics_of(runs) == ["recall@1", "map@r"]
+
+
+def test_unfinished_runs_are_left_out(finished):
+    (finished / "soft-triple" / "seed-1" / "metrics.json").unlink()
+    assert len(collect(finished)) == 11
+
+
+def test_summary_by_hand(finished):
+    rows = {row["method"]: row for row in summary(collect(finished))}
+    head = rows["proxy-anchor+nir"]
+    assert head["metrics"]["recall@1"].mean == pytest.approx(0.74)
+    assert head["metrics"]["recall@1"].std == pytest.approx(0.02)
+    assert head["seconds"].mean == 11
+
+
+def test_paired_differences_against_a_t_test(finished):
+    found = {(c.method, c.against): c for c in comparisons(collect(finished))}
+    assert len(found) == 3
+    alone = found["proxy-anchor+nir", "proxy-anchor"]
+    expected = stats.ttest_rel([0.72, 0.74, 0.76], [0.70, 0.71, 0.72]).confidence_interval()
+    assert alone.difference == pytest.approx(0.03)
+    assert (alone.low, alone.high) == pytest.approx((expected.low, expected.high))
+    assert alone.verdict == "better"
+    assert found["proxy-anchor+nir", "proxy-anchor+nir-control"].verdict == "no difference shown"
+
+
+def test_differences_pair_seeds_that_both_have(finished, write_run):
+    write_run(finished, "proxy-anchor", 3, 0.1)
+    (c,) = [c for c in comparisons(collect(finished)) if (c.method, c.against) == ("proxy-anchor+nir", "proxy-anchor")]
+    assert c.n == 3
+    assert c.difference == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "verdict"),
+    [
+        (0.01, 0.001, 0.02, "better"),
+        (-0.01, -0.02, -0.001, "worse"),
+        (0.01, -0.01, 0.03, "no difference shown"),
+        (0.01, math.nan, math.nan, "one seed"),
+    ],
+)
+def test_verdict(difference, low, high, verdict):
+    assert Comparison("a", "b", "recall@1", difference, low, high, 3).verdict == verdict
+
+
+def test_csv_and_json_hold_the_same_numbers(finished):
+    runs = export(finished)
+    content = json.loads((finished / "results.json").read_text())
+    with (finished / "results.csv").open() as lines:
+        means = list(csv.DictReader(lines))
+    with (finished / "runs.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == len(content["runs"]) == len(runs) == 12
+    for row, one in zip(rows, content["runs"], strict=True):
+        assert float(row["recall@1"]) == one["recall@1"]
+    for row, one in zip(means, content["summary"], strict=True):
+        assert row["method"] == one["method"]
+        assert float(row["recall@1_mean"]) == one["metrics"]["recall@1"]["mean"]
+        assert float(row["recall@1_std"]) == one["metrics"]["recall@1"]["std"]
+    assert content["comparisons"][0]["verdict"] == "better"
+
+
+def test_one_seed_writes_no_nan_into_json(tmp_path, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    export(tmp_path)
+    text = (tmp_path / "results.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["summary"][0]["metrics"]["recall@1"]["std"] is None
+
+
+def test_last_and_selected_epoch_are_rows_of_their_own(tmp_path, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5, best=0.6)
+    rows = summary(export(tmp_path))
+    assert [(row["checkpoint"], row["metrics"]["recall@1"].mean) for row in rows] == [("last", 0.5), ("best", 0.6)]

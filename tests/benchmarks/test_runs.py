@@ -1,0 +1,91 @@
+"""Run folders: one configuration each, and nothing lost when the disk is full."""
+
+import errno
+import json
+
+import pytest
+
+from otdml.benchmarks.runs import Run, RunFolder, plan
+
+
+@pytest.fixture
+def run(digits):
+    return Run.of(digits, digits.method("proxy-anchor+nir"), 1)
+
+
+def test_configuration_is_plain_and_complete(run, digits):
+    config = run.config()
+    assert json.loads(json.dumps(config)) == config
+    assert config["method"] == "proxy-anchor+nir"
+    assert config["model"]["loss"] == "proxy-anchor"
+    assert config["model"]["lr"] == {**digits.model["lr"], **digits.method("proxy-anchor+nir").lr}
+    assert config["training"]["epochs"] == digits.training["epochs"]
+
+
+def test_fingerprint_changes_with_every_setting_and_with_nothing_else(run, digits):
+    method = digits.method("proxy-anchor+nir")
+    assert Run.of(digits, method, 1).fingerprint == run.fingerprint
+    others = [
+        Run.of(digits, method, 2),
+        Run.of(digits, method, 1, epochs=3),
+        Run.of(digits, method, 1, hold_out=True),
+        Run.of(digits, method.control, 1),
+        Run.of(digits, method.changed({"nir_weight": 0.5}), 1),
+    ]
+    assert len({other.fingerprint for other in others} | {run.fingerprint}) == 6
+
+
+def test_training_settings_that_are_none_keep_the_preset(run, digits):
+    assert Run.of(digits, digits.method("proxy-anchor+nir"), 1, epochs=None) == run
+
+
+def test_plan_names_folders_by_method_and_seed(tmp_path, run):
+    assert plan(tmp_path, [run]) == {tmp_path / "proxy-anchor+nir" / "seed-1": run}
+
+
+def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_path, run, digits):
+    folder = RunFolder(tmp_path / "proxy-anchor+nir" / "seed-1")
+    folder.claim(run)
+    folder.claim(run)
+    changed = Run.of(digits, digits.method("proxy-anchor+nir"), 1, epochs=3)
+    message = rf"training.epochs: {digits.training['epochs']} there, 3 here.*--out"
+    with pytest.raises(ValueError, match=message):
+        folder.claim(changed)
+    with pytest.raises(ValueError, match=message):
+        plan(tmp_path, [changed])
+
+
+def test_finished_once_the_metrics_are_there(tmp_path, run):
+    folder = RunFolder(tmp_path)
+    folder.claim(run)
+    assert not folder.finished
+    folder.finish({"last": {"recall@1": 0.5}})
+    assert folder.finished
+    assert folder.metrics() == {"last": {"recall@1": 0.5}}
+    assert "torch" in folder.config()["environment"]
+
+
+def test_full_disk_is_reported_and_leaves_the_earlier_file(tmp_path, run, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.finish({"last": {"recall@1": 0.5}})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("otdml._files.os.fsync", full)
+    with pytest.raises(OSError, match=r"metrics.json: No space left on device. What was there before is unchanged"):
+        folder.finish({"last": {"recall@1": 0.9}})
+    assert folder.metrics() == {"last": {"recall@1": 0.5}}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_curve_leaves_out_what_an_epoch_did_not_measure(tmp_path):
+    assert RunFolder(tmp_path).curve() == []
+    (tmp_path / "curve.csv").write_text("epoch,loss,test/recall@1\n1,2.5,\n2,2.0,0.75\n")
+    assert RunFolder(tmp_path).curve() == [{"epoch": 1, "loss": 2.5}, {"epoch": 2, "loss": 2.0, "test/recall@1": 0.75}]
+
+
+def test_damaged_file_is_named(tmp_path):
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics.json is damaged .* Delete its folder"):
+        RunFolder(tmp_path).metrics()
