@@ -11,7 +11,7 @@ _HOMES = {
     "NIR": "nir",
     "REFERENCE_PROXY_WEIGHTS": "nir",
     "flow_nll": "nir",
-    "reference_flow": "nir",
+    "reference_flow": "glow",
     "ProxyAnchor": "proxies",
     "ProxyNCA": "proxies",
     "SoftTriple": "proxies",
@@ -29,7 +29,13 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "otdml":
+            raise
+        raise ModuleNotFoundError(f"{name} needs {missing}: pip install 'otdml[train]'", name=missing) from error
 
 
 def __dir__() -> list[str]:

@@ -393,3 +393,9 @@ def test_unknown_names_list_the_right_ones():
     with pytest.raises(AttributeError, match=r"no attribute 'ProxyAnker'.*ProxyAnchor"):
         otdml.dml.ProxyAnker  # noqa: B018
     assert {"ProxyAnchor", "NIR"} <= set(dir(otdml.dml))
+
+
+def test_a_missing_library_is_named_with_its_remedy():
+    code = "import sys; sys.modules['zuko'] = None; from otdml.dml import NIR"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ModuleNotFoundError: NIR needs zuko: pip install 'otdml[train]'" in done.stderr
