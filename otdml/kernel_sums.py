@@ -1,0 +1,288 @@
+"""Sums of a kernel over pairs of points, without the matrix of pairs.
+
+Small problems are summed densely by differentiable operations. Large ones go through tiles of pairs, or through KeOps;
+value and gradient come from one pass, so the memory is that of the points and of one tile.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otdml._checks import check_choice
+from otdml.kernels import Kernel
+
+__all__ = ["BACKENDS", "cross_sum", "pair_sum", "quadratic_form", "smallest_squared_distance"]
+
+BACKENDS = ("auto", "dense", "streamed", "keops")
+
+# Differences kept by the dense form; beyond it a tile is faster.
+_DENSE = 2**17
+# Pairs per tile: large enough to hide Python, small enough to stay near the caches of a CPU.
+_TILE = {"cpu": 2**21, "cuda": 2**26}
+# The product form of a squared distance loses digits that matter below this many rounding units of the norms.
+_NEAR = 256
+# Coordinates up to which differences cost no more than the product form.
+_FEW = 8
+# Points nearer than this many rounding units of their norms have no direction between them, and exert no force.
+_COINCIDENT = 16
+
+
+def quadratic_form(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> Tensor:
+    r"""Sum of a kernel over all pairs of points of one measure.
+
+    .. math:: \sum_{i,j} a_i a_j \, k(x_i, x_j)
+
+    Args:
+        kernel: A kernel that is finite at distance zero.
+        x: Points, shape (..., n, d).
+        a: Weights of any sign, shape (..., n).
+        backend: As in :func:`pair_sum`.
+
+    Returns:
+        One value per batch element, shape (...).
+
+    Example:
+        >>> import torch
+        >>> from otdml.kernels import energy
+        >>> quadratic_form(energy(), torch.tensor([[0.0], [3.0]]), torch.tensor([1.0, -1.0]))
+        tensor(6.)
+    """
+    return pair_sum(kernel, x, a, backend=backend) + kernel.at_zero * a.square().sum(-1)
+
+
+def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> Tensor:
+    r"""Sum of a kernel over the pairs of distinct points of one measure.
+
+    .. math:: \sum_{i \ne j} a_i a_j \, k(x_i, x_j)
+
+    Differentiable in x and a; twice in the dense form alone. The cost is n² d / 2, since each pair is visited once.
+
+    Args:
+        kernel: A kernel of :mod:`otdml.kernels`.
+        x: Points, shape (..., n, d).
+        a: Weights of any sign, shape (..., n).
+        backend: ``"dense"``, memory n² d; ``"streamed"``, tiles of pairs in memory n d; ``"keops"``, compiled on
+            first use, for many points of few coordinates on a GPU; or ``"auto"``, dense or streamed by size.
+
+    Returns:
+        One value per batch element, shape (...).
+
+    Example:
+        >>> import torch
+        >>> from otdml.kernels import riesz
+        >>> pair_sum(riesz(1.0), torch.tensor([[0.0], [2.0]]), torch.ones(2))  # 1/2, twice
+        tensor(1.)
+    """
+    if _chosen(backend, x, x) == "dense":
+        return _dense(kernel, x, a, x, a, pairs=True)
+    return _KernelSum.apply(kernel, _chosen(backend, x, x), True, x, a, x.detach(), a.detach())
+
+
+def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
+    r"""Sum of a kernel over the pairs of points of two measures.
+
+    .. math:: \sum_{i,j} a_i b_j \, k(x_i, y_j)
+
+    Args:
+        kernel: A kernel of :mod:`otdml.kernels`.
+        x: Points, shape (..., n, d).
+        a: Weights of any sign, shape (..., n).
+        y: Points, shape (..., m, d).
+        b: Weights of any sign, shape (..., m).
+        backend: As in :func:`pair_sum`.
+
+    Returns:
+        One value per batch element, shape (...).
+
+    Example:
+        >>> import torch
+        >>> from otdml.kernels import energy
+        >>> cross_sum(energy(), torch.zeros(1, 1), torch.ones(1), torch.ones(2, 1), torch.ones(2))
+        tensor(-2.)
+    """
+    if _chosen(backend, x, y) == "dense":
+        return _dense(kernel, x, a, y, b, pairs=False)
+    return _KernelSum.apply(kernel, _chosen(backend, x, y), False, x, a, y, b)
+
+
+def smallest_squared_distance(x: Tensor) -> Tensor:
+    """The smallest squared distance between two points of each batch element, without gradient, shape (..., 1, 1).
+
+    Example:
+        >>> import torch
+        >>> smallest_squared_distance(torch.tensor([[0.0], [1.0], [3.0]]))
+        tensor([[1.]])
+    """
+    least = x.new_full((*x.shape[:-2], 1, 1), torch.inf)
+    with torch.no_grad():
+        for _, _, r2 in _tiles(x, x, pairs=True, exact=True):
+            least = torch.minimum(least, r2.amin((-2, -1), keepdim=True))
+    return least
+
+
+def _chosen(backend: str, x: Tensor, y: Tensor) -> str:
+    if check_choice("backend", backend, BACKENDS) != "auto":
+        return backend
+    return "dense" if x.numel() * y.shape[-2] <= _DENSE else "streamed"
+
+
+def _dense(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bool) -> Tensor:
+    r2 = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+    own = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device) if pairs else None
+    if own is not None:
+        # Any finite value will do that no kernel turns into an infinity.
+        r2 = torch.where(own, r2.detach().amax((-2, -1), keepdim=True), r2)
+    least = kernel.least(x.dtype)
+    # The value of the floor with the gradient of the squared distance, as in a tile.
+    k, _ = kernel(r2 + (least - r2.detach()).relu())
+    if own is not None:
+        k = torch.where(own, 0, k)
+    return torch.einsum("...i,...ij,...j->...", a, k, b)
+
+
+class _KernelSum(torch.autograd.Function):
+    """The sum over pairs; its gradient is linear in a kernel's slope, and found in the same pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Kernel, backend: str, pairs: bool, x: Tensor, a: Tensor, y: Tensor, b: Tensor
+    ) -> Tensor:
+        ctx.pairs = pairs
+        sums = _keops_sums if backend == "keops" else _tile_sums
+        # A sum of radial kernels is the same around any origin; near zero the products keep their digits.
+        origin = y.mean(-2, keepdim=True)
+        wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
+        kb, ka, force_x, force_y = sums(kernel, x - origin, a, y - origin, b, pairs, wanted)
+        ctx.save_for_backward(kb, ka, force_x, force_y)
+        return (a * kb).sum(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scale = 2 * grad if ctx.pairs else grad
+        kb, ka, force_x, force_y = ctx.saved_tensors
+        grads = [
+            None if g is None else g * scale[(...,) + (None,) * (g.ndim - scale.ndim)]
+            for g in (force_x, kb, force_y, ka)
+        ]
+        return None, None, None, *grads
+
+
+Sums = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def _tile_sums(
+    kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bool, wanted: tuple[bool, bool]
+) -> Sums:
+    """K b, Kᵀ a, and the gradients in x and y; where pairs are wanted, those of x alone count and Kᵀ a is K b."""
+    kb, ka = torch.zeros_like(a), torch.zeros_like(b)
+    # Columns (w z, w): their products with the slopes give both parts of Σ_j w_j k'(r²) (z_i - z_j).
+    by, ax = torch.cat([b[..., None] * y, b[..., None]], -1), torch.cat([a[..., None] * x, a[..., None]], -1)
+    sx, sy = torch.zeros_like(ax) if wanted[0] else None, torch.zeros_like(by) if wanted[1] else None
+    least = kernel.least(x.dtype)
+    coincident = _scale(x, y) * (_COINCIDENT * torch.finfo(x.dtype).eps) ** 2
+    for rows, cols, r2 in _tiles(x, y, pairs, exact=not kernel.smooth):
+        k, slope = kernel(r2.clamp(min=least))
+        if not kernel.smooth:
+            slope.masked_fill_(r2 <= coincident, 0)
+        mirrored = pairs and rows != cols
+        if pairs and not mirrored:
+            k.diagonal(dim1=-2, dim2=-1).zero_()
+            slope.diagonal(dim1=-2, dim2=-1).zero_()
+        kb[..., rows] += (k @ b[..., cols, None])[..., 0]
+        if sx is not None:
+            sx[..., rows, :] += slope @ by[..., cols, :]
+        if mirrored:
+            kb[..., cols] += (k.mT @ b[..., rows, None])[..., 0]
+            if sx is not None:
+                sx[..., cols, :] += slope.mT @ by[..., rows, :]
+        elif not pairs:
+            ka[..., cols] += (k.mT @ a[..., rows, None])[..., 0]
+            if sy is not None:
+                sy[..., cols, :] += slope.mT @ ax[..., rows, :]
+    return kb, ka, _force(sx, x, a), _force(sy, y, b)
+
+
+def _scale(x: Tensor, y: Tensor) -> Tensor:
+    """The largest squared norm of x plus that of y, shape (..., 1, 1)."""
+    norms = [z.square().sum(-1, keepdim=True).amax(-2, keepdim=True) for z in (x, y)]
+    return norms[0] + norms[1]
+
+
+def _force(s: Tensor | None, x: Tensor, a: Tensor) -> Tensor | None:
+    """2 a_i (x_i Σ_j b_j s_ij - Σ_j s_ij b_j y_j): the gradient of a sum in x, from its slopes s."""
+    return None if s is None else 2 * a[..., None] * (x * s[..., -1:] - s[..., :-1])
+
+
+def _tiles(x: Tensor, y: Tensor, pairs: bool, exact: bool) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks of squared distances; for pairs of one cloud the blocks on and above the diagonal, infinite
+    from a point to itself."""
+    n, m = x.shape[-2], y.shape[-2]
+    batch = max(1, x.shape[:-2].numel())
+    size = max(64, int((_TILE.get(x.device.type, _TILE["cuda"]) / batch) ** 0.5))
+    distances = _SquaredDistances(x, y, exact)
+    for i in range(0, n, size):
+        for j in range(i if pairs else 0, m, size):
+            rows, cols = slice(i, min(i + size, n)), slice(j, min(j + size, m))
+            yield rows, cols, distances(rows, cols, own=pairs and i == j)
+
+
+class _SquaredDistances:
+    """Blocks of squared distances: one product of matrices, or differences where its rounding would show."""
+
+    def __init__(self, x: Tensor, y: Tensor, exact: bool) -> None:
+        self.x, self.y, self.exact = x, y, exact
+        x2, y2 = x.square().sum(-1, keepdim=True), y.square().sum(-1, keepdim=True)
+        one = torch.ones_like
+        self.left = torch.cat([-2 * x, x2, one(x2)], -1)
+        self.right = torch.cat([y, one(y2), y2], -1)
+        self.near = _NEAR * torch.finfo(x.dtype).eps * _scale(x, y)
+
+    def __call__(self, rows: slice, cols: slice, own: bool) -> Tensor:
+        if self.exact and self.x.shape[-1] <= _FEW:
+            return self._differences(rows, cols, own)
+        r2 = _without_own(self.left[..., rows, :] @ self.right[..., cols, :].mT, own)
+        if self.exact and (r2.amin((-2, -1), keepdim=True) < self.near).any():
+            return self._differences(rows, cols, own)
+        return r2
+
+    def _differences(self, rows: slice, cols: slice, own: bool) -> Tensor:
+        x, y = self.x[..., rows, :], self.y[..., cols, :]
+        return _without_own(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_(), own)
+
+
+def _without_own(r2: Tensor, own: bool) -> Tensor:
+    if own:
+        r2.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    return r2
+
+
+def _keops_sums(
+    kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bool, wanted: tuple[bool, bool]
+) -> Sums:
+    kb, force_x = _keops_rows(kernel, x, y, b, pairs, wanted[0])
+    ka, force_y = (kb, None) if pairs else _keops_rows(kernel, y, x, a, pairs, wanted[1])
+    scaled = [None if f is None else 2 * w[..., None] * f for f, w in ((force_x, a), (force_y, b))]
+    return kb, ka, scaled[0], scaled[1]
+
+
+def _keops_rows(
+    kernel: Kernel, x: Tensor, y: Tensor, b: Tensor, pairs: bool, force: bool
+) -> tuple[Tensor, Tensor | None]:
+    """K b and Σ_j b_j k'(r²) (x_i - y_j), as KeOps reductions."""
+    from pykeops.torch import LazyTensor
+
+    xi, yj = LazyTensor(x.unsqueeze(-2).contiguous()), LazyTensor(y.unsqueeze(-3).contiguous())
+    bj = LazyTensor(b[..., None, :, None].contiguous())
+    difference = xi - yj
+    r2, least = difference.square().sum(-1), kernel.least(x.dtype)
+    k, slope = kernel((r2 - least).relu() + least)
+    if pairs:
+        index = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)
+        i, j = LazyTensor(index.view(-1, 1, 1)), LazyTensor(index.view(1, -1, 1))
+        other = ((i - j).abs() - 0.5).step()
+        k = k * other
+    columns = x.ndim - 1
+    return (k * bj).sum(columns)[..., 0], (slope * bj * difference).sum(columns) if force else None

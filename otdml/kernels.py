@@ -1,0 +1,372 @@
+"""Radial kernels, and their means over the uniform measure of a sphere.
+
+A kernel is a *profile* of the squared distance, or its exponential, on chords or on great-circle distances. The squared
+distance is the variable because sums of kernels need only products of matrices then: the gradient of
+:math:`k(\\lVert x - y \\rVert^2)` is :math:`2 k' (x - y)`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_positive
+
+__all__ = [
+    "Kernel",
+    "Mixture",
+    "RadialKernel",
+    "energy",
+    "gaussian",
+    "geodesic",
+    "inverse_multiquadric",
+    "laplacian",
+    "logarithmic",
+    "mixture",
+    "riesz",
+    "uniform_mean",
+]
+
+Slope = Tensor | float
+
+
+class Profile(Protocol):
+    """A function of the squared distance, with its derivative.
+
+    Attributes:
+        smooth: Whether the derivative is finite at distance zero.
+    """
+
+    @property
+    def smooth(self) -> bool: ...
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
+        """The value and the derivative at squared distances r2 > 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Square:
+    """-γ r²."""
+
+    gamma: float
+    smooth: bool = True
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
+        return -self.gamma * r2, -self.gamma
+
+
+@dataclass(frozen=True)
+class _Root:
+    """-γ r."""
+
+    gamma: float
+    smooth: bool = False
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
+        r = r2.sqrt()
+        return -self.gamma * r, -self.gamma / 2 / r
+
+
+@dataclass(frozen=True)
+class _Logarithm:
+    """-s log r."""
+
+    s: float
+    smooth: bool = False
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
+        return -self.s / 2 * r2.log(), -self.s / 2 / r2
+
+
+@dataclass(frozen=True)
+class _Quadric:
+    """-log(1 + r²/σ²) / 2."""
+
+    bandwidth: float
+    smooth: bool = True
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
+        scale = self.bandwidth**2
+        return -0.5 * (1 + r2 / scale).log(), -0.5 / (scale + r2)
+
+
+@dataclass(frozen=True)
+class _Geodesic:
+    """A profile of t², t = 2 asin(r/2) the angle between two points of the unit sphere at chord r."""
+
+    profile: Profile
+    smooth: bool = False
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
+        # Rounding may leave a chord longer than the diameter, and the derivative has a pole at the antipode, where
+        # the force along the chord has no part along the sphere: both end a rounding error short of it.
+        last = 4 * (1 - torch.finfo(r2.dtype).eps)
+        r2 = last - (last - r2).relu()
+        r = r2.sqrt()
+        t = 2 * (r / 2).asin()
+        value, slope = self.profile(t.square())
+        return value, slope * (t / (r * (1 - r2 / 4).sqrt()))
+
+
+class Kernel(Protocol):
+    """What kernel sums ask of a kernel.
+
+    Attributes:
+        smooth: Whether the rounding of small squared distances is harmless.
+        at_zero: The value at distance zero, possibly infinite.
+    """
+
+    @property
+    def smooth(self) -> bool: ...
+
+    @property
+    def at_zero(self) -> float: ...
+
+    def least(self, dtype: torch.dtype) -> float:
+        """The squared distance below which the kernel is held constant and its force proportional to the distance."""
+        ...
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Tensor]:
+        """The value and its derivative at squared distances r2 > 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class RadialKernel:
+    """A profile of the squared distance, or ``exp(profile - shift)``."""
+
+    profile: Profile
+    exponential: bool = True
+    shift: float | Tensor = 0.0
+
+    @property
+    def smooth(self) -> bool:
+        return self.profile.smooth
+
+    @property
+    def singular(self) -> bool:
+        return isinstance(self._radial, _Logarithm)
+
+    @property
+    def _radial(self) -> Profile:
+        return self.profile.profile if isinstance(self.profile, _Geodesic) else self.profile
+
+    @property
+    def at_zero(self) -> float:
+        return math.inf if self.singular else float(self.exponential)
+
+    def least(self, dtype: torch.dtype) -> float:
+        limits = torch.finfo(dtype)
+        radial = self._radial
+        if not isinstance(radial, _Logarithm):
+            return limits.tiny**0.8
+        if not self.exponential or isinstance(self.shift, Tensor):
+            return limits.eps
+        # A slope of r^-(s+2) must leave room for the sum of many: some 1e30 in float32.
+        return max(limits.eps, math.exp(-1.6 * math.log(limits.max) / (radial.s + 2)))
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = self.profile(r2)
+        if not self.exponential:
+            return value, cast(Tensor, slope)
+        value = (value - self.shift).exp()
+        return value, value * slope
+
+    def relative_to(self, r2: Tensor) -> tuple["RadialKernel", Tensor]:
+        """The kernel divided by its value at r2, and the logarithm of that value: sums then cannot underflow."""
+        logarithm = self.profile(r2)[0]
+        return replace(self, shift=logarithm), logarithm
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The mean of several kernels."""
+
+    kernels: tuple[RadialKernel, ...]
+
+    @property
+    def smooth(self) -> bool:
+        return all(k.smooth for k in self.kernels)
+
+    @property
+    def at_zero(self) -> float:
+        return sum(k.at_zero for k in self.kernels) / len(self.kernels)
+
+    def least(self, dtype: torch.dtype) -> float:
+        return max(k.least(dtype) for k in self.kernels)
+
+    def __call__(self, r2: Tensor) -> tuple[Tensor, Tensor]:
+        values, slopes = zip(*(k(r2) for k in self.kernels), strict=True)
+        return sum(values[1:], values[0]) / len(values), sum(slopes[1:], slopes[0]) / len(values)
+
+
+def gaussian(bandwidth: float = 1.0) -> RadialKernel:
+    r"""Gaussian kernel :math:`\exp(-r^2 / 2 \sigma^2)`.
+
+    Args:
+        bandwidth: :math:`\sigma`, in the units of the points. On the sphere :math:`\gamma = 1 / 2 \sigma^2`.
+
+    Example:
+        >>> import torch
+        >>> gaussian(1.0)(torch.tensor(2.0))[0]  # exp(-1)
+        tensor(0.3679)
+    """
+    return RadialKernel(_Square(0.5 / check_positive("bandwidth", bandwidth) ** 2))
+
+
+def laplacian(bandwidth: float = 1.0) -> RadialKernel:
+    r"""Laplacian kernel :math:`\exp(-r / \sigma)`.
+
+    Args:
+        bandwidth: :math:`\sigma`, in the units of the points.
+
+    Example:
+        >>> import torch
+        >>> laplacian(2.0)(torch.tensor(4.0))[0]  # exp(-1)
+        tensor(0.3679)
+    """
+    return RadialKernel(_Root(1 / check_positive("bandwidth", bandwidth)))
+
+
+def inverse_multiquadric(bandwidth: float = 1.0) -> RadialKernel:
+    r"""Inverse multiquadric kernel :math:`(1 + r^2 / \sigma^2)^{-1/2}`, of heavier tails than a Gaussian.
+
+    Args:
+        bandwidth: :math:`\sigma`, in the units of the points.
+
+    Example:
+        >>> import torch
+        >>> inverse_multiquadric(1.0)(torch.tensor(3.0))[0]  # 1 / sqrt(4)
+        tensor(0.5000)
+    """
+    return RadialKernel(_Quadric(check_positive("bandwidth", bandwidth)))
+
+
+def energy(bandwidth: float = 1.0) -> RadialKernel:
+    r"""Energy kernel :math:`-r / \sigma`, conditionally positive definite: for measures of equal mass.
+
+    Args:
+        bandwidth: :math:`\sigma`, the unit of length.
+
+    Example:
+        >>> import torch
+        >>> energy()(torch.tensor(4.0))[0]
+        tensor(-2.)
+    """
+    return RadialKernel(_Root(1 / check_positive("bandwidth", bandwidth)), exponential=False)
+
+
+def riesz(s: float = 1.0) -> RadialKernel:
+    r"""Riesz kernel :math:`r^{-s}`, the Coulomb potential for s = 1 in three dimensions.
+
+    Args:
+        s: Exponent, positive; the larger, the more the nearest pairs count.
+
+    Example:
+        >>> import torch
+        >>> riesz(2.0)(torch.tensor(4.0))[0]
+        tensor(0.2500)
+    """
+    return RadialKernel(_Logarithm(check_positive("s", s)))
+
+
+def logarithmic() -> RadialKernel:
+    r"""Logarithmic kernel :math:`-\log r`, the limit of :math:`(r^{-s} - 1) / s` at s = 0.
+
+    Example:
+        >>> import torch
+        >>> logarithmic()(torch.tensor(1.0))[0]
+        tensor(-0.)
+    """
+    return RadialKernel(_Logarithm(1.0), exponential=False)
+
+
+def geodesic(kernel: RadialKernel) -> RadialKernel:
+    r"""The kernel of the angle :math:`t = 2 \arcsin(r / 2)` between points of the unit sphere.
+
+    Example:
+        >>> import math, torch
+        >>> geodesic(laplacian(math.pi))(torch.tensor(4.0))[0]  # antipodes: t = pi
+        tensor(0.3680)
+    """
+    return replace(kernel, profile=_Geodesic(kernel.profile))
+
+
+def mixture(kernels: Sequence[RadialKernel]) -> Kernel:
+    """The mean of several kernels, e.g. of one family at several bandwidths.
+
+    Example:
+        >>> import torch
+        >>> mixture([riesz(2.0), riesz(4.0)])(torch.tensor(2.0))[0]  # (1/2 + 1/4) / 2
+        tensor(0.3750)
+    """
+    if not kernels:
+        raise argument_error("kernels", "hold at least one kernel", "none")
+    return kernels[0] if len(kernels) == 1 else Mixture(tuple(kernels))
+
+
+def uniform_mean(kernel: RadialKernel, d: int) -> float:
+    r"""Mean of a kernel over pairs of independent uniform points of the unit sphere of :math:`\mathbb R^d`.
+
+    .. math:: c_k = \iint k(x, y) \, d\sigma(x) \, d\sigma(y)
+
+    On chords it is in closed form for the Gaussian, the Riesz (:math:`s < d - 1`, else infinite) and the logarithmic
+    kernel; otherwise an integral over the angle, whose density is proportional to :math:`\sin^{d-2} t`, by a
+    double-exponential rule of some 1e-12 relative accuracy.
+
+    Args:
+        kernel: A radial kernel.
+        d: Number of coordinates, at least 2.
+
+    Returns:
+        The mean, in float64.
+
+    Example:
+        >>> round(uniform_mean(riesz(1.0), 3), 6)  # the energy of a unit charge on a unit sphere
+        1.0
+    """
+    profile = kernel.profile
+    if isinstance(profile, _Square):
+        return math.exp(_log_gaussian_mean(profile.gamma, d))
+    if isinstance(kernel._radial, _Logarithm) and kernel.exponential and kernel._radial.s >= d - 1:
+        return math.inf
+    if isinstance(profile, _Logarithm):
+        return _riesz_mean(profile.s, d) if kernel.exponential else _logarithmic_mean(d)
+    return _quadrature(kernel, d)
+
+
+def _log_gaussian_mean(gamma: float, d: int) -> float:
+    r"""log of :math:`e^{-2\gamma} {}_0F_1(; d/2; \gamma^2)`: a series of positive terms, summed in logarithms.
+
+    It is the modified Bessel function of the closed form, which under- or overflows for large d or gamma.
+    """
+    k = torch.arange(int(2 * gamma) + 200, dtype=torch.float64)
+    half = torch.tensor(d / 2, dtype=torch.float64)
+    terms = 2 * k * math.log(gamma) - (k + 1).lgamma() - (half + k).lgamma() + half.lgamma()
+    return float(terms.logsumexp(0)) - 2 * gamma
+
+
+def _riesz_mean(s: float, d: int) -> float:
+    gammas = math.lgamma(d / 2) + math.lgamma((d - 1 - s) / 2) - math.lgamma(d - 1 - s / 2)
+    return math.exp((d - 2 - s) * math.log(2) + gammas) / math.sqrt(math.pi)
+
+
+def _logarithmic_mean(d: int) -> float:
+    """The derivative of the Riesz mean at s = 0."""
+    digamma = torch.tensor([d - 1, (d - 1) / 2], dtype=torch.float64).digamma()
+    return float(digamma[0] - digamma[1]) / 2 - math.log(2)
+
+
+def _quadrature(kernel: RadialKernel, d: int) -> float:
+    u = torch.linspace(-5, 5, 8001, dtype=torch.float64)
+    # The angle and its supplement, each exact near zero: t = π / (1 + exp(-π sinh u)).
+    t, rest = math.pi * torch.sigmoid(math.pi * u.sinh()), math.pi * torch.sigmoid(-math.pi * u.sinh())
+    density = (d - 2) * torch.minimum(t, rest).sin().log() + t.log() + rest.log() + u.cosh().log()
+    value, _ = kernel.profile((2 * (t / 2).sin()).square())
+    if kernel.exponential:
+        return float((density + value).logsumexp(0).sub(density.logsumexp(0)).sub(kernel.shift).exp())
+    return float((density.softmax(0) * value).sum())

@@ -1,0 +1,195 @@
+"""The unit sphere: directions, angles, uniform points and great circles."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from otdml._checks import check_integer, check_points
+
+__all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "uniform_points", "unit"]
+
+
+def unit(z: Tensor) -> Tensor:
+    r"""Directions of the rows of z.
+
+    .. math:: z_i / \lVert z_i \rVert
+
+    A row of zeros has no direction and stays zero, with the gradient of the identity.
+
+    Args:
+        z: Vectors, shape (..., d).
+
+    Returns:
+        Vectors of length one, shape (..., d).
+
+    Example:
+        >>> import torch
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z / torch.where(norm > 0, norm, 1)
+
+
+def angle(x: Tensor, y: Tensor) -> Tensor:
+    r"""Angle between unit vectors, in radians.
+
+    .. math:: t = 2 \operatorname{atan2}(\lVert x - y \rVert, \lVert x + y \rVert)
+
+    Unlike the arc cosine it keeps its digits near 0 and :math:`\pi`, and its gradient there is finite: of length one
+    away from 0 and zero at 0.
+
+    Args:
+        x: Unit vectors, shape (..., d).
+        y: Unit vectors, shape (..., d).
+
+    Returns:
+        Angles in :math:`[0, \pi]`, shape (...).
+
+    Example:
+        >>> import torch
+        >>> angle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))  # a right angle
+        tensor(1.5708)
+    """
+    return 2 * torch.atan2(torch.linalg.vector_norm(x - y, dim=-1), torch.linalg.vector_norm(x + y, dim=-1))
+
+
+def distinct_directions(z: Tensor) -> Tensor:
+    r"""Directions of the rows of z, those that coincide moved apart: the tie-break of every dispersion loss.
+
+    Two coincident points repel each other in no direction in particular, so a loss alone could never part them. Rows
+    whose directions are within :math:`\sqrt\epsilon` of each other coincide, where :math:`\epsilon` is the rounding
+    unit of the dtype. All of them but the first are moved by :math:`4 \sqrt\epsilon` along a pseudo-random direction
+    that depends on the row number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
+    are. The move is a constant to autograd: the gradient is that of the loss at the moved points.
+
+    It costs a product with one vector, a sort, and memory for a few copies of z.
+
+    Args:
+        z: Vectors of any length, shape (..., n, d).
+
+    Returns:
+        Unit vectors, shape (..., n, d).
+
+    Example:
+        >>> import torch
+        >>> x = distinct_directions(torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 3.0]]))
+        >>> bool((x[0] == x[1]).all()), x[2]
+        (False, tensor([0., 1.]))
+    """
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        step = 4 * math.sqrt(torch.finfo(z.dtype).eps) * norm * _coincident(unit(z)).unsqueeze(-1)
+        shift = torch.where(norm > 0, step, 1) * _scattered(z)
+    return unit(z + shift)
+
+
+def _coincident(x: Tensor) -> Tensor:
+    """Whether a row follows one within √ε of it, in the order of a projection that keeps equal rows together."""
+    # In float64 unrelated rows have distinct projections, so none comes to lie between two equal ones.
+    key = x.double() @ _scattered(x)[-1].double()
+    order = key.argsort(dim=-1, stable=True)
+    ordered = x.take_along_dim(order.unsqueeze(-1), -2)
+    gap = torch.linalg.vector_norm(ordered[..., 1:, :] - ordered[..., :-1, :], dim=-1)
+    near = gap <= math.sqrt(torch.finfo(x.dtype).eps)
+    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., 1:], near)
+
+
+def _scattered(z: Tensor) -> Tensor:
+    """A fixed pseudo-random vector of length about one for each row number, shape (n, d)."""
+    n, d = z.shape[-2:]
+    # The golden ratio is the number furthest from rational ones: no two rows are in phase.
+    phase = torch.arange(1, n + 1, device=z.device, dtype=z.dtype) * ((1 + math.sqrt(5)) / 2)
+    return torch.outer(phase, torch.arange(1, d + 1, device=z.device, dtype=z.dtype)).cos_().mul_(math.sqrt(2 / d))
+
+
+def uniform_points(
+    *shape: int,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Independent uniform points of the unit sphere.
+
+    Args:
+        shape: The shape (..., d) wanted; the last is the number of coordinates.
+        generator: Source of randomness.
+        dtype: Data type, torch's default if None.
+        device: Device, that of the generator or torch's default if None.
+
+    Returns:
+        Unit vectors, shape (..., d).
+
+    Example:
+        >>> import torch
+        >>> uniform_points(5, 3, generator=torch.Generator().manual_seed(0)).square().sum(-1).allclose(torch.ones(5))
+        True
+    """
+    # A generator on the CPU serves points on any device.
+    source = device if generator is None else generator.device
+    points = torch.randn(shape, generator=generator, dtype=dtype, device=source)
+    return unit(points if device is None else points.to(device))
+
+
+def great_circles(
+    count: int, like: Tensor, *, axis_aligned: bool = False, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Random great circles, each given by two orthonormal vectors p and q of its plane.
+
+    Args:
+        count: Number of circles.
+        like: A tensor of shape (..., d), whose features, dtype and device the circles take.
+        axis_aligned: Planes of two coordinates, disjoint until all coordinates are used, instead of uniform planes.
+        generator: Source of randomness.
+
+    Returns:
+        p and q, each of shape (count, d).
+
+    Raises:
+        ValueError: If ``count`` is not positive or there are fewer than two coordinates.
+
+    Example:
+        >>> import torch
+        >>> p, q = great_circles(1, torch.zeros(2), axis_aligned=True)
+        >>> (p + q).abs()
+        tensor([[1., 1.]])
+    """
+    d = like.shape[-1]
+    check_integer("count", count)
+    check_integer("d", d, least=2)
+    if axis_aligned:
+        return _coordinate_planes(count, like, generator)
+    p, v = uniform_points(2, count, d, generator=generator, dtype=like.dtype, device=like.device)
+    return p, unit(v - (v * p).sum(-1, keepdim=True) * p)
+
+
+def _coordinate_planes(count: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    d = like.shape[-1]
+    rounds = -(-count // (d // 2))
+    source = like.device if generator is None else generator.device
+    order = torch.rand((rounds, d), generator=generator, device=source).argsort(-1).to(like.device)
+    pairs = order[:, : d // 2 * 2].reshape(-1, 2)[:count]
+    axes = torch.eye(d, dtype=like.dtype, device=like.device)
+    return axes[pairs[:, 0]], axes[pairs[:, 1]]
+
+
+class UnitRows(nn.Module):
+    r"""Parametrisation that keeps the rows of a weight on the unit sphere.
+
+    The optimiser moves free vectors, and the weight is their directions. Assigning to the weight sets the vectors.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.utils import parametrize
+        >>> table = parametrize.register_parametrization(torch.nn.Embedding(10, 3), "weight", UnitRows())
+        >>> table.weight.norm(dim=1).allclose(torch.ones(10))
+        True
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        return unit(check_points("z", z))
+
+    def right_inverse(self, x: Tensor) -> Tensor:
+        return unit(x)
