@@ -13,14 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from otdml._checks import check_known
 from otdml._files import write_text
-from otdml.benchmarks.exhibits import exhibits, save_exhibits
+from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
+
+if TYPE_CHECKING:
+    from otdml.data import Distort
 
 __all__ = ["DATASETS", "RunState", "execute", "load_split", "run_grid"]
 
@@ -73,11 +76,19 @@ def execute(run: Run, path: Path, root: str | None = None, *, progress: bool = F
     names = ("train", "val", "test") if run.hold_out else ("trainval", "test")
     splits = {name: load_split(run.dataset, root, name, run.data) for name in names}
     train, test = splits[names[0]], splits["test"]
-    torch.manual_seed(run.seed)
-    module = ProxyDML(num_classes=len(train.classes), **run.model)
+    module = ProxyDML(num_classes=len(train.classes), seed=run.seed, **run.model)
     config = TrainingConfig(**{**run.training, "seed": run.seed, "ks": tuple(run.training.get("ks", (1, 2, 4, 8)))})
-    found = fit(module, train, val=splits.get("val"), test=test, folder=path, config=config, progress=progress)
-    save_exhibits(path / "exhibits.npz", exhibits(embed(module, test), test.labels, test.classes, test.thumbnail))
+    found = fit(
+        module,
+        train,
+        val=splits.get("val"),
+        test=test,
+        folder=path,
+        config=config,
+        augment=_augmentation(run),
+        progress=progress,
+    )
+    save_exhibits(path / "exhibits.npz", exhibits(embed(module, test), test.labels, test.classes, thumbnails(test)))
     folder.finish(
         {
             "last": _on_test(found.last),
@@ -86,6 +97,12 @@ def execute(run: Run, path: Path, root: str | None = None, *, progress: bool = F
             "seconds": found.seconds,
         }
     )
+
+
+def _augmentation(run: Run) -> "Distort | None":
+    from otdml.data import Distort
+
+    return Distort(**run.augment) if run.augment else None
 
 
 def _on_test(metrics: Mapping[str, float]) -> dict[str, float]:

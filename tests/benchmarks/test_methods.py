@@ -31,7 +31,7 @@ def test_changed_merges_mappings_and_replaces_numbers():
 
 
 def test_unknown_setting_is_named_with_the_closest_known_one():
-    with pytest.raises(ValueError, match="unknown setting 'loss_option'. Did you mean 'loss_options'?"):
+    with pytest.raises(ValueError, match=r"unknown setting 'loss_option'\. Did you mean 'loss_options'\?"):
         METHODS["proxy-anchor"].changed({"loss_option": {}})
 
 

@@ -1,0 +1,57 @@
+"""Files are replaced whole or not at all."""
+
+import errno
+import os
+
+import pytest
+
+from otdml._files import replacing, write_text
+
+
+def test_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "one")
+    write_text(path, "zwei ü")
+    assert path.read_text(encoding="utf-8") == "zwei ü"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def write_half(path, error):
+    with replacing(path) as part:
+        part.write_text("half")
+        raise error
+
+
+def write_to_full_device(path):
+    with replacing(path) as part:
+        part.symlink_to("/dev/full")
+        part.write_text("two")
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), OSError(errno.ENOSPC, "full")])
+def test_an_error_inside_leaves_the_earlier_file(tmp_path, error):
+    path = tmp_path / "file.txt"
+    write_text(path, "one")
+    with pytest.raises(type(error)):
+        write_half(path, error)
+    assert path.read_text() == "one"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_full_disk_is_said_with_the_file(tmp_path):
+    message = "file.txt: No space left on device. What was there before is unchanged"
+    with pytest.raises(OSError, match=message), replacing(tmp_path / "file.txt"):
+        raise OSError(errno.ENOSPC, "full")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_device_that_is_full(tmp_path):
+    write_text(tmp_path / "file.txt", "one")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_to_full_device(tmp_path / "file.txt")
+    assert (tmp_path / "file.txt").read_text() == "one"
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"cannot write .*absent/file.txt: No such file"):
+        write_text(tmp_path / "absent" / "file.txt", "one")
