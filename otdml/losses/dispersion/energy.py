@@ -1,0 +1,142 @@
+"""Pairwise energies of points on the sphere."""
+
+import torch
+from torch import Tensor, nn
+
+from otdml._checks import argument_error, check_choice, check_points, check_positive
+from otdml._precision import full_precision
+from otdml.kernel_sums import BACKENDS, pair_sum, smallest_squared_distance
+from otdml.kernels import RadialKernel, gaussian, geodesic, laplacian, logarithmic, riesz
+from otdml.sphere import distinct_directions
+
+__all__ = ["KernelDispersion", "check_several", "kernel_dispersion", "zonal_kernel"]
+
+KERNELS = ("gaussian", "laplacian", "riesz", "log")
+DISTANCES = ("chord", "geodesic")
+
+
+@full_precision
+def kernel_dispersion(
+    z: Tensor,
+    *,
+    kernel: str = "gaussian",
+    distance: str = "chord",
+    gamma: float = 2.0,
+    s: float = 1.0,
+    log: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Mean potential energy of pairs of points on the sphere, to be minimised.
+
+    .. math:: E(z) = \frac{1}{n (n - 1)} \sum_{i \ne j} k(r_{ij}),
+        \qquad r_{ij} = \left\lVert \frac{z_i}{\lVert z_i \rVert} - \frac{z_j}{\lVert z_j \rVert} \right\rVert
+
+    All of these kernels are least at the uniform measure on chords. Choose ``"gaussian"`` with ``log=True`` for the
+    uniformity of contrastive learning :cite:p:`wang:20`, ``"riesz"`` for hyperspherical energy :cite:p:`liu:18` and for
+    well-separated points, the better the larger ``s``, and ``"log"`` where no scale should be preferred. A large
+    ``gamma`` or ``s`` counts near pairs only; take ``log=True`` then, which can neither under- nor overflow.
+
+    The mean over pairs is a U-statistic: without ``log``, the mean over random minibatches of its value and of its
+    gradient are those of all points. The cost is n² d / 2, the memory n d. Coincident rows are moved apart first as
+    described at :func:`otdml.sphere.distinct_directions`. Below a distance of :math:`\sqrt\epsilon` (or where
+    :math:`r^{-s-2}` would overflow) a singular kernel is held constant, and its force proportional to the distance.
+
+    Args:
+        z: Points, shape (..., n, d), of any length: their directions are what counts.
+        kernel: ``"gaussian"`` :math:`e^{-\gamma r^2}`, ``"laplacian"`` :math:`e^{-\gamma r}`, ``"riesz"``
+            :math:`r^{-s}`, or ``"log"`` :math:`-\log r`.
+        distance: ``"chord"``, or ``"geodesic"`` for the angle in place of r. The Gaussian of the angle is not positive
+            definite.
+        gamma: Rate of the Gaussian and the Laplacian, positive.
+        s: Exponent of the Riesz kernel, positive.
+        log: Return the logarithm of the mean.
+        backend: ``"dense"``, ``"streamed"``, ``"keops"``, or ``"auto"``, as in :func:`otdml.kernel_sums.pair_sum`.
+
+    Returns:
+        One value per batch element, shape (...).
+
+    Raises:
+        ValueError: If there are fewer than two points, an option is unknown, or ``log`` is asked of ``"log"``.
+
+    Example:
+        >>> import torch
+        >>> kernel_dispersion(torch.tensor([[1.0, 0.0], [-3.0, 0.0]]), kernel="riesz")  # antipodes: 1/2
+        tensor(0.5000)
+    """
+    check_several(z)
+    _check_log(kernel, log)
+    k = zonal_kernel(kernel, distance, gamma, s)
+    x = distinct_directions(z)
+    n = z.shape[-2]
+    uniform = x.new_full(x.shape[:-1], (n * (n - 1)) ** -0.5)
+    if not log:
+        return pair_sum(k, x, uniform, backend=backend)
+    # Relative to its largest term the sum lies between 1 / n² and 1, whatever gamma and s.
+    largest, logarithm = k.relative_to(smallest_squared_distance(x).clamp_min(torch.finfo(x.dtype).eps))
+    return pair_sum(largest, x, uniform, backend=backend).log() + logarithm[..., 0, 0]
+
+
+def zonal_kernel(kernel: str, distance: str, gamma: float, s: float) -> RadialKernel:
+    """The kernel of these names on the sphere.
+
+    Example:
+        >>> import torch
+        >>> zonal_kernel("gaussian", "chord", 2.0, 1.0)(torch.tensor(0.5))[0]  # exp(-1)
+        tensor(0.3679)
+    """
+    check_choice("kernel", kernel, KERNELS)
+    check_choice("distance", distance, DISTANCES)
+    check_positive("gamma", gamma)
+    check_positive("s", s)
+    made = {"gaussian": gaussian((2 * gamma) ** -0.5), "laplacian": laplacian(1 / gamma), "riesz": riesz(s)}
+    chord = made.get(kernel, logarithmic())
+    return chord if distance == "chord" else geodesic(chord)
+
+
+def check_several(z: Tensor) -> Tensor:
+    """``z``, if it holds at least two points.
+
+    Example:
+        >>> import torch
+        >>> check_several(torch.zeros(1, 3))
+        Traceback (most recent call last):
+        ValueError: `z` must hold at least two points, got shape (1, 3).
+    """
+    if check_points("z", z).shape[-2] < 2:
+        raise argument_error("z", "hold at least two points", f"shape {tuple(z.shape)}")
+    return z
+
+
+def _check_log(kernel: str, log: bool) -> None:
+    if log and kernel == "log":
+        raise argument_error("log", "be False for the kernel 'log', whose mean may be negative", log)
+
+
+class KernelDispersion(nn.Module):
+    """Module form of :func:`kernel_dispersion`."""
+
+    def __init__(
+        self,
+        *,
+        kernel: str = "gaussian",
+        distance: str = "chord",
+        gamma: float = 2.0,
+        s: float = 1.0,
+        log: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        zonal_kernel(kernel, distance, gamma, s)
+        _check_log(kernel, log)
+        self.kernel, self.distance, self.gamma, self.s, self.log = kernel, distance, gamma, s, log
+        self.backend = check_choice("backend", backend, BACKENDS)
+
+    def extra_repr(self) -> str:
+        scale = {"riesz": f", s={self.s:g}", "log": ""}.get(self.kernel, f", gamma={self.gamma:g}")
+        return f"kernel={self.kernel!r}, distance={self.distance!r}{scale}, log={self.log}"
+
+    def forward(self, z: Tensor) -> Tensor:
+        scale = {"gamma": self.gamma, "s": self.s}
+        return kernel_dispersion(
+            z, kernel=self.kernel, distance=self.distance, **scale, log=self.log, backend=self.backend
+        )
