@@ -31,7 +31,7 @@ def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int
 
     Example:
         >>> held_out_classes(["Greek/1", "Greek/2", "Latin/1", "Latin/2"])
-        ['Latin/1', 'Latin/2']
+        ['Greek/1', 'Greek/2']
     """
     check_fraction("fraction", fraction)
     if len(classes) < 4:

@@ -8,7 +8,10 @@ from typing import Any
 
 # The module that holds each public name.
 _HOMES = {
+    "EmbeddingHead": "module",
+    "FitResult": "training",
     "NIR": "nir",
+    "ProxyDML": "module",
     "REFERENCE_PROXY_WEIGHTS": "nir",
     "flow_nll": "nir",
     "reference_flow": "glow",
@@ -18,6 +21,11 @@ _HOMES = {
     "cluster_agreement": "clustering",
     "retrieval_metrics": "retrieval",
     "ClassBalancedBatchSampler": "sampling",
+    "TrainingConfig": "record",
+    "embed": "evaluation",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "param_groups": "optim",
     "proxy_anchor": "proxies",
     "proxy_nca": "proxies",
     "soft_triple": "proxies",

@@ -1,57 +1,38 @@
-"""One training run in one folder."""
+"""One training run in one folder, which a killed run can go on from."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from otdml.dml.module import ProxyDML
+from otdml._checks import argument_error
+from otdml.dml.evaluation import embed, evaluate
+from otdml.dml.loading import Augment, LabelledImages, TrainingBatches, as_float, epoch_seed, seeded
+from otdml.dml.module import ProxyDML
+from otdml.dml.record import LAST, ProgressLine, RunRecord, TrainingConfig
+from otdml.dml.sampling import ClassBalancedBatchSampler
 
-__all__ = ["FitResult", "LabelledImages", "TrainingConfig", "embed", "evaluate", "fit"]
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
-class LabelledImages(Protocol):
-    """What a run asks of a data set: items ``(image, label)``, and all labels at once."""
-
-    labels: Tensor
-    classes: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How long, in which batches and on which device a run trains; with the module it determines the numbers."""
-
-    epochs: int = 30
-    classes_per_batch: int = 32
-    samples_per_class: int = 4
-    batches_per_epoch: int | None = None
-    seed: int = 0
-    ks: tuple[int, ...] = (1, 2, 4, 8)
-    select: str = "map@r"
-    val_every: int = 1
-    test_every: int = 0
-    eval_batch_size: int = 512
-    workers: int = 0
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    compile: bool = False
+__all__ = ["FitResult", "TrainingConfig", "embed", "evaluate", "fit"]
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run ends with: metrics of the last and of the selected epoch, keyed ``test/recall@1`` and so on."""
+    """What a run ends with.
+
+    Attributes:
+        last: Metrics after the last epoch, keyed ``val/recall@1``, ``test/recall@1`` and so on.
+        best: Likewise of the epoch with the best validation metric; None without validation classes.
+        best_epoch: That epoch, counted from 0.
+        seconds: Time spent training and validating, that of earlier parts of a resumed run included.
+        folder: Where curve and checkpoints are.
+    """
 
     last: dict[str, float]
     best: dict[str, float] | None
@@ -67,23 +48,137 @@ def fit(
     folder: str | Path,
     val: LabelledImages | None = None,
     test: LabelledImages | None = None,
-    config: TrainingConfig = TrainingConfig(),
+    config: TrainingConfig | None = None,
     augment: Augment | None = None,
     resume: bool = True,
     progress: bool = True,
     on_epoch: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> FitResult:
-    """Train ``module``, write ``curve.csv``, ``last.ckpt`` and ``best.ckpt`` (with ``val``) into ``folder``."""
-    raise NotImplementedError
+    """Train a module in a folder, and evaluate it.
+
+    The folder gets ``curve.csv`` (one row per epoch), ``last.ckpt`` and, with ``val``, ``best.ckpt``. Each is replaced
+    whole or not at all: a full disk or a kill leaves the earlier one. A run that was killed goes on from ``last.ckpt``
+    when called again, and ends with the same weights and metrics, bit for bit on a CPU with the same number of
+    threads: all that is drawn in an epoch depends on the seed and the epoch's number, and on nothing before. A finished
+    run is only evaluated.
+
+    Args:
+        module: What to train, in place. Give it a ``seed``: a run killed before its first checkpoint starts over.
+        train: Training images, float or uint8, with labels in [0, num_classes).
+        folder: Where the run lives; made if missing.
+        val: Images of held-out classes, on which the epoch is selected.
+        test: Images of the test classes.
+        config: The budget; ``TrainingConfig()`` if None.
+        augment: Maps a batch of images (n, c, h, w), float, and a generator on their device to distorted ones.
+        resume: Whether to go on from ``last.ckpt``, rather than refuse a folder that has one.
+        progress: Whether to show a progress bar.
+        on_epoch: Called after every epoch with its number and its row of the curve.
+
+    Returns:
+        Metrics of the last and the selected epoch. The module holds the last epoch's weights.
+
+    Raises:
+        ValueError: If the folder holds a run of another configuration, or labels and model do not fit.
+        FloatingPointError: If the loss ceases to be finite.
+        OSError: If a file cannot be written; the earlier one is kept.
+    """
+    config, folder = config or TrainingConfig(), Path(folder)
+    _check_classes(module, train)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = RunRecord(module, folder, config, val=val, test=test, on_epoch=on_epoch)
+    state = run.earlier(resume)
+    if state is None or state["epoch"] + 1 < config.epochs:
+        bar = [ProgressLine()] if progress else []
+        with seeded() as seed_all, _quiet():
+            run.seed_all = seed_all
+            if config.compile:
+                module.backbone.compile()
+            trainer = _trainer(config, [run, *bar])
+            path = None if state is None else folder / LAST
+            trainer.fit(module, datamodule=_Batches(train, config, augment), ckpt_path=path, weights_only=True)
+    else:
+        run.load_state_dict(state["callbacks"][run.state_key])
+        module.load_state_dict(state["state_dict"])
+        run.write_curve()
+    return FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder)
 
 
-def embed(module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0) -> Tensor:
-    """Unit embeddings (n, dim) of the data set, on the CPU."""
-    raise NotImplementedError
+class _Batches(LightningDataModule):
+    """Training batches, brought to the device as they are stored and augmented there."""
+
+    def __init__(self, train: LabelledImages, config: TrainingConfig, augment: Augment | None) -> None:
+        super().__init__()
+        self.train, self.config, self.augment = train, config, augment
+        self.generator: torch.Generator | None = None
+
+    def train_dataloader(self) -> TrainingBatches:
+        config = self.config
+        sampler = ClassBalancedBatchSampler(
+            self.train.labels,
+            config.classes_per_batch,
+            config.samples_per_class,
+            seed=config.seed,
+            batches=config.batches_per_epoch,
+        )
+        return TrainingBatches(self.train, sampler, seed=config.seed, workers=config.workers)
+
+    def val_dataloader(self) -> list[Any]:
+        """None: the run validates between epochs itself. Lightning warns of a module whose validation has no loader."""
+        return []
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        images = as_float(images)
+        if self.augment is None:
+            return images, labels
+        if self.generator is None or self.generator.device != images.device:
+            self.generator = torch.Generator(images.device)
+            self.start_epoch(self.trainer.current_epoch)
+        return self.augment(images, self.generator), labels
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of an epoch from a start of its own."""
+        if self.generator is not None:
+            self.generator.manual_seed(epoch_seed(self.config.seed, epoch, stream=1))
 
 
-def evaluate(
-    module: ProxyDML, dataset: LabelledImages, *, ks: tuple[int, ...] = (1, 2, 4, 8), batch_size: int = 512
-) -> dict[str, float]:
-    """Retrieval metrics of the data set's embeddings, keyed as :func:`~otdml.dml.retrieval_metrics` does."""
-    raise NotImplementedError
+def _trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
+    """A trainer without what a run does not use, or does itself."""
+    return Trainer(
+        max_epochs=config.epochs,
+        accelerator=config.accelerator,
+        devices=1,
+        precision=config.precision,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _check_classes(module: ProxyDML, train: LabelledImages) -> None:
+    classes = module.hparams["num_classes"]
+    if len(train.classes) != classes:
+        remedy = "Build the module with num_classes=len(train.classes)."
+        raise argument_error("train", f"have the module's {classes} classes", len(train.classes), remedy)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's greetings off: devices, tips, that the last epoch was reached, and its use of a deprecated name."""
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.pytorch")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,247 @@
+"""The training module: network, embedding head, proxy loss and NIR, and how they are optimised."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
+from otdml.dml.backbones import backbone as make_backbone
+from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
+from otdml.dml.proxies import ProxyAnchor, ProxyNCA, SoftTriple
+from otdml.dml.retrieval import retrieval_metrics
+
+try:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("ProxyDML is built on Lightning: pip install 'otdml[train]'") from error
+
+__all__ = ["LOSSES", "EmbeddingHead", "ProxyDML"]
+
+LOSSES: Mapping[str, Callable[..., nn.Module]] = {
+    "proxy-anchor": ProxyAnchor,
+    "proxy-nca": ProxyNCA,
+    "soft-triple": SoftTriple,
+}
+POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "avg": lambda maps: maps.mean((-2, -1)),
+    "max": lambda maps: maps.amax((-2, -1)),
+    "avgmax": lambda maps: maps.mean((-2, -1)) + maps.amax((-2, -1)),
+}
+
+
+class EmbeddingHead(nn.Module):
+    """Embedding of features: pooling of maps, normalisation if asked for, and a linear layer.
+
+    Args:
+        num_features: Features, or channels of maps.
+        dim: Features of the embedding.
+        kind: ``"linear"``, or ``"layernorm"``, which normalises the pooled features first, without parameters.
+        pool: ``"avg"``, ``"max"`` or their sum ``"avgmax"``, over the places of a map; features are not pooled.
+
+    Example:
+        >>> import torch
+        >>> EmbeddingHead(8, 4, pool="avgmax")(torch.zeros(2, 8, 3, 3)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, num_features: int, dim: int, *, kind: str = "linear", pool: str = "avg") -> None:
+        super().__init__()
+        check_choice("head", kind, ("linear", "layernorm"))
+        self.pool = check_known("pool", pool, POOLS)
+        self.norm = nn.LayerNorm(num_features, elementwise_affine=False) if kind == "layernorm" else nn.Identity()
+        self.linear = nn.Linear(num_features, check_integer("dim", dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(self.norm(POOLS[self.pool](features) if features.ndim == 4 else features))
+
+
+class ProxyDML(LightningModule):
+    r"""Proxy-based metric learning, from images to unit embeddings.
+
+    Trained on ``loss_weight * proxy_loss + nir_weight * mean(nir)``. The module trains under any Lightning trainer;
+    :func:`otdml.dml.fit` runs it in a folder that a killed run can go on from. Its checkpoints hold network, head,
+    proxies, flow and hyper-parameters, all as plain types: ``torch.load(path, weights_only=True)`` reads them, and
+    ``ProxyDML.load_from_checkpoint(path)`` rebuilds the module (pass ``backbone`` or ``loss`` again where they were
+    modules).
+
+    Args:
+        num_classes: Training classes.
+        backbone: A name as :func:`otdml.dml.backbones.backbone` takes it, or a module.
+        backbone_options: Arguments of the named backbone.
+        dim: Features of the embedding.
+        head: ``"linear"`` or ``"layernorm"``, see :class:`EmbeddingHead`.
+        pool: ``"avg"``, ``"max"`` or ``"avgmax"``.
+        loss: ``"proxy-anchor"``, ``"proxy-nca"`` or ``"soft-triple"``, or a module that maps embeddings and labels to
+            a scalar; NIR asks it for ``class_proxies(z, labels)``.
+        loss_options: Arguments of the named loss.
+        loss_weight: Scale of the proxy term.
+        nir_weight: Scale of the NIR term; at zero no flow is built.
+        nir_options: Arguments of :class:`otdml.dml.NIR` such as ``{"objective": "nll"}``.
+        optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"``.
+        lr: Learning rate, of all parts or of each of ``"backbone"``, ``"head"``, ``"proxies"``, ``"flow"``; a part
+            that is not named learns at the backbone's rate.
+        weight_decay: Likewise; a part that is not named does not decay, and biases and norms never do.
+        schedule: ``"cosine"``, ``"step"`` or ``"constant"``, by optimisation step.
+        warmup_epochs: Epochs over which the learning rates rise linearly.
+        frozen_epochs: Epochs in which the backbone stands still, statistics included, and the rest learns.
+        clip: Largest norm of the gradient. None for no clipping.
+        freeze_bn: Whether batch norms of the backbone keep their statistics, as with pretrained networks.
+        seed: Of the initial values. PyTorch's default generator if None.
+
+    Attributes:
+        backbone, head, loss, nir: The parts; ``nir`` is None where there is no flow.
+
+    Raises:
+        ValueError: If a name or a number is out of range; the message lists what there is.
+
+    Example:
+        >>> import torch
+        >>> module = ProxyDML(num_classes=5, dim=8, seed=0)
+        >>> z = module(torch.zeros(2, 1, 8, 8))
+        >>> z.shape, z.norm(dim=-1).round(decimals=4)
+        (torch.Size([2, 8]), tensor([1., 1.], grad_fn=<RoundBackward1>))
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str | nn.Module = "conv4",
+        backbone_options: Mapping[str, Any] | None = None,
+        dim: int = 64,
+        head: str = "linear",
+        pool: str = "avg",
+        loss: str | nn.Module = "proxy-anchor",
+        loss_options: Mapping[str, Any] | None = None,
+        loss_weight: float = 1.0,
+        nir_weight: float = 0.0,
+        nir_options: Mapping[str, Any] | None = None,
+        optimizer: str = "adamw",
+        lr: float | Mapping[str, float] = 1e-3,
+        weight_decay: float | Mapping[str, float] = 0.0,
+        schedule: str = "cosine",
+        warmup_epochs: int = 0,
+        frozen_epochs: int = 0,
+        clip: float | None = None,
+        freeze_bn: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_integer("num_classes", num_classes, least=2)
+        self._remember(locals())
+        self.lr = by_group("lr", lr)
+        self.weight_decay = by_group("weight_decay", weight_decay, default=0.0)
+        self.optimizer_name = check_known("optimizer", optimizer, OPTIMIZERS)
+        self.schedule_name = check_known("schedule", schedule, SCHEDULES)
+        self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, least=0)
+        self.frozen_epochs = check_integer("frozen_epochs", frozen_epochs, least=0)
+        self.clip = None if clip is None else check_positive("clip", clip)
+        self.freeze_bn = freeze_bn
+        self.loss_weight = check_nonnegative("loss_weight", loss_weight)
+        self.nir_weight = check_nonnegative("nir_weight", nir_weight)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            self.backbone: Any = make_backbone(backbone, backbone_options)
+            self.head = EmbeddingHead(self.backbone.num_features, dim, kind=head, pool=pool)
+            self.loss: Any = _loss(loss, num_classes, dim, loss_options)
+            self.nir = _nir(dim, nir_options) if nir_weight else None
+        # A part of the backbone that the caller has frozen stays frozen.
+        self._learnt = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        self._unseen: list[tuple[Tensor, Tensor]] = []
+
+    def _remember(self, arguments: Mapping[str, Any]) -> None:
+        """Keep the hyper-parameters that a checkpoint can hold as plain types."""
+        names = [name for name in inspect.signature(ProxyDML.__init__).parameters if name != "self"]
+        kept = {name: _plain(arguments[name]) for name in names if not isinstance(arguments[name], nn.Module)}
+        self.save_hyperparameters(kept)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Unit embeddings (n, dim), in float32 whatever the autocast."""
+        return F.normalize(self.head(self.backbone(images)).float(), dim=-1)
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The total ``loss`` and its unweighted terms, ``proxy`` and, where there is a flow, ``nir``."""
+        # Not normalised: every loss does that itself, and once is enough.
+        z = self.head(self.backbone(images))
+        terms = {"proxy": self.loss(z, labels)}
+        total = self.loss_weight * terms["proxy"]
+        if self.nir is not None:
+            terms["nir"] = self.nir(z, self.loss.class_proxies(z, labels)).mean()
+            total = total + self.nir_weight * terms["nir"]
+        return {"loss": total, **terms}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        terms = self.losses(*batch)
+        return {name: value if name == "loss" else value.detach() for name, value in terms.items()}
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze what stands still in this epoch."""
+        frozen = self.current_epoch < self.frozen_epochs
+        if self.frozen_epochs:
+            for parameter in self._learnt:
+                parameter.requires_grad_(not frozen)
+            self.backbone.train(not frozen)
+        if self.freeze_bn:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self._unseen.append((self(images), labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log retrieval metrics of the validation classes, under ``val/``."""
+        z, labels = (torch.cat(parts) for parts in zip(*self._unseen, strict=True))
+        self._unseen.clear()
+        z, labels = self.all_gather((z, labels))
+        found = retrieval_metrics(z.flatten(0, -2), labels.flatten())
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parts = {"backbone": self.backbone, "head": self.head, "proxies": self.loss, "flow": self.nir}
+        groups = param_groups(parts, lr=self.lr, weight_decay=self.weight_decay)
+        found = optimizer(self.optimizer_name, groups, fused=self.clip is None)
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = max(1, self.trainer.max_epochs or 1)
+        rate = schedule(self.schedule_name, steps, warmup=min(steps, steps * self.warmup_epochs // epochs))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(found, rate)
+        return {"optimizer": found, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The module's own `clip` holds whichever trainer runs it.
+        self.clip_gradients(optimizer, self.clip or gradient_clip_val, gradient_clip_algorithm or "norm")
+
+
+def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:
+    if isinstance(loss, nn.Module):
+        if options:
+            raise argument_error("loss_options", "be empty where the loss is a module", dict(options))
+        return loss
+    return LOSSES[check_known("loss", loss, LOSSES)](num_classes, dim, **dict(options or {}))
+
+
+def _nir(dim: int, options: Mapping[str, Any] | None) -> nn.Module:
+    from otdml.dml.nir import NIR
+
+    return NIR(dim, **dict(options or {}))
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with its mappings and sequences as dicts and lists, which a checkpoint holds without pickled types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value

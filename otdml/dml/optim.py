@@ -1,0 +1,148 @@
+"""Parameter groups and learning-rate schedules of metric learning."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from otdml._checks import argument_error, check_integer, check_known, check_nonnegative, check_positive
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "by_group", "optimizer", "param_groups", "schedule"]
+
+PART_NAMES = ("backbone", "head", "proxies", "flow")
+OPTIMIZERS: Mapping[str, type[Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = ("cosine", "step", "constant")
+
+
+def by_group(name: str, value: float | Mapping[str, float], default: float | None = None) -> dict[str, float]:
+    """One number per part of the model: ``value`` for all of them, or its entries and ``default`` for the others.
+
+    Example:
+        >>> by_group("weight_decay", {"backbone": 0.1}, default=0.0)
+        {'backbone': 0.1, 'head': 0.0, 'proxies': 0.0, 'flow': 0.0}
+    """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(PART_NAMES, check_nonnegative(name, value))
+    for part in value:
+        check_known(f"part in `{name}`", part, PART_NAMES)
+    default = value.get("backbone", 0.0) if default is None else default
+    return {part: check_nonnegative(f"{name}[{part!r}]", value.get(part, default)) for part in PART_NAMES}
+
+
+def param_groups(
+    parts: Mapping[str, nn.Module | None], *, lr: Mapping[str, float], weight_decay: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Groups of an optimiser, each part of a model with its own learning rate and weight decay.
+
+    Proxies get gradients through few samples each, and published runs give them 100 to 4000 times the backbone's
+    rate. Biases, and the scales of normalisation layers, are never decayed: pulling them to zero regularises nothing.
+
+    Args:
+        parts: The model's parts by name; None for one it does not have.
+        lr: Learning rate by part.
+        weight_decay: Decay by part.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; a part's undecayed parameters are a group of
+        their own, named ``part/undecayed``. Empty groups are left out.
+
+    Example:
+        >>> from torch import nn
+        >>> groups = param_groups({"head": nn.Linear(4, 2)}, lr={"head": 0.1}, weight_decay={"head": 0.01})
+        >>> [(group["name"], group["weight_decay"]) for group in groups]
+        [('head', 0.01), ('head/undecayed', 0.0)]
+    """
+    groups = []
+    for name, part in parts.items():
+        if part is None:
+            continue
+        plain = _undecayed(part) if name in ("backbone", "head", "flow") else set()
+        decayed = [parameter for parameter in part.parameters() if parameter not in plain]
+        undecayed = [parameter for parameter in part.parameters() if parameter in plain]
+        groups.append({"params": decayed, "lr": lr[name], "weight_decay": weight_decay[name], "name": name})
+        groups.append({"params": undecayed, "lr": lr[name], "weight_decay": 0.0, "name": f"{name}/undecayed"})
+    return [group for group in groups if group["params"]]
+
+
+def _undecayed(part: nn.Module) -> set[nn.Parameter]:
+    """Biases and normalisation scales: what is no matrix, whatever its layer is called."""
+    return {parameter for parameter in part.parameters() if parameter.ndim < 2}
+
+
+def optimizer(name: str, groups: Iterable[Mapping[str, Any]], *, fused: bool = True) -> Optimizer:
+    """Optimiser by name over parameter groups; SGD has Nesterov momentum .9.
+
+    Args:
+        name: ``"adamw"``, ``"adam"`` or ``"sgd"``.
+        groups: As :func:`param_groups` makes them.
+        fused: Whether one kernel updates all parameters; gradient scaling and clipping together do not allow it.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        ValueError: If there is no such optimiser.
+
+    Example:
+        >>> from torch import nn
+        >>> optimizer("sgd", [{"params": nn.Linear(2, 1).parameters(), "lr": 0.1}]).defaults["momentum"]
+        0.9
+    """
+    kind = OPTIMIZERS[check_known("optimizer", name, OPTIMIZERS)]
+    options: dict[str, Any] = {"fused": fused}
+    if name == "sgd":
+        options |= {"momentum": 0.9, "nesterov": True}
+    return kind([dict(group) for group in groups], **options)
+
+
+def schedule(
+    name: str, steps: int, *, warmup: int = 0, final: float = 0.0, every: int | None = None, factor: float = 0.5
+) -> Callable[[int], float]:
+    r"""Factor of the learning rate by optimisation step.
+
+    After a linear warm-up, with t the share of the remaining steps that has passed: ``"constant"`` is 1, ``"cosine"``
+    is :math:`f + (1 - f) (1 + \cos \pi t) / 2`, and ``"step"`` multiplies by ``factor`` every ``every`` steps.
+
+    Args:
+        name: ``"cosine"``, ``"step"`` or ``"constant"``.
+        steps: All optimisation steps.
+        warmup: Steps of linear warm-up, from 1 / warmup at the first.
+        final: Where the cosine ends, f.
+        every: Steps between two drops of ``"step"``; a third of the remaining ones if None.
+        factor: What each drop multiplies by.
+
+    Returns:
+        The factor of step 0, 1, ...
+
+    Raises:
+        ValueError: If there is no such schedule.
+
+    Example:
+        >>> cosine = schedule("cosine", 12, warmup=2)
+        >>> [round(cosine(step), 2) for step in (0, 1, 2, 7, 12)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    check_known("schedule", name, SCHEDULES)
+    check_integer("warmup", warmup, least=0)
+    rest = max(1, steps - warmup)
+    every = max(1, rest // 3) if every is None else check_integer("every", every)
+    check_positive("factor", factor)
+    if warmup > steps:
+        raise argument_error("warmup", f"be at most the number of steps, {steps}", warmup)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if name == "step":
+            return factor ** ((step - warmup) // every)
+        passed = min(1.0, (step - warmup) / rest) if name == "cosine" else 0.0
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * passed))
+
+    return rate
