@@ -160,7 +160,8 @@ def soft_triple(
     cosines = (F.normalize(z, dim=-1) @ centres.flatten(0, 1).T).unflatten(-1, centres.shape[:2])
     similarities = ((cosines / gamma).softmax(dim=-1) * cosines).sum(dim=-1)
     margin = delta * F.one_hot(labels.long(), len(proxies)).to(z.dtype)
-    return F.cross_entropy(lam * (similarities - margin), labels.long()) + tau * _spread(centres)
+    loss = F.cross_entropy(lam * (similarities - margin), labels.long())
+    return loss + tau * _spread(centres) if tau else loss
 
 
 class ProxyAnchor(nn.Module):
@@ -347,7 +348,7 @@ def _log_one_plus_sum_exp(exponents: Tensor, mask: Tensor) -> Tensor:
 def _spread(centres: Tensor) -> Tensor:
     """Sum of the distances between unit centres of a class, over C K (K - 1)."""
     classes, k, _ = centres.shape
-    if k == 1:
+    if k == 1:  # no pairs, and no factor
         return centres.new_zeros(())
     i, j = torch.triu_indices(k, k, offset=1, device=centres.device)
     squares = 2 - 2 * (centres @ centres.mT)[:, i, j]
