@@ -5,13 +5,14 @@ value and gradient come from one pass, so the memory is that of the points and o
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from otdml._checks import check_choice
-from otdml.kernels import Kernel
+from otdml.kernels import Kernel, RadialKernel
 
 __all__ = ["BACKENDS", "cross_sum", "pair_sum", "quadratic_form", "smallest_squared_distance"]
 
@@ -57,7 +58,8 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
 
     .. math:: \sum_{i \ne j} a_i a_j \, k(x_i, x_j)
 
-    Differentiable in x and a; twice in the dense form alone. The cost is n² d / 2, since each pair is visited once.
+    Differentiable in x and a; second derivatives take the memory of the dense form. The cost is n² d / 2, since each
+    pair is visited once.
 
     Args:
         kernel: A kernel of :mod:`otdml.kernels`.
@@ -149,25 +151,36 @@ class _KernelSum(torch.autograd.Function):
     def forward(
         ctx: Any, kernel: Kernel, backend: str, pairs: bool, x: Tensor, a: Tensor, y: Tensor, b: Tensor
     ) -> Tensor:
-        ctx.pairs = pairs
+        ctx.kernel, ctx.pairs = kernel, pairs
         sums = _keops_sums if backend == "keops" else _tile_sums
         # A sum of radial kernels is the same around any origin; near zero the products keep their digits.
         origin = y.mean(-2, keepdim=True)
         wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
         kb, ka, force_x, force_y = sums(kernel, x - origin, a, y - origin, b, pairs, wanted)
-        ctx.save_for_backward(kb, ka, force_x, force_y)
+        ctx.save_for_backward(kb, ka, force_x, force_y, x, a, y, b)
         return (a * kb).sum(-1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kb, ka, force_x, force_y, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, None, *_differentiable_gradients(ctx, inputs, grad)
         scale = 2 * grad if ctx.pairs else grad
-        kb, ka, force_x, force_y = ctx.saved_tensors
-        grads = [
-            None if g is None else g * scale[(...,) + (None,) * (g.ndim - scale.ndim)]
-            for g in (force_x, kb, force_y, ka)
-        ]
-        return None, None, None, *grads
+        gradients = (force_x, kb, force_y, ka)
+        return None, None, None, *(None if g is None else g * _expand(scale, g) for g in gradients)
+
+
+def _expand(scale: Tensor, like: Tensor) -> Tensor:
+    return scale[(...,) + (None,) * (like.ndim - scale.ndim)]
+
+
+def _differentiable_gradients(ctx: Any, inputs: list[Tensor], grad: Tensor) -> list[Tensor | None]:
+    """Gradients that can be differentiated again: those of the dense form, whose memory is n m d."""
+    x, a, y, b = inputs
+    value = _dense(ctx.kernel, x, a, *((x, a) if ctx.pairs else (y, b)), pairs=ctx.pairs)
+    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad[3:], strict=True) if needed]
+    found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[3:]]
 
 
 Sums = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -275,14 +288,14 @@ def _keops_rows(
     from pykeops.torch import LazyTensor
 
     xi, yj = LazyTensor(x.unsqueeze(-2).contiguous()), LazyTensor(y.unsqueeze(-3).contiguous())
-    bj = LazyTensor(b[..., None, :, None].contiguous())
-    difference = xi - yj
-    r2, least = difference.square().sum(-1), kernel.least(x.dtype)
-    k, slope = kernel((r2 - least).relu() + least)
+    bj, columns = LazyTensor(b[..., None, :, None].contiguous()), x.ndim - 1
+    r2, least, symbolic = ((xi - yj) ** 2).sum(-1), kernel.least(x.dtype), kernel
+    if isinstance(kernel, RadialKernel) and isinstance(kernel.shift, Tensor):
+        symbolic = replace(kernel, shift=LazyTensor(kernel.shift.unsqueeze(-1)))
     if pairs:
         index = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)
-        i, j = LazyTensor(index.view(-1, 1, 1)), LazyTensor(index.view(1, -1, 1))
-        other = ((i - j).abs() - 0.5).step()
-        k = k * other
-    columns = x.ndim - 1
-    return (k * bj).sum(columns)[..., 0], (slope * bj * difference).sum(columns) if force else None
+        other = ((LazyTensor(index.view(-1, 1, 1)) - LazyTensor(index.view(1, -1, 1))).abs() - 0.5).step()
+        # A point to itself counts nothing, at a distance where no kernel is large.
+        r2, bj = r2 + (1 - other) * 4, bj * other
+    k, slope = symbolic((r2 - least).relu() + least)
+    return (k * bj).sum(columns)[..., 0], (slope * bj * (xi - yj)).sum(columns) if force else None

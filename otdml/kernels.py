@@ -104,12 +104,17 @@ class _Geodesic:
     def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
         # Rounding may leave a chord longer than the diameter, and the derivative has a pole at the antipode, where
         # the force along the chord has no part along the sphere: both end a rounding error short of it.
-        last = 4 * (1 - torch.finfo(r2.dtype).eps)
-        r2 = last - (last - r2).relu()
+        last = 4 * (1 - torch.finfo(_dtype(r2)).eps)
+        r2 = r2 - (r2 - last).relu()
         r = r2.sqrt()
         t = 2 * (r / 2).asin()
         value, slope = self.profile(t.square())
         return value, slope * (t / (r * (1 - r2 / 4).sqrt()))
+
+
+def _dtype(r2: Tensor) -> torch.dtype:
+    # A symbolic tensor of KeOps gives the name of its type.
+    return getattr(torch, r2.dtype) if isinstance(r2.dtype, str) else r2.dtype
 
 
 class Kernel(Protocol):
@@ -165,9 +170,9 @@ class RadialKernel:
         if not isinstance(radial, _Logarithm):
             return limits.tiny**0.8
         if not self.exponential or isinstance(self.shift, Tensor):
-            return limits.eps
+            return limits.eps**2
         # A slope of r^-(s+2) must leave room for the sum of many: some 1e30 in float32.
-        return max(limits.eps, math.exp(-1.6 * math.log(limits.max) / (radial.s + 2)))
+        return max(limits.eps**2, math.exp(-1.6 * math.log(limits.max) / (radial.s + 2)))
 
     def __call__(self, r2: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = self.profile(r2)

@@ -9,6 +9,9 @@ from otdml._checks import check_integer, check_points
 
 __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "uniform_points", "unit"]
 
+# Directions nearer than this many rounding units coincide: what is between them is rounding.
+_COINCIDENT = 16
+
 
 def unit(z: Tensor) -> Tensor:
     r"""Directions of the rows of z.
@@ -30,7 +33,7 @@ def unit(z: Tensor) -> Tensor:
                 [0.0000, 0.0000]])
     """
     norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / torch.where(norm > 0, norm, 1)
+    return z / torch.where(norm == 0, 1, norm)
 
 
 def angle(x: Tensor, y: Tensor) -> Tensor:
@@ -60,9 +63,9 @@ def distinct_directions(z: Tensor) -> Tensor:
     r"""Directions of the rows of z, those that coincide moved apart: the tie-break of every dispersion loss.
 
     Two coincident points repel each other in no direction in particular, so a loss alone could never part them. Rows
-    whose directions are within :math:`\sqrt\epsilon` of each other coincide, where :math:`\epsilon` is the rounding
-    unit of the dtype. All of them but the first are moved by :math:`4 \sqrt\epsilon` along a pseudo-random direction
-    that depends on the row number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
+    whose directions are within :math:`16 \epsilon` of each other coincide, where :math:`\epsilon` is the rounding unit
+    of the dtype. All of them but the first are moved by :math:`4 \sqrt\epsilon` along a pseudo-random direction that
+    depends on the row number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
     are. The move is a constant to autograd: the gradient is that of the loss at the moved points.
 
     It costs a product with one vector, a sort, and memory for a few copies of z.
@@ -82,18 +85,18 @@ def distinct_directions(z: Tensor) -> Tensor:
     with torch.no_grad():
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         step = 4 * math.sqrt(torch.finfo(z.dtype).eps) * norm * _coincident(unit(z)).unsqueeze(-1)
-        shift = torch.where(norm > 0, step, 1) * _scattered(z)
+        shift = torch.where(norm == 0, 1, step) * _scattered(z)
     return unit(z + shift)
 
 
 def _coincident(x: Tensor) -> Tensor:
-    """Whether a row follows one within √ε of it, in the order of a projection that keeps equal rows together."""
+    """Whether a row follows one that it coincides with, in the order of a projection that keeps equal rows together."""
     # In float64 unrelated rows have distinct projections, so none comes to lie between two equal ones.
     key = x.double() @ _scattered(x)[-1].double()
     order = key.argsort(dim=-1, stable=True)
     ordered = x.take_along_dim(order.unsqueeze(-1), -2)
     gap = torch.linalg.vector_norm(ordered[..., 1:, :] - ordered[..., :-1, :], dim=-1)
-    near = gap <= math.sqrt(torch.finfo(x.dtype).eps)
+    near = gap <= _COINCIDENT * torch.finfo(x.dtype).eps
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., 1:], near)
 
 

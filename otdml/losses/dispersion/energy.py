@@ -38,8 +38,9 @@ def kernel_dispersion(
 
     The mean over pairs is a U-statistic: without ``log``, the mean over random minibatches of its value and of its
     gradient are those of all points. The cost is n² d / 2, the memory n d. Coincident rows are moved apart first as
-    described at :func:`otdml.sphere.distinct_directions`. Below a distance of :math:`\sqrt\epsilon` (or where
-    :math:`r^{-s-2}` would overflow) a singular kernel is held constant, and its force proportional to the distance.
+    described at :func:`otdml.sphere.distinct_directions`. Without ``log``, a Riesz kernel is held
+    constant below the distance where sums of :math:`r^{-s-2}` would overflow (in float32 0.04 for s = 20), and its
+    force is proportional to the distance there.
 
     Args:
         z: Points, shape (..., n, d), of any length: their directions are what counts.
@@ -72,7 +73,7 @@ def kernel_dispersion(
     if not log:
         return pair_sum(k, x, uniform, backend=backend)
     # Relative to its largest term the sum lies between 1 / n² and 1, whatever gamma and s.
-    largest, logarithm = k.relative_to(smallest_squared_distance(x).clamp_min(torch.finfo(x.dtype).eps))
+    largest, logarithm = k.relative_to(smallest_squared_distance(x).clamp_min(torch.finfo(x.dtype).eps ** 2))
     return pair_sum(largest, x, uniform, backend=backend).log() + logarithm[..., 0, 0]
 
 

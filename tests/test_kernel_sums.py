@@ -1,0 +1,167 @@
+"""Sums of kernels: dense, streamed and KeOps forms against each other and by hand."""
+
+import functools
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from otdml import kernel_sums
+from otdml.kernel_sums import cross_sum, pair_sum, quadratic_form, smallest_squared_distance
+from otdml.kernels import (
+    energy,
+    gaussian,
+    geodesic,
+    inverse_multiquadric,
+    laplacian,
+    logarithmic,
+    mixture,
+    riesz,
+)
+from otdml.sphere import uniform_points
+
+FINITE = {
+    "gaussian": gaussian(0.7),
+    "laplacian": laplacian(0.7),
+    "imq": inverse_multiquadric(0.5),
+    "energy": energy(),
+    "mixture": mixture([gaussian(0.3), laplacian(1.0)]),
+    "geodesic laplacian": geodesic(laplacian(0.8)),
+}
+SINGULAR = {"riesz": riesz(1.0), "log": logarithmic(), "geodesic riesz": geodesic(riesz(1.5))}
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setitem(kernel_sums._TILE, "cpu", 64 * 64)
+
+
+def clouds(d, batch, dtype, generator):
+    x, y = (uniform_points(*batch, n, d, generator=generator, dtype=dtype) for n in (150, 131))
+    y[..., :3, :] = x[..., :3, :]
+    a, b = (torch.randn(z.shape[:-1], generator=generator, dtype=dtype) for z in (x, y))
+    return [t.requires_grad_() for t in (x, a, y, b)]
+
+
+def value_and_gradients(function, tensors):
+    value = function(*tensors)
+    return [value, *torch.autograd.grad((value * torch.arange(1.0, 1 + value.numel())).sum(), tensors)]
+
+
+def assert_same(function, tensors, backend, tol):
+    dense = value_and_gradients(functools.partial(function, backend="dense"), tensors)
+    other = value_and_gradients(functools.partial(function, backend=backend), tensors)
+    for expected, actual in zip(dense, other, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tol * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("d", [3, 20])
+@pytest.mark.parametrize("name", [*FINITE, *SINGULAR])
+def test_streamed_pairs_are_dense_pairs(name, d, batch, dtype, tol, generator, small_tiles):
+    kernel = (FINITE | SINGULAR)[name]
+    x, a, _, _ = clouds(d, batch, dtype, generator)
+    assert_same(functools.partial(pair_sum, kernel), (x, a), "streamed", tol)
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("d", [3, 20])
+@pytest.mark.parametrize("name", FINITE)
+def test_streamed_cross_terms_are_dense_ones_where_points_meet(name, d, batch, dtype, tol, generator, small_tiles):
+    # In float32 the force of points that are antipodes to within rounding has no digits.
+    tol = 10 * tol if "geodesic" in name else tol
+    assert_same(functools.partial(cross_sum, FINITE[name]), clouds(d, batch, dtype, generator), "streamed", tol)
+
+
+@pytest.mark.keops
+@pytest.mark.xdist_group("keops")
+def test_keops_sums_are_dense_sums(generator):
+    pytest.importorskip("pykeops")
+    x, a, y, b = clouds(3, (), torch.float64, generator)
+    assert_same(functools.partial(pair_sum, riesz(1.0)), (x, a), "keops", 1e-11)
+    assert_same(functools.partial(cross_sum, gaussian(0.5)), (x, a, y, b), "keops", 1e-11)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_gradients_are_finite_differences(backend, generator, small_tiles):
+    x, y = (torch.randn(n, 3, generator=generator, dtype=torch.float64, requires_grad=True) for n in (5, 4))
+    a, b = (torch.randn(n, generator=generator, dtype=torch.float64, requires_grad=True) for n in (5, 4))
+    for kernel in (*FINITE.values(), *SINGULAR.values()):
+        if "Geodesic" in repr(kernel):
+            continue
+        assert torch.autograd.gradcheck(functools.partial(pair_sum, kernel, backend=backend), (x, a))
+        assert torch.autograd.gradcheck(functools.partial(cross_sum, kernel, backend=backend), (x, a, y, b))
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_second_derivatives_are_finite_differences(backend, generator, small_tiles):
+    x, y = (torch.randn(n, 2, generator=generator, dtype=torch.float64, requires_grad=True) for n in (4, 3))
+    a, b = (torch.randn(n, generator=generator, dtype=torch.float64, requires_grad=True) for n in (4, 3))
+    for kernel in (laplacian(), riesz(1.0)):
+        assert torch.autograd.gradgradcheck(functools.partial(pair_sum, kernel, backend=backend), (x, a))
+        assert torch.autograd.gradgradcheck(functools.partial(cross_sum, kernel, backend=backend), (x, a, y, b))
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("name", FINITE)
+def test_coincident_points_of_two_clouds_have_finite_gradients(name, backend):
+    x = torch.eye(3, requires_grad=True)
+    weights = torch.full((3,), 1 / 3)
+    value = cross_sum(FINITE[name], x, weights, torch.eye(3), weights, backend=backend)
+    (grad,) = torch.autograd.grad(value, x)
+    assert value.isfinite()
+    assert grad.isfinite().all()
+    # By symmetry each row of the gradient is normal to the line of the other two.
+    torch.testing.assert_close(grad[0, 1], grad[0, 2])
+
+
+def test_quadratic_form_is_the_matrix_form(generator):
+    x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    a = torch.randn(6, generator=generator, dtype=torch.float64)
+    K = (-torch.cdist(x, x) / 2).exp()
+    torch.testing.assert_close(quadratic_form(laplacian(2.0), x, a), a @ K @ a)
+
+
+def test_near_pairs_keep_their_digits_far_from_the_origin(small_tiles):
+    x = torch.linspace(0, 1, 200)[:, None] * torch.ones(20) / 20**0.5
+    weights = torch.full((200,), 1 / 200)
+    near, far = (cross_sum(energy(), z, weights, z, weights, backend="streamed") for z in (x, x + 100.0))
+    assert float(near) == pytest.approx(-(200**2 - 1) / (3 * 200 * 199), rel=1e-5)
+    # The rounding of the points themselves: 4e-6 of some 0.3.
+    assert float(far) == pytest.approx(float(near), rel=1e-4)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of entries of the largest tensor that any operation returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+def test_memory_is_that_of_a_tile(generator):
+    x = torch.randn(3000, 4, generator=generator, requires_grad=True)
+    with LargestTensor() as seen:
+        pair_sum(gaussian(), x, torch.full((3000,), 1 / 3000)).backward()
+    assert 2**20 < seen.entries <= kernel_sums._TILE["cpu"]
+
+
+def test_smallest_squared_distance(generator, small_tiles):
+    # 129 = 2 * 64 + 1 points leave a last tile that holds one point alone.
+    x = torch.randn(2, 129, 12, generator=generator)
+    x[1, 128] = x[1, 5]
+    r2 = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    r2.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    torch.testing.assert_close(smallest_squared_distance(x), r2.amin((-2, -1), keepdim=True))
+
+
+def test_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed', 'keops', got 'gpu'"):
+        pair_sum(gaussian(), torch.zeros(2, 2), torch.ones(2), backend="gpu")

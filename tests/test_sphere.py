@@ -1,0 +1,145 @@
+"""Directions, angles, the tie-break, uniform points, great circles and the parametrisation."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+from otdml.sphere import UnitRows, angle, distinct_directions, great_circles, uniform_points, unit
+
+
+def on_circle(degrees):
+    t = torch.as_tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([t.cos(), t.sin()], -1)
+
+
+def test_unit_rows_have_length_one_and_zero_rows_stay(generator):
+    z = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) * 1e3
+    z[0, 0] = 0
+    norms = unit(z).norm(dim=-1)
+    assert norms[0, 0] == 0
+    torch.testing.assert_close(norms.flatten()[1:], torch.ones(9, dtype=torch.float64))
+
+
+def test_unit_gradient_is_tangential_and_finite_at_zero():
+    z = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    unit(z)[:, 0].sum().backward()
+    torch.testing.assert_close(z.grad, torch.tensor([[0.128, -0.096], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("degrees", [0, 1e-9, 1e-3, 30, 90, 180 - 1e-9, 180])
+def test_angle_keeps_its_digits_everywhere(degrees):
+    found = angle(on_circle(0.0), on_circle(degrees))
+    assert float(found) == pytest.approx(math.radians(degrees), rel=1e-7, abs=1e-15)
+
+
+@pytest.mark.parametrize("degrees", [1e-6, 45, 179.9999])
+def test_angle_has_a_gradient_of_length_one(degrees):
+    x = on_circle(degrees).requires_grad_()
+    angle(on_circle(0.0), x).backward()
+    tangent = torch.stack([-x.detach()[1], x.detach()[0]])
+    assert float(x.grad @ tangent) == pytest.approx(1, rel=1e-6)
+
+
+def test_angle_of_a_point_with_itself_has_gradient_zero():
+    x = on_circle(20.0).requires_grad_()
+    angle(x, x.detach()).backward()
+    assert x.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [2, 3, 64])
+def test_distinct_directions_leave_distinct_rows(dtype, d, generator):
+    z = torch.randn(200, d, generator=generator, dtype=dtype)
+    assert distinct_directions(z).equal(unit(z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [2, 3, 64])
+def test_distinct_directions_part_coincident_rows(dtype, d, generator):
+    z = torch.randn(50, d, generator=generator, dtype=dtype)
+    z[10:40] = z[3]
+    z[20:30] *= torch.rand(10, 1, generator=generator, dtype=dtype) + 0.5
+    z[45:] = 0
+    x = distinct_directions(z)
+    root = torch.finfo(dtype).eps ** 0.5
+    # Pairs by differences: products lose the digits that are in question.
+    r = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(1)
+    # On a circle all of them share one line, and some of its pairs are near by chance.
+    assert r.min() > (0 if d == 2 else 0.01 * root)
+    assert r[3, 10:40].max() < 20 * root
+    assert x[:3].equal(unit(z[:3]))
+    torch.testing.assert_close(x.norm(dim=1), torch.ones(50, dtype=dtype))
+
+
+def test_distinct_directions_is_the_same_each_time_and_in_a_batch(generator):
+    z = torch.randn(2, 20, 4, generator=generator)
+    z[:, 5:] = z[:, :1]
+    x = distinct_directions(z)
+    assert x.equal(distinct_directions(z))
+    assert x.equal(torch.stack([distinct_directions(cloud) for cloud in z]))
+
+
+def test_distinct_directions_passes_the_gradient_of_unit(generator):
+    z = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    z[2] = z[1]
+    z.requires_grad_()
+    w = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    (grad,) = torch.autograd.grad((distinct_directions(z) * w).sum(), z)
+    (expected,) = torch.autograd.grad((unit(z) * w).sum(), z)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-6)
+
+
+def test_distinct_directions_lets_nan_through():
+    z = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [0.0, 1.0]])
+    assert distinct_directions(z)[1].isnan().all()
+    assert distinct_directions(z)[[0, 2]].equal(z[[0, 2]])
+
+
+def test_uniform_points_balance_and_are_reproducible(generator):
+    x = uniform_points(20_000, 3, generator=generator, dtype=torch.float64)
+    # Each coordinate is uniform on [-1, 1]: mean 0, variance 1/3, with errors of .004 and .002.
+    assert x.mean(0).abs().max() < 0.02
+    assert (x.T @ x / 20_000 - torch.eye(3) / 3).abs().max() < 0.01
+    assert x.equal(uniform_points(20_000, 3, generator=generator.manual_seed(0), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("axis_aligned", [False, True])
+def test_great_circles_are_orthonormal(axis_aligned, generator):
+    like = torch.zeros(5, dtype=torch.float64)
+    p, q = great_circles(7, like, axis_aligned=axis_aligned, generator=generator)
+    assert p.shape == q.shape == (7, 5)
+    one, zero = torch.ones(7, dtype=torch.float64), torch.zeros(7, dtype=torch.float64)
+    for pair, expected in (((p, p), one), ((q, q), one), ((p, q), zero)):
+        torch.testing.assert_close((pair[0] * pair[1]).sum(1), expected)
+
+
+def test_axis_aligned_circles_use_each_coordinate_before_the_next_round(generator):
+    p, q = great_circles(3, torch.zeros(6), axis_aligned=True, generator=generator)
+    assert (p + q).sum(0).equal(torch.ones(6))
+
+
+def test_great_circles_are_uniform(generator):
+    p, q = great_circles(20_000, torch.zeros(3, dtype=torch.float64), generator=generator)
+    normal = torch.linalg.cross(p, q)
+    assert (normal.T @ normal / 20_000 - torch.eye(3) / 3).abs().max() < 0.01
+
+
+def test_great_circles_need_a_plane():
+    with pytest.raises(ValueError, match="`d` must be an integer >= 2, got 1"):
+        great_circles(3, torch.zeros(1))
+
+
+def test_parametrised_rows_stay_on_the_sphere_under_an_optimiser(generator):
+    layer = torch.nn.Linear(3, 10, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(10, 3, generator=generator))
+    before = layer.weight.detach().clone()
+    parametrize.register_parametrization(layer, "weight", UnitRows())
+    torch.testing.assert_close(layer.weight, unit(before))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    layer.weight[:, 0].sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(10))
+    assert layer.weight[:, 0].sum() < unit(before)[:, 0].sum()
