@@ -16,8 +16,8 @@ from otdml.neighbors import nearest_neighbors
 __all__ = ["retrieval_metrics"]
 
 EXTRA = ("map@1000", "map@1000_legacy", "nmi", "f1")
-# Neighbours held at a time: some 200 MB with what is computed from them.
-_BLOCK = 2**22
+# Neighbours held at a time, some 200 MB with what is computed from them, and queries, as many as FAISS takes at once.
+_BLOCK, _ROWS = 2**22, 4096
 
 
 class _Task(NamedTuple):
@@ -142,7 +142,7 @@ def _hits(task: _Task, least: int, metric: str, backend: str) -> Iterator[tuple[
     order = order[int((task.relevant == 0).sum()) :]
     while len(order):
         # The last query of a block has the largest R, and decides how many neighbours all of them need.
-        sizes = task.relevant[order].clamp(least, most)
+        sizes = task.relevant[order[:_ROWS]].clamp(min(least, most), most)
         fits = (sizes * torch.arange(1, len(sizes) + 1, device=sizes.device) <= _BLOCK).sum()
         rows, order = order.tensor_split([max(1, int(fits))])
         k = min(most, max(least, int(task.relevant[rows[-1]])))
