@@ -11,6 +11,8 @@ __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "uniform
 
 # Directions nearer than this many rounding units coincide: what is between them is rounding.
 _COINCIDENT = 16
+# How far they are moved apart: little on a sphere, and enough for a smooth kernel, whose force grows from zero.
+_STEP = 1e-3
 
 
 def unit(z: Tensor) -> Tensor:
@@ -64,8 +66,8 @@ def distinct_directions(z: Tensor) -> Tensor:
 
     Two coincident points repel each other in no direction in particular, so a loss alone could never part them. Rows
     whose directions are within :math:`16 \epsilon` of each other coincide, where :math:`\epsilon` is the rounding unit
-    of the dtype. All of them but the first are moved by :math:`4 \sqrt\epsilon` along a pseudo-random direction that
-    depends on the row number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
+    of the dtype. All of them but the first are moved by 0.001 along a pseudo-random direction that depends on the row
+    number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
     are. The move is a constant to autograd: the gradient is that of the loss at the moved points.
 
     It costs a product with one vector, a sort, and memory for a few copies of z.
@@ -84,7 +86,7 @@ def distinct_directions(z: Tensor) -> Tensor:
     """
     with torch.no_grad():
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        step = 4 * math.sqrt(torch.finfo(z.dtype).eps) * norm * _coincident(unit(z)).unsqueeze(-1)
+        step = _STEP * norm * _coincident(unit(z)).unsqueeze(-1)
         shift = torch.where(norm == 0, 1, step) * _scattered(z)
     return unit(z + shift)
 

@@ -1,0 +1,134 @@
+"""Nearest-neighbour regularisers: by brute force, at simplices, and where rows coincide."""
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+
+from otdml.losses import KoLeo, MaxCosine, MaxMinAngle, koleo, max_cosine, max_min_angle
+from otdml.sphere import uniform_points
+
+LOSSES = {"koleo": koleo, "koleo k=2": functools.partial(koleo, k=2), "angle": max_min_angle, "cosine": max_cosine}
+
+
+def brute_force(name, z):
+    """Each value as the loop over points that defines it."""
+    x = [row / row.norm() for row in z]
+    values = []
+    for i, p in enumerate(x):
+        cosines = sorted((float(p @ q) for j, q in enumerate(x) if j != i), reverse=True)
+        values += {
+            "koleo": [-math.log(math.sqrt(2 - 2 * cosines[0]))],
+            "koleo k=2": [-math.log(math.sqrt(2 - 2 * c)) for c in cosines[:2]],
+            "angle": [-math.acos(cosines[0])],
+            "cosine": [cosines[0]],
+        }[name]
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equals_brute_force(name, generator):
+    z = 5 * torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    assert float(LOSSES[name](z)) == pytest.approx(brute_force(name, z), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_search_of_many_points_equals_the_matrix_of_few(name, dtype, generator, monkeypatch):
+    from otdml.losses.dispersion import nearest
+
+    z = uniform_points(2, 300, 8, generator=generator, dtype=dtype).requires_grad_()
+    few = LOSSES[name](z)
+    expected = torch.autograd.grad(few.sum(), z)
+    monkeypatch.setattr(nearest, "_FEW", 10)
+    many = LOSSES[name](z)
+    torch.testing.assert_close(many, few)
+    torch.testing.assert_close(torch.autograd.grad(many.sum(), z), expected)
+
+
+@pytest.mark.parametrize("d", [2, 5, 40])
+def test_simplex(d):
+    # d + 1 points with cosines -1/d, the best possible for all.
+    x = torch.eye(d + 1, dtype=torch.float64) - 1 / (d + 1)
+    assert float(max_cosine(x)) == pytest.approx(-1 / d)
+    assert float(max_min_angle(x)) == pytest.approx(-math.acos(-1 / d))
+    assert float(koleo(x)) == pytest.approx(-math.log(2 + 2 / d) / 2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_finite_differences(name, generator):
+    z = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(LOSSES[name], (z,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_coincident_rows_are_pushed_apart(name, dtype, generator):
+    z = torch.randn(6, 3, generator=generator, dtype=dtype)
+    z[3] = z[2] = 2 * z[1]
+    z.requires_grad_()
+    value = LOSSES[name](z)
+    (grad,) = torch.autograd.grad(value, z)
+    assert value.isfinite()
+    moved = (z - 1e-2 * grad / grad.abs().max()).detach()
+    x = moved / moved.norm(dim=1, keepdim=True)
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    assert distances[1, 2] > 1e-6
+    assert distances[1, 3] > 1e-6
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_collapsed_embedding_spreads(name, scale):
+    z = torch.full((40, 5), scale, requires_grad=True)
+    before = LOSSES[name](z)
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    for _ in range(50):
+        optimizer.zero_grad()
+        LOSSES[name](z).backward()
+        optimizer.step()
+    assert z.isfinite().all()
+    assert LOSSES[name](z) < before - 0.2 or scale == 0.0
+
+
+def test_the_force_of_the_angle_has_length_one_however_near():
+    for angle in (1e-4, 0.1, 3.0):
+        z = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=torch.float64, requires_grad=True)
+        # Either point is the nearest of the other, so that each term pulls at both.
+        (grad,) = torch.autograd.grad(max_min_angle(z), z)
+        torch.testing.assert_close(grad.norm(dim=1), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["koleo", "angle"])
+def test_minibatches_see_larger_distances(name, generator):
+    z = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+    subsets = list(itertools.combinations(range(8), 4))
+    mean = sum(LOSSES[name](z[list(rows)]) for rows in subsets) / len(subsets)
+    assert mean < LOSSES[name](z) - 0.1
+
+
+def test_nan_stays_nan():
+    z = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [0.0, 1.0]])
+    assert all(loss(z).isnan() for loss in (koleo, max_min_angle, max_cosine))
+
+
+def test_modules_are_the_functions(generator):
+    z = torch.randn(3, 7, 4, generator=generator)
+    for module, function in (
+        (KoLeo(k=3), functools.partial(koleo, k=3)),
+        (MaxMinAngle(), max_min_angle),
+        (MaxCosine(), max_cosine),
+    ):
+        assert module(z).equal(function(z))
+    assert repr(KoLeo(k=3)) == "KoLeo(k=3)"
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="`z` must hold at least two points"):
+        max_min_angle(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="`k` must be less than the number of points, 4, got 4"):
+        koleo(torch.eye(4), k=4)
+    with pytest.raises(ValueError, match="`k` must be an integer >= 1, got 0"):
+        KoLeo(k=0)
