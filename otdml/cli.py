@@ -32,6 +32,7 @@ def _examples(*lines: str) -> str:
 console = Console()
 errors = Console(stderr=True)
 app = typer.Typer(
+    name="otdml",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -207,7 +208,7 @@ def train(
     found = folder.metrics()
     console.print(metrics_table(found["last"]))
     if found["best"]:
-        console.print(f"\nSelected on held-out classes, epoch {found['best_epoch']}:", highlight=False)
+        console.print(f"\nSelected on held-out classes, epoch {found['best_epoch'] + 1}:", highlight=False)
         console.print(metrics_table(found["best"]))
     console.print(f"\nCheckpoint: [bold]{folder.path / 'last.ckpt'}[/]", soft_wrap=True, highlight=False)
 
@@ -236,6 +237,29 @@ def evaluate(
         chosen = None if dataset is None else _preset(dataset, protocol, None)
     found = metrics_on(load_checkpoint(checkpoint), split_for(checkpoint, chosen, root, split), ks=numbers)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
+
+
+@app.command(epilog=_examples("otdml embed runs/digits/proxy-anchor/seed-0 photos --out photos.npz"))
+def embed(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
+    images: Annotated[list[Path], typer.Argument(help="A folder of images, or image files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("embeddings.npz"),
+    size: Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4)] = None,
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be read.")] = False,
+) -> None:
+    """Embed images: the unit vectors and the paths of their files, as arrays in one .npz file."""
+    from otdml.benchmarks.models import image_files, image_transform, load_checkpoint, save_embeddings
+    from otdml.dml.training import embed as embedding_of
+
+    model = load_checkpoint(checkpoint)
+    files = image_files(
+        images, image_transform(checkpoint, model, size), on_corrupt="skip" if skip_corrupt else "raise"
+    )
+    for path, reason in files.skipped.items():
+        errors.print(f"[yellow]left out[/] {_plain(f'{path}: {reason}')}", highlight=False)
+    z = embedding_of(model, files)
+    save_embeddings(out, z, files.paths)
+    console.print(f"{len(z)} embeddings of {z.shape[1]} features: [bold]{out}[/]", soft_wrap=True, highlight=False)
 
 
 def _integers(option: str, text: str) -> list[int]:
@@ -279,10 +303,11 @@ def check(
     """Say what of a data set is there, what is missing, and where to get it. Exit code 1 if it cannot be used."""
     from otdml._checks import check_known
     from otdml.benchmarks.experiment import DATASETS
-    from otdml.data import check as check_data
 
     with _arguments():
         check_known("data set", name, DATASETS)
+    from otdml.data import check as check_data
+
     found = check_data(name, root)
     console.print(str(found), highlight=False, markup=False)
     if not found.complete:

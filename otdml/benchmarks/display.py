@@ -12,7 +12,7 @@ from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
 from otdml.benchmarks.presets import preset, presets
 from otdml.benchmarks.report import metric_title, percent, statement
-from otdml.benchmarks.results import Figure, Finished, comparisons, metrics_of, summary
+from otdml.benchmarks.results import COUNT, Figure, Finished, comparisons, metrics_of, summary
 from otdml.benchmarks.speed.harness import Measurement, geometric_mean, ratios
 
 __all__ = ["metrics_table", "show_catalogue", "show_measurements", "show_table", "watch"]
@@ -49,7 +49,7 @@ def _show(bars: Progress, tasks: dict[str, TaskID], state: RunState) -> None:
         row = state.latest
         note = " ".join(f"{key} {row[key]:.3g}" for key in ("loss", "val/recall@1", "test/recall@1") if key in row)
         epochs = state.run.training.get("epochs")
-        bars.update(tasks[name], total=epochs, completed=row.get("epoch", 0), note=escape(note))
+        bars.update(tasks[name], total=epochs, completed=row.get("epoch", -1) + 1, note=escape(note))
     elif name in tasks and state.status in ("finished", "failed"):
         bars.remove_task(tasks.pop(name))
         bars.console.print(_ending(state), highlight=False)
@@ -90,7 +90,7 @@ def metrics_table(metrics: dict[str, float]) -> Table:
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, value in metrics.items():
-        table.add_row(metric_title(name), f"{value:g}" if name.startswith("queries") else f"{100 * value:.2f}")
+        table.add_row(metric_title(name), f"{value:g}" if name == COUNT else f"{100 * value:.2f}")
     return table
 
 

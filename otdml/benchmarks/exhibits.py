@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from otdml._files import replacing
-from otdml.data.tensors import downscale
 from otdml.neighbors import nearest_neighbors
 
 __all__ = ["Exhibits", "embedding_map", "exhibits", "load_exhibits", "png_uri", "save_exhibits", "thumbnails"]
@@ -21,7 +20,6 @@ Thumbnail = Callable[[int], np.ndarray]
 
 QUERIES, FAILURES, NEIGHBORS = 8, 4, 8
 MAP_CLASSES, MAP_ITEMS = 20, 400
-SIDE = 96
 
 
 def exhibits(z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail) -> Exhibits:
@@ -87,23 +85,13 @@ def _stacked(thumbnail: Thumbnail) -> Callable[[Tensor], np.ndarray]:
 
 
 def thumbnails(dataset: Any) -> Thumbnail:
-    """The image of an index of a data set as uint8, at most 96 pixels a side; ink is dark, as on paper."""
+    """The data set's thumbnails; grey ones, which hold ink as light, with dark ink as on paper."""
 
     def thumbnail(index: int) -> np.ndarray:
-        image = _uint8(dataset.images[index] if hasattr(dataset, "images") else dataset[index][0])
-        if max(image.shape[-2:]) > SIDE:
-            image = downscale(image[None], SIDE)[0]
-        return (255 - image[0]).numpy() if len(image) == 1 else image.movedim(0, -1).numpy()
+        image = dataset.thumbnail(index)
+        return 255 - image if image.ndim == 2 else image
 
     return thumbnail
-
-
-def _uint8(image: Tensor) -> Tensor:
-    """An image (c, h, w) as it is if it is uint8; else stretched from its least to its largest value."""
-    if image.dtype == torch.uint8:
-        return image
-    low, high = image.amin(), image.amax()
-    return ((image - low) / (high - low).clamp_min(1e-8) * 255).to(torch.uint8)
 
 
 def save_exhibits(path: Path, content: Exhibits) -> None:

@@ -184,10 +184,10 @@ def _workers(jobs: int, threads: int, log: Path) -> Iterator[ProcessPoolExecutor
         yield pool
         complete = True
     finally:
-        for child in () if complete else multiprocessing.active_children():
-            if child not in earlier:
-                child.terminate()
-        pool.shutdown(wait=complete, cancel_futures=True)
+        children = [child for child in multiprocessing.active_children() if child not in earlier]
+        for child in () if complete else children:
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 def _prepare(threads: int, log: str) -> None:

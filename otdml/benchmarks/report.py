@@ -17,7 +17,13 @@ from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, 
 
 __all__ = ["metric_title", "percent", "statement", "write_report"]
 
-TITLES = {"r_precision": "R-precision", "map@r": "MAP@R", "map@1000": "mAP@1000", "nmi": "NMI"}
+TITLES = {
+    "left_out": "queries without a counterpart",
+    "r_precision": "R-precision",
+    "map@r": "MAP@R",
+    "map@1000": "mAP@1000",
+    "nmi": "NMI",
+}
 STYLES = {"": "plain", "+nir": "nir", "+nir-control": "control"}
 
 
@@ -110,7 +116,7 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
 def _seed_row(run: Finished, checkpoint: str, metrics: Sequence[str]) -> dict[str, Any]:
     found = run.metrics(checkpoint)
     cells = [f"{100 * found[m]:.2f}" if m in found else "" for m in metrics]
-    epoch = run.best_epoch if checkpoint == "best" else "last"
+    epoch = run.best_epoch + 1 if checkpoint == "best" and run.best_epoch is not None else "last"
     return {"method": run.method, "seed": run.seed, "epoch": epoch, "cells": cells, "seconds": run.seconds}
 
 
@@ -159,7 +165,7 @@ def _lines(own: Sequence[tuple[Finished, list[dict[str, float]]]], column: str, 
         for run, curve in own:
             for row in curve if run.method == method else ():
                 if column in row:
-                    points.setdefault(row["epoch"], []).append(factor * row[column])
+                    points.setdefault(row["epoch"] + 1, []).append(factor * row[column])
         if points:
             x, y = list(points), list(points.values())
             means = [sum(v) / len(v) for v in y]

@@ -14,8 +14,21 @@ from otdml._files import write_text
 from otdml.benchmarks.methods import ARMS, LOSSES
 from otdml.benchmarks.runs import RunFolder
 
-__all__ = ["Comparison", "Figure", "Finished", "collect", "comparisons", "export", "figure", "methods_of", "metrics_of"]
+__all__ = [
+    "COUNT",
+    "Comparison",
+    "Figure",
+    "Finished",
+    "collect",
+    "comparisons",
+    "export",
+    "figure",
+    "methods_of",
+    "metrics_of",
+]
 
+# Queries without another item of their class: a number of images, not a share.
+COUNT = "left_out"
 COMPARED = (("+nir", ""), ("+nir", "+nir-control"), ("+nir-control", ""))
 
 
@@ -28,7 +41,7 @@ class Finished:
         seed: Its seed.
         last: Metrics on the unseen classes after the last epoch.
         best: Those of the epoch selected on held-out training classes, where classes were held out.
-        best_epoch: That epoch.
+        best_epoch: That epoch, counted from 0.
         seconds: Training time.
         folder: Where it lies.
     """
@@ -107,7 +120,7 @@ def methods_of(runs: Iterable[Finished]) -> list[str]:
 
 def metrics_of(runs: Iterable[Finished]) -> list[str]:
     """Names of the metrics that lie in [0, 1], each once, in order."""
-    return list(dict.fromkeys(name for run in runs for name in run.last if not name.startswith("queries")))
+    return list(dict.fromkeys(name for run in runs for name in run.last if name != COUNT))
 
 
 def figure(values: Sequence[float]) -> Figure:

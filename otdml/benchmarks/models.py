@@ -1,0 +1,146 @@
+"""Trained models: read back from their checkpoints, and given images as they were in training."""
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otdml._files import replacing
+from otdml.benchmarks.experiment import load_split
+from otdml.benchmarks.presets import Preset
+from otdml.benchmarks.runs import RunFolder
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from otdml.data.files import ImageFiles
+    from otdml.dml import ProxyDML
+
+__all__ = [
+    "GreyImage",
+    "checkpoint_file",
+    "image_files",
+    "image_transform",
+    "load_checkpoint",
+    "save_embeddings",
+    "split_for",
+]
+
+# Sets of drawings, one channel in which ink is one and paper zero, and their pixels per side.
+DRAWINGS = {"digits": 8, "omniglot": 28}
+
+
+class GreyImage:
+    """A Pillow image as one channel of ``size`` × ``size`` pixels in [0, 1].
+
+    Args:
+        size: Pixels per side.
+        invert: Whether dark ink becomes one and light paper zero.
+    """
+
+    def __init__(self, size: int, *, invert: bool) -> None:
+        self.size, self.invert = size, invert
+
+    def __call__(self, image: "Image.Image") -> Tensor:
+        # Pillow's resampling averages all that a new pixel covers.
+        grey = np.array(image.convert("L").resize((self.size, self.size), 2), dtype=np.float32) / 255
+        return torch.from_numpy(1 - grey if self.invert else grey)[None]
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint at ``path``, or the last one in the run folder ``path``.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    file = path / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        found = ", ".join(str(p) for p in sorted(path.parent.rglob("*.ckpt"))[:5]) if path.parent.is_dir() else ""
+        raise FileNotFoundError(f"there is no checkpoint {file}." + (f" Near it: {found}." if found else ""))
+    return file
+
+
+def load_checkpoint(path: Path) -> "ProxyDML":
+    """The model of a checkpoint, on the CPU, ready to embed.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: The file is no checkpoint of :class:`~otdml.dml.ProxyDML`, or a damaged one.
+    """
+    from otdml.dml import ProxyDML
+
+    file = checkpoint_file(path)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{file} is no checkpoint that can be read ({str(error).splitlines()[0]}).") from error
+    settings = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
+    if "num_classes" not in settings or "state_dict" not in content:
+        raise ValueError(f"{file} is a checkpoint of another model: it lacks the settings of a ProxyDML.")
+    return ProxyDML.load_from_checkpoint(file, map_location="cpu", weights_only=True).eval()
+
+
+def _origin(checkpoint: Path) -> dict[str, Any]:
+    """The configuration of the run that the checkpoint belongs to, empty where none lies beside it."""
+    folder = RunFolder(checkpoint_file(checkpoint).parent)
+    return folder.config()["run"] if (folder.path / "config.json").exists() else {}
+
+
+def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: str) -> Any:
+    """A split of the preset's data set, or of the one that the checkpoint's run was trained on.
+
+    Raises:
+        ValueError: Neither says which data set.
+    """
+    origin = _origin(checkpoint)
+    if preset is None and not origin:
+        raise ValueError(f"no config.json beside {checkpoint} says what it was trained on. Name a set with --dataset.")
+    dataset, options = (origin["dataset"], origin["data"]) if preset is None else (preset.dataset, preset.data)
+    return load_split(dataset, root, split, options)
+
+
+def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None) -> Callable[["Image.Image"], Tensor]:
+    """How image files become what the model was trained on: drawings or photographs, and how many pixels.
+
+    Args:
+        checkpoint: Beside it the configuration of its run may say what it was trained on.
+        model: Its first convolution says how many channels there are.
+        size: Pixels per side, instead of what the run had.
+    """
+    from otdml.data.images import standard_crop
+
+    origin = _origin(checkpoint)
+    side = size or origin.get("data", {}).get("size") or DRAWINGS.get(origin.get("dataset", ""))
+    first = next(weight for weight in model.backbone.parameters() if weight.ndim == 4)
+    if first.shape[1] == 1:
+        return GreyImage(side or 28, invert=origin.get("dataset") in DRAWINGS)
+    return standard_crop("test", side or 224)
+
+
+def image_files(
+    paths: Sequence[Path], transform: Callable[["Image.Image"], Tensor], *, on_corrupt: str
+) -> "ImageFiles":
+    """The images of a folder, or the image files, as a data set.
+
+    Raises:
+        FileNotFoundError: A path is not there, or there is no image below it.
+    """
+    from otdml.data.files import ImageFiles, ImageFolder
+
+    if len(paths) == 1 and paths[0].is_dir():
+        return ImageFolder(paths[0], transform, on_corrupt=on_corrupt)
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no image file. Give one folder, or files.")
+    labels = torch.zeros(len(paths), dtype=torch.long)
+    return ImageFiles(list(paths), labels, ["image"], transform=transform, on_corrupt=on_corrupt)
+
+
+def save_embeddings(path: Path, z: Tensor, paths: Sequence[str]) -> None:
+    """Write ``embeddings`` (n, d) and the ``paths`` of their images as a NumPy archive, whole or not at all."""
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, embeddings=z.numpy(), paths=np.array(paths))

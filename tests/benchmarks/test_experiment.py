@@ -1,0 +1,129 @@
+"""Runs and grids of runs: complete, repeatable, resumable, and one failure does not stop the rest."""
+
+import json
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+
+import pytest
+
+from otdml.benchmarks.exhibits import load_exhibits
+from otdml.benchmarks.experiment import _recorded, execute, load_split, run_grid
+from otdml.benchmarks.methods import METHODS
+from otdml.benchmarks.presets import Preset
+from otdml.benchmarks.runs import Run, RunFolder
+
+# One thread and few steps: what is tested is the bookkeeping.
+TINY = Preset(
+    name="tiny",
+    title="tiny",
+    dataset="digits",
+    model={"dim": 8, "lr": {"backbone": 1e-3, "proxies": 1e-2}},
+    training={"epochs": 2, "classes_per_batch": 3, "samples_per_class": 4, "batches_per_epoch": 3, "ks": [1, 2]},
+    compare=("proxy-anchor",),
+    augment={"degrees": 5.0},
+)
+
+
+def tiny(method="proxy-anchor", seed=0, **settings):
+    return Run.of(TINY, METHODS[method], seed, **settings)
+
+
+def test_a_run_leaves_everything_a_report_needs(tmp_path):
+    execute(tiny("proxy-anchor+nir"), tmp_path)
+    folder = RunFolder(tmp_path)
+    metrics = folder.metrics()
+    assert set(metrics["last"]) >= {"recall@1", "recall@2", "map@r", "r_precision"}
+    assert metrics["best"] is None
+    assert metrics["seconds"] > 0
+    assert [row["epoch"] for row in folder.curve()] == [0, 1]
+    assert folder.curve()[-1]["test/recall@1"] == metrics["last"]["recall@1"]
+    shown = load_exhibits(tmp_path / "exhibits.npz")
+    assert set(shown["map_class"].tolist()) == {0, 1, 2, 3, 4}
+    # Ink is dark on light paper.
+    assert shown["query"].mean() > 127
+
+
+def test_the_same_run_has_the_same_numbers_and_another_seed_others(tmp_path):
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        execute(tiny(seed=seed), tmp_path / name)
+        found.append(RunFolder(tmp_path / name).metrics()["last"])
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path):
+    execute(tiny(), tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps({"last": {"recall@1": 0.125}}))
+    execute(tiny(), tmp_path)
+    assert RunFolder(tmp_path).metrics() == {"last": {"recall@1": 0.125}}
+
+
+def test_a_run_stopped_before_its_metrics_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    execute(tiny(), tmp_path / "whole")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("otdml.benchmarks.experiment.save_exhibits", stop)
+        with pytest.raises(KeyboardInterrupt):
+            execute(tiny(), tmp_path / "stopped")
+    assert not RunFolder(tmp_path / "stopped").finished
+    execute(tiny(), tmp_path / "stopped")
+    whole, stopped = (RunFolder(tmp_path / name).metrics() for name in ("whole", "stopped"))
+    assert whole["last"] == stopped["last"]
+
+
+def test_held_out_classes_select_an_epoch(tmp_path):
+    execute(tiny(hold_out=True), tmp_path)
+    metrics = RunFolder(tmp_path).metrics()
+    assert metrics["best_epoch"] in (0, 1)
+    assert metrics["best"].keys() == metrics["last"].keys()
+    assert "val/recall@1" in RunFolder(tmp_path).curve()[0]
+
+
+def test_another_configuration_is_refused_before_anything_runs(tmp_path):
+    execute(tiny(), tmp_path / "proxy-anchor" / "seed-0")
+    with pytest.raises(ValueError, match=r"training.epochs: 2 there, 3 here"):
+        next(run_grid(tmp_path, [tiny("soft-triple"), tiny(epochs=3)]))
+    assert not (tmp_path / "soft-triple").exists()
+
+
+def test_grid_finishes_the_sound_runs_and_reports_the_others(tmp_path):
+    sound, unsound = tiny(), tiny("soft-triple", classes_per_batch=99)
+    *_, last = run_grid(tmp_path, [unsound, sound], poll=0.1)
+    failed, finished = last
+    assert (failed.status, finished.status) == ("failed", "finished")
+    assert "classes_per_batch" in failed.message
+    assert "Traceback" in (failed.folder.path / "error.log").read_text()
+    assert finished.latest["epoch"] == 1
+    # The numbers do not depend on the process.
+    execute(sound, tmp_path / "here")
+    assert RunFolder(tmp_path / "here").metrics()["last"] == finished.folder.metrics()["last"]
+
+
+def test_closing_a_grid_stops_its_processes(tmp_path):
+    import multiprocessing
+
+    earlier = multiprocessing.active_children()
+    with closing(run_grid(tmp_path, [tiny(epochs=100_000)], poll=0.1)) as states:
+        assert next(states)[0].status == "running"
+    assert [child for child in multiprocessing.active_children() if child not in earlier] == []
+
+
+def test_a_killed_process_is_explained(tmp_path):
+    assert "fewer --jobs" in _recorded(tmp_path, BrokenProcessPool())
+
+
+def test_a_full_disk_is_reported_even_if_its_traceback_cannot_be_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr("otdml.benchmarks.experiment.write_text", full)
+    assert _recorded(tmp_path, OSError("cannot write curve.csv: No space left on device")).startswith("cannot write")
+
+
+def test_unknown_data_set_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown data set 'digit'. Did you mean 'digits'\?"):
+        load_split("digit", None, "test", {})

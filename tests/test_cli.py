@@ -1,0 +1,192 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import otdml
+from otdml import cli
+
+PRESET = """
+title = "a tiny benchmark"
+dataset = "digits"
+compare = ["proxy-anchor", "proxy-nca"]
+seeds = 1
+[model]
+backbone = "conv4"
+dim = 8
+lr = { backbone = 1e-3, proxies = 1e-2 }
+[training]
+epochs = 1
+classes_per_batch = 3
+samples_per_class = 4
+batches_per_epoch = 2
+"""
+
+
+@pytest.fixture
+def otdml_():
+    """The command line as a function of its words."""
+    runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+    return lambda *words: runner.invoke(cli.app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def preset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("preset") / "tiny.toml"
+    path.write_text(PRESET)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, preset):
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    words = ["train", "-d", "digits", "--preset", str(preset), "-m", "proxy-anchor+nir", "--out", str(folder)]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_version(otdml_):
+    result = otdml_("--version")
+    assert (result.exit_code, result.output.strip()) == (0, f"otdml {otdml.__version__}")
+
+
+@pytest.mark.parametrize("command", ["benchmark", "train", "evaluate", "embed", "speed", "doctor", "data check"])
+def test_help_has_an_example_that_begins_with_the_command(otdml_, command):
+    result = otdml_(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert f"otdml {command}" in result.output.split("Examples")[1]
+
+
+def test_list_names_benchmarks_and_methods(otdml_):
+    output = otdml_("benchmark", "--list").output
+    for name in ("digits", "omniglot-small", "proxy-anchor+nir-control", "soft-triple"):
+        assert name in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("benchmark", "-d", "digit"), "Did you mean 'digits'"),
+        (("benchmark", "-m", "proxy-ancor"), "Did you mean 'proxy-anchor'"),
+        (("benchmark", "-d", "omniglot"), "say which with --protocol"),
+        (("benchmark", "--seeds", "0"), "greater than or equal to 1"),
+        (("train", "-d", "digits", "-m", "triplet"), "Known: proxy-anchor, "),
+        (("speed", "sinkorn"), "Did you mean 'sinkhorn'"),
+        (("doctor", "kepos"), "Did you mean 'keops'"),
+        (("data", "check", "cubs"), "Did you mean 'cub'"),
+        (("evaluate", "x.ckpt", "--ks", "1,two"), "integers separated by commas"),
+        (("bench",), "No such command"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_a_hint(otdml_, words, message):
+    result = otdml_(*words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_training_leaves_a_run_and_prints_its_metrics(trained):
+    assert {path.name for path in trained.iterdir()} >= {"config.json", "curve.csv", "metrics.json", "last.ckpt"}
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert 0 < metrics["last"]["recall@1"] <= 1
+    assert metrics["best"] is None
+
+
+def test_evaluate_repeats_the_metrics_of_the_run(otdml_, trained):
+    result = otdml_("evaluate", trained, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output) == pytest.approx(json.loads((trained / "metrics.json").read_text())["last"])
+
+
+def test_evaluate_on_a_named_set_without_a_configuration(otdml_, trained, tmp_path):
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes((trained / "last.ckpt").read_bytes())
+    assert "Name a set with --dataset" in str(otdml_("evaluate", alone).exception)
+    result = otdml_("evaluate", alone, "-d", "digits", "--ks", "1")
+    assert "R@1" in result.output
+    assert "R@2" not in result.output
+
+
+def test_embed_writes_unit_vectors_and_paths(otdml_, trained, tmp_path):
+    from PIL import Image
+
+    folder, out = tmp_path / "images", tmp_path / "z.npz"
+    folder.mkdir()
+    for name, shade in (("dark.png", 10), ("light.png", 240)):
+        Image.new("L", (20, 30), shade).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no image")
+    assert "broken.png" in str(otdml_("embed", trained, folder, "--out", out).exception)
+    assert not out.exists()
+    result = otdml_("embed", trained, folder, "--out", out, "--skip-corrupt")
+    assert result.exit_code == 0, result.output
+    assert "left out" in result.output
+    with np.load(out) as found:
+        assert found["embeddings"].shape == (2, 8)
+        assert np.linalg.norm(found["embeddings"], axis=1) == pytest.approx(1, abs=1e-5)
+        assert [path.rpartition("/")[2] for path in found["paths"]] == ["dark.png", "light.png"]
+
+
+def test_a_file_that_is_no_checkpoint_is_named(otdml_, tmp_path):
+    import torch
+
+    assert "there is no checkpoint" in str(otdml_("evaluate", tmp_path).exception)
+    (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
+    assert "no checkpoint that can be read" in str(otdml_("evaluate", tmp_path).exception)
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert "a checkpoint of another model" in str(otdml_("evaluate", tmp_path).exception)
+
+
+def test_benchmark_from_start_to_report_and_again_without_training(otdml_, preset, tmp_path):
+    words = ("benchmark", "--preset", preset, "--out", tmp_path, "--jobs", "1")
+    result = otdml_(*words)
+    assert result.exit_code == 0, result.output
+    assert "Report:" in result.output
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "results.csv", "runs.csv", "results.json"}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.ckpt")}
+    assert len(times) == 2
+    assert otdml_(*words).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.ckpt")} == times
+    changed = otdml_(*words, "--epochs", "2", "-m", "soft-triple")
+    assert changed.exit_code == 2
+    assert "training.epochs: 1 there, 2 here" in " ".join(changed.output.split())
+
+
+def test_a_failure_is_one_message_and_exit_code_1(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["otdml", "evaluate", str(tmp_path / "none.ckpt")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert "Error: there is no checkpoint" in shown
+    assert "Traceback" not in shown
+
+
+def test_traceback_on_request(monkeypatch, tmp_path):
+    monkeypatch.setenv(cli.DEBUG, "1")
+    monkeypatch.setattr(sys, "argv", ["otdml", "evaluate", str(tmp_path / "none.ckpt")])
+    with pytest.raises(FileNotFoundError):
+        cli.main()
+
+
+def test_doctor_reports_what_works(otdml_):
+    result = otdml_("doctor", "pillow")
+    assert result.exit_code == 0
+    assert "✓ Pillow" in result.output
+
+
+def test_doctor_fails_when_a_necessary_engine_is_absent(otdml_, monkeypatch):
+    from otdml.doctor import ENGINES, Engine
+
+    monkeypatch.setitem(ENGINES, "pot", Engine("POT", ("a-distribution-that-is-not",), "x", "pip install it", True))
+    result = otdml_("doctor", "pot")
+    assert result.exit_code == 1
+    assert "absent" in result.output
+
+
+def test_speed_lists_its_tables(otdml_):
+    assert "sinkhorn" in otdml_("speed").output
