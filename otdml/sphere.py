@@ -166,7 +166,8 @@ def great_circles(
     check_integer("d", d, least=2)
     if axis_aligned:
         return _coordinate_planes(count, like, generator)
-    p, v = uniform_points(2, count, d, generator=generator, dtype=like.dtype, device=like.device)
+    # The same circles in each precision.
+    p, v = uniform_points(2, count, d, generator=generator, dtype=torch.float64, device=like.device).to(like.dtype)
     return p, unit(v - (v * p).sum(-1, keepdim=True) * p)
 
 

@@ -61,8 +61,8 @@ def sliced_dispersion(
         >>> bool(sliced_dispersion(z) < 1e-10)  # equispaced
         True
     """
-    least = 0 if unbiased else 1 / (12 * z.shape[-2] ** 2)
     turns = _turns(z, n_slices, axis_aligned, generator)
+    least = 0 if unbiased else 1 / (12 * turns.shape[-1] ** 2)
     return 2 * math.pi**2 * (circle_wasserstein(turns, unbiased=unbiased) - least).mean(-1)
 
 
