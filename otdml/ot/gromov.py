@@ -1,0 +1,296 @@
+"""Entropic Gromov-Wasserstein: transport between clouds of different spaces, by the costs within each."""
+
+import warnings
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_choice, check_clouds, check_integer, check_positive
+from otdml._precision import full_precision
+from otdml.measures import weights
+from otdml.ot.engines import Engine, engine
+from otdml.ot.intrinsic import IntrinsicCost, intrinsic
+from otdml.ot.potentials import Side, potentials
+from otdml.ot.quadratic import Coupling, Quadratic
+from otdml.ot.result import OTResult
+from otdml.ot.sinkhorn import entropic
+
+__all__ = ["GromovResult", "gromov"]
+
+STARTS = ("best", "identity", "product")
+
+# The temperature over the product of the two mean costs, where none is given.
+EPS = 0.005
+
+# Sinkhorn iterations per linearisation, and linearisations per check of convergence.
+INNER = 10
+CHECK = 5
+LONGEST = 200
+
+# A step of the cost that is smaller than this share of it is rounding.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class GromovResult(OTResult):
+    r"""A Gromov problem's solution.
+
+    The potentials, the plan and its products are those of the transport problem that the objective becomes when it
+    is linearised at the plan. They are constants; :attr:`value` and :attr:`gap` carry the gradients.
+
+    Attributes:
+        eps: The temperature, shape (...) or ().
+        divergence: :math:`\mathrm{KL}(P \,|\, a \otimes b)`, shape (...). The entropic objective is
+            ``value + eps * divergence``; the gradient of ``value`` is that of this sum.
+    """
+
+    eps: Tensor = field(kw_only=True)
+    divergence: Tensor = field(kw_only=True)
+    _problem: Quadratic = field(kw_only=True, repr=False)
+    _shared: Tensor | None = field(kw_only=True, repr=False)
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """The objective at the pairing of equal indices less that at the plan, shape (...).
+
+        It is the Gromov-Monge gap where ``y`` holds the images of ``x``. The constants of the two values cancel
+        before they are computed, so it has more correct digits than their difference.
+
+        Raises:
+            ValueError: If the clouds differ in size or in weights, so that the pairing is no plan.
+        """
+        if self._shared is None:
+            raise argument_error("y", "pair with `x`, row by row and with equal weights", "another measure")
+        gap = self._problem.gap(self)
+        if not self._shared.requires_grad:
+            return gap
+        return gap + _along(self._shared, self._problem.detach().gap_dual(self, self.f, self.g))
+
+    @property
+    def negative_gap(self) -> Tensor:
+        """Whether the pairing beats the plan, shape (...), boolean.
+
+        A plan at a positive temperature is blurred, so slightly negative gaps are in the nature of the problem;
+        :attr:`suboptimal` singles out those that blur does not explain.
+        """
+        return self.gap.detach() < 0
+
+    @property
+    def suboptimal(self) -> Tensor:
+        """Whether the pairing beats the plan in the entropic objective too, shape (...), boolean.
+
+        Then the iteration has ended in a worse local optimum, and the gradient of the gap has the wrong sign.
+        """
+        a = self._problem.a
+        mass = a.sum(-1)
+        pairing = torch.special.entr(a).sum(-1) - mass + mass.square()
+        return self.gap.detach() < self.eps * (self.divergence - pairing)
+
+
+@full_precision
+def gromov(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    cost_x: IntrinsicCost = "sqeuclidean",
+    cost_y: IntrinsicCost = "sqeuclidean",
+    eps: float | Tensor | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 500,
+    init: str | Coupling | Tensor = "best",
+    backend: str = "auto",
+) -> GromovResult:
+    r"""Entropic Gromov-Wasserstein transport between two weighted point clouds, of spaces that may differ.
+
+    .. math::
+        \min_{P \ge 0,\; P 1 = a,\; P^\top 1 = b} \; \tfrac12 \sum_{ijkl}
+        \bigl( c_X(x_i, x_k) - c_Y(y_j, y_l) \bigr)^2 P_{ij} P_{kl} + \varepsilon \mathrm{KL}(P \,|\, a \otimes b)
+
+    Only costs within each cloud are compared, so the clouds may be rotated, reflected, or live in different
+    dimensions :cite:p:`memoli:11`. The problem is not convex; each linearisation is an entropic transport problem
+    whose plan gives the next :cite:p:`peyre:16`, which descends for the named bilinear costs, and ends in a local
+    optimum that depends on ``init``. For these costs nothing of n × m or n² entries is needed, and a step takes
+    O(n m (d + 1)); another cost, or more features than points, takes the matrix of costs within the cloud.
+
+    Args:
+        x: First points, shape (..., n, d).
+        y: Second points, shape (..., m, e).
+        a: Weights of the first points, shape (..., n). Uniform of mass one if None.
+        b: Weights of the second points, shape (..., m). Uniform of mass one if None.
+        cost_x: Cost between first points: a name (see :func:`otdml.costs.ground`), a positive multiple of one
+            (an object with a name ``cost`` and a ``scale``, such as :class:`otdml.losses.ScaledCost`), or a
+            symmetric function of two sets of points.
+        cost_y: Cost between second points.
+        eps: Temperature, in units of the product of the two costs, a number or one per batch element. 0.005 times
+            the product of the mean costs if None.
+        tol: When to stop: at a marginal error below ``tol``, and a step of the linearised cost below ``tol * eps``,
+            in root mean square.
+        max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so.
+        init: The plan to start from: "identity" (equal indices are paired; for clouds of equal size and weights),
+            "product" (independence, which is a stationary point for centred clouds under ``cosine`` and
+            ``inner``), "best" (both, and the better result for each batch element), an :class:`OTResult`, or a
+            plan of shape (..., n, m). Clouds that cannot be paired start from the product.
+        backend: "auto", "dense" or "streamed", as in :func:`sinkhorn`.
+
+    Returns:
+        The result. Its value is the quadratic part of the objective, shape (...); it carries the gradient of the
+        whole objective in points, weights and scales, with the plan held fixed. There are no second derivatives.
+
+    Raises:
+        ValueError: If shapes do not fit, masses differ, or the costs are not finite.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> result = gromov(x, -x.flip(0), eps=1e-2)  # A reflection, in another order
+        >>> result.plan.argmax(-1)
+        tensor([2, 1, 0])
+    """
+    check_clouds(x, y, a, b)
+    check_positive("tol", tol)
+    check_integer("max_iter", max_iter)
+    shared = _shared_weights(x, y, a, b)
+    a, b = weights(x, a), weights(y, b)
+    left, right = intrinsic("cost_x", x, a.detach(), cost_x), intrinsic("cost_y", y, b.detach(), cost_y)
+    problem = Quadratic(left, right, a.detach(), b.detach())
+    frozen = problem.detach()
+    eps = _temperature(frozen, eps)
+    pull, (f, g), converged, n_iter = _descend(
+        frozen, _starts(frozen, init, shared is not None), eps, tol, max_iter, backend
+    )
+    # The last marginals are met to the tolerance, which the fixed number of iterations inside does not promise.
+    transport = entropic(frozen.cost(pull), a.detach(), b.detach(), eps=eps, tol=tol, init=(f, g), backend=backend)
+    if not bool(converged.all()):
+        _warn(tol, max_iter)
+    return _result(problem, transport, pull, converged, n_iter, shared, (a, b), eps)
+
+
+def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The weights of both clouds, if pairing equal indices is a plan."""
+    if x.shape[-2] != y.shape[-2]:
+        return None
+    if a is None and b is None:
+        return weights(x, None)
+    a, b = weights(x, a), weights(y, b)
+    return a if a is b or torch.equal(a, b) else None
+
+
+def _temperature(problem: Quadratic, eps: float | Tensor | None) -> Tensor:
+    if isinstance(eps, Tensor):
+        return eps.detach()
+    if eps is not None:
+        return problem.mass.new_full((), check_positive("eps", eps))
+    scale = problem.left.spread(problem.a) * problem.right.spread(problem.b) / problem.mass
+    # The floor is for clouds that are a single point, on which every temperature gives the same plan.
+    return torch.where(scale > 0, EPS * scale, torch.ones_like(scale))
+
+
+def _starts(problem: Quadratic, init: str | Coupling | Tensor, paired: bool) -> Tensor:
+    """Moments of the plans to start from, stacked in a first dimension."""
+    if isinstance(init, Tensor):
+        shape = (problem.a.shape[-1], problem.b.shape[-1])
+        if init.shape[-2:] != shape:
+            raise argument_error("init", f"be a plan of shape (..., {shape[0]}, {shape[1]})", tuple(init.shape))
+        return (init if problem.right.z is None else init @ problem.right.z)[None]
+    if not isinstance(init, str):
+        return problem.read(init)[0].detach()[None]
+    check_choice("init", init, STARTS)
+    if init == "identity" and paired:
+        return problem.pairing()[None]
+    if init == "product" or not paired:
+        return problem.independence()[None]
+    return torch.stack([problem.pairing(), problem.independence()])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The plan of an engine at given potentials, logarithms of weights included."""
+
+    engine: Engine
+    hf: Tensor
+    hg: Tensor
+
+    @property
+    def plan(self) -> Tensor:
+        return torch.cat([block for _, block in self.engine.plan(self.hf, self.hg)], -2)
+
+    def apply(self, v: Tensor) -> Tensor:
+        return self.engine.product(self.hf, self.hg, v)
+
+    def apply_transpose(self, v: Tensor) -> Tensor:
+        return self.engine.mT.product(self.hg, self.hf, v)
+
+
+def _descend(
+    problem: Quadratic, moment: Tensor, eps: Tensor, tol: float, max_iter: int, backend: str
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, int]:
+    """The cost at which the best start came to rest, its potentials, whether it did, and the steps it took."""
+    rows, columns = (Side(w.expand(*moment.shape[:-2], -1)) for w in (problem.a, problem.b))
+    pull, g, inner = problem.pull(moment), None, INNER
+    for iteration in range(1, max_iter + 1):
+        soft = engine(problem.cost(pull), eps, backend)
+        solution = potentials(soft, rows, columns, tol=tol, max_iter=inner, init=(None, g))
+        g = solution.g
+        plan = _Plan(soft, solution.f + rows.log, g + columns.log)
+        new = problem.pull(problem.read(plan)[0])
+        if iteration % CHECK == 0 or iteration == max_iter:
+            step = problem.size(new - pull)
+            converged = solution.converged & (step <= tol * eps + ROUNDING * problem.size(pull))
+            if bool(converged.all()):
+                break
+            # Where steps are small and marginals are not met, the transport problems are what takes time.
+            inner = inner if bool(solution.converged.all()) else min(2 * inner, LONGEST)
+        pull = new
+    f, g = (eps[..., None] * h for h in (solution.f, solution.g))
+    moment = problem.read(plan)[0]
+    dual = (problem.a * f).sum(-1) + (problem.b * g).sum(-1)
+    objective = dual + (pull * moment).sum((-2, -1)) - 0.5 * (problem.pull(moment) * moment).sum((-2, -1))
+    best = objective.argmin(0)
+    return _pick(pull, best), (_pick(f, best), _pick(g, best)), _pick(converged, best), iteration
+
+
+def _pick(stack: Tensor, index: Tensor) -> Tensor:
+    """The entry ``index`` of the first dimension, for each batch element."""
+    index = index[(None, ..., *(None,) * (stack.ndim - 1 - index.ndim))]
+    return torch.take_along_dim(stack, index, 0)[0]
+
+
+def _result(
+    problem: Quadratic,
+    transport: OTResult,
+    pull: Tensor,
+    converged: Tensor,
+    n_iter: int,
+    shared: Tensor | None,
+    live: tuple[Tensor, Tensor],
+    eps: Tensor,
+) -> GromovResult:
+    frozen = problem.detach()
+    moment, transported = frozen.read(transport)
+    cost = -frozen.linear(transported) - (pull * moment).sum((-2, -1))
+    value = problem.value(transport)
+    if any(w.requires_grad for w in live):
+        duals = frozen.value_duals(transport, transport.f, transport.g)
+        value = value + sum(_along(w, d) for w, d in zip(live, duals, strict=True))
+    inherited = {f.name: getattr(transport, f.name) for f in fields(OTResult)}
+    own = {"value": value, "converged": converged & transport.converged, "n_iter": n_iter}
+    divergence = (transport.value - cost) / eps
+    return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=problem, _shared=shared)
+
+
+def _along(w: Tensor, gradient: Tensor) -> Tensor:
+    """Zero, with this gradient in the weights ``w``."""
+    return ((w - w.detach()) * gradient).sum(-1)
+
+
+def _warn(tol: float, max_iter: int) -> None:
+    warnings.warn(
+        f"Gromov-Wasserstein stopped at `max_iter`={max_iter} before its steps fell below `tol`={tol:g}. Raise "
+        "`max_iter` or `eps`, or accept a larger `tol`.",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,149 @@
+r"""The Gromov objective: a quadratic function of the plan.
+
+With two centred costs (:mod:`otdml.ot.intrinsic`) and a plan P of marginals a, b and mass s,
+
+.. math::
+    \tfrac12 \sum_{ijkl} (A_{ik} - B_{jl})^2 P_{ij} P_{kl} = \tfrac12 s^2 (\bar A - \bar B)^2
+    + s \sum_{ij} P_{ij} (\alpha_i - \beta_j)^2 + \tfrac12 \lVert K \rVert_a^2 + \tfrac12 \lVert L \rVert_b^2
+    - \langle K P L, P \rangle
+
+so that only :math:`Q(P) = 2 s \langle \alpha, P \beta \rangle + \langle K P L, P \rangle` depends on the plan.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from otdml.costs import Bilinear, Matrix
+from otdml.ot.intrinsic import Intrinsic
+
+__all__ = ["Coupling", "Quadratic"]
+
+
+class Coupling(Protocol):
+    """A plan, read as :class:`~otdml.ot.OTResult` lets it be read."""
+
+    @property
+    def plan(self) -> Tensor:
+        """Shape (..., n, m)."""
+
+    def apply(self, v: Tensor) -> Tensor:
+        """The plan times ``v``, shape (..., n, e) for ``v`` of shape (..., m, e)."""
+
+    def apply_transpose(self, v: Tensor) -> Tensor:
+        """The transposed plan times ``v``, shape (..., m, e) for ``v`` of shape (..., n, e)."""
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    r"""The objective between two weighted clouds.
+
+    Where L is kept as :math:`\sigma Z Z^\top`, a plan is read through its *moment* P Z, and otherwise as a matrix.
+    """
+
+    left: Intrinsic
+    right: Intrinsic
+    a: Tensor
+    b: Tensor
+
+    @property
+    def mass(self) -> Tensor:
+        return self.a.sum(-1)
+
+    def detach(self) -> "Quadratic":
+        return Quadratic(self.left.detach(), self.right.detach(), self.a.detach(), self.b.detach())
+
+    def read(self, plan: Coupling) -> tuple[Tensor, Tensor]:
+        r"""The moment of the plan, and :math:`P \beta`."""
+        beta = self.right.alpha[..., None]
+        if self.right.z is None:
+            moment = plan.plan.detach()
+            return moment, (moment @ beta)[..., 0]
+        both = plan.apply(torch.cat([self.right.z, beta], -1))
+        return both[..., :-1], both[..., -1]
+
+    def pairing(self) -> Tensor:
+        """The moment of the plan that pairs equal indices."""
+        return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
+
+    def independence(self) -> Tensor:
+        """The moment of the product of the marginals; the features are centred."""
+        if self.right.z is not None:
+            return self.a[..., None] * torch.zeros_like(self.right.z[..., :1, :])
+        return self.a[..., :, None] * (self.b / self.mass[..., None])[..., None, :]
+
+    def pull(self, moment: Tensor) -> Tensor:
+        """Left factor of the gradient of <K P L, P>: with Z, or with the identity, as the right one."""
+        right = self.right
+        return 2 * self.left.times(right.sigma * moment if right.matrix is None else moment @ right.matrix)
+
+    def cost(self, pull: Tensor) -> Bilinear | Matrix:
+        """Minus the gradient of Q, up to constants of rows and columns, which transport ignores."""
+        alpha = 2 * self.mass[..., None] * self.left.alpha
+        if self.right.z is None:
+            return Matrix(-alpha[..., :, None] * self.right.alpha[..., None, :] - pull)
+        batch = pull.shape[:-2]
+        q = torch.cat([alpha[..., None].expand(*batch, -1, -1), pull], -1)
+        k = torch.cat([self.right.alpha[..., None], self.right.z], -1)
+        return Bilinear(q, k.expand(*batch, -1, -1))
+
+    def size(self, pull: Tensor) -> Tensor:
+        """Root mean square of the costs that ``pull`` stands for, shape (...)."""
+        if self.right.z is None:
+            square = (self.a * (pull.square() @ self.b[..., None])[..., 0]).sum(-1)
+        else:
+            left = pull.mT @ (self.a[..., None] * pull)
+            square = (left * (self.right.z.mT @ (self.b[..., None] * self.right.z))).sum((-2, -1))
+        return square.clamp(min=0).sqrt() / self.mass
+
+    def linear(self, transported: Tensor) -> Tensor:
+        r""":math:`2 s \langle \alpha, P \beta \rangle`, shape (...)."""
+        return 2 * self.mass * (self.left.alpha * transported).sum(-1)
+
+    def value(self, plan: Coupling) -> Tensor:
+        """The objective, shape (...), differentiable in the points with the plan held fixed."""
+        left, right, a, b, s = self.left, self.right, self.a, self.b, self.mass
+        moment, transported = self.read(plan)
+        squares = (a * left.alpha.square()).sum(-1) + (b * right.alpha.square()).sum(-1)
+        energies = (a * left.energies(a)).sum(-1) + (b * right.energies(b)).sum(-1)
+        apart = 0.5 * (s * (left.mean - right.mean)).square() + s * squares + 0.5 * energies
+        return apart - self.linear(transported) - 0.5 * (self.pull(moment) * moment).sum((-2, -1))
+
+    def gap(self, plan: Coupling) -> Tensor:
+        """Q at the plan less Q at the pairing D of equal indices, shape (...), differentiable in the points.
+
+        The product of the difference and the sum, <K (P - D) L, P + D>, keeps its digits where P is close to D.
+        """
+        moment, transported = self.read(plan)
+        paired = self.pairing()
+        bilinear = (self.pull(moment - paired) * (moment + paired)).sum((-2, -1))
+        return self.linear(transported - self.a * self.right.alpha) + 0.5 * bilinear
+
+    def value_duals(self, plan: Coupling, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the entropic objective in the two weights, up to a constant.
+
+        ``f`` and ``g`` are the potentials of :meth:`cost` at the plan, which leaves out the constants of rows and
+        columns that come back here.
+        """
+        return _dual(self.left, self.right, self.a, f, plan.apply), _dual(
+            self.right, self.left, self.b, g, plan.apply_transpose
+        )
+
+    def gap_dual(self, plan: Coupling, f: Tensor, g: Tensor) -> Tensor:
+        """The gradient of the entropic gap in the weights that both clouds share, up to a constant."""
+        left, right, a = self.left, self.right, self.a[..., None]
+        alpha, beta = left.alpha[..., None], right.alpha[..., None]
+        moved = left.times(plan.apply(beta) - a * beta) + right.times(plan.apply_transpose(alpha) - a * alpha)
+        pull = self.pull(self.pairing())
+        diagonal = pull.diagonal(dim1=-2, dim2=-1) if right.z is None else (pull * right.z).sum(-1)
+        return 2 * moved[..., 0] - 2 * self.mass[..., None] * left.alpha * right.alpha - diagonal - f - g
+
+
+def _dual(left: Intrinsic, right: Intrinsic, a: Tensor, f: Tensor, push: Callable[[Tensor], Tensor]) -> Tensor:
+    s = a.sum(-1, keepdim=True)
+    square = s * (left.mean[..., None] + left.alpha).square() + left.energies(a)
+    shifts = left.times((a * left.alpha)[..., None] - push(right.alpha[..., None]))[..., 0]
+    return square + 2 * shifts - 2 * s * right.mean[..., None] * left.alpha + f
