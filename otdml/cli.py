@@ -306,7 +306,7 @@ def check(
 
     with _arguments():
         check_known("data set", name, DATASETS)
-    from otdml.data import check as check_data
+    from otdml.data.inventory import check as check_data
 
     found = check_data(name, root)
     console.print(str(found), highlight=False, markup=False)

@@ -12,7 +12,7 @@ from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
 from otdml.benchmarks.presets import preset, presets
 from otdml.benchmarks.report import metric_title, percent, statement
-from otdml.benchmarks.results import COUNT, Figure, Finished, comparisons, metrics_of, summary
+from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
 from otdml.benchmarks.speed.harness import Measurement, geometric_mean, ratios
 
 __all__ = ["metrics_table", "show_catalogue", "show_measurements", "show_table", "watch"]
@@ -79,6 +79,9 @@ def show_table(console: Console, runs: Sequence[Finished]) -> None:
         cells = [percent(figure) if figure.n else "" for figure in figures]
         epoch = [row["checkpoint"]] if checkpoints else []
         table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.1f}")
+    if raw := raw_pixels(runs):
+        figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
+        table.add_row(RAW, *[""] * checkpoints, *figures, "", "", style="dim")
     console.print(table)
     for found in comparisons(runs, metrics[0]):
         console.print(f"[bold]{found.method}[/] against {found.against}: {statement(found)}", highlight=False)

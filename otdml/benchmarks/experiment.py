@@ -95,8 +95,16 @@ def execute(run: Run, path: Path, root: str | None = None, *, progress: bool = F
             "best": None if found.best is None else _on_test(found.best),
             "best_epoch": found.best_epoch,
             "seconds": found.seconds,
+            "raw_pixels": _raw_pixels(test, config.ks),
         }
     )
+
+
+def _raw_pixels(test: Any, ks: tuple[int, ...]) -> dict[str, float] | None:
+    """Metrics of the images themselves, which a network has to beat; None for sets that do not live in memory."""
+    from otdml.dml import retrieval_metrics
+
+    return retrieval_metrics(test.images.flatten(1).float(), test.labels, ks=ks) if hasattr(test, "images") else None
 
 
 def _augmentation(run: Run) -> "Distort | None":

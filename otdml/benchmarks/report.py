@@ -13,7 +13,7 @@ from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbna
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
 from otdml.benchmarks.methods import ARMS, LOSSES
 from otdml.benchmarks.presets import Preset, Published
-from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, metrics_of, summary
+from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
 
 __all__ = ["metric_title", "percent", "statement", "write_report"]
 
@@ -101,7 +101,9 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
         row["published"] = _published(preset.published, row["method"])
     compared = comparisons(runs, leading)
     reach = max((abs(v) for c in compared for v in (c.difference, c.low, c.high) if math.isfinite(v)), default=1.0)
+    raw = raw_pixels(runs)
     return {
+        "raw": None if raw is None else [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics],
         "headline": rows,
         "metrics": [metric_title(m) for m in metrics],
         "comparisons": [(c, statement(c), interval(c.difference, c.low, c.high, reach or 1.0)) for c in compared],

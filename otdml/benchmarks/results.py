@@ -29,6 +29,7 @@ __all__ = [
 
 # Queries without another item of their class: a number of images, not a share.
 COUNT = "left_out"
+RAW = "raw pixels, no network"
 COMPARED = (("+nir", ""), ("+nir", "+nir-control"), ("+nir-control", ""))
 
 
@@ -44,6 +45,7 @@ class Finished:
         best_epoch: That epoch, counted from 0.
         seconds: Training time.
         folder: Where it lies.
+        raw_pixels: Metrics of the images themselves, without a network, where they are known.
     """
 
     method: str
@@ -53,6 +55,7 @@ class Finished:
     best_epoch: int | None
     seconds: float
     folder: RunFolder
+    raw_pixels: Mapping[str, float] | None = None
 
     def metrics(self, checkpoint: str) -> Mapping[str, float]:
         """Metrics of the checkpoint ``"last"`` or ``"best"``; empty if there is none."""
@@ -104,7 +107,14 @@ def collect(out: Path) -> list[Finished]:
 def _finished(folder: RunFolder) -> Finished:
     run, found = folder.config()["run"], folder.metrics()
     return Finished(
-        run["method"], run["seed"], found["last"], found["best"], found["best_epoch"], found["seconds"], folder
+        run["method"],
+        run["seed"],
+        found["last"],
+        found["best"],
+        found["best_epoch"],
+        found["seconds"],
+        folder,
+        found.get("raw_pixels"),
     )
 
 
@@ -165,16 +175,24 @@ def summary(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     return rows
 
 
+def raw_pixels(runs: Iterable[Finished]) -> Mapping[str, float] | None:
+    """Metrics of the images themselves, if a run has left them."""
+    return next((run.raw_pixels for run in runs if run.raw_pixels), None)
+
+
 def export(out: Path) -> list[Finished]:
     """Write ``results.csv`` (means over seeds), ``runs.csv`` (every run) and ``results.json`` (both) into ``out``."""
     runs = collect(out)
     means = summary(runs)
-    write_text(out / "results.csv", _csv([_flat(row) for row in means]))
+    raw = raw_pixels(runs)
+    reference = [{"method": RAW, "checkpoint": ""} | {f"{m}_mean": v for m, v in raw.items()}] if raw else []
+    write_text(out / "results.csv", _csv([*(_flat(row) for row in means), *reference]))
     write_text(out / "runs.csv", _csv([row for run in runs for row in _rows(run)]))
     content = {
         "summary": [row | {k: _plain(v) for k, v in row.items() if k in ("metrics", "seconds")} for row in means],
         "comparisons": [asdict(c) | {"verdict": c.verdict} for c in comparisons(runs)],
         "runs": [row for run in runs for row in _rows(run)],
+        "raw_pixels": raw,
     }
     write_text(out / "results.json", json.dumps(_finite(content), indent=1))
     return runs
