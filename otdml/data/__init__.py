@@ -8,14 +8,24 @@ from typing import Any
 
 # The module that holds each public name.
 _HOMES = {
+    "Cars196": "cars",
+    "CenterCrop": "images",
+    "check": "inventory",
+    "CUB200": "cub",
     "Digits": "digits",
     "Distort": "augment",
-    "Omniglot": "omniglot",
-    "TensorImages": "tensors",
     "downscale": "tensors",
     "held_out_classes": "split",
+    "ImageFiles": "files",
+    "ImageFolder": "files",
+    "InShop": "inshop",
+    "Omniglot": "omniglot",
+    "ProtocolImages": "protocol",
+    "RandomResizedCrop": "images",
     "rotated_classes": "tensors",
     "split_classes": "split",
+    "StanfordOnlineProducts": "sop",
+    "TensorImages": "tensors",
 }
 
 __all__ = sorted(_HOMES)

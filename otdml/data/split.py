@@ -1,5 +1,6 @@
 """One split convention: which classes are trained on, chosen on and tested on."""
 
+from collections import Counter
 from collections.abc import Sequence
 from zlib import crc32
 
@@ -38,8 +39,8 @@ def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int
         raise argument_error("classes", "be four or more: two to train on and two to validate on", len(classes))
     group = {name: name.rpartition("/")[0] or name for name in classes}
     drawn = sorted(set(group.values()), key=lambda name: crc32(f"{seed}:{name}".encode()))
-    wanted, taken = max(2.0, fraction * len(classes)), set[str]()
-    while sum(group[name] in taken for name in classes) < wanted:
+    sizes, wanted, taken = Counter(group.values()), max(2.0, fraction * len(classes)), set[str]()
+    while sum(sizes[name] for name in taken) < wanted:
         taken.add(drawn[len(taken)])
     found = [name for name in classes if group[name] in taken]
     if len(found) > len(classes) - 2:

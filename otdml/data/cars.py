@@ -1,0 +1,93 @@
+"""Stanford Cars, in each of the three layouts that are around."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from otdml.data.protocol import Entry, Listing, Protocol, ProtocolImages, find
+
+__all__ = ["PROTOCOL", "Cars196"]
+
+# The first half of the models; the train and test folders of the set are for closed-set classification.
+TRAINING_CLASSES = 98
+
+
+def _read(root: Path) -> Listing:
+    for home in (root, root / "stanford_cars", root / "cars"):
+        if (home / "cars_annos.mat").is_file():
+            return Listing(home, list(_original(home)))
+        if (home / "devkit" / "cars_meta.mat").is_file():
+            return Listing(home, list(_devkit(home)))
+        if (home / "anno_train.csv").is_file():
+            return Listing(find(home, ["car_data/car_data", "car_data"]), list(_kaggle(home)))
+    raise FileNotFoundError(f"{root} holds no cars_annos.mat, devkit/cars_meta.mat or anno_train.csv")
+
+
+def _entry(path: str, number: int, names: list[str]) -> Entry:
+    return Entry(path, names[number - 1], "train" if number <= TRAINING_CLASSES else "test")
+
+
+def _mat(path: Path, *keys: str) -> list[Any]:
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = loadmat(path, squeeze_me=True)
+        return [content[key] for key in keys]
+    except (MatReadError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not the published annotation file ({error}).") from error
+
+
+def _original(home: Path) -> Iterator[Entry]:
+    annotations, names = _mat(home / "cars_annos.mat", "annotations", "class_names")
+    for path, number in zip(annotations["relative_im_path"], annotations["class"], strict=True):
+        yield _entry(str(path), int(number), names.tolist())
+
+
+def _devkit(home: Path) -> Iterator[Entry]:
+    (names,) = _mat(home / "devkit" / "cars_meta.mat", "class_names")
+    labelled = "cars_test_annos_withlabels.mat"
+    try:
+        test = find(home, [f"devkit/{labelled}", labelled])
+    except FileNotFoundError as error:
+        reason = "; the devkit's cars_test_annos.mat has no classes, so half of the images could not be used"
+        raise FileNotFoundError(f"{error}{reason}") from error
+    for folder, file in (("cars_train", home / "devkit" / "cars_train_annos.mat"), ("cars_test", test)):
+        (annotations,) = _mat(find(file.parent, [file.name]), "annotations")
+        for path, number in zip(annotations["fname"], annotations["class"], strict=True):
+            yield _entry(f"{folder}/{path}", int(number), names.tolist())
+
+
+def _kaggle(home: Path) -> Iterator[Entry]:
+    names = find(home, ["names.csv"]).read_text(encoding="utf-8").splitlines()
+    names = [name.strip().strip('"') for name in names if name.strip()]
+    for part in ("train", "test"):
+        with find(home, [f"anno_{part}.csv"]).open(encoding="utf-8", newline="") as rows:
+            for row in csv.reader(rows):
+                # Folders cannot hold the slash of "Ram C/V Cargo Van Minivan 2012".
+                folder = names[int(row[5]) - 1].replace("/", "-")
+                yield _entry(f"{part}/{folder}/{row[0]}", int(row[5]), names)
+
+
+PROTOCOL = Protocol(
+    name="Cars196",
+    address="https://www.kaggle.com/datasets/jutrera/stanford-car-dataset-by-classes-folder (the original host is "
+    "gone; the devkit is attached to https://github.com/pytorch/vision/issues/7545)",
+    layout="cars_annos.mat and car_ims/; or devkit/ (with cars_test_annos_withlabels.mat), cars_train/ and cars_test/; "
+    "or names.csv, anno_train.csv, anno_test.csv and car_data/car_data/{train,test}/",
+    counts={"train": (8_054, 98), "test": (8_131, 98)},
+    read=_read,
+)
+
+
+class Cars196(ProtocolImages):
+    """16,185 photographs of 196 car models: trained on the first 98, tested on the others.
+
+    ``val`` is a fifth of the training models. All three layouts that are around are read: the original one, the
+    devkit's, and the folders of Kaggle.
+
+    Source: Krause et al. :cite:p:`krause:13`; the split is that of Oh Song et al. :cite:p:`ohsong:16`.
+    """
+
+    protocol = PROTOCOL

@@ -1,0 +1,217 @@
+"""Reading and cropping images with Pillow."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from otdml._checks import argument_error, check_fraction, check_integer, check_positive
+
+__all__ = ["CenterCrop", "RandomResizedCrop", "as_rgb", "open_image", "standard_crop", "unreadable"]
+
+# ImageNet statistics, which pretrained backbones expect.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+REMEDY = "Replace the file, or pass on_corrupt='skip' to leave such images out."
+# What Pillow raises for damaged files; SyntaxError comes from broken PNG chunks.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+Box = tuple[float, float, float, float]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file, not decoded yet.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no image; the message names it.
+    """
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is no image that can be read ({error}). {REMEDY}") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image decoded, with three channels: grey is repeated, CMYK and palettes are converted, alpha is dropped.
+
+    Raises:
+        ValueError: If the file is truncated or damaged; the message names it.
+    """
+    try:
+        image.load()
+    except _DAMAGE as error:
+        name = getattr(image, "filename", "") or "the image"
+        raise ValueError(f"{name} is corrupt ({error}). {REMEDY}") from error
+    # A palette whose transparency is per colour has to pass through RGBA.
+    return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+
+
+def unreadable(paths: Sequence[str | Path], workers: int | None = None) -> dict[str, str]:
+    """The files among ``paths`` that cannot be decoded, with the reason; every one is read to its end.
+
+    Pillow decodes without the interpreter's lock, so that threads help; JPEGs are decoded at an eighth of their size.
+    """
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        reasons = pool.map(_damage, paths)
+        return {str(path): reason for path, reason in zip(paths, reasons, strict=True) if reason}
+
+
+def _damage(path: str | Path) -> str:
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (1, 1))
+            image.load()
+    except _DAMAGE as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+class RandomResizedCrop:
+    """A random part of an image at a random aspect ratio, resized to a square, perhaps mirrored, normalised.
+
+    The field's augmentation for training. Large JPEGs are decoded at a half, a quarter or an eighth of their size
+    where the part drawn still has enough pixels, which is several times faster. Randomness is torch's global one,
+    which a data-loading worker seeds for itself.
+
+    Args:
+        size: Pixels per side.
+        scale: Least and largest share of the image's area.
+        ratio: Least and largest width over height.
+        flip: Probability of mirroring.
+        mean: Subtracted from each channel, in [0, 1].
+        std: Each channel is divided by it.
+
+    Returns:
+        Called with a Pillow image: float32 of shape (3, size, size).
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> image = Image.new("RGB", (300, 200), "white")
+        >>> RandomResizedCrop(224)(image).shape
+        torch.Size([3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        mean: Iterable[float] = MEAN,
+        std: Iterable[float] = STD,
+    ) -> None:
+        self.size = check_integer("size", size)
+        self.scale = tuple(check_fraction("scale", share) for share in scale)
+        self.ratio = tuple(check_positive("ratio", value) for value in ratio)
+        if not 0 <= flip <= 1:
+            raise argument_error("flip", "lie in [0, 1]", flip)
+        self.flip, self.statistics = flip, _statistics(mean, std)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        flip = bool(torch.rand(()) < self.flip)
+        return _normalized(_cut(image, self._box(*image.size), self.size, flip), *self.statistics)
+
+    def _box(self, width: int, height: int) -> Box:
+        """The first of ten draws that fits into the image; else as much of its middle as the ratio allows."""
+        draws = torch.rand(10, 2, dtype=torch.float64)
+        area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, 0])
+        low, high = (math.log(value) for value in self.ratio)
+        ratio = torch.exp(low + (high - low) * draws[:, 1])
+        sides = torch.stack([area * ratio, area / ratio], dim=1).sqrt()
+        fits = (sides <= torch.tensor([width, height])).all(1).nonzero()
+        if len(fits):
+            w, h = sides[fits[0, 0]].tolist()
+            across, down = torch.rand(2, dtype=torch.float64).tolist()
+            left, top = across * (width - w), down * (height - h)
+        else:
+            w, h = min(width, height * self.ratio[1]), min(height, width / self.ratio[0])
+            left, top = (width - w) / 2, (height - h) / 2
+        return left, top, left + w, top + h
+
+
+class CenterCrop:
+    """The middle of an image: its shorter side resized to ``resize``, the central square cut out, normalised.
+
+    The field's transform for evaluation, in one resampling step. JPEGs are decoded at a fraction of their size only
+    where at least twice the pixels needed remain, so that the result hardly differs from full decoding.
+
+    Args:
+        size: Pixels per side.
+        resize: Length of the shorter side before cutting; ``size`` × 256 / 224 if None.
+        mean: Subtracted from each channel, in [0, 1].
+        std: Each channel is divided by it.
+
+    Returns:
+        Called with a Pillow image: float32 of shape (3, size, size).
+
+    Raises:
+        ValueError: If ``resize`` is less than ``size``.
+
+    Example:
+        >>> image = Image.new("L", (300, 200), "white")
+        >>> CenterCrop(2, mean=(0, 0, 0), std=(1, 1, 1))(image)[0]
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        resize: int | None = None,
+        *,
+        mean: Iterable[float] = MEAN,
+        std: Iterable[float] = STD,
+    ) -> None:
+        self.size = check_integer("size", size)
+        self.resize = round(size * 256 / 224) if resize is None else check_integer("resize", resize, least=size)
+        self.statistics = _statistics(mean, std)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        width, height = image.size
+        side = min(width, height) * self.size / self.resize
+        left, top = (width - side) / 2, (height - side) / 2
+        cut = _cut(image, (left, top, left + side, top + side), self.size, spare=2)
+        return _normalized(cut, *self.statistics)
+
+
+def standard_crop(split: str, size: int) -> RandomResizedCrop | CenterCrop:
+    """The field's transform for a split: random parts to train on, the middle to evaluate on."""
+    return RandomResizedCrop(size) if split in ("train", "trainval") else CenterCrop(size)
+
+
+def _statistics(mean: Iterable[float], std: Iterable[float]) -> tuple[Tensor, Tensor]:
+    """Offset and scale of pixels in [0, 255], shape (3, 1, 1) each."""
+    offset, scale = (255 * torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    if len(offset) != 3 or len(scale) != 3 or not (scale > 0).all():
+        raise argument_error("std", "hold three positive numbers, as many as `mean`", (scale.flatten() / 255).tolist())
+    return offset, scale
+
+
+def _cut(image: Image.Image, box: Box, size: int, flip: bool = False, spare: float = 1.0) -> Image.Image:
+    """The part of an image in ``box``, resized to a square; decoded no larger than needed."""
+    width, height = image.size
+    needed = spare * size / min(box[2] - box[0], box[3] - box[1])
+    if needed < 1:
+        image.draft("RGB", (math.ceil(width * needed), math.ceil(height * needed)))
+    decoded = as_rgb(image)
+    across, down = decoded.width / width, decoded.height / height
+    left, top = max(0.0, box[0] * across), max(0.0, box[1] * down)
+    right, bottom = min(decoded.width, box[2] * across), min(decoded.height, box[3] * down)
+    cut = decoded.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cut
+
+
+def _normalized(image: Image.Image, offset: Tensor, scale: Tensor) -> Tensor:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(offset).div_(scale)

@@ -1,0 +1,191 @@
+"""The published retrieval protocols: what their annotation files list, verified against the official counts."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from PIL import Image
+
+from otdml._checks import argument_error, check_choice
+from otdml.data.files import ImageFiles
+from otdml.data.images import standard_crop
+from otdml.data.split import SPLITS, split_classes
+
+__all__ = ["Entry", "Listing", "Protocol", "ProtocolImages", "differences", "find", "missing", "table"]
+
+
+class Entry(NamedTuple):
+    """One listed image: its path below the folder of images, its class, and its part of the protocol."""
+
+    path: str
+    name: str
+    part: str
+
+
+class Listing(NamedTuple):
+    """What annotation files list, and the folder below which the images lie."""
+
+    folder: Path
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A published data set and its retrieval protocol.
+
+    Attributes:
+        name: Its name.
+        address: Where it is published.
+        layout: What its folder holds, in words.
+        counts: Official numbers of images and of classes of each part; ``"train"`` is one of the parts.
+        read: Reads the annotation files below a folder; FileNotFoundError if they are not there.
+    """
+
+    name: str
+    address: str
+    layout: str
+    counts: Mapping[str, tuple[int, int]]
+    read: Callable[[Path], Listing]
+
+    def listing(self, root: str | Path | None) -> Listing:
+        """What the folder ``root`` lists.
+
+        Raises:
+            FileNotFoundError: If the folder or its annotation files are not there; it says where to get them.
+            ValueError: If the annotation files are damaged.
+        """
+        where = f"{self.name} is published at {self.address}. Expected: {self.layout}."
+        if root is None:
+            raise argument_error("root", f"be the folder that holds {self.name}", None, where)
+        if not Path(root).is_dir():
+            raise FileNotFoundError(f"`root` must be the folder that holds {self.name}, but {root} is none. {where}")
+        try:
+            return self.read(Path(root))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. {where}") from error
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"The annotation files of {self.name} in {root} disagree about {error}.") from error
+
+
+class ProtocolImages(ImageFiles):
+    """One split of a published data set, in the order of its annotation files.
+
+    Args:
+        root: The folder that holds the set.
+        split: ``"train"``, ``"val"`` (a fifth of the training classes), ``"trainval"``, ``"test"``, or a part of the
+            protocol by its own name, e.g. ``"gallery"``.
+        transform: As for :class:`~otdml.data.ImageFiles`; if None, random parts of the image for the training splits
+            and its middle for the others.
+        size: Pixels per side of those.
+        allow_partial: Whether to use what is there where it is not the whole official set.
+        on_corrupt: ``"raise"`` an error that names an image that cannot be read, or ``"skip"`` such images.
+
+    Raises:
+        FileNotFoundError: If the set is not there; the message says where it is published, and its layout.
+        ValueError: If it is not complete; the message names the differences.
+    """
+
+    protocol: ClassVar[Protocol]
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        split: str = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        *,
+        size: int = 224,
+        allow_partial: bool = False,
+        on_corrupt: str = "raise",
+    ) -> None:
+        check_choice("split", split, dict.fromkeys([*SPLITS, *self.protocol.counts]))
+        listing = self.protocol.listing(root)
+        if not allow_partial and (found := differences(self.protocol, listing)):
+            remedy = "Pass allow_partial=True (--allow-partial) to use what is there."
+            raise ValueError(f"{root} does not hold the whole {self.protocol.name}: {'; '.join(found)}. {remedy}")
+        entries = _selected(self.protocol, listing, split, set(missing(listing)) if allow_partial else set())
+        number = {name: label for label, name in enumerate(dict.fromkeys(entry.name for entry in entries))}
+        queries = torch.tensor([entry.part == "query" for entry in entries])
+        super().__init__(
+            [listing.folder / entry.path for entry in entries],
+            torch.tensor([number[entry.name] for entry in entries], dtype=torch.long),
+            list(number),
+            transform=transform or standard_crop(split, size),
+            is_query=queries if split == "test" and "query" in self.protocol.counts else None,
+            on_corrupt=on_corrupt,
+        )
+
+
+def _selected(protocol: Protocol, listing: Listing, split: str, absent: set[str]) -> list[Entry]:
+    """The entries of a split. The classes of ``val`` are chosen among those listed, whatever images are there."""
+    parts = _parts(protocol, split)
+    names = list(dict.fromkeys(entry.name for entry in listing.entries if entry.part in parts))
+    wanted = set(split_classes(split, names, names) if split in SPLITS else names)
+    return [e for e in listing.entries if e.part in parts and e.name in wanted and e.path not in absent]
+
+
+def _parts(protocol: Protocol, split: str) -> set[str]:
+    if split in ("train", "val", "trainval"):
+        return {"train"}
+    return set(protocol.counts) - {"train"} if split == "test" else {split}
+
+
+def differences(protocol: Protocol, listing: Listing) -> list[str]:
+    """In what a copy differs from the official set, one phrase each; none if it is complete."""
+    found = []
+    for part, (images, classes) in protocol.counts.items():
+        names = [entry.name for entry in listing.entries if entry.part == part]
+        if (len(names), len(set(names))) != (images, classes):
+            official = f"{images:,} of {classes:,}"
+            found.append(f"{part} lists {len(names):,} images of {len(set(names)):,} classes, officially {official}")
+    if absent := missing(listing):
+        found.append(f"{len(absent):,} listed images are missing: {_shown(absent)}")
+    return found
+
+
+def missing(listing: Listing) -> list[str]:
+    """The listed paths at which there is no file; one look per folder, not per image."""
+    there: dict[str, set[str]] = {}
+    absent = []
+    for path, _, _ in listing.entries:
+        folder, _, name = path.rpartition("/")
+        if folder not in there:
+            place = listing.folder / folder
+            there[folder] = {entry.name for entry in os.scandir(place)} if place.is_dir() else set()
+        if name not in there[folder]:
+            absent.append(path)
+    return absent
+
+
+def _shown(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def find(root: Path, candidates: Sequence[str]) -> Path:
+    """The first of the paths below ``root`` that exists.
+
+    Raises:
+        FileNotFoundError: If none does.
+    """
+    for candidate in candidates:
+        if (root / candidate).exists():
+            return root / candidate
+    raise FileNotFoundError(f"{root} holds no {candidates[0]}")
+
+
+def table(path: Path, columns: int, header: int = 0) -> Iterator[list[str]]:
+    """Rows of a text file whose columns are separated by spaces; the last one may hold spaces.
+
+    Raises:
+        ValueError: If a row has fewer columns; the message names the line.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if number <= header or not line.strip():
+                continue
+            row = line.split(maxsplit=columns - 1)
+            if len(row) != columns:
+                raise ValueError(f"{path}, line {number}: expected {columns} columns, found {line.strip()!r}.")
+            yield [*row[:-1], row[-1].rstrip()]

@@ -1,0 +1,100 @@
+"""Labelled image files: what a transform gets, damaged files, and folders of one's own."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from otdml.data.files import ImageFiles, ImageFolder
+from otdml.data.images import CenterCrop, RandomResizedCrop
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, color in (("cat/a.jpg", 10), ("cat/b.png", 20), ("dog/c.JPEG", 30), ("dog/old/d.jpg", 40)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (20, 16), color).save(path, "PNG" if path.suffix == ".png" else "JPEG")
+    (tmp_path / "dog" / "notes.txt").write_text("no image")
+    (tmp_path / "dog" / "._c.JPEG").write_bytes(b"Mac OS X")
+    return tmp_path
+
+
+def test_the_folder_of_an_image_is_its_class(folder):
+    images = ImageFolder(folder, CenterCrop(8, mean=(0, 0, 0), std=(1, 1, 1)))
+    assert images.classes == ["cat", "dog", "dog/old"]
+    assert images.labels.tolist() == [0, 0, 1, 2]
+    assert [path.removeprefix(f"{folder}/") for path in images.paths] == [
+        "cat/a.jpg",
+        "cat/b.png",
+        "dog/c.JPEG",
+        "dog/old/d.jpg",
+    ]
+    for index, color in enumerate((10, 20, 30, 40)):
+        image, label = images[index]
+        assert label == images.labels[index]
+        torch.testing.assert_close(image, torch.full((3, 8, 8), color / 255), atol=0.005, rtol=0)
+
+
+def test_a_loader_makes_batches(folder):
+    images, labels = next(iter(DataLoader(ImageFolder(folder, size=32), batch_size=4)))
+    assert images.shape == (4, 3, 32, 32)
+    assert labels.tolist() == [0, 0, 1, 2]
+
+
+def test_any_other_callable_gets_a_decoded_rgb_image(folder):
+    images = ImageFolder(folder, lambda image: (image.mode, image.size, image.getpixel((0, 0))))
+    assert images[1] == (("RGB", (20, 16), (20, 20, 20)), 0)
+
+
+def test_thumbnails_are_of_one_size(folder):
+    images = ImageFolder(folder)
+    thumbnails = np.stack([images.thumbnail(i) for i in range(4)])
+    assert thumbnails.shape == (4, 96, 96, 3)
+    assert thumbnails.dtype == np.uint8
+    assert thumbnails[1].min() == thumbnails[1].max() == 20
+
+
+def test_a_damaged_image_is_named_when_asked_for_or_left_out(folder):
+    damaged = folder / "dog" / "c.JPEG"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    images = ImageFolder(folder)
+    assert len(images) == 4
+    with pytest.raises(ValueError, match=r"dog/c\.JPEG is corrupt .*on_corrupt='skip'"):
+        images[2]
+    images = ImageFolder(folder, on_corrupt="skip")
+    assert list(images.skipped) == [str(damaged)]
+    # Its class has no other image: labels stay without a gap.
+    assert images.classes == ["cat", "dog/old"]
+    assert images.labels.tolist() == [0, 0, 1]
+    assert len(images[2][0]) == 3
+
+
+def test_queries_are_left_out_with_their_images(folder):
+    damaged = folder / "cat" / "a.jpg"
+    damaged.write_bytes(b"no image")
+    paths = sorted(folder.rglob("[abcd].*"))
+    images = ImageFiles(
+        paths,
+        torch.zeros(4).long(),
+        ["x"],
+        transform=RandomResizedCrop(8),
+        is_query=torch.tensor([True, True, False, True]),
+        on_corrupt="skip",
+    )
+    assert images.is_query.tolist() == [True, False, True]
+
+
+def test_errors(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="`root` must be a folder of images"):
+        ImageFolder(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"No image below .*empty: looked for .*\.jpg"):
+        ImageFolder(tmp_path / "empty")
+    with pytest.raises(ValueError, match="`on_corrupt` must be one of 'raise', 'skip'"):
+        ImageFolder(folder, on_corrupt="ignore")
+    with pytest.raises(ValueError, match=r"`labels` must lie in \[0, 1\)"):
+        ImageFiles([folder / "cat" / "a.jpg"], torch.tensor([1]), ["x"], transform=CenterCrop(8))
+    with pytest.raises(ValueError, match="none of them"):
+        ImageFiles([folder / "dog" / "notes.txt"], torch.tensor([0]), ["x"], transform=CenterCrop(8), on_corrupt="skip")

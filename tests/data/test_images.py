@@ -1,0 +1,194 @@
+"""Reading and cropping: pixels whose values are known, and every kind of file."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb, open_image, standard_crop, unreadable
+
+RAW = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+
+
+def ramp(width: int, height: int) -> np.ndarray:
+    """Red grows to the right, green downwards: a crop's colours tell where it lies."""
+    across, down = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return (255 * np.stack([across, down, np.full_like(across, 0.5)], -1)).round().astype(np.uint8)
+
+
+def jpeg(pixels: np.ndarray, **options) -> Image.Image:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=97, **options)
+    return Image.open(file)
+
+
+def test_center_crop_is_the_middle():
+    # Shorter side 100 stands for 64 of which 32 are cut: the middle 50 pixels.
+    found = CenterCrop(32, 64, **RAW)(Image.fromarray(ramp(200, 100)))
+    assert found.shape == (3, 32, 32)
+    assert found.dtype == torch.float32
+    red, green, blue = found
+    assert red.mean().item() == pytest.approx(0.5, abs=0.005)
+    assert (red[0, -1] - red[0, 0]).item() == pytest.approx(50 / 200 * 31 / 32, abs=0.01)
+    assert (green[-1, 0] - green[0, 0]).item() == pytest.approx(50 / 100 * 31 / 32, abs=0.01)
+    assert torch.equal(blue, torch.full_like(blue, 128 / 255))
+
+
+def test_center_crop_equals_resizing_then_cutting():
+    image = Image.fromarray(ramp(300, 256))
+    cut = image.crop((38, 16, 262, 240)).resize((224, 224), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(np.array(cut)).permute(2, 0, 1) / 255
+    assert torch.equal(CenterCrop(224, 256, **RAW)(image), expected)
+
+
+def test_statistics_of_imagenet_by_default():
+    grey = Image.new("RGB", (30, 30), (124, 116, 104))
+    found = CenterCrop(8)(grey)
+    expected = (torch.tensor([124, 116, 104]) / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )
+    torch.testing.assert_close(found[:, 3, 3], expected)
+
+
+@pytest.mark.parametrize("width", [64, 640, 2400])
+def test_reduced_decoding_hardly_changes_the_result(width):
+    pixels = ramp(width, width // 2)
+    for crop in (CenterCrop(48, **RAW), RandomResizedCrop(48, **RAW)):
+        torch.manual_seed(3)
+        fast = crop(jpeg(pixels))
+        torch.manual_seed(3)
+        full = crop(Image.fromarray(pixels))
+        assert (fast - full).abs().max() < 0.02
+
+
+def test_large_files_are_decoded_small():
+    image = jpeg(ramp(2400, 1600))
+    CenterCrop(48)(image)
+    assert image.size == (300, 200)  # An eighth, and still at least twice the pixels needed.
+    image = jpeg(ramp(100, 80))
+    CenterCrop(48)(image)
+    assert image.size == (100, 80)
+
+
+def boxes(width: int, height: int, crop: RandomResizedCrop, draws: int = 400) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.tensor([crop._box(width, height) for _ in range(draws)])
+
+
+def test_random_parts_lie_inside_and_have_the_shapes_asked_for():
+    left, top, right, bottom = boxes(300, 200, RandomResizedCrop(64, scale=(0.08, 0.4))).T
+    assert left.min() >= 0
+    assert top.min() >= 0
+    assert right.max() <= 300 + 1e-3
+    assert bottom.max() <= 200 + 1e-3
+    share = (right - left) * (bottom - top) / (300 * 200)
+    ratio = (right - left) / (bottom - top)
+    assert share.min() >= 0.08 - 1e-6
+    assert ratio.min() >= 3 / 4 - 1e-5
+    assert ratio.max() <= 4 / 3 + 1e-5
+    # Parts of this size always fit, so that their area is uniform.
+    assert share.max() <= 0.4 + 1e-6
+    assert share.mean().item() == pytest.approx(0.24, abs=4 * 0.32 / math.sqrt(12 * 400))
+    assert ratio.log().mean().item() == pytest.approx(0, abs=0.06)
+
+
+def test_of_a_narrow_image_the_middle_is_taken():
+    left, top, right, bottom = RandomResizedCrop(8, scale=(1, 1))._box(40, 400)
+    assert (left, right) == (0, 40)
+    assert bottom - top == pytest.approx(40 / (3 / 4))
+    assert top + bottom == pytest.approx(400)
+
+
+def test_mirroring():
+    image = Image.fromarray(ramp(64, 64))
+    whole = {"scale": (1, 1), "ratio": (1, 1), **RAW}
+    plain, mirrored = (RandomResizedCrop(64, flip=flip, **whole)(image) for flip in (0, 1))
+    torch.testing.assert_close(plain.flip(-1), mirrored)
+    torch.manual_seed(0)
+    crop = RandomResizedCrop(4, flip=0.25, **whole)
+    share = sum(bool(crop(image)[0, 0, 0] > 0.5) for _ in range(400)) / 400
+    assert share == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 400))
+
+
+def test_the_global_seed_repeats_the_crops():
+    image = Image.fromarray(ramp(90, 70))
+    crop = RandomResizedCrop(16)
+    torch.manual_seed(1)
+    first = crop(image)
+    assert not torch.equal(crop(image), first)
+    torch.manual_seed(1)
+    assert torch.equal(crop(image), first)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("LA", "png"), ("1", "png")]
+)
+def test_every_kind_of_file_becomes_rgb(mode, suffix, tmp_path):
+    image = Image.new("RGB", (40, 30), (200, 200, 200)).convert(mode)
+    image.save(tmp_path / f"image.{suffix}")
+    with open_image(tmp_path / f"image.{suffix}") as opened:
+        found = CenterCrop(8, **RAW)(opened)
+    expected = 1.0 if mode == "1" else 200 / 255
+    # Dithering one bit leaves the mean.
+    assert found.mean().item() == pytest.approx(200 / 255 if mode == "1" else expected, abs=0.02)
+
+
+def test_a_palette_with_transparency_is_converted_without_a_warning(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "image.png", transparency=b"\x00\xff")
+    with open_image(tmp_path / "image.png") as opened:
+        assert as_rgb(opened).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_damaged_files_are_named(tmp_path):
+    whole, short, text, absent = (tmp_path / name for name in ("a.jpg", "b.jpg", "c.png", "d.jpg"))
+    Image.fromarray(ramp(60, 60)).save(whole)
+    short.write_bytes(whole.read_bytes()[:700])
+    text.write_text("no image")
+    assert unreadable([whole, short, text]).keys() == {str(short), str(text)}
+    with pytest.raises(ValueError, match=r"c\.png is no image that can be read .*on_corrupt='skip'"):
+        open_image(text)
+    with open_image(short) as image, pytest.raises(ValueError, match=r"b\.jpg is corrupt .*truncated"):
+        CenterCrop(8)(image)
+    with pytest.raises(FileNotFoundError):
+        open_image(absent)
+
+
+def test_a_damaged_png_is_named(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[500:510] = b"0123456789"
+    path.write_bytes(content)
+    assert list(unreadable([path])) == [str(path)]
+    with open_image(path) as image, pytest.raises(ValueError, match=r"image\.png is corrupt"):
+        as_rgb(image)
+
+
+def test_standard_crops():
+    assert {split: type(standard_crop(split, 32)).__name__ for split in ("train", "trainval", "val", "test")} == {
+        "train": "RandomResizedCrop",
+        "trainval": "RandomResizedCrop",
+        "val": "CenterCrop",
+        "test": "CenterCrop",
+    }
+    assert standard_crop("test", 224).resize == 256
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandomResizedCrop(0), "`size` must be an integer >= 1"),
+        (lambda: RandomResizedCrop(8, scale=(0.1, 1.5)), r"`scale` must lie in \(0, 1\]"),
+        (lambda: RandomResizedCrop(8, flip=2), r"`flip` must lie in \[0, 1\]"),
+        (lambda: CenterCrop(8, 4), "`resize` must be an integer >= 8"),
+        (lambda: CenterCrop(8, std=(1, 0, 1)), "`std` must hold three positive numbers"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
