@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_integer, check_known
 
-__all__ = ["BACKBONES", "ConvNet", "ResNet", "backbone", "conv4", "resnet18", "resnet50"]
+__all__ = ["BACKBONES", "ConvNet", "ResNet", "backbone", "conv4", "num_features", "resnet18", "resnet50"]
 
 
 def backbone(network: str | nn.Module, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -50,13 +50,27 @@ def backbone(network: str | nn.Module, options: Mapping[str, Any] | None = None)
     if isinstance(network, nn.Module):
         if options:
             raise argument_error("backbone_options", "be empty where the backbone is a module", dict(options))
-        return _with_features(network, getattr(network, "num_features", None))
+        num_features(network)
+        return network
     library, _, name = network.partition("/")
     if name and library in LIBRARIES:
         return LIBRARIES[library](name, **dict(options or {}))
     return BACKBONES[check_known("backbone", network, [*BACKBONES, *(f"{key}/NAME" for key in LIBRARIES)])](
         **dict(options or {})
     )
+
+
+def num_features(network: nn.Module) -> int:
+    """How many features, or channels of maps, a backbone returns.
+
+    Raises:
+        ValueError: If it does not say so.
+    """
+    count = getattr(network, "num_features", None)
+    if not isinstance(count, int):
+        remedy = "Set `network.num_features` to the number of features or channels that it returns."
+        raise argument_error("backbone", "have an attribute `num_features`", type(network).__name__, remedy)
+    return count
 
 
 class ConvNet(nn.Module):
@@ -243,17 +257,11 @@ def _load_published(network: nn.Module, path: Path) -> None:
         raise ValueError(f"the weights in {path} are of another network: {error}") from error
 
 
-def _with_features(network: nn.Module, count: object) -> nn.Module:
-    if not isinstance(count, int):
-        remedy = "Set `network.num_features` to the number of features or channels that it returns."
-        raise argument_error("backbone", "have an attribute `num_features`", type(network).__name__, remedy)
-    return network
-
-
 def _timm(name: str, *, pretrained: bool = True, **options: Any) -> nn.Module:
     timm = _library("timm")
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    return _with_features(network, network.num_features)
+    num_features(network)
+    return network
 
 
 def _torchvision(name: str, *, pretrained: bool = True) -> nn.Module:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
 from otdml.dml.backbones import backbone as make_backbone
+from otdml.dml.backbones import num_features
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
 from otdml.dml.proxies import ProxyAnchor, ProxyNCA, SoftTriple
 from otdml.dml.retrieval import retrieval_metrics
@@ -147,8 +148,8 @@ class ProxyDML(LightningModule):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
-            self.backbone: Any = make_backbone(backbone, backbone_options)
-            self.head = EmbeddingHead(self.backbone.num_features, dim, kind=head, pool=pool)
+            self.backbone = make_backbone(backbone, backbone_options)
+            self.head = EmbeddingHead(num_features(self.backbone), dim, kind=head, pool=pool)
             self.loss: Any = _loss(loss, num_classes, dim, loss_options)
             self.nir = _nir(dim, nir_options) if nir_weight else None
         # A part of the backbone that the caller has frozen stays frozen.

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -89,12 +90,15 @@ class RunRecord(Callback):
 
     def earlier(self, resume: bool) -> dict[str, Any] | None:
         """The checkpoint that the folder holds, if any."""
+        for part in self.folder.glob(".*.part"):
+            # What a kill left of a file that was being written.
+            part.unlink()
         path = self.folder / LAST
         if not path.exists():
             return None
         if not resume:
             raise argument_error("folder", "hold no run yet", self.folder, "Pass resume=True, or another folder.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _loaded(path)
         found = state.get("callbacks", {}).get(self.state_key, {}).get("identity")
         if found != self.identity():
             remedy = "Choose another folder, or go on with the settings of that run."
@@ -106,6 +110,12 @@ class RunRecord(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best_epoch = list(state_dict["rows"]), state_dict["best_epoch"]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the checkpoint of a finished run."""
+        self.load_state_dict(state["callbacks"][self.state_key])
+        self.module.load_state_dict(state["state_dict"])
+        self.write_curve()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started, self.sums = time.perf_counter(), {}
@@ -193,6 +203,8 @@ class RunRecord(Callback):
         kept = {name: value.clone() for name, value in self.module.state_dict().items()}
         state = torch.load(self.folder / BEST, map_location=self.module.device, weights_only=True)
         self.module.load_state_dict(state["state_dict"])
+        # Images of sets with random transforms are those of this evaluation, in a resumed run too.
+        self.seed_all(epoch_seed(self.config.seed, self.best_epoch, stream=3))
         found = self._metrics(*self.unseen)
         self.module.load_state_dict(kept)
         return found
@@ -234,6 +246,13 @@ class ProgressLine(Callback):
 def _checkpoint(trainer: Trainer, path: Path) -> None:
     with replacing(path) as part:
         trainer.save_checkpoint(part)
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is no checkpoint that can be read. Delete it to start that run anew.") from error
 
 
 def _differences(found: dict[str, Any] | None, run: RunRecord) -> str:

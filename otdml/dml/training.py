@@ -87,20 +87,21 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     run = RunRecord(module, folder, config, val=val, test=test, on_epoch=on_epoch)
     state = run.earlier(resume)
-    if state is None or state["epoch"] + 1 < config.epochs:
-        bar = [ProgressLine()] if progress else []
-        with seeded() as seed_all, _quiet():
-            run.seed_all = seed_all
-            if config.compile:
-                module.backbone.compile()
-            trainer = _trainer(config, [run, *bar])
-            path = None if state is None else folder / LAST
-            trainer.fit(module, datamodule=_Batches(train, config, augment), ckpt_path=path, weights_only=True)
-    else:
-        run.load_state_dict(state["callbacks"][run.state_key])
-        module.load_state_dict(state["state_dict"])
-        run.write_curve()
-    return FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder)
+    with seeded() as seed_all, _quiet():
+        run.seed_all = seed_all
+        if state is None or state["epoch"] + 1 < config.epochs:
+            _train(module, run, _Batches(train, config, augment), state is not None, progress)
+        else:
+            run.restore(state)
+        return FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder)
+
+
+def _train(module: ProxyDML, run: RunRecord, batches: LightningDataModule, resumed: bool, progress: bool) -> None:
+    if run.config.compile:
+        module.backbone.compile()
+    trainer = _trainer(run.config, [run, *([ProgressLine()] if progress else [])])
+    path = run.folder / LAST if resumed else None
+    trainer.fit(module, datamodule=batches, ckpt_path=path, weights_only=True)
 
 
 class _Batches(LightningDataModule):

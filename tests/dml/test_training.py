@@ -1,0 +1,262 @@
+"""Runs: killed and resumed ones end alike, a full disk loses nothing, bad folders are refused."""
+
+import csv
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from otdml.data import Digits, Distort, TensorImages
+from otdml.dml import ProxyDML, TrainingConfig, embed, evaluate, fit, retrieval_metrics
+from otdml.dml.record import RunRecord
+
+CONFIG = TrainingConfig(
+    epochs=2, classes_per_batch=3, samples_per_class=6, batches_per_epoch=3, accelerator="cpu", ks=(1, 2)
+)
+
+
+def module(**options) -> ProxyDML:
+    return ProxyDML(3, backbone_options={"widths": (8, 16)}, dim=8, lr=1e-2, seed=0, **options)
+
+
+def run(folder: Path, *, config: TrainingConfig = CONFIG, **options):
+    trained = options.pop("module", None) or module()
+    return trained, fit(trained, Digits(split="train"), folder=folder, config=config, progress=False, **options)
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curve.csv").open(newline="") as lines:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(lines)]
+
+
+@pytest.mark.parametrize("data", ["batches", "items"])
+def test_killed_run_goes_on_to_the_same_numbers(tmp_path, data):
+    """Killed at random steps and while writing; every weight and every metric is then that of the run left alone."""
+    steps = random.Random(data).sample(range(1, 12), 2)
+    writes = ["before:best.ckpt", "before:last.ckpt", "after:last.ckpt"] if data == "batches" else []
+    moments = [*(f"step:{step}" for step in steps), *writes]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), str(tmp_path), data, "never", *moments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    signals = json.loads(done.stdout)
+    assert signals[0] == [0, 0]
+    # Validation may not improve twice: then there is no second best.ckpt to be killed at.
+    assert [first for first, _ in signals[1:] if first != signal.SIGKILL] in ([], [0])
+    assert all(second == 0 for _, second in signals)
+    alone = torch.load(tmp_path / "never" / "weights.pt")
+    assert json.loads((tmp_path / "never" / "found.json").read_text())[1]
+    for moment in moments:
+        folder = tmp_path / moment
+        weights = torch.load(folder / "weights.pt")
+        assert weights.keys() == alone.keys()
+        assert all(torch.equal(weights[name], alone[name]) for name in alone), moment
+        assert (folder / "found.json").read_text() == (tmp_path / "never" / "found.json").read_text(), moment
+        assert curve(folder) == curve(tmp_path / "never"), moment
+        assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "never").iterdir()}
+
+
+def test_run_leaves_curve_and_checkpoints(tmp_path):
+    trained, found = run(tmp_path, val=Digits(split="val"), test=Digits(split="test"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "curve.csv", "last.ckpt"]
+    rows = curve(tmp_path)
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["step"] for row in rows] == ["3", "6"]
+    assert float(rows[1]["lr"]) == 0.0
+    assert rows[0]["val/recall@1"]
+    assert not rows[0]["test/recall@1"]
+    expected = retrieval_metrics(embed(trained, Digits(split="test")), Digits(split="test").labels, ks=(1, 2))
+    assert {name.removeprefix("test/"): value for name, value in found.last.items() if "test" in name} == expected
+    scores = [float(row["val/map@r"]) for row in rows]
+    assert found.best_epoch == scores.index(max(scores))
+    assert found.best["val/map@r"] == max(scores)
+
+
+def test_fit_equals_a_loop_written_out(tmp_path):
+    """The same batches through ``losses`` and AdamW, one after the other, give the same weights."""
+    trained, _ = run(tmp_path)
+    plain, digits = module(), Digits(split="train")
+    from otdml.dml import ClassBalancedBatchSampler
+    from otdml.dml.optim import param_groups, schedule
+
+    parts = {"backbone": plain.backbone, "head": plain.head, "proxies": plain.loss, "flow": None}
+    groups = param_groups(parts, lr=plain.lr, weight_decay=plain.weight_decay)
+    optimizer, rate = torch.optim.AdamW(groups, fused=True), schedule("cosine", 6)
+    sampler, step = ClassBalancedBatchSampler(digits.labels, 3, 6, batches=3), 0
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * rate(step)
+            optimizer.zero_grad()
+            plain.losses(digits.images[batch].float() / 255, digits.labels[batch])["loss"].backward()
+            optimizer.step()
+            step += 1
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), plain.parameters(), strict=True))
+
+
+def test_run_leaves_global_random_states(tmp_path):
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    run(tmp_path, augment=Distort())
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+
+
+def test_finished_run_is_only_evaluated(tmp_path):
+    _, first = run(tmp_path, val=Digits(split="val"))
+    stamp = (tmp_path / "last.ckpt").stat().st_mtime_ns
+    other = module()
+    _, again = run(tmp_path, val=Digits(split="val"), module=other)
+    assert (again.last, again.best, again.seconds) == (first.last, first.best, first.seconds)
+    assert (tmp_path / "last.ckpt").stat().st_mtime_ns == stamp
+    assert evaluate(other, Digits(split="val"), ks=(1, 2))["map@r"] == first.last["val/map@r"]
+
+
+def test_checkpoint_rebuilds_the_module(tmp_path):
+    trained, _ = run(tmp_path, module=module(nir_weight=0.1, loss="soft-triple", loss_options={"centres": 2}))
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert any(name.startswith("nir.flow") for name in content["state_dict"])
+    assert content["state_dict"]["loss.proxies"].shape == (3, 2, 8)
+    rebuilt = ProxyDML.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), rebuilt.state_dict().values(), strict=True)
+    )
+
+
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+    short = CONFIG.__class__(**{**vars(CONFIG), "epochs": 3})
+    write = os.fsync
+
+    def full_after_two(descriptor: int) -> None:
+        writes.append(descriptor)
+        # Each epoch writes last.ckpt and curve.csv; the second epoch's checkpoint finds the disk full.
+        if len(writes) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(descriptor)
+
+    writes = []
+    monkeypatch.setattr(os, "fsync", full_after_two)
+    with pytest.raises(OSError, match=r"last\.ckpt: No space left on device"):
+        run(tmp_path, config=short)
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "last.ckpt"]
+    resumed, _ = run(tmp_path, config=short)
+    alone, _ = run(tmp_path / "alone", config=short)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), alone.parameters(), strict=True))
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match=r"`folder` must hold a run of this configuration, got dim 8 there, 4 here"):
+        run(tmp_path, module=ProxyDML(3, backbone_options={"widths": (8, 16)}, dim=4, lr=1e-2, seed=0))
+    with pytest.raises(ValueError, match=r"got epochs 2 there, 5 here"):
+        run(tmp_path, config=TrainingConfig(**{**vars(CONFIG), "epochs": 5}))
+    with pytest.raises(ValueError, match="hold no run yet"):
+        run(tmp_path, resume=False)
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="a checkpoint that `fit` did not write"):
+        run(tmp_path)
+    (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"last\.ckpt"):
+        run(tmp_path)
+
+
+def test_diverged_loss_is_named(tmp_path):
+    images = torch.zeros(12, 1, 8, 8, dtype=torch.uint8)
+    train = TensorImages(images, torch.arange(12) % 3, ["a", "b", "c"])
+    config = TrainingConfig(epochs=1, classes_per_batch=3, samples_per_class=2, accelerator="cpu")
+    with pytest.raises(FloatingPointError, match=r"epoch 0 is not finite \(loss nan, proxy nan\)"):
+        fit(module(), train, folder=tmp_path, config=config, augment=lambda x, _: x + float("nan"), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_number_of_classes_is_named(tmp_path):
+    with pytest.raises(ValueError, match="have the module's 3 classes, got 5"):
+        fit(module(), Digits(split="trainval"), folder=tmp_path / "new", config=CONFIG, progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_embedding_keeps_training_modes():
+    trained = module()
+    trained.train()
+    trained.backbone.layers[1].eval()
+    before = [part.training for part in trained.modules()]
+    z = embed(trained, Digits(split="test"), batch_size=100)
+    assert [part.training for part in trained.modules()] == before
+    torch.testing.assert_close(z, embed(trained.eval(), Digits(split="test"), batch_size=7))
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(896))
+
+
+def test_workers_do_not_change_the_numbers(tmp_path):
+    """Items through two worker processes: the same images in the same order as through none."""
+
+    class Items:
+        def __init__(self, split):
+            self.digits = Digits(split=split)
+            self.labels, self.classes = self.digits.labels, self.digits.classes
+
+        def __len__(self):
+            return len(self.digits)
+
+        def __getitem__(self, index):
+            return self.digits[index]
+
+    found = []
+    for workers in (0, 2):
+        config = TrainingConfig(**{**vars(CONFIG), "workers": workers, "epochs": 1})
+        trained = module()
+        fit(trained, Items("train"), val=Items("val"), folder=tmp_path / str(workers), config=config, progress=False)
+        found.append(trained)
+    assert all(torch.equal(a, b) for a, b in zip(*(trained.parameters() for trained in found), strict=True))
+
+
+def test_progress_and_epochs_are_reported(tmp_path, capsys):
+    epochs = []
+    fit(
+        module(),
+        Digits(split="train"),
+        val=Digits(split="val"),
+        folder=tmp_path,
+        config=CONFIG,
+        on_epoch=lambda epoch, row: epochs.append((epoch, row["val/recall@1"])),
+    )
+    assert [epoch for epoch, _ in epochs] == [0, 1]
+    assert f"val/recall@1 {epochs[-1][1]:.3f}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_queries_search_their_gallery():
+    digits = Digits(split="test")
+    digits.is_query = torch.arange(len(digits)) % 3 == 0
+    trained = module()
+    z, ask = embed(trained, digits), digits.is_query
+    expected = retrieval_metrics(
+        z[ask], digits.labels[ask], gallery=z[~ask], gallery_labels=digits.labels[~ask], ks=(1,)
+    )
+    assert evaluate(trained, digits, ks=(1,)) == expected
+
+
+def test_last_epoch_is_always_evaluated(tmp_path):
+    config = TrainingConfig(**{**vars(CONFIG), "epochs": 3, "val_every": 2, "test_every": 1})
+    run(tmp_path, config=config, val=Digits(split="val"), test=Digits(split="test"))
+    rows = curve(tmp_path)
+    assert [bool(row["val/map@r"]) for row in rows] == [False, True, True]
+    assert [bool(row["test/map@r"]) for row in rows] == [True, True, True]
+
+
+def test_record_holds_plain_types(tmp_path):
+    record = RunRecord(module(), tmp_path, CONFIG, val=None, test=None, on_epoch=None)
+    assert json.loads(json.dumps(record.identity())) == record.identity()
