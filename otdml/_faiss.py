@@ -3,13 +3,15 @@
 import contextlib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
 
-__all__ = ["faiss_search", "runs_on_faiss"]
+__all__ = ["faiss_search", "read_vectors", "runs_on_faiss", "write_vectors"]
 
 
 def runs_on_faiss(backend: str, x: Tensor) -> bool:
@@ -17,8 +19,7 @@ def runs_on_faiss(backend: str, x: Tensor) -> bool:
     suits = x.device.type == "cpu" and x.dtype == torch.float32
     if check_choice("backend", backend, ("auto", "faiss", "torch")) != "faiss":
         return backend == "auto" and suits and _installed()
-    if not _installed():
-        raise ImportError("FAISS is not installed. Install otdml[cpu], or pass backend='torch'.")
+    _require("or pass backend='torch'")
     if not suits:
         got, remedy = f"{x.dtype} on {x.device}", "Pass backend='torch'."
         raise argument_error("x", "be float32 on the CPU for FAISS", got, remedy)
@@ -30,6 +31,11 @@ def _installed() -> bool:
         return find_spec("faiss") is not None
     except ValueError:  # An entry of sys.modules that was set to None.
         return False
+
+
+def _require(otherwise: str) -> None:
+    if not _installed():
+        raise ImportError(f"FAISS is not installed. Install otdml[cpu], {otherwise}.")
 
 
 def faiss_search(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
@@ -57,3 +63,30 @@ def _threads_of_torch() -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def write_vectors(path: Path, vectors: np.ndarray) -> None:
+    """Write float32 vectors, shape (n, d), as a flat inner-product index."""
+    _require("which writes this file")
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    # Through a buffer, so that a full disk is an OSError like any other.
+    path.write_bytes(faiss.serialize_index(index).data)
+
+
+def read_vectors(path: Path) -> np.ndarray:
+    """The vectors of a flat index, shape (n, d).
+
+    Raises:
+        ValueError: If the file holds no such index.
+    """
+    _require("which reads this file")
+    import faiss
+
+    try:
+        index = faiss.read_index(str(path))
+        return index.reconstruct_n(0, index.ntotal)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is no flat FAISS index, or is damaged.") from error

@@ -18,6 +18,7 @@ _HOMES = {
     "ProxyAnchor": "proxies",
     "ProxyNCA": "proxies",
     "SoftTriple": "proxies",
+    "EmbeddingIndex": "index",
     "cluster_agreement": "clustering",
     "retrieval_metrics": "retrieval",
     "ClassBalancedBatchSampler": "sampling",

@@ -1,0 +1,92 @@
+"""An index on disk: what is found, what FAISS reads, and what happens to damaged files."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from otdml.dml.index import EmbeddingIndex
+
+NAMES = [f"images/{i:02d} é.jpg" for i in range(30)]
+
+
+@pytest.fixture
+def index(generator) -> EmbeddingIndex:
+    return EmbeddingIndex(3 * torch.randn(30, 8, generator=generator), NAMES, {"checkpoint": "last.ckpt", "size": 224})
+
+
+def test_what_is_saved_is_loaded(index, tmp_path):
+    index.save(tmp_path / "new" / "index")
+    found = EmbeddingIndex.load(tmp_path / "new" / "index")
+    assert torch.equal(found.z, index.z)
+    assert found.paths == NAMES
+    assert found.about == {"checkpoint": "last.ckpt", "size": 224}
+    assert len(found) == 30
+
+
+def test_the_most_similar_come_first(index, generator):
+    query = torch.randn(4, 8, generator=generator)
+    cosine = torch.nn.functional.cosine_similarity(query[:, None], index.z[None], dim=-1)
+    values, order = cosine.sort(dim=1, descending=True)
+    found = index.search(query, k=5)
+    assert [[match.path for match in row] for row in found] == [[NAMES[i] for i in row[:5]] for row in order.tolist()]
+    assert [match.similarity for match in found[0]] == pytest.approx(values[0, :5].tolist(), abs=1e-6)
+    assert [match.path for match in index.search(100 * query[:1], k=5)[0]] == [match.path for match in found[0]]
+    assert len(index.search(query, k=99)[0]) == 30
+
+
+def test_faiss_reads_it(index, tmp_path):
+    faiss = pytest.importorskip("faiss")
+    index.save(tmp_path)
+    values, rows = faiss.read_index(str(tmp_path / "index.faiss")).search(index.z[:3].numpy(), 1)
+    assert rows[:, 0].tolist() == [0, 1, 2]
+    assert values[:, 0] == pytest.approx(1, abs=1e-6)
+
+
+def test_files_of_different_times_are_refused(index, tmp_path):
+    index.save(tmp_path)
+    items = (tmp_path / "items.json").read_text()
+    EmbeddingIndex(index.z.flip(0), NAMES).save(tmp_path)
+    (tmp_path / "items.json").write_text(items)
+    with pytest.raises(ValueError, match=r"index\.faiss and items\.json .* are of different times"):
+        EmbeddingIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "items.json"])
+def test_damaged_and_missing_files_are_named(name, index, tmp_path):
+    index.save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=name):
+        EmbeddingIndex.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"it holds no {name}"):
+        EmbeddingIndex.load(tmp_path)
+
+
+def test_a_full_disk_loses_no_earlier_index(index, tmp_path, monkeypatch):
+    index.save(tmp_path)
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="What was there before is unchanged"):
+        EmbeddingIndex(torch.ones(1, 2), ["a.jpg"]).save(tmp_path)
+    assert EmbeddingIndex.load(tmp_path).paths == NAMES
+    assert json.loads((tmp_path / "items.json").read_text())["paths"] == NAMES
+
+
+def test_errors(index, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`paths` must hold one path per embedding, 2, got 1"):
+        EmbeddingIndex(torch.ones(2, 3), ["a.jpg"])
+    with pytest.raises(ValueError, match="NaN or infinity in 1 of 2 rows: 1"):
+        EmbeddingIndex(torch.tensor([[1.0], [torch.nan]]), ["a.jpg", "b.jpg"])
+    with pytest.raises(ValueError, match="features"):
+        index.search(torch.ones(1, 5))
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"Install otdml\[cpu\]"):
+        index.save(tmp_path)
