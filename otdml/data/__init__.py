@@ -14,6 +14,7 @@ _HOMES = {
     "CUB200": "cub",
     "Digits": "digits",
     "Distort": "augment",
+    "crop_to_ink": "tensors",
     "downscale": "tensors",
     "held_out_classes": "split",
     "ImageFiles": "files",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_integer
 from otdml.data.split import held_out_classes, split_classes
-from otdml.data.tensors import TensorImages, downscale, rotated_classes
+from otdml.data.tensors import TensorImages, crop_to_ink, downscale, rotated_classes
 
 __all__ = ["Omniglot"]
 
@@ -43,9 +43,9 @@ CLASS = re.compile(r"([^/]+/character\d+)/$")
 
 @dataclass(frozen=True)
 class _Drawings:
-    """Ink of the drawings, uint8 (n, 1, size, size), the character of each and the characters' names, in order."""
+    """Where the drawings have ink, (n, 105, 105), the character of each and the characters' names, in order."""
 
-    images: Tensor
+    ink: np.ndarray
     labels: Tensor
     classes: list[str]
 
@@ -71,6 +71,8 @@ class Omniglot(TensorImages):
         transform: Called on each item's image, float32 in [0, 1], ink is 1, shape (1, size, size), if given.
         protocol: ``"small"`` or ``"full"``.
         size: Pixels per side, by anti-aliased resampling of the 105 × 105 drawings.
+        crop: Whether each drawing is cropped to its ink first, as :func:`~otdml.data.crop_to_ink` does with the margin
+            .08, to a third of the paper at least.
         rotations: Whether training characters turned by 90, 180 and 270 degrees are classes of their own, which makes
             four times as many. Splits ``val`` and ``test`` are never turned.
         on_corrupt: What to do with an image that cannot be read: ``"raise"`` an error that names it, or ``"skip"`` it.
@@ -93,6 +95,7 @@ class Omniglot(TensorImages):
         *,
         protocol: str = "small",
         size: int = 28,
+        crop: bool = False,
         rotations: bool = False,
         on_corrupt: str = "raise",
     ) -> None:
@@ -101,10 +104,11 @@ class Omniglot(TensorImages):
         check_integer("size", size, least=4)
         self.skipped: list[str] = []
         part = "test" if split == "test" else "train"
-        found = _read(_folder(root), *SOURCES[protocol, part], size, None if on_corrupt == "raise" else self.skipped)
+        found = _read(_folder(root), *SOURCES[protocol, part], None if on_corrupt == "raise" else self.skipped)
         held = [] if part == "test" else held_out_classes(found.classes)
         classes = split_classes(split, found.classes, found.classes, held)
-        images, labels = _selected(found, classes)
+        ink, labels = _selected(found, classes)
+        images = _shrunk(ink, size, crop)
         if rotations and split in ("train", "trainval"):
             images, labels, classes = rotated_classes(images, labels, classes)
         super().__init__(images, labels, classes, transform=transform)
@@ -118,25 +122,23 @@ def _folder(root: str | Path | None) -> Path:
     return Path(root)
 
 
-def _read(
-    root: Path, name: str, repack: str | None, skip: tuple[str, ...], size: int, bad: list[str] | None
-) -> _Drawings:
+def _read(root: Path, name: str, repack: str | None, skip: tuple[str, ...], bad: list[str] | None) -> _Drawings:
     """The drawings of one archive, from the archive, its folder or the repack, whichever is there first."""
     if (root / f"{name}.zip").is_file():
         with zipfile.ZipFile(root / f"{name}.zip") as archive:
-            return _decoded(archive.namelist(), archive.read, skip, size, bad)
+            return _decoded(archive.namelist(), archive.read, skip, bad)
     folder = root if root.name == name else root / name
     if folder.is_dir():
         found = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in folder.rglob("*")]
-        return _decoded(found, lambda member: (folder / member).read_bytes(), skip, size, bad)
+        return _decoded(found, lambda member: (folder / member).read_bytes(), skip, bad)
     if repack and (root / repack).is_file():
-        return _repacked(root / repack, size)
+        return _repacked(root / repack)
     wanted = " or ".join([f"{name}.zip", f"{name}/ALPHABET/characterNN/XXXX_YY.png", *([repack] if repack else [])])
     raise FileNotFoundError(f"{root} holds no {wanted}. Omniglot is published at {ADDRESS}.")
 
 
 def _decoded(
-    members: list[str], read: Callable[[str], bytes], skip: tuple[str, ...], size: int, bad: list[str] | None
+    members: list[str], read: Callable[[str], bytes], skip: tuple[str, ...], bad: list[str] | None
 ) -> _Drawings:
     """Drawings in order of character and drawing, as the published numbers in the file names have it."""
     files = sorted(_numbered(members, skip))
@@ -148,8 +150,7 @@ def _decoded(
     kept = [(ink, classes.index(name)) for ink, name in inks if ink is not None]
     if not kept:
         raise FileNotFoundError("no drawing was found: the layout must be ALPHABET/characterNN/XXXX_YY.png.")
-    images = _shrunk(np.stack([ink for ink, _ in kept]), size)
-    return _Drawings(images, torch.tensor([label for _, label in kept]), classes)
+    return _Drawings(np.stack([ink for ink, _ in kept]), torch.tensor([label for _, label in kept]), classes)
 
 
 def _numbered(members: list[str], skip: tuple[str, ...]) -> Iterator[tuple[int, int, str, str]]:
@@ -178,14 +179,15 @@ def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np
     return ink
 
 
-def _repacked(path: Path, size: int) -> _Drawings:
+def _repacked(path: Path) -> _Drawings:
     with np.load(path) as arrays:
         paper, labels = arrays["images"], arrays["labels"]
     characters = len(paper)
     if labels.shape != paper.shape[:2]:
         raise ValueError(f"{path} must hold one label per image, {paper.shape[:2]}, got {labels.shape}.")
-    images = torch.cat([_shrunk(~drawings, size) for drawings in paper])
-    return _Drawings(images, torch.from_numpy(labels.reshape(-1)).long(), _names(characters))
+    return _Drawings(
+        ~paper.reshape(-1, *paper.shape[2:]), torch.from_numpy(labels.reshape(-1)).long(), _names(characters)
+    )
 
 
 def _names(characters: int) -> list[str]:
@@ -195,12 +197,13 @@ def _names(characters: int) -> list[str]:
     return names if len(names) == characters else [f"evaluation/character{k + 1:03d}" for k in range(characters)]
 
 
-def _shrunk(ink: np.ndarray, size: int) -> Tensor:
-    return downscale(torch.from_numpy(ink)[:, None].to(torch.uint8) * 255, size)
+def _shrunk(ink: np.ndarray, size: int, crop: bool) -> Tensor:
+    images = torch.from_numpy(ink)[:, None].to(torch.uint8) * 255
+    return crop_to_ink(images, size, least=PIXELS // 3) if crop else downscale(images, size)
 
 
-def _selected(found: _Drawings, classes: list[str]) -> tuple[Tensor, Tensor]:
-    """Images of ``classes``, and their labels counted anew from 0."""
+def _selected(found: _Drawings, classes: list[str]) -> tuple[np.ndarray, Tensor]:
+    """Ink of ``classes``, and their labels counted anew from 0."""
     position = {name: label for label, name in enumerate(classes)}
     anew = torch.tensor([position.get(name, -1) for name in found.classes])[found.labels]
-    return found.images[anew >= 0], anew[anew >= 0]
+    return found.ink[(anew >= 0).numpy()], anew[anew >= 0]
