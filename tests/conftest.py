@@ -85,7 +85,17 @@ def _inshop(root: Path, classes: list[int], images: int) -> Path:
     return root
 
 
-LAYOUTS = {"cub": _cub, "sop": _sop, "inshop": _inshop}
+def _cars(root: Path, classes: list[int], images: int) -> Path:
+    _write(root / "names.csv", [f"Maker Model {c} 2012" for c in range(1, 197)])
+    for part in ("train", "test"):
+        rows = [(f"{n:05d}.jpg", c) for c, _, n in _numbered(classes, images // 2)]
+        for number, (name, c) in enumerate(rows):
+            _photograph(root / "car_data" / "car_data" / part / f"Maker Model {c} 2012" / name, c, number)
+        _write(root / f"anno_{part}.csv", [f"{name},1,1,30,30,{c}" for name, c in rows])
+    return root
+
+
+LAYOUTS = {"cars": _cars, "cub": _cub, "sop": _sop, "inshop": _inshop}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ A table is a module with a function ``measurements(quick: bool) -> Iterator[Meas
 __all__ = ["TABLES"]
 
 TABLES: dict[str, str] = {
+    "images": "otdml.benchmarks.speed.images",
     "retrieval": "otdml.benchmarks.speed.retrieval",
     "sinkhorn": "otdml.benchmarks.speed.sinkhorn",
 }

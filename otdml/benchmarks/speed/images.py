@@ -1,0 +1,72 @@
+"""Decoding, cropping and normalising photographs, in images per second of one core."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from otdml.benchmarks.speed.harness import Measurement, measure
+from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb
+
+__all__ = ["measurements"]
+
+# Like In-Shop, CUB, SOP, and what a camera makes.
+_SIZES = ((256, 256), (500, 375), (800, 800), (3000, 2000))
+_IMAGES = 16
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def measurements(quick: bool) -> Iterator[Measurement]:
+    """Our crops, the same after full decoding, and torchvision's where it imports; quality is the mean pixel."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for size in _SIZES[:2] if quick else _SIZES:
+            files = [_photograph(*size, seed=seed) for seed in range(_IMAGES)]
+            for phase in ("train", "evaluate"):
+                case = {"width": size[0], "height": size[1], "phase": phase, "images": _IMAGES}
+                for name, transform in _contenders(phase).items():
+                    found = measure(case, name, partial(_mean_pixel, files, transform), budget=2.0 if quick else 10.0)
+                    yield replace(found, note=found.note or f"{_IMAGES / found.seconds:.0f} images/s")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _contenders(phase: str) -> dict[str, Transform]:
+    ours: Transform = RandomResizedCrop(224) if phase == "train" else CenterCrop(224)
+    theirs = _torchvision(phase)
+    return {"otdml": ours, "full decoding": lambda image: ours(as_rgb(image))} | (
+        {} if theirs is None else {"torchvision": theirs}
+    )
+
+
+def _torchvision(phase: str) -> Transform | None:
+    try:
+        from torchvision import transforms as T
+    except (ImportError, RuntimeError):  # It is built for one version of torch, and fails at import with another.
+        return None
+    crop = [T.RandomResizedCrop(224), T.RandomHorizontalFlip()]
+    middle = [T.Resize(256), T.CenterCrop(224)]
+    end = [T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    pipeline = T.Compose([*(crop if phase == "train" else middle), *end])
+    return lambda image: pipeline(image.convert("RGB"))
+
+
+def _mean_pixel(files: list[bytes], transform: Transform) -> float:
+    return float(torch.stack([transform(Image.open(io.BytesIO(file))) for file in files]).mean())
+
+
+def _photograph(width: int, height: int, seed: int) -> bytes:
+    """Smooth shapes with some noise, which compress as photographs do, some two bits per pixel."""
+    chance = np.random.default_rng(seed)
+    shapes = Image.fromarray(chance.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), 3)
+    pixels = np.asarray(shapes) + chance.normal(0, 8, (height, width, 1))
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
