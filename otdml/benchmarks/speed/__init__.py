@@ -6,7 +6,9 @@ A table is a module with a function ``measurements(quick: bool) -> Iterator[Meas
 __all__ = ["TABLES"]
 
 TABLES: dict[str, str] = {
+    "dispersion": "otdml.benchmarks.speed.dispersion",
     "images": "otdml.benchmarks.speed.images",
+    "mmd": "otdml.benchmarks.speed.mmd",
     "retrieval": "otdml.benchmarks.speed.retrieval",
     "sinkhorn": "otdml.benchmarks.speed.sinkhorn",
 }
