@@ -70,10 +70,15 @@ class Quadratic:
         return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
 
     def independence(self) -> Tensor:
-        """The moment of the product of the marginals; the features are centred."""
-        if self.right.z is not None:
-            return self.a[..., None] * torch.zeros_like(self.right.z[..., :1, :])
-        return self.a[..., :, None] * (self.b / self.mass[..., None])[..., None, :]
+        r"""The moment of the plan :math:`a_i b_j (1 + h_i h'_j / 2)` with centred profiles h in [-1, 1].
+
+        At independence itself the gradient of Q can vanish. The profiles are the points' mean squared costs, which
+        an isometry keeps, so the tilt is towards pairs that an isometry could make.
+        """
+        h, other = _profile(self.left, self.a), _profile(self.right, self.b)
+        a, b = self.a[..., None], (self.b / self.mass[..., None])[..., None, :]
+        tilt, factors = 0.5 * a * h[..., None], b * other[..., None, :]
+        return a * b + tilt * factors if self.right.z is None else tilt * (factors @ self.right.z)
 
     def pull(self, moment: Tensor) -> Tensor:
         """Left factor of the gradient of <K P L, P>: with Z, or with the identity, as the right one."""
@@ -140,6 +145,13 @@ class Quadratic:
         pull = self.pull(self.pairing())
         diagonal = pull.diagonal(dim1=-2, dim2=-1) if right.z is None else (pull * right.z).sum(-1)
         return 2 * moved[..., 0] - 2 * self.mass[..., None] * left.alpha * right.alpha - diagonal - f - g
+
+
+def _profile(cost: Intrinsic, a: Tensor) -> Tensor:
+    h = cost.energies(a)
+    h = h - (a * h).sum(-1, keepdim=True) / a.sum(-1, keepdim=True)
+    top = h.abs().amax(-1, keepdim=True)
+    return h / torch.where(top > 0, top, torch.ones_like(top))
 
 
 def _dual(left: Intrinsic, right: Intrinsic, a: Tensor, f: Tensor, push: Callable[[Tensor], Tensor]) -> Tensor:
