@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -51,6 +51,8 @@ Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset
 HoldOut = Annotated[
     bool, typer.Option("--hold-out", help="Train without the validation classes, and report the best epoch on them.")
 ]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be read.")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Accept a copy that lacks published images.")]
 
 
 def main() -> None:
@@ -118,6 +120,8 @@ def benchmark(
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1)] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1)] = 1,
     preset: Recipe = None,
+    allow_partial: AllowPartial = False,
+    skip_corrupt: SkipCorrupt = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the benchmarks and methods there are.")] = False,
 ) -> None:
     """Compare methods over seeds, and write a report.
@@ -139,7 +143,8 @@ def benchmark(
         chosen = _preset(dataset, protocol, preset)
         methods = [chosen.method(name) for name in dict.fromkeys(method or chosen.compare)]
         folder = out or Path("runs") / chosen.name
-        run_of = partial(Run.of, chosen, hold_out=hold_out, epochs=epochs)
+        data = _tolerance(allow_partial, skip_corrupt)
+        run_of = partial(Run.of, chosen, hold_out=hold_out, data=data, epochs=epochs)
         runs = [run_of(one, seed) for seed in range(seeds or chosen.seeds) for one in methods]
         for earlier in collect(folder):
             # What is there stands in the same table, so it must have had the same budget.
@@ -171,6 +176,12 @@ def _preset(dataset: str, protocol: str | None, path: Path | None) -> "Preset":
     return preset(name)
 
 
+def _tolerance(allow_partial: bool, skip_corrupt: bool) -> dict[str, Any]:
+    """Arguments of a data set that is not as published."""
+    wanted = {"allow_partial": allow_partial, "on_corrupt": skip_corrupt and "skip"}
+    return {name: value for name, value in wanted.items() if value}
+
+
 def _cores() -> int:
     """Cores that this process may use; one where a GPU does the work."""
     import torch
@@ -189,6 +200,8 @@ def train(
     hold_out: HoldOut = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: runs/NAME/METHOD/seed-S.")] = None,
     preset: Recipe = None,
+    allow_partial: AllowPartial = False,
+    skip_corrupt: SkipCorrupt = False,
 ) -> None:
     """Train one method with one seed, and print its metrics on unseen classes.
 
@@ -201,7 +214,8 @@ def train(
 
     with _arguments():
         chosen = _preset(dataset, protocol, preset)
-        run = Run.of(chosen, chosen.method(method), seed, hold_out=hold_out, epochs=epochs)
+        data = _tolerance(allow_partial, skip_corrupt)
+        run = Run.of(chosen, chosen.method(method), seed, hold_out=hold_out, data=data, epochs=epochs)
         folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
         folder.check(run)
     execute(run, folder.path, root, progress=console.is_terminal)
@@ -239,27 +253,47 @@ def evaluate(
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
-@app.command(epilog=_examples("otdml embed runs/digits/proxy-anchor/seed-0 photos --out photos.npz"))
+@app.command(epilog=_examples("otdml embed runs/digits/proxy-anchor/seed-0 photos --out photos.index"))
 def embed(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
     images: Annotated[list[Path], typer.Argument(help="A folder of images, or image files.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("embeddings.npz"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the index.")] = Path("embeddings.index"),
     size: Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4)] = None,
-    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be read.")] = False,
+    skip_corrupt: SkipCorrupt = False,
 ) -> None:
-    """Embed images: the unit vectors and the paths of their files, as arrays in one .npz file."""
-    from otdml.benchmarks.models import image_files, image_transform, load_checkpoint, save_embeddings
-    from otdml.dml.training import embed as embedding_of
+    """Embed images, and keep the vectors with the paths of their files as an index to search.
 
-    model = load_checkpoint(checkpoint)
-    files = image_files(
-        images, image_transform(checkpoint, model, size), on_corrupt="skip" if skip_corrupt else "raise"
-    )
-    for path, reason in files.skipped.items():
+    The index is a folder: index.faiss, which FAISS reads as well, and items.json with the paths.
+    """
+    from otdml.benchmarks.models import embedded
+
+    index, skipped = embedded(checkpoint, images, size=size, on_corrupt="skip" if skip_corrupt else "raise")
+    for path, reason in skipped.items():
         errors.print(f"[yellow]left out[/] {_plain(f'{path}: {reason}')}", highlight=False)
-    z = embedding_of(model, files)
-    save_embeddings(out, z, files.paths)
-    console.print(f"{len(z)} embeddings of {z.shape[1]} features: [bold]{out}[/]", soft_wrap=True, highlight=False)
+    index.save(out)
+    console.print(f"{len(index)} embeddings: [bold]{out}[/]", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    epilog=_examples("otdml search photos.index query.jpg", "otdml search photos.index new.jpg --html near.html")
+)
+def search(
+    index: Annotated[Path, typer.Argument(help="An index that `otdml embed` made.")],
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    k: Annotated[int, typer.Option("--count", "-k", help="How many to show.", min=1)] = 10,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that shows the images.")] = None,
+) -> None:
+    """The images of an index that are most similar to an image, with their cosine similarities."""
+    from otdml.benchmarks.models import nearest_images
+    from otdml.benchmarks.report import write_matches
+
+    matches = nearest_images(index, image, k, checkpoint)
+    for match in matches:
+        console.print(f"{match.similarity:.4f}  {_plain(match.path)}", soft_wrap=True, highlight=False)
+    if html is not None:
+        write_matches(html, image, matches)
+        console.print(f"\nPage: [bold]{html}[/]", soft_wrap=True, highlight=False)
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -3,7 +3,6 @@
 import json
 import sys
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -56,7 +55,9 @@ def test_version(otdml_):
     assert (result.exit_code, result.output.strip()) == (0, f"otdml {otdml.__version__}")
 
 
-@pytest.mark.parametrize("command", ["benchmark", "train", "evaluate", "embed", "speed", "doctor", "data check"])
+@pytest.mark.parametrize(
+    "command", ["benchmark", "train", "evaluate", "embed", "search", "speed", "doctor", "data check"]
+)
 def test_help_has_an_example_that_begins_with_the_command(otdml_, command):
     result = otdml_(*command.split(), "--help")
     assert result.exit_code == 0
@@ -112,23 +113,47 @@ def test_evaluate_on_a_named_set_without_a_configuration(otdml_, trained, tmp_pa
     assert "R@2" not in result.output
 
 
-def test_embed_writes_unit_vectors_and_paths(otdml_, trained, tmp_path):
+@pytest.fixture
+def images(tmp_path):
+    """A folder with a dark image, a light one, and a file that is none."""
     from PIL import Image
 
-    folder, out = tmp_path / "images", tmp_path / "z.npz"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name, shade in (("dark.png", 10), ("light.png", 240)):
-        Image.new("L", (20, 30), shade).save(folder / name)
+        image = Image.new("L", (20, 30), shade)
+        image.paste(255 - shade, (0, 0, 10, 30))
+        image.save(folder / name)
     (folder / "broken.png").write_bytes(b"no image")
-    assert "broken.png" in str(otdml_("embed", trained, folder, "--out", out).exception)
-    assert not out.exists()
-    result = otdml_("embed", trained, folder, "--out", out, "--skip-corrupt")
+    return folder
+
+
+def test_embed_then_search_finds_the_image_itself_first(otdml_, trained, images, tmp_path):
+    index, page = tmp_path / "index", tmp_path / "near.html"
+    result = otdml_("embed", trained, images, "--out", index, "--skip-corrupt")
     assert result.exit_code == 0, result.output
     assert "left out" in result.output
-    with np.load(out) as found:
-        assert found["embeddings"].shape == (2, 8)
-        assert np.linalg.norm(found["embeddings"], axis=1) == pytest.approx(1, abs=1e-5)
-        assert [path.rpartition("/")[2] for path in found["paths"]] == ["dark.png", "light.png"]
+    assert "2 embeddings" in result.output
+    result = otdml_("search", index, images / "light.png", "--html", page)
+    assert result.exit_code == 0, result.output
+    first, second = result.output.splitlines()[:2]
+    assert first.startswith("1.0000  ")
+    assert first.endswith("light.png")
+    assert second.endswith("dark.png")
+    text = page.read_text()
+    assert text.count('src="data:') == 3
+    assert "http" not in text
+
+
+def test_embed_names_an_image_that_cannot_be_read_and_writes_nothing(otdml_, trained, images, tmp_path):
+    result = otdml_("embed", trained, images, "--out", tmp_path / "index")
+    assert "broken.png" in str(result.exception)
+    assert not (tmp_path / "index").exists()
+    assert "is no image file" in str(otdml_("embed", trained, images / "absent.png").exception)
+
+
+def test_search_in_what_is_no_index(otdml_, images):
+    assert "is no index" in str(otdml_("search", images, images / "dark.png").exception)
 
 
 def test_a_file_that_is_no_checkpoint_is_named(otdml_, tmp_path):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otdml._files import replacing
 from otdml.benchmarks.experiment import load_split
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder
@@ -19,14 +18,16 @@ if TYPE_CHECKING:
 
     from otdml.data.files import ImageFiles
     from otdml.dml import ProxyDML
+    from otdml.dml.index import EmbeddingIndex, Match
 
 __all__ = [
     "GreyImage",
     "checkpoint_file",
+    "embedded",
     "image_files",
     "image_transform",
     "load_checkpoint",
-    "save_embeddings",
+    "nearest_images",
     "split_for",
 ]
 
@@ -121,9 +122,7 @@ def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None
     return standard_crop("test", side or 224)
 
 
-def image_files(
-    paths: Sequence[Path], transform: Callable[["Image.Image"], Tensor], *, on_corrupt: str
-) -> "ImageFiles":
+def image_files(paths: Sequence[Path], transform: Callable[["Image.Image"], Tensor], on_corrupt: str) -> "ImageFiles":
     """The images of a folder, or the image files, as a data set.
 
     Raises:
@@ -140,7 +139,31 @@ def image_files(
     return ImageFiles(list(paths), labels, ["image"], transform=transform, on_corrupt=on_corrupt)
 
 
-def save_embeddings(path: Path, z: Tensor, paths: Sequence[str]) -> None:
-    """Write ``embeddings`` (n, d) and the ``paths`` of their images as a NumPy archive, whole or not at all."""
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, embeddings=z.numpy(), paths=np.array(paths))
+def embedded(
+    checkpoint: Path, paths: Sequence[Path], *, size: int | None = None, on_corrupt: str = "raise"
+) -> tuple["EmbeddingIndex", dict[str, str]]:
+    """An index of images, and the files that were left out with the reason."""
+    from otdml.dml.index import EmbeddingIndex
+    from otdml.dml.training import embed
+
+    model = load_checkpoint(checkpoint)
+    files = image_files(paths, image_transform(checkpoint, model, size), on_corrupt)
+    about = {"checkpoint": str(checkpoint_file(checkpoint).resolve()), "size": size}
+    absolute = [str(Path(path).resolve()) for path in files.paths]
+    return EmbeddingIndex(embed(model, files), absolute, about), files.skipped
+
+
+def nearest_images(index: Path, image: Path, k: int, checkpoint: Path | None = None) -> "list[Match]":
+    """The ``k`` images of an index most similar to an image, embedded as the index was.
+
+    Raises:
+        FileNotFoundError: The index, the image or the checkpoint is not there.
+        ValueError: The model's embeddings are not those of the index.
+    """
+    from otdml.dml.index import EmbeddingIndex
+
+    there = EmbeddingIndex.load(index)
+    query, _ = embedded(checkpoint or Path(there.about["checkpoint"]), [image], size=there.about["size"])
+    if query.z.shape[1] != there.z.shape[1]:
+        raise ValueError(f"{index} holds {there.z.shape[1]} features, the checkpoint makes {query.z.shape[1]}.")
+    return there.search(query.z, k)[0]

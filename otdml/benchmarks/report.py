@@ -4,9 +4,10 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from otdml._files import write_text
 from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
@@ -15,7 +16,12 @@ from otdml.benchmarks.methods import ARMS, LOSSES
 from otdml.benchmarks.presets import Preset, Published
 from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
 
-__all__ = ["metric_title", "percent", "statement", "write_report"]
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from otdml.dml.index import Match
+
+__all__ = ["metric_title", "percent", "statement", "write_matches", "write_report"]
 
 TITLES = {
     "left_out": "queries without a counterpart",
@@ -60,11 +66,6 @@ def write_report(
         command: The command line that reproduces them.
         failures: One message per run that failed.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("otdml.benchmarks"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     galleries = list(_galleries(runs))
     content = {
         "preset": preset,
@@ -80,7 +81,28 @@ def write_report(
         "configurations": {run.method: _flat(run.folder.config()["run"]) for run in reversed(runs)},
         "environment": runs[0].folder.config()["environment"],
     }
-    write_text(path, pages.get_template("report.html.jinja").render(content))
+    write_text(path, _template("report.html.jinja").render(content))
+
+
+def write_matches(path: Path, query: Path, matches: Sequence["Match"]) -> None:
+    """Write a self-contained page that shows an image and those found for it."""
+    from otdml.data.files import ImageFiles
+    from otdml.data.images import standard_crop
+
+    files = [str(query), *(match.path for match in matches)]
+    images = ImageFiles(
+        files, torch.zeros(len(files), dtype=torch.long), ["image"], transform=standard_crop("test", 224)
+    )
+    uris = [png_uri(images.thumbnail(i, 160)) for i in range(len(files))]
+    found = [(uri, Path(match.path).name, match) for uri, match in zip(uris[1:], matches, strict=True)]
+    write_text(path, _template("search.html.jinja").render(query=query.name, uri=uris[0], found=found))
+
+
+def _template(name: str) -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("otdml.benchmarks")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
 
 
 def _style(method: str) -> str:

@@ -41,14 +41,24 @@ class Run:
     hold_out: bool = False
 
     @classmethod
-    def of(cls, preset: Preset, method: Method, seed: int, *, hold_out: bool = False, **training: Any) -> "Run":
-        """The run of a preset's method; ``training`` replaces the preset's settings of that name."""
+    def of(
+        cls,
+        preset: Preset,
+        method: Method,
+        seed: int,
+        *,
+        hold_out: bool = False,
+        data: Mapping[str, Any] | None = None,
+        **training: Any,
+    ) -> "Run":
+        """The run of a preset's method; ``data`` and ``training`` replace the preset's settings of those names."""
         own = method.arguments()
         model = {**preset.model, **own}
         for group in ("lr", "weight_decay"):
             model[group] = {**preset.model.get(group, {}), **own[group]}
         settings = {**preset.training, **{key: value for key, value in training.items() if value is not None}}
-        return cls(method.name, seed, preset.dataset, preset.data, preset.augment, model, settings, hold_out)
+        images = {**preset.data, **(data or {})}
+        return cls(method.name, seed, preset.dataset, images, preset.augment, model, settings, hold_out)
 
     def config(self) -> dict[str, Any]:
         """Everything that determines the numbers, as plain types."""
