@@ -1,0 +1,232 @@
+"""The training module: its loss is the formula, its options do what they say, under any Lightning trainer."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from otdml.data import Digits
+from otdml.dml import NIR, ProxyAnchor, ProxyDML, SoftTriple, TrainingConfig, fit, retrieval_metrics
+from otdml.dml.backbones import backbone
+from otdml.dml.module import LOSSES, EmbeddingHead
+
+SMALL = {"backbone_options": {"widths": (4, 8)}, "dim": 8, "seed": 0}
+CONFIG = {"classes_per_batch": 3, "samples_per_class": 6, "batches_per_epoch": 2, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def batch(generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(12, 1, 8, 8, generator=generator), torch.arange(12) % 3
+
+
+def trained(folder, epochs: int = 1, **options) -> ProxyDML:
+    module = ProxyDML(3, **SMALL | options)
+    config = TrainingConfig(epochs=epochs, **CONFIG)
+    fit(module, Digits(split="train"), folder=folder, config=config, progress=False)
+    return module
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_is_the_weighted_sum(batch, loss):
+    module = ProxyDML(3, **SMALL, loss=loss, loss_weight=0.5, nir_weight=0.1, nir_options={"objective": "exp_nll"})
+    images, labels = batch
+    terms = module.losses(images, labels)
+    z = module(images)
+    proxy = module.loss(z, labels)
+    nir = module.nir(z, module.loss.class_proxies(z, labels)).mean()
+    torch.testing.assert_close(terms["proxy"], proxy)
+    torch.testing.assert_close(terms["nir"], nir)
+    torch.testing.assert_close(terms["loss"], 0.5 * proxy + 0.1 * nir)
+
+
+def test_embeddings_are_pooled_normalised_projected(batch):
+    module = ProxyDML(3, **SMALL, head="layernorm", pool="avgmax").eval()
+    maps = module.backbone(batch[0])
+    pooled = maps.flatten(2).mean(2) + maps.flatten(2).amax(2)
+    centred = pooled - pooled.mean(1, keepdim=True)
+    features = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    expected = F.normalize(features @ module.head.linear.weight.T + module.head.linear.bias)
+    torch.testing.assert_close(module(batch[0]), expected)
+
+
+def test_features_are_not_pooled():
+    assert EmbeddingHead(4, 2)(torch.zeros(3, 4)).shape == (3, 2)
+
+
+def test_no_flow_without_weight():
+    assert ProxyDML(3, **SMALL).nir is None
+    assert not any("nir" in name for name in ProxyDML(3, **SMALL).state_dict())
+
+
+def test_nir_keeps_its_options():
+    module = ProxyDML(3, **SMALL, nir_weight=1.0, nir_options={"objective": "exp_nll", "detach_proxies": True})
+    assert isinstance(module.nir, NIR)
+    assert (module.nir.objective, module.nir.detach_proxies) == ("exp_nll", True)
+
+
+def test_seed_fixes_the_start_and_nothing_else():
+    state = torch.get_rng_state()
+    first, again = ProxyDML(3, **SMALL, nir_weight=1.0), ProxyDML(3, **SMALL, nir_weight=1.0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    other = ProxyDML(3, **SMALL | {"seed": 1})
+    assert not torch.equal(other.loss.proxies, first.loss.proxies)
+
+
+def test_the_flow_does_not_change_the_rest_of_the_start():
+    """Arms with and without NIR start from the same network and proxies."""
+    plain, flow = ProxyDML(3, **SMALL), ProxyDML(3, **SMALL, nir_weight=1.0)
+    assert all(torch.equal(value, flow.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+def test_parts_learn_at_their_own_rates(tmp_path):
+    module = trained(
+        tmp_path, lr={"backbone": 0.0, "head": 1e-2, "proxies": 0.0, "flow": 1e-2}, nir_weight=0.1, schedule="constant"
+    )
+    start = ProxyDML(3, **SMALL, nir_weight=0.1).state_dict()
+    moved = {name.split(".")[0] for name, value in module.named_parameters() if not torch.equal(value, start[name])}
+    assert moved == {"head", "nir"}
+
+
+def test_weight_decay_shrinks_matrices_alone(tmp_path):
+    """With no learning signal, AdamW multiplies by 1 - lr × decay."""
+    module = trained(tmp_path, loss_weight=0.0, lr=0.1, weight_decay={"head": 0.5}, schedule="constant")
+    start = ProxyDML(3, **SMALL).state_dict()
+    torch.testing.assert_close(module.head.linear.weight, start["head.linear.weight"] * 0.95**2)
+    for name in ("head.linear.bias", "loss.proxies", "backbone.layers.0.weight"):
+        torch.testing.assert_close(module.state_dict()[name], start[name])
+
+
+def test_frozen_backbone_stands_still_and_then_learns(tmp_path):
+    start = ProxyDML(3, **SMALL).state_dict()
+    frozen = trained(tmp_path / "frozen", frozen_epochs=1, lr=1e-2).state_dict()
+    moved = {name for name in start if not torch.equal(start[name], frozen[name])}
+    assert moved == {"head.linear.weight", "head.linear.bias", "loss.proxies"}
+    later = trained(tmp_path / "later", epochs=2, frozen_epochs=1, lr=1e-2)
+    assert not torch.equal(later.state_dict()["backbone.layers.0.weight"], start["backbone.layers.0.weight"])
+    assert not torch.equal(
+        later.state_dict()["backbone.layers.1.running_mean"], start["backbone.layers.1.running_mean"]
+    )
+
+
+def test_parts_frozen_by_the_caller_stay_frozen(tmp_path):
+    network = backbone("conv4", SMALL["backbone_options"])
+    network.layers[0].weight.requires_grad_(False)
+    module = ProxyDML(3, backbone=network, dim=8, frozen_epochs=1, lr=1e-2, seed=0)
+    before = module.backbone.layers[0].weight.clone()
+    config = TrainingConfig(epochs=2, **CONFIG)
+    fit(module, Digits(split="train"), folder=tmp_path, config=config, progress=False)
+    assert torch.equal(module.backbone.layers[0].weight, before)
+    assert not module.backbone.layers[0].weight.requires_grad
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
+    module = trained(tmp_path, freeze_bn=True)
+    assert module.backbone.layers[1].num_batches_tracked == 0
+    assert torch.equal(module.backbone.layers[1].running_var, torch.ones(4))
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    """Plain gradient descent moves by lr times the gradient, whose norm is at most the bound."""
+    start = ProxyDML(3, **SMALL)
+    network = copy.deepcopy(start)
+    network.clip = 1e-3
+    network.optimizer_name = "sgd"
+    config = TrainingConfig(epochs=1, **CONFIG | {"batches_per_epoch": 1})
+    fit(network, Digits(split="train"), folder=tmp_path, config=config, progress=False)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(network.parameters(), start.parameters(), strict=True)])
+    # Nesterov momentum of .9 makes the first step 1.9 gradients long.
+    assert float(moved.detach().norm()) == pytest.approx(1.9 * 1e-3 * 1e-3, rel=1e-2)
+
+
+def test_warmup_and_cosine_reach_the_optimiser(tmp_path):
+    rates = []
+    module = ProxyDML(3, **SMALL, lr=1.0, warmup_epochs=1)
+    config = TrainingConfig(epochs=3, **CONFIG)
+    fit(
+        module,
+        Digits(split="train"),
+        folder=tmp_path,
+        config=config,
+        progress=False,
+        on_epoch=lambda _, row: rates.append(row["lr"]),
+    )
+    # Two steps of warm-up, then four of the cosine; seen after each epoch of two steps.
+    assert rates == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_any_module_and_loss_are_accepted(tmp_path, batch):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16))
+    network.num_features = 16
+    module = ProxyDML(3, backbone=network, dim=8, loss=SoftTriple(3, 8, centres=3), seed=0)
+    config = TrainingConfig(epochs=1, **CONFIG)
+    fit(module, Digits(split="train"), folder=tmp_path, config=config, progress=False)
+    fresh = nn.Sequential(nn.Flatten(), nn.Linear(64, 16))
+    fresh.num_features = 16
+    loaded = ProxyDML.load_from_checkpoint(
+        tmp_path / "last.ckpt", backbone=fresh, loss=SoftTriple(3, 8, centres=3), weights_only=True
+    )
+    assert torch.equal(loaded(batch[0]), module(batch[0]))
+
+
+def test_hyper_parameters_are_plain():
+    module = ProxyDML(3, **SMALL, lr={"backbone": 1e-3}, loss=ProxyAnchor(3, 8))
+    assert "loss" not in module.hparams
+    assert module.hparams["backbone_options"] == {"widths": [4, 8]}
+    assert module.hparams["lr"] == {"backbone": 1e-3}
+
+
+def test_half_precision_training_is_finite(tmp_path):
+    module = ProxyDML(3, **SMALL, nir_weight=0.01, nir_options={"objective": "exp_nll"})
+    config = TrainingConfig(epochs=1, precision="bf16-mixed", **CONFIG)
+    fit(module, Digits(split="train"), folder=tmp_path, config=config, progress=False)
+    assert all(parameter.isfinite().all() and parameter.dtype == torch.float32 for parameter in module.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(torch.rand(2, 1, 8, 8)).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+def test_any_trainer_validates_with_retrieval_metrics(tmp_path):
+    module = ProxyDML(3, **SMALL)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        limit_train_batches=1,
+    )
+    val = Digits(split="val")
+    trainer.fit(module, DataLoader(Digits(split="train"), 30), DataLoader(val, 100))
+    with torch.no_grad():
+        expected = retrieval_metrics(module.eval()(val.images.float() / 255), val.labels)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()}, abs=1e-6)
+
+
+def test_bad_arguments_are_named():
+    for name, value in {"backbone": "conv5", "loss": "triplet", "optimizer": "lion", "schedule": "linear"}.items():
+        with pytest.raises(ValueError, match=value):
+            ProxyDML(3, **{name: value})
+    for name, value in {
+        "num_classes": 1,
+        "dim": 0,
+        "loss_weight": -1.0,
+        "nir_weight": -1.0,
+        "clip": 0.0,
+        "lr": -1.0,
+    }.items():
+        with pytest.raises(ValueError, match=name):
+            ProxyDML(**{"num_classes": 3} | {name: value})
+    for name in ("head", "pool"):
+        with pytest.raises(ValueError, match="cubic"):
+            ProxyDML(3, **{name: "cubic"})
+    with pytest.raises(ValueError, match="`loss_options` must be empty"):
+        ProxyDML(3, loss=ProxyAnchor(3, 64), loss_options={"alpha": 16.0})
