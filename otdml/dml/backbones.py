@@ -19,7 +19,7 @@ def backbone(network: str | nn.Module, options: Mapping[str, Any] | None = None)
     ===================== =============================================================================================
     name                  network
     ===================== =============================================================================================
-    ``conv4``             :func:`conv4`, 148,672 parameters, for small grey images
+    ``conv4``             :func:`conv4`, 388,320 parameters, for small grey images
     ``resnet18``          :func:`resnet18`
     ``resnet50``          :func:`resnet50`
     ``timm/NAME``         ``timm.create_model(NAME)`` without its classifier, where timm is installed
@@ -91,7 +91,7 @@ class ConvNet(nn.Module):
     Source: the embedding network of few-shot classification on Omniglot :cite:p:`vinyals:16`.
     """
 
-    def __init__(self, widths: Sequence[int] = (64, 64, 64, 128), *, in_channels: int = 1) -> None:
+    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256), *, in_channels: int = 1) -> None:
         super().__init__()
         if not widths:
             raise argument_error("widths", "name the channels of one layer or more", tuple(widths))
@@ -108,7 +108,7 @@ class ConvNet(nn.Module):
         return self.layers(images)
 
 
-def conv4(*, widths: Sequence[int] = (64, 64, 64, 128), in_channels: int = 1) -> ConvNet:
+def conv4(*, widths: Sequence[int] = (32, 64, 128, 256), in_channels: int = 1) -> ConvNet:
     """:class:`ConvNet` of four layers, for small grey images such as digits and characters."""
     return ConvNet(widths, in_channels=in_channels)
 

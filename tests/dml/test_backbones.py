@@ -11,7 +11,7 @@ from otdml.dml.backbones import BACKBONES, ConvNet, ResNet, backbone, num_featur
 
 @pytest.mark.parametrize(
     ("name", "parameters", "features"),
-    [("conv4", 148_672, 128), ("resnet18", 11_176_512, 512), ("resnet50", 23_508_032, 2048)],
+    [("conv4", 388_320, 256), ("resnet18", 11_176_512, 512), ("resnet50", 23_508_032, 2048)],
 )
 def test_networks_have_the_published_sizes(name, parameters, features):
     network = backbone(name)
@@ -21,7 +21,7 @@ def test_networks_have_the_published_sizes(name, parameters, features):
 
 
 def test_maps_have_the_expected_places():
-    assert backbone("conv4")(torch.zeros(2, 1, 28, 28)).shape == (2, 128, 3, 3)
+    assert backbone("conv4")(torch.zeros(2, 1, 28, 28)).shape == (2, 256, 3, 3)
     assert resnet18()(torch.zeros(2, 3, 64, 64)).shape == (2, 512, 2, 2)
     assert resnet18(small_images=True, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 512, 4, 4)
 
