@@ -163,13 +163,13 @@ def benchmark(
 
 def _preset(dataset: str, protocol: str | None, path: Path | None) -> "Preset":
     """The preset of a file, of a name, or of a data set and its protocol."""
-    from otdml.benchmarks.presets import preset, presets
+    from otdml.benchmarks.presets import preset, preset_files
 
     if path is not None:
         return preset(path)
     name = f"{dataset}-{protocol}" if protocol else dataset
-    protocols = [known.removeprefix(f"{dataset}-") for known in presets() if known.startswith(f"{dataset}-")]
-    if name not in presets() and protocols:
+    protocols = [known.removeprefix(f"{dataset}-") for known in preset_files() if known.startswith(f"{dataset}-")]
+    if name not in preset_files() and protocols:
         raise ValueError(
             f"{dataset} has several protocols: say which with --protocol {' or --protocol '.join(protocols)}."
         )

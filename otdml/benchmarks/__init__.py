@@ -1,1 +1,43 @@
-"""Experiments and speed tables: configuration and reports, no algorithms."""
+"""Experiments and speed tables: configuration and reports, no algorithms.
+
+Names are imported on first use, so that a list of methods costs neither Lightning nor scikit-learn.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# The module that holds each public name.
+_HOMES = {
+    "METHODS": "methods",
+    "Comparison": "results",
+    "Figure": "results",
+    "Finished": "results",
+    "Method": "methods",
+    "Preset": "presets",
+    "Published": "presets",
+    "Run": "runs",
+    "RunFolder": "runs",
+    "RunState": "experiment",
+    "collect": "results",
+    "comparisons": "results",
+    "execute": "experiment",
+    "export": "results",
+    "figure": "results",
+    "preset": "presets",
+    "preset_files": "presets",
+    "run_grid": "experiment",
+    "summary": "results",
+    "write_report": "report",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
-from otdml.benchmarks.presets import preset, presets
+from otdml.benchmarks.presets import preset, preset_files
 from otdml.benchmarks.report import metric_title, percent, statement
 from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
 from otdml.benchmarks.speed.harness import Measurement, geometric_mean, ratios
@@ -100,7 +100,7 @@ def metrics_table(metrics: dict[str, float]) -> Table:
 def show_catalogue(console: Console) -> None:
     """The benchmarks with the published figures of each, and the methods."""
     benchmarks = Table("benchmark", "what", "methods × seeds", "published", box=None, header_style="dim")
-    for name in presets():
+    for name in preset_files():
         one = preset(name)
         figures = [
             f"{p.method} {metric_title(p.metric)} {100 * p.value:.1f}, {p.source}{' (second-hand)' * p.second_hand}"

@@ -32,8 +32,8 @@ class Method:
         nir_options: Objective and architecture of the NIR head.
         lr: Learning rates by parameter group; groups not named keep the preset's.
         weight_decay: Likewise.
-        warmup_epochs: Epochs of linear learning-rate warm-up.
-        frozen_epochs: Epochs in which the backbone stands still.
+        warmup_epochs: Epochs of linear learning-rate warm-up; None for the preset's.
+        frozen_epochs: Epochs in which the backbone stands still; None for the preset's.
 
     Example:
         >>> METHODS["proxy-anchor+nir"].control.name
@@ -48,8 +48,8 @@ class Method:
     nir_options: Mapping[str, Any] = field(default_factory=dict)
     lr: Mapping[str, float] = field(default_factory=dict)
     weight_decay: Mapping[str, float] = field(default_factory=dict)
-    warmup_epochs: int = 0
-    frozen_epochs: int = 0
+    warmup_epochs: int | None = None
+    frozen_epochs: int | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class Method:
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of :class:`~otdml.dml.ProxyDML`, as plain types."""
-        return {name: value for name, value in asdict(self).items() if name != "arm"}
+        return {name: value for name, value in asdict(self).items() if name != "arm" and value is not None}
 
 
 SETTINGS = tuple(f.name for f in fields(Method) if f.name not in ("loss", "arm"))

@@ -9,7 +9,7 @@ from typing import Any
 from otdml._checks import argument_error, check_known
 from otdml.benchmarks.methods import METHODS, Method
 
-__all__ = ["Preset", "Published", "preset", "presets"]
+__all__ = ["Preset", "Published", "preset", "preset_files"]
 
 FOLDER = Path(__file__).parent / "presets"
 
@@ -80,7 +80,7 @@ class Preset:
         return head if known.arm == "+nir" else head.control
 
 
-def presets() -> dict[str, Path]:
+def preset_files() -> dict[str, Path]:
     """The files of all presets that come with the library, by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 
@@ -97,7 +97,7 @@ def preset(name: str | Path) -> Preset:
     """
     path = Path(name)
     if path.suffix != ".toml":
-        path = presets()[check_known("benchmark", str(name), presets())]
+        path = preset_files()[check_known("benchmark", str(name), preset_files())]
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

@@ -6,7 +6,7 @@ import pytest
 
 from otdml.benchmarks.experiment import DATASETS
 from otdml.benchmarks.methods import METHODS
-from otdml.benchmarks.presets import preset, presets
+from otdml.benchmarks.presets import preset, preset_files
 
 MINIMAL = """
 title = "t"
@@ -19,7 +19,7 @@ epochs = 1
 """
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", preset_files())
 def test_presets_that_come_with_the_library(name):
     one = preset(name)
     assert one.name == name
