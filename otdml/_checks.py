@@ -25,6 +25,7 @@ __all__ = [
     "check_paired",
     "check_points",
     "check_positive",
+    "check_views",
     "check_weights",
 ]
 
@@ -157,12 +158,25 @@ def check_paired(x: Tensor, y: Tensor) -> None:
     _check_alike(x, y)
 
 
-def _check_alike(x: Tensor, y: Tensor) -> None:
+def check_views(z1: Tensor, z2: Tensor, *, paired: bool) -> None:
+    """Raise unless ``z1`` and ``z2`` are point clouds of one space with equal batches, and of equal size if paired."""
+    check_points("z1", z1)
+    check_points("z2", z2)
+    if z1.shape[-1] != z2.shape[-1]:
+        remedy = "Project both modalities to one dimension."
+        raise argument_error("z2", f"have the features of `z1`, {z1.shape[-1]}", z2.shape[-1], remedy)
+    if paired and z1.shape[-2] != z2.shape[-2]:
+        remedy = "Pass `target` to align sets of different sizes."
+        raise argument_error("z2", f"hold one row per row of `z1`, {z1.shape[-2]}", z2.shape[-2], remedy)
+    _check_alike(z1, z2, "z1", "z2")
+
+
+def _check_alike(x: Tensor, y: Tensor, first: str = "x", second: str = "y") -> None:
     if x.shape[:-2] != y.shape[:-2]:
-        must = f"have the batch dimensions of `x`, {tuple(x.shape[:-2])}"
-        raise argument_error("y", must, tuple(y.shape[:-2]), "Expand the smaller one with `.expand`.")
+        must = f"have the batch dimensions of `{first}`, {tuple(x.shape[:-2])}"
+        raise argument_error(second, must, tuple(y.shape[:-2]), "Expand the smaller one with `.expand`.")
     if x.device != y.device:
-        raise argument_error("y", f"be on the device of `x`, {x.device}", y.device)
+        raise argument_error(second, f"be on the device of `{first}`, {x.device}", y.device)
 
 
 def check_labels(name: str, labels: Tensor, n: int, num_classes: int | None = None) -> Tensor:

@@ -1,5 +1,17 @@
 """Losses between distributions: one file, one idea, one function and one Module."""
 
+from otdml.losses.alignment import (
+    BYOL,
+    GCAINCE,
+    GCARINCE,
+    GCAUOT,
+    RINCE,
+    ContrastiveAlignment,
+    DomainTarget,
+    InfoNCE,
+    SupCon,
+    contrastive_alignment,
+)
 from otdml.losses.dispersion import (
     KernelDispersion,
     KoLeo,
@@ -24,10 +36,18 @@ from otdml.losses.sinkhorn import EntropicOT, SinkhornDivergence, entropic_ot, s
 from otdml.losses.sliced import SlicedWasserstein, sliced_wasserstein
 
 __all__ = [
+    "BYOL",
+    "GCAINCE",
+    "GCARINCE",
+    "GCAUOT",
     "MMD",
+    "RINCE",
+    "ContrastiveAlignment",
     "Distortion",
+    "DomainTarget",
     "EntropicOT",
     "GromovMongeGap",
+    "InfoNCE",
     "KernelDispersion",
     "KoLeo",
     "LloydDispersion",
@@ -39,6 +59,8 @@ __all__ = [
     "SinkhornDivergence",
     "SlicedDispersion",
     "SlicedWasserstein",
+    "SupCon",
+    "contrastive_alignment",
     "distortion",
     "entropic_ot",
     "gromov_monge_gap",

@@ -1,0 +1,146 @@
+"""Batches spread over processes: gather with gradient."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from otdml._checks import argument_error
+
+__all__ = ["Gathered", "gather", "local_rows", "total"]
+
+
+def _alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def gather(x: Tensor) -> Tensor:
+    r"""The rows of all processes, in order of rank, on every process, with gradient.
+
+    The gradient is that of the *sum* of the processes' losses, as for every collective of
+    ``torch.distributed.nn``: a loss of gathered rows that is the same on all W processes yields W times its gradient,
+    and the mean that ``DistributedDataParallel`` takes over the processes makes it the gradient of one process with
+    the whole batch. Processes may hold different numbers of rows. In a single process it returns its argument.
+
+    Args:
+        x: The rows of this process, shape (n, ...), of any dtype.
+
+    Returns:
+        Shape (total of n, ...), on the device of ``x``.
+
+    Example:
+        >>> import torch
+        >>> gather(torch.tensor([1, 2]))  # one process: its own rows
+        tensor([1, 2])
+    """
+    return x if _alone() else _Gather.apply(x)
+
+
+def local_rows(n: int, device: torch.device) -> slice:
+    """Where this process's ``n`` rows lie among those of :func:`gather`.
+
+    Args:
+        n: Rows of this process.
+        device: Of the tensors that the processes exchange.
+
+    Returns:
+        The slice.
+
+    Example:
+        >>> import torch
+        >>> local_rows(3, torch.device("cpu"))  # one process: all of them
+        slice(0, 3, None)
+    """
+    if _alone():
+        return slice(0, n)
+    start = sum(_counts(n, device)[: dist.get_rank()])
+    return slice(start, start + n)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of ``x`` over the processes, with the gradient convention of :func:`gather`.
+
+    Args:
+        x: Any shape, the same on all processes.
+
+    Returns:
+        The shape of ``x``; ``x`` itself in a single process.
+
+    Example:
+        >>> import torch
+        >>> total(torch.tensor(2.0))  # one process
+        tensor(2.)
+    """
+    return x if _alone() else _Total.apply(x)
+
+
+def _counts(n: int, device: torch.device) -> list[int]:
+    counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([n], device=device))
+    return torch.cat(counts).tolist()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        counts = _counts(len(x), x.device)
+        start = sum(counts[: dist.get_rank()])
+        ctx.rows = slice(start, start + len(x))
+        # Collectives exchange blocks of one size, and not every backend exchanges booleans.
+        sent = x.new_zeros((max(counts), *x.shape[1:]), dtype=torch.uint8 if x.dtype == torch.bool else x.dtype)
+        sent[: len(x)] = x
+        received = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(received, sent)
+        return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)]).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        summed = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed[ctx.rows]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        summed = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+
+class Gathered(nn.Module):
+    r"""A loss of the batch of all processes, from a loss of one batch.
+
+    Every process gathers all rows and computes the same value, whose gradient, averaged over the processes by
+    ``DistributedDataParallel``, is that of one process with the whole batch. For losses whose batch is a sample of one
+    distribution (dispersion, transport, discrepancies) that is not the mean of the losses of the parts. A loss that
+    draws random numbers must draw the same on all processes: give it a generator with one seed.
+
+    Args:
+        loss: Takes tensors of shape (n, ...), one row per sample, or None.
+
+    Example:
+        >>> import torch
+        >>> from otdml.losses import MMD
+        >>> Gathered(MMD())(torch.zeros(1, 2), torch.ones(1, 2))  # one process: the loss itself, 2 - 2 exp(-1)
+        tensor(1.2642)
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(loss, nn.Module):
+            raise argument_error("loss", "be an nn.Module", type(loss).__name__, kind=TypeError)
+        self.loss = loss
+
+    def forward(self, *tensors: Tensor | None) -> Tensor:
+        return self.loss(*(t if t is None else gather(t) for t in tensors))

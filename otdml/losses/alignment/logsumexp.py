@@ -1,0 +1,98 @@
+"""Row-wise log-sum-exp of a matrix of logits that is never held as a whole."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Edit", "logsumexp", "row_slices"]
+
+# Changes a block of logits in place, given its rows: pairs that may not be, or weights in the log domain.
+Edit = Callable[[Tensor, slice], object]
+
+# Entries of a block: those of the CPU stay in its cache, those of a GPU keep it busy.
+_BLOCK, _BLOCK_CUDA = 2**19, 2**24
+# Up to this many entries a matrix costs less than the overhead of streaming.
+_SMALL = 2**16
+
+
+def logsumexp(x: Tensor, y: Tensor, h: Tensor, edit: Edit | None = None, *, backend: str = "auto") -> Tensor:
+    r"""Row-wise logarithm of the sum of exponentials of scalar products plus a column term.
+
+    .. math:: \ell_i = \log \sum_j \exp(\langle x_i, y_j \rangle + h_j)
+
+    Streamed, it makes blocks of rows once for the value and once more for the gradient; memory is linear in n + m,
+    and there is no second derivative. A row without any pair comes out as the least finite number.
+
+    Args:
+        x: Shape (n, d).
+        y: Shape (m, d).
+        h: Column terms, shape (m,).
+        edit: Changes the logits of some rows in place, by constants.
+        backend: ``"dense"``, ``"streamed"``, or ``"auto"``, which holds small matrices only.
+
+    Returns:
+        Shape (n,).
+
+    Example:
+        >>> import torch
+        >>> logsumexp(torch.zeros(1, 2), torch.ones(3, 2), torch.zeros(3))  # log 3
+        tensor([1.0986])
+    """
+    if backend == "dense" or (backend == "auto" and len(x) * len(y) <= _SMALL):
+        return _dense(x, y, h, edit)
+    return _LogSumExp.apply(x, y, h, edit)
+
+
+def _dense(x: Tensor, y: Tensor, h: Tensor, edit: Edit | None) -> Tensor:
+    scores = torch.addmm(h, x, y.mT)
+    if edit is not None:
+        edit(scores, slice(0, len(x)))
+    # A row without any pair has no softmax, so it must not get a gradient either.
+    least = torch.finfo(x.dtype).min
+    return scores.masked_fill(scores.detach().amax(-1, keepdim=True) == -torch.inf, least).logsumexp(-1)
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, h: Tensor, edit: Edit | None) -> Tensor:
+        result = x.new_empty(len(x))
+        for rows, scores in _blocks(x, y, h, edit):
+            top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).min)
+            torch.add(scores.sub_(top).exp_().sum(-1).log_(), top[:, 0], out=result[rows])
+        result.clamp_(min=torch.finfo(x.dtype).min)
+        ctx.edit = edit
+        ctx.save_for_backward(x, y, h, result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, y, h, result = ctx.saved_tensors
+        dx, dy, dh = (torch.zeros_like(t) for t in (x, y, h))
+        for rows, scores in _blocks(x, y, h, ctx.edit):
+            share = scores.sub_(result[rows, None]).exp_()
+            torch.mm(share, y, out=dx[rows])
+            dy.addmm_(share.mT, x[rows] * grad[rows, None])
+            dh.addmv_(share.mT, grad[rows])
+        return dx.mul_(grad[:, None]), dy, dh, None
+
+
+def row_slices(n: int, m: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover ``n`` rows of ``m`` entries in blocks."""
+    size = max(1, (_BLOCK_CUDA if device.type == "cuda" else _BLOCK) // m)
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+
+def _blocks(x: Tensor, y: Tensor, h: Tensor, edit: Edit | None) -> Iterator[tuple[slice, Tensor]]:
+    buffer = None
+    for rows in row_slices(len(x), len(y), x.device):
+        # One buffer for all blocks: fresh memory costs more than the product that fills it.
+        out = buffer if buffer is None else buffer[: rows.stop - rows.start]
+        scores = torch.addmm(h, x[rows], y.mT, out=out)
+        buffer = scores if buffer is None else buffer
+        if edit is not None:
+            edit(scores, rows)
+        yield rows, scores

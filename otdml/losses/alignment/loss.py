@@ -1,0 +1,210 @@
+"""Generalized contrastive alignment."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from otdml._checks import argument_error, check_views
+from otdml._precision import full_precision
+from otdml.distributed import gather as gather_rows
+from otdml.distributed import local_rows, total
+from otdml.losses.alignment.options import Marginals, Options
+from otdml.losses.alignment.pairing import joint, one_way
+from otdml.losses.alignment.problem import Alignment
+from otdml.losses.alignment.samples import Labels, Samples
+from otdml.losses.alignment.target import DomainTarget, Target, target_plan
+from otdml.sphere import unit
+
+__all__ = ["ContrastiveAlignment", "contrastive_alignment"]
+
+
+def contrastive_alignment(
+    z1: Tensor,
+    z2: Tensor,
+    target: Target = None,
+    *,
+    eps: Tensor | float = 0.5,
+    marginals: Marginals = "rows",
+    divergence: str = "kl",
+    q: float = 0.5,
+    lam: float = 0.01,
+    weight: float = 1.0,
+    form: str = "one-way",
+    ids: Labels | None = None,
+    gather: bool = False,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Contrastive loss as the divergence of a transport plan of the similarities from a target plan.
+
+    .. math::
+        -\sum_{ij} T_{ij} \log \frac{e^{s_{ij}}}{\sum_k e^{s_{ik}}}, \qquad
+        s_{ij} = \frac{\cos(z_i, z'_j)}{\varepsilon} + g_j
+
+    T is the target of mass one (:math:`I / n` for positive pairs). Under ``marginals="rows"`` :math:`g = 0`: InfoNCE.
+    Else g is the column potential of the plan P that is nearest to :math:`e^{\cos / \varepsilon}` in the
+    Kullback-Leibler sense among those with the marginals of T (``"balanced"``), or with these penalised by
+    :math:`\rho \, \mathrm{KL}`; this family is that of :cite:t:`chen:24`, with inverse optimal transport
+    :cite:p:`shi:23` as ``"balanced"``. As :math:`\rho` goes from 0 to infinity, the loss goes from InfoNCE to
+    ``"balanced"``. The divergence ``"rince"`` is a bound that is robust to false positives :cite:p:`chuang:22`,
+
+    .. math:: \sum_{ij} T_{ij} \Bigl( \frac{(\lambda \sum_k e^{s_{ik}})^q}{q} - \frac{e^{q s_{ij}}}{q} \Bigr)
+
+    which tends to InfoNCE + :math:`\log \lambda` as :math:`q \to 0`. It is taken of :math:`e^s` as it is, so its
+    scale grows as :math:`e^{q / \varepsilon}`, and the learning rate has to follow; g has mean zero under the column
+    sums of T.
+
+    Choose ``"rows"`` where batches are large and clean; ``"balanced"`` where some candidates attract every anchor, or
+    classes are uneven; a penalty between 0.1 and 10 for a mixture; ``"rince"`` where views are corrupted. The loss is
+    smooth away from zero vectors. It costs O(n m d) in memory O((n + m) d): the matrix of similarities is never held
+    unless it is small, or a ``target`` of its size is passed, or Sinkhorn's iterations run on a kernel of up to
+    256 MiB (``backend="streamed"`` forbids that). Gradients are those of the converged plan; there are no second
+    derivatives where it streams.
+
+    Args:
+        z1: Anchors, shape (..., n, d), of any length: their directions are what counts.
+        z2: Candidates, shape (..., m, d). Row i is the other view of row i of ``z1``, unless a target says otherwise.
+        target: Which pairs should match. None: row i and row i. Integers of shape (n,), labels or instances: all
+            pairs of one label, each anchor's share divided among them; or a pair of those, shapes (n,) and (m,).
+            Booleans of shape (n, m): likewise the pairs marked True. Numbers of shape (n, m), dense or sparse: the
+            plan up to a factor. Or a :class:`DomainTarget`. Anchors without a positive have no part in the mean.
+        eps: Temperature in units of the cosine, a number or a tensor of one element, which may require a gradient.
+        marginals: ``"rows"``; ``"balanced"``; a penalty :math:`\rho` of both marginals, or a pair of them, in units of
+            the divergence (that is, of eps times those of :func:`otdml.ot.sinkhorn`), None being a constraint; or
+            ``"none"``, which leaves :math:`\sum T_{ij} (1 - \cos) / \varepsilon`, the attraction alone, as in BYOL
+            :cite:p:`grill:20`.
+        divergence: ``"kl"``, ``"rince"``, or ``"kl+rince"``: the first plus ``weight`` times the second.
+        q: Robustness in (0, 1]: the larger, the less force on positive pairs of small similarity.
+        lam: Weight :math:`\lambda` of the repulsion in ``"rince"``.
+        weight: Of the second term of ``"kl+rince"``.
+        form: ``"one-way"``: ``z1`` against ``z2``; ``"two-way"``: the mean of that and ``z2`` against ``z1``, as in
+            CLIP; ``"joint"``: both views in one batch of 2 n rows, each an anchor against all others but itself, as
+            in SimCLR. There a matrix target has shape (2 n, 2 n), first views first, and its diagonal is left out.
+        ids: Instance of each sample, integers of shape (n,), or a pair of them: pairs of one instance that are no
+            positives are false negatives, and are left out.
+        gather: Take the batches of all processes as one, see :func:`otdml.distributed.gather`. A matrix target then
+            has the rows of this process and the columns of all. Value and gradient are those of one process.
+        tol: L1 error of the marginals at which Sinkhorn's algorithm stops.
+        max_iter: Most iterations; a warning says if they were not enough.
+        backend: ``"dense"``, ``"streamed"``, or ``"auto"``.
+
+    Returns:
+        The mean over anchors, weighted by the row sums of the target; one value per batch element, shape (...).
+
+    Raises:
+        ValueError: If shapes do not fit, an option is out of range, or there is no positive pair.
+        TypeError: If points are no floating-point tensors, or labels no integers.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> contrastive_alignment(z, z, eps=1.0)  # log(e + 1) - 1
+        tensor(0.3133)
+    """
+    options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
+    paired = form == "joint" or target is None or isinstance(target, DomainTarget) or isinstance(ids, Tensor)
+    check_views(z1, z2, paired=paired or (isinstance(target, Tensor) and target.ndim == 1))
+    samples = Samples.checked(target, ids, z1.shape[-2], z2.shape[-2])
+    eps = eps if isinstance(eps, Tensor) else options.check_temperature(eps, z1.dtype)
+    if isinstance(eps, Tensor) and eps.numel() != 1:
+        raise argument_error("eps", "be a number or a tensor of one element", f"shape {tuple(eps.shape)}")
+    if z1.ndim == 2:
+        return _alignment(z1, z2, eps, samples, options)
+    views = (z.reshape(-1, *z.shape[-2:]) for z in (z1, z2))
+    values = [_alignment(first, second, eps, samples, options) for first, second in zip(*views, strict=True)]
+    return torch.stack(values).reshape(z1.shape[:-2])
+
+
+@full_precision
+def _alignment(z1: Tensor, z2: Tensor, eps: Tensor | float, samples: Samples, options: Options) -> Tensor:
+    rows, columns = (torch.arange(len(z), device=z.device) for z in (z1, z2))
+    z1, z2 = unit(z1), unit(z2)
+    if options.gather:
+        rows, columns = (index + local_rows(len(index), index.device).start for index in (rows, columns))
+        z1, z2 = gather_rows(z1), gather_rows(z2)
+    if options.form == "joint":
+        rows = columns = torch.cat([rows, columns + len(z1)])
+        z1 = z2 = torch.cat([z1, z2])
+    samples = samples.aligned(rows, (len(z1), len(z2)), joint=options.form == "joint", gathered=options.gather)
+    value = _direction(z1, z2, eps, rows, samples, options)
+    if options.form == "two-way":
+        value = (value + _direction(z2, z1, eps, columns, samples.swapped(), options)) / 2
+    return total(value) if options.gather else value
+
+
+def _direction(
+    x: Tensor, y: Tensor, eps: Tensor | float, anchors: Tensor, samples: Samples, options: Options
+) -> Tensor:
+    """The part of these anchors in the value of ``x`` against ``y``."""
+    n, m = len(x), len(y)
+    pairing = joint(n // 2, x.device) if options.form == "joint" else one_way(n, m, x.device)
+    target = target_plan(samples.target, pairing, x)
+    whole = Alignment(x / eps, y, eps, pairing, target, samples.ids)
+    h = whole.potential(options)
+    return (whole.take(anchors) if len(anchors) < n else whole).value(h, options)
+
+
+class ContrastiveAlignment(nn.Module):
+    """Module form of :func:`contrastive_alignment`.
+
+    Args:
+        eps: Temperature, or its first value if it is learnable.
+        learnable: Whether the temperature is learnt, through the parameter ``log_eps``.
+        marginals: As in :func:`contrastive_alignment`, like all that follow.
+        divergence: The divergence.
+        q: Robustness.
+        lam: Weight of the repulsion.
+        weight: Of the second term of ``"kl+rince"``.
+        form: One-way, two-way or joint.
+        gather: Whether to take the batches of all processes as one.
+        tol: Tolerance of the marginals.
+        max_iter: Most iterations.
+        backend: How matrices are treated.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> ContrastiveAlignment(eps=1.0)(z, z)  # log(e + 1) - 1
+        tensor(0.3133)
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float = 0.5,
+        learnable: bool = False,
+        marginals: Marginals = "rows",
+        divergence: str = "kl",
+        q: float = 0.5,
+        lam: float = 0.01,
+        weight: float = 1.0,
+        form: str = "one-way",
+        gather: bool = False,
+        tol: float = 1e-3,
+        max_iter: int = 2000,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
+        self.options.check_temperature(eps)
+        self.fixed_eps = eps
+        # The logarithm keeps the temperature positive, and gives a step the same relative size at every temperature.
+        self.log_eps = nn.Parameter(torch.tensor(math.log(eps))) if learnable else None
+
+    @property
+    def eps(self) -> Tensor | float:
+        """The temperature, with its gradient if it is learnable."""
+        return self.fixed_eps if self.log_eps is None else self.log_eps.exp()
+
+    def extra_repr(self) -> str:
+        o = self.options
+        shown = f"eps={float(self.eps):.3g}, marginals={o.marginals!r}, divergence={o.divergence!r}, form={o.form!r}"
+        if "rince" in o.divergence:
+            shown += f", q={o.q:g}, lam={o.lam:g}"
+        return shown + (f", weight={o.weight:g}" if "+" in o.divergence else "") + (", gather=True" if o.gather else "")
+
+    def forward(self, z1: Tensor, z2: Tensor, target: Target = None, ids: Labels | None = None) -> Tensor:
+        return contrastive_alignment(z1, z2, target, ids=ids, eps=self.eps, **dataclasses.asdict(self.options))

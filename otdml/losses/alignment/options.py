@@ -1,0 +1,77 @@
+"""The hyper-parameters of an alignment loss."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from otdml._checks import (
+    argument_error,
+    check_choice,
+    check_fraction,
+    check_integer,
+    check_nonnegative,
+    check_positive,
+)
+from otdml.ot.engines import BACKENDS
+
+__all__ = ["Marginals", "Options"]
+
+Marginals = str | float | tuple[float | None, float | None]
+
+MARGINALS = ("rows", "balanced", "none")
+DIVERGENCES = ("kl", "rince", "kl+rince")
+FORMS = ("one-way", "two-way", "joint")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The checked hyper-parameters of an alignment loss; see :func:`~otdml.losses.contrastive_alignment`."""
+
+    marginals: Marginals
+    divergence: str
+    q: float
+    lam: float
+    weight: float
+    form: str
+    gather: bool
+    tol: float
+    max_iter: int
+    backend: str
+
+    def __post_init__(self) -> None:
+        _check_marginals(self.marginals)
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        if self.marginals == "none" and self.divergence != "kl":
+            raise argument_error("divergence", "be 'kl' where `marginals` is 'none'", repr(self.divergence))
+        check_fraction("q", self.q)
+        check_positive("lam", self.lam)
+        check_nonnegative("weight", self.weight)
+        check_choice("form", self.form, FORMS)
+        check_positive("tol", self.tol)
+        check_integer("max_iter", self.max_iter)
+        check_choice("backend", self.backend, BACKENDS)
+
+    def check_temperature(self, eps: float, dtype: torch.dtype = torch.float32) -> float:
+        """``eps``, if the powers of the divergence can be represented."""
+        check_positive("eps", eps)
+        # Those of the robust bound are taken as they are; a margin is left for their sum and for potentials.
+        largest = math.log(torch.finfo(torch.promote_types(dtype, torch.float32)).max) - 10
+        if "rince" in self.divergence and self.q / eps > largest:
+            got = f"{self.q / eps:.3g} times, where exp(q / eps) overflows"
+            raise argument_error("q", f"be at most {largest:.0f} times `eps`", got, "Lower `q`, or raise `eps`.")
+        return eps
+
+
+def _check_marginals(marginals: Marginals) -> None:
+    if isinstance(marginals, str):
+        check_choice("marginals", marginals, MARGINALS)
+        return
+    pair = marginals if isinstance(marginals, (tuple, list)) else (marginals, marginals)
+    if len(pair) != 2:
+        raise argument_error(
+            "marginals", f"be one of {', '.join(map(repr, MARGINALS))}, a penalty, or a pair", marginals
+        )
+    for rho in pair:
+        if rho is not None:
+            check_positive("marginals", rho)

@@ -1,0 +1,261 @@
+"""Target plans: which pairs should match, and how much."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_labels, check_nonnegative
+from otdml.losses.alignment.pairing import Pairing, chosen
+
+__all__ = ["DenseTarget", "DomainTarget", "GroupTarget", "PairTarget", "Plan", "Target", "target_plan"]
+
+
+@dataclass(frozen=True, eq=False)
+class DomainTarget:
+    r"""Positive pairs, and a share of mass for the pairs inside a domain and between domains.
+
+    .. math:: T = I + \alpha \, 1[\text{same domain}, i \ne j] + \beta \, 1[\text{other domain}]
+
+    with rows divided by their sums. With :math:`\alpha > \beta` embeddings keep what tells domains apart, with
+    :math:`\alpha < \beta` they lose it :cite:p:`chen:24`; a single domain and a small :math:`\alpha` smooth the
+    labels of InfoNCE and pull towards a uniform plan, as the uniformity penalty of :cite:t:`shi:23` does.
+
+    Args:
+        domains: Domain of each sample, integers, shape (n,).
+        alpha: Mass of a pair of one domain, relative to a positive pair's.
+        beta: Mass of a pair of two domains.
+
+    Raises:
+        ValueError: If a mass is negative.
+        TypeError: If domains are no integers.
+    """
+
+    domains: Tensor
+    alpha: float = 0.0
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_labels("domains", self.domains, len(self.domains))
+        check_nonnegative("alpha", self.alpha)
+        check_nonnegative("beta", self.beta)
+
+
+Target = Tensor | tuple[Tensor, Tensor] | DomainTarget | None
+
+
+class Plan(Protocol):
+    """A target plan of mass one on the pairs (anchor, candidate).
+
+    Attributes:
+        rows: Row sums, shape (n,).
+        columns: Column sums, shape (m,).
+    """
+
+    @property
+    def rows(self) -> Tensor: ...
+    @property
+    def columns(self) -> Tensor: ...
+    def product(self, v: Tensor) -> Tensor:
+        """The plan times ``v``, shape (n, d)."""
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        """Some rows and columns of the plan."""
+
+    def take(self, anchors: Tensor) -> "Plan":
+        """The rows of these anchors."""
+
+
+@dataclass(frozen=True)
+class PairTarget:
+    """A plan that lists its pairs in order of their rows."""
+
+    n: int
+    m: int
+    i: Tensor
+    j: Tensor
+    mass: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        return self.mass.new_zeros(self.n).index_add_(0, self.i, self.mass)
+
+    @property
+    def columns(self) -> Tensor:
+        return self.mass.new_zeros(self.m).index_add_(0, self.j, self.mass)
+
+    def product(self, v: Tensor) -> Tensor:
+        return v.new_zeros(self.n, v.shape[-1]).index_add(0, self.i, self.mass[:, None] * v[self.j])
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        start, stop = torch.searchsorted(self.i, torch.tensor([rows.start, rows.stop], device=self.i.device)).tolist()
+        i, j, mass = self.i[start:stop] - rows.start, self.j[start:stop], self.mass[start:stop]
+        found = mass.new_zeros(rows.stop - rows.start, self.m)
+        return found.index_put_((i, j), mass, accumulate=True)[:, columns]
+
+    def take(self, anchors: Tensor) -> "PairTarget":
+        place = torch.full((self.n,), -1, device=self.i.device)
+        place[anchors] = torch.arange(len(anchors), device=self.i.device)
+        kept = place[self.i] >= 0
+        i, order = place[self.i[kept]].sort(stable=True)
+        return PairTarget(len(anchors), self.m, i, self.j[kept][order], self.mass[kept][order])
+
+
+@dataclass(frozen=True)
+class DenseTarget:
+    """A plan given as a matrix."""
+
+    T: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        return self.T.sum(1)
+
+    @property
+    def columns(self) -> Tensor:
+        return self.T.sum(0)
+
+    def product(self, v: Tensor) -> Tensor:
+        return self.T @ v
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        return self.T[rows, columns]
+
+    def take(self, anchors: Tensor) -> "DenseTarget":
+        return DenseTarget(self.T[anchors])
+
+
+@dataclass(frozen=True)
+class GroupTarget:
+    r"""A plan of few values, :math:`s_i (w_o 1[j = o_i] + w_g 1[\text{same group}] + w_a)`, zero at self pairs.
+
+    Attributes:
+        pairing: Which candidates are the anchor's own pair o, and itself.
+        groups: Group of each anchor, and of each candidate, in [0, count).
+        count: Number of groups.
+        weights: Weights of the own pair, of the same group, and of all.
+        scale: Factor s of each row.
+    """
+
+    pairing: Pairing
+    groups: tuple[Tensor, Tensor]
+    count: int
+    weights: tuple[float, float, float]
+    scale: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        return self.product(self.scale.new_ones(self.pairing.m, 1))[:, 0]
+
+    @property
+    def columns(self) -> Tensor:
+        own, group, anyone = self.weights
+        sums = self.scale.new_zeros(self.count).index_add_(0, self.groups[0], self.scale)
+        found = group * sums[self.groups[1]] + anyone * self.scale.sum()
+        found.index_add_(0, self.pairing.own, self.scale, alpha=own)
+        if self.pairing.itself is not None:
+            found.index_add_(0, self.pairing.itself, self.scale, alpha=-(group + anyone))
+        return found
+
+    def product(self, v: Tensor) -> Tensor:
+        own, group, anyone = self.weights
+        sums = v.new_zeros(self.count, v.shape[-1]).index_add(0, self.groups[1], v)
+        found = group * sums[self.groups[0]] + anyone * v.sum(0) + own * v[self.pairing.own]
+        if self.pairing.itself is not None:
+            found = found - (group + anyone) * v[self.pairing.itself]
+        return self.scale[:, None] * found
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        own, group, anyone = self.scale.new_tensor(self.weights)
+        found = anyone + group * (self.groups[0][rows, None] == self.groups[1][None, columns])
+        found += own * chosen(self.pairing.own, rows, columns)
+        if self.pairing.itself is not None:
+            found.masked_fill_(chosen(self.pairing.itself, rows, columns), 0.0)
+        return found.mul_(self.scale[rows, None])
+
+    def take(self, anchors: Tensor) -> "GroupTarget":
+        return dataclasses.replace(
+            self,
+            pairing=self.pairing.take(anchors),
+            groups=(self.groups[0][anchors], self.groups[1]),
+            scale=self.scale[anchors],
+        )
+
+
+def target_plan(target: Target, pairing: Pairing, like: Tensor) -> Plan:
+    """The plan that ``target`` describes, in the dtype and on the device of ``like``.
+
+    Args:
+        target: As in :func:`~otdml.losses.contrastive_alignment`, one label per anchor and candidate.
+        pairing: Anchors and candidates.
+        like: Any tensor.
+
+    Returns:
+        The plan, of mass one.
+
+    Raises:
+        TypeError: If the target is none of the forms.
+        ValueError: If its shape does not fit, an entry is negative or not finite, or there is no positive pair.
+    """
+    if target is None:
+        return _pair_plan(pairing, like)
+    if isinstance(target, DomainTarget):
+        weights = (1 - target.alpha, target.alpha - target.beta, target.beta)
+        return _group_plan(target.domains, target.domains, weights, pairing, like)
+    if isinstance(target, tuple):
+        return _group_plan(*target, (0.0, 1.0, 0.0), pairing, like)
+    if target.layout != torch.strided:
+        return _sparse_plan(target, pairing, like)
+    T = target.detach().to(like.device)
+    T = T if pairing.itself is None else T.clone().fill_diagonal_(0)
+    values = T.to(like.dtype)
+    if T.dtype == torch.bool:
+        return DenseTarget(values * _shares(values.sum(1))[:, None])
+    return DenseTarget(_masses(values))
+
+
+def _pair_plan(pairing: Pairing, like: Tensor) -> PairTarget:
+    rows = torch.arange(pairing.n, device=like.device)
+    return PairTarget(pairing.n, pairing.m, rows, pairing.own, like.new_full((pairing.n,), 1 / pairing.n))
+
+
+def _group_plan(
+    rows: Tensor, columns: Tensor, weights: tuple[float, float, float], pairing: Pairing, like: Tensor
+) -> GroupTarget:
+    known, index = torch.cat([rows, columns]).to(like.device).unique(return_inverse=True)
+    groups = index[: len(rows)], index[len(rows) :]
+    raw = GroupTarget(pairing, groups, len(known), weights, like.new_ones(pairing.n))
+    return dataclasses.replace(raw, scale=_shares(raw.rows))
+
+
+def _sparse_plan(target: Tensor, pairing: Pairing, like: Tensor) -> PairTarget:
+    T = target.detach().to(like.device).to_sparse_coo().coalesce()
+    (i, j), mass = T.indices(), T.values()
+    kept = (mass != 0) & ((i != j) | (pairing.itself is None))
+    i, j, mass = i[kept], j[kept], mass[kept]
+    plan = PairTarget(pairing.n, pairing.m, i, j, mass.to(like.dtype))
+    mass = _shares(plan.rows)[i] if mass.dtype == torch.bool else _masses(plan.mass)
+    return dataclasses.replace(plan, mass=mass)
+
+
+def _shares(sums: Tensor) -> Tensor:
+    """The factors with which all rows of positive sum have one and the same mass, and together mass one."""
+    some = sums > 0
+    if not bool(some.any()):
+        raise argument_error("target", "hold at least one positive pair", "none")
+    return torch.where(some, 1 / torch.where(some, sums, 1.0), 0.0) / some.sum()
+
+
+def _masses(values: Tensor) -> Tensor:
+    """``values`` over their sum."""
+    sum_ = values.sum()
+    if not bool(sum_.isfinite() & (sum_ > 0) & (values >= 0).all()):
+        least = float(values.min()) if values.numel() else 0.0
+        raise argument_error(
+            "target",
+            "be finite, not negative, and not all zero",
+            f"a sum of {float(sum_):g} and a least entry of {least:g}",
+        )
+    return values / sum_
