@@ -87,7 +87,9 @@ class ProxyDML(LightningModule):
         lr: Learning rate, of all parts or of each of ``"backbone"``, ``"head"``, ``"proxies"``, ``"flow"``; a part
             that is not named learns at the backbone's rate.
         weight_decay: Likewise; a part that is not named does not decay, and biases and norms never do.
-        schedule: ``"cosine"``, ``"step"`` or ``"constant"``, by optimisation step.
+        schedule: ``"cosine"`` to zero, ``"step"`` or ``"constant"``, by optimisation step.
+        step_epochs: Epochs between two drops of ``"step"``; a third of those after the warm-up if None.
+        step_factor: What each drop multiplies the learning rates by.
         warmup_epochs: Epochs over which the learning rates rise linearly.
         frozen_epochs: Epochs in which the backbone stands still, statistics included, and the rest learns.
         clip: Largest norm of the gradient. None for no clipping.
@@ -126,6 +128,8 @@ class ProxyDML(LightningModule):
         lr: float | Mapping[str, float] = 1e-3,
         weight_decay: float | Mapping[str, float] = 0.0,
         schedule: str = "cosine",
+        step_epochs: int | None = None,
+        step_factor: float = 0.5,
         warmup_epochs: int = 0,
         frozen_epochs: int = 0,
         clip: float | None = None,
@@ -139,6 +143,8 @@ class ProxyDML(LightningModule):
         self.weight_decay = by_group("weight_decay", weight_decay, default=0.0)
         self.optimizer_name = check_known("optimizer", optimizer, OPTIMIZERS)
         self.schedule_name = check_known("schedule", schedule, SCHEDULES)
+        self.step_epochs = None if step_epochs is None else check_integer("step_epochs", step_epochs)
+        self.step_factor = check_positive("step_factor", step_factor)
         self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, least=0)
         self.frozen_epochs = check_integer("frozen_epochs", frozen_epochs, least=0)
         self.clip = None if clip is None else check_positive("clip", clip)
@@ -210,8 +216,14 @@ class ProxyDML(LightningModule):
         groups = param_groups(parts, lr=self.lr, weight_decay=self.weight_decay)
         found = optimizer(self.optimizer_name, groups, fused=self.clip is None)
         steps = int(self.trainer.estimated_stepping_batches)
-        epochs = max(1, self.trainer.max_epochs or 1)
-        rate = schedule(self.schedule_name, steps, warmup=min(steps, steps * self.warmup_epochs // epochs))
+        per_epoch = max(1, steps // max(1, self.trainer.max_epochs or 1))
+        rate = schedule(
+            self.schedule_name,
+            steps,
+            warmup=min(steps, per_epoch * self.warmup_epochs),
+            every=per_epoch * self.step_epochs if self.step_epochs else None,
+            factor=self.step_factor,
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(found, rate)
         return {"optimizer": found, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from otdml._checks import argument_error
+from otdml._checks import argument_error, check_integer, check_known
 from otdml._files import replacing, write_text
 from otdml.dml.evaluation import evaluate
 from otdml.dml.loading import LabelledImages, epoch_seed
@@ -44,6 +44,13 @@ class TrainingConfig:
         precision: Lightning's, e.g. ``"bf16-mixed"``.
         accelerator: Lightning's, e.g. ``"cpu"``.
         compile: Whether ``torch.compile`` runs the backbone.
+
+    Raises:
+        ValueError: If a number is out of range, or ``select`` is none of the metrics.
+
+    Example:
+        >>> TrainingConfig(epochs=2, ks=(1, 10)).select
+        'map@r'
     """
 
     epochs: int = 30
@@ -60,6 +67,13 @@ class TrainingConfig:
     precision: str = "32-true"
     accelerator: str = "auto"
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "classes_per_batch", "samples_per_class", "eval_batch_size"):
+            check_integer(name, getattr(self, name))
+        for name in ("seed", "val_every", "test_every", "workers"):
+            check_integer(name, getattr(self, name), least=0)
+        check_known("metric to select by", self.select, ["map@r", "r_precision", *(f"recall@{k}" for k in self.ks)])
 
 
 class RunRecord(Callback):

@@ -81,6 +81,16 @@ def fit(
         ValueError: If the folder holds a run of another configuration, or labels and model do not fit.
         FloatingPointError: If the loss ceases to be finite.
         OSError: If a file cannot be written; the earlier one is kept.
+
+    Example:
+        >>> import tempfile
+        >>> from otdml.data import Digits
+        >>> module = ProxyDML(3, dim=8, seed=0)
+        >>> config = TrainingConfig(epochs=1, classes_per_batch=3, batches_per_epoch=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found = fit(module, Digits(), val=Digits(split="val"), folder=folder, config=config, progress=False)
+        >>> found.best_epoch, found.best == found.last
+        (0, True)
     """
     config, folder = config or TrainingConfig(), Path(folder)
     _check_classes(module, train)
@@ -101,7 +111,7 @@ def _train(module: ProxyDML, run: RunRecord, batches: LightningDataModule, resum
         module.backbone.compile()
     trainer = _trainer(run.config, [run, *([ProgressLine()] if progress else [])])
     path = run.folder / LAST if resumed else None
-    trainer.fit(module, datamodule=batches, ckpt_path=path, weights_only=True)
+    trainer.fit(module, datamodule=batches, ckpt_path=path)
 
 
 class _Batches(LightningDataModule):

@@ -159,6 +159,20 @@ def test_warmup_and_cosine_reach_the_optimiser(tmp_path):
     assert rates == pytest.approx([1.0, 0.5, 0.0])
 
 
+def test_steps_fall_by_epoch(tmp_path):
+    rates = []
+    module = ProxyDML(3, **SMALL, lr=1.0, schedule="step", step_epochs=2, step_factor=0.1, warmup_epochs=1)
+    fit(
+        module,
+        Digits(split="train"),
+        folder=tmp_path,
+        config=TrainingConfig(epochs=4, **CONFIG),
+        progress=False,
+        on_epoch=lambda _, row: rates.append(row["lr"]),
+    )
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1])
+
+
 def test_any_module_and_loss_are_accepted(tmp_path, batch):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16))
     network.num_features = 16

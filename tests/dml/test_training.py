@@ -257,6 +257,14 @@ def test_last_epoch_is_always_evaluated(tmp_path):
     assert [bool(row["test/map@r"]) for row in rows] == [True, True, True]
 
 
+def test_bad_budgets_are_named():
+    for name in ("epochs", "classes_per_batch", "samples_per_class", "eval_batch_size"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got 0"):
+            TrainingConfig(**{name: 0})
+    with pytest.raises(ValueError, match=r"unknown metric to select by 'recall@3'.*recall@8"):
+        TrainingConfig(select="recall@3")
+
+
 def test_record_holds_plain_types(tmp_path):
     record = RunRecord(module(), tmp_path, CONFIG, val=None, test=None, on_epoch=None)
     assert json.loads(json.dumps(record.identity())) == record.identity()
