@@ -52,8 +52,8 @@ def faiss_search(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Ten
 def _threads_of_torch() -> Iterator[None]:
     """As many FAISS threads as torch has.
 
-    FAISS brings an OpenMP of its own, which knows nothing of ``torch.set_num_threads``. It would oversubscribe the
-    cores, and it would hang in a forked data-loading worker, where only one thread is safe.
+    FAISS brings an OpenMP of its own, which knows nothing of ``torch.set_num_threads``: without this, each of several
+    workers that were given one core would take them all.
     """
     import faiss
 

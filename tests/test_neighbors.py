@@ -217,8 +217,14 @@ class Searching(Dataset):
 
 
 def test_a_search_works_in_a_forked_worker_after_one_in_its_parent(generator):
-    data = Searching(torch.randn(600, 32, generator=generator))
-    expected = data[0]
+    threads = torch.get_num_threads()
+    try:
+        # A parent that used several threads of FAISS's OpenMP, a child that has one.
+        torch.set_num_threads(2)
+        data = Searching(torch.randn(2000, 32, generator=generator))
+        expected = data[0]
+    finally:
+        torch.set_num_threads(threads)
     for batch in DataLoader(data, num_workers=1, multiprocessing_context="fork", timeout=60):
         assert torch.equal(batch[0], expected)
 
