@@ -72,11 +72,11 @@ class Bilinear:
         """The reduced cost of some rows, shape (..., rows, m)."""
         return -self.q[..., rows, :] @ self.k.mT
 
-    def scores(self, rows: slice, h: Tensor) -> Tensor:
-        """:math:`h_j - R_{ij}` for some rows, in a new tensor."""
+    def scores(self, rows: slice, h: Tensor, out: Tensor | None = None) -> Tensor:
+        """:math:`h_j - R_{ij}` for some rows, in ``out`` or in a new tensor."""
         if self.q.ndim == 2:
-            return torch.addmm(h, self.q[rows], self.k.mT)
-        return (self.q[..., rows, :] @ self.k.mT).add_(h[..., None, :])
+            return torch.addmm(h, self.q[rows], self.k.mT, out=out)
+        return torch.matmul(self.q[..., rows, :], self.k.mT, out=out).add_(h[..., None, :])
 
     def scaled(self, scale: Tensor | float) -> "Bilinear":
         """The reduced cost times ``scale``, a number or one of shape (...), without u and v."""
@@ -119,8 +119,8 @@ class Pointwise:
             raise argument_error("cost", f"return a matrix of shape {expected}", tuple(values.shape))
         return values
 
-    def scores(self, rows: slice, h: Tensor) -> Tensor:
-        return h[..., None, :] - self.block(rows)
+    def scores(self, rows: slice, h: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.sub(h[..., None, :], self.block(rows), out=out)
 
     def scaled(self, scale: Tensor | float) -> "Pointwise":
         def function(x: Tensor, y: Tensor) -> Tensor:
@@ -155,8 +155,8 @@ class Matrix:
     def block(self, rows: slice) -> Tensor:
         return self.C[..., rows, :]
 
-    def scores(self, rows: slice, h: Tensor) -> Tensor:
-        return h[..., None, :] - self.block(rows)
+    def scores(self, rows: slice, h: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.sub(h[..., None, :], self.block(rows), out=out)
 
     def scaled(self, scale: Tensor | float) -> "Matrix":
         return Matrix(self.C * _per_batch(scale))

@@ -1,5 +1,6 @@
 """The Sinkhorn loop."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,55 +88,82 @@ def potentials(
     max_iter: int = 2000,
     init: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Solution:
-    """Optimal potentials by over-relaxed Sinkhorn iterations.
-
-    Every check is a plain iteration, so that the error of one marginal is that of a plan whose other marginal is
-    exact, and the relaxation is chosen from the rate at which the error falls.
-    """
-    g = engine.columns(init[0] + rows.log) if init[0] is not None and init[1] is None else init[1]
-    g = columns.log.new_zeros(columns.log.shape) if g is None else g
-    f = rows.update(engine.rows(g + columns.log))
-    relaxation = _Relaxation()
-    for iteration in range(1, max_iter + 1):
-        checked = iteration == relaxation.next_check or iteration == max_iter
-        omega = 1.0 if checked else relaxation.omega
-        g = _step(g, columns.update(engine.columns(f + rows.log)), omega)
-        softmin = engine.rows(g + columns.log)
-        if checked:
-            error = rows.error(f, softmin)
+    """Optimal potentials by Sinkhorn iterations under Anderson acceleration, the column marginal exact at the end."""
+    g = _start(engine, rows, columns, init)
+    engine.centre(g)
+    accelerated = _Anderson()
+    # On the CPU looking at the error is free; elsewhere it waits for the device.
+    every = 1 if g.device.type == "cpu" else 4
+    best, last = math.inf, max_iter
+    for iteration in itertools.count(1):
+        f = rows.update(engine.rows(g + columns.log))
+        softmin = engine.columns(f + rows.log)
+        new = columns.update(softmin)
+        if iteration % every == 0 or iteration >= last:
+            error = columns.error(g, softmin)
             worst = float(error.max())
-            if not math.isfinite(worst):
-                raise argument_error("x", "give finite costs over eps", "an iteration that is not finite", _REMEDY)
-            if worst <= tol or iteration == max_iter:
-                return Solution(f, g, error, iteration, error <= tol)
-            relaxation.observe(iteration, worst, tol)
-        f = _step(f, rows.update(softmin), omega)
+            done = worst <= tol or iteration >= last
+            # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
+            stale = (done or iteration % 4 == 0 or not math.isfinite(worst)) and engine.recentre(f, g)
+            if (stale or not worst <= 2 * best) and iteration <= max_iter + 1:
+                # One more iteration where the last has gone astray.
+                last += iteration == last == max_iter
+                g = g if stale and math.isfinite(worst) else accelerated.retreat(g if stale else new)
+                continue
+            if done:
+                return Solution(f, new, error, min(iteration, max_iter), error <= tol)
+            best = min(best, worst)
+        g = accelerated.step(g, new)
     raise AssertionError
 
 
-_REMEDY = "Look for NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner; or raise `eps`."
+def _start(engine: Engine, rows: Side, columns: Side, init: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    f, g = init
+    if g is not None:
+        return g
+    return torch.zeros_like(columns.weights) if f is None else columns.update(engine.columns(f + rows.log))
 
 
-def _step(old: Tensor, new: Tensor, omega: float) -> Tensor:
-    return new if omega == 1.0 else torch.lerp(old, new, omega)
+class _Anderson:
+    """Anderson acceleration of a fixed-point iteration :cite:p:`walker:11`, with a way back to the plain one."""
 
-
-class _Relaxation:
-    """The relaxation factor that suits the observed rate, after Young's theory of successive over-relaxation."""
+    memory = 6
+    # Relative to the diagonal of the normal equations, which single precision does not resolve further.
+    damping = 1e-6
 
     def __init__(self) -> None:
-        self.omega, self.next_check = 1.0, 2
-        self.last: tuple[int, float] | None = None
+        self.count = 0
+        self.last: tuple[Tensor, Tensor] | None = None
 
-    def observe(self, iteration: int, error: float, tol: float) -> None:
-        rate = 0.9
-        if self.last is not None:
-            rate = (error / self.last[1]) ** (1 / (iteration - self.last[0]))
-            if rate >= 1:
-                self.omega = 1.0
-            elif rate > self.omega - 1:
-                contraction = min((rate + self.omega - 1) ** 2 / (rate * self.omega**2), 0.998)
-                self.omega = 2 / (1 + math.sqrt(1 - contraction))
-        self.last = (iteration, error)
-        ahead = math.log(tol / error) / math.log(min(max(rate, 0.3), 0.95))
-        self.next_check = iteration + min(max(2, int(ahead)), 10)
+    def step(self, g: Tensor, new: Tensor) -> Tensor:
+        """The next iterate, after the map took ``g`` to ``new``."""
+        residual = new - g
+        last, self.last = self.last, (residual, new)
+        if last is None:
+            return new
+        if self.count == 0:
+            shape = (*g.shape[:-1], self.memory, g.shape[-1])
+            self.residuals, self.values = g.new_zeros(shape), g.new_zeros(shape)
+        slot = self.count % self.memory
+        torch.sub(residual, last[0], out=self.residuals[..., slot, :])
+        torch.sub(new, last[1], out=self.values[..., slot, :])
+        self.count += 1
+        r, v = self.residuals, self.values
+        if self.count < self.memory:
+            r, v = r[..., : self.count, :], v[..., : self.count, :]
+        gram = r @ r.mT
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        diagonal.mul_(1 + self.damping).add_(torch.finfo(g.dtype).tiny)
+        weights = torch.linalg.solve_ex(gram, r @ residual[..., None]).result
+        return new - (weights.mT @ v)[..., 0, :]
+
+    def retreat(self, plain: Tensor) -> Tensor:
+        """The last iterate before the acceleration did harm, or else ``plain``; what was learnt is forgotten."""
+        safe = plain if self.last is None else self.last[1]
+        self.count, self.last = 0, None
+        if not bool(safe.isfinite().all()):
+            raise argument_error("x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY)
+        return safe
+
+
+_REMEDY = "Look for NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner; or raise `eps`."

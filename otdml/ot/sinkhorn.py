@@ -175,6 +175,8 @@ def entropic(
     start = [
         None if h is None else _reduced(h, side, scale) for h, side in zip(init or (None, None), sides, strict=True)
     ]
+    if init is None:
+        start[1] = soft.start()
     with torch.no_grad():
         solution = potentials(soft, *sides, tol=tol, max_iter=max_iter, init=(start[0], start[1]))
     if not bool(solution.converged.all()):
@@ -231,8 +233,8 @@ def _result(
     full = _full_potentials(problem, f, g, a, b)
     eps, mass = problem.eps, (a.detach().sum(-1), b.detach().sum(-1))
     terms = [_dual(w, h, r) for w, h, r in zip((a, b), full, penalties, strict=True)]
-    # The row marginal is exact, so the mass of the plan is that of its target.
-    plan_mass = problem.rows.target(solution.f).sum(-1)
+    # The column marginal is exact, so the mass of the plan is that of its target.
+    plan_mass = problem.columns.target(solution.g).sum(-1)
     value = terms[0][0] + terms[1][0] - eps * (plan_mass - mass[0] * mass[1])
     if linked:
         per_point = eps[..., None] if isinstance(eps, Tensor) else eps

@@ -1,49 +1,103 @@
-"""Soft minima and plan products on a matrix that is kept."""
+"""Soft minima and plan products on a kernel matrix that is kept."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from otdml.costs import Ground, Matrix
+from otdml.costs import Ground, Matrix, Pointwise
 from otdml.ot.engines.streamed import Mask, Streamed
 
 __all__ = ["Dense"]
 
-# exp(+-RANGE) is far from the ends of float32, and products of the kernel with what is scaled by it stay normal.
-RANGE = 40.0
+# Smaller kernel entries are set to zero: products with denormal numbers are ten times slower.
 NEGLIGIBLE = 1e-25
+# Potentials may leave the kernel's centre by this much before what was set to zero could matter: the entry of
+# the plan is then less than 1e-25 exp(2 DRIFT) = 2e-8 of the independent coupling's.
+DRIFT = 20.0
 
 
 class Dense(Streamed):
-    r"""Soft minima on a matrix that is kept, through products with the kernel where that is safe.
+    r"""Soft minima as products with a kernel that is kept.
 
-    Once :meth:`absorb` has been given potentials near the solution, the kernel :math:`K_{ij} = \exp(f_i + g_j -
-    R_{ij})` is of order one where the plan has mass, and a soft minimum is a matrix-vector product, memory-bound,
-    instead of a pass of exponentials. Entries below 1e-25 are set to zero: denormal numbers make the product ten
-    times slower.
+    The kernel is :math:`K_{ij} = \exp(f_i + g_j - R_{ij})` at a centre (f, g) at which the largest entry of every
+    row and column is one. A soft minimum is then a matrix-vector product, bound by memory, instead of a pass of
+    exponentials, and neither over- nor underflows as long as the potentials stay near the centre.
     """
 
     keeps_matrix = True
 
     def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
-        n, m = cost.shape[-2:]
-        matrix = cost.block(slice(0, n))
-        if mask is not None:
-            matrix = matrix.masked_fill(mask(slice(0, n), slice(0, m)), torch.inf)
-        super().__init__(Matrix(matrix))
+        if isinstance(cost, Pointwise):
+            cost = Matrix(cost.block(slice(0, cost.shape[-2])))
+        super().__init__(cost, mask)
         self.kernel: Tensor | None = None
+        self.exact = False
 
-    def absorb(self, f: Tensor, g: Tensor) -> None:
-        """Centre the kernel at potentials whose rows or columns are already scaled to mass one."""
-        self.f, self.g = f, g
-        kernel = torch.sub(g[..., None, :], self.cost.block(slice(None))).add_(f[..., :, None]).exp_()
-        self.kernel = torch.nn.functional.threshold(kernel, NEGLIGIBLE, 0.0, inplace=True)
+    @property
+    def mT(self) -> "Dense":
+        twin = Dense(self.cost.mT, self._mask_transposed())
+        if self.kernel is not None:
+            twin.kernel, twin.f, twin.g, twin.exact = self.kernel.mT, self.g, self.f, self.exact
+        return twin
+
+    def centre(self, g: Tensor) -> None:
+        """Centre the kernel at ``g`` and at the hard minimum over it."""
+        shape = self.shape
+        kernel = g.new_empty(shape)
+        tops = []
+        for _, scores in self._blocks(g, out=kernel):
+            top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(g.dtype).min)
+            scores.sub_(top)
+            tops.append(top[..., 0])
+        self.f = torch.cat(tops, -1).neg_()
+        columns = kernel.amax(-2)
+        # Where columns have mass already, as they do for clouds that overlap, one pass less is needed.
+        if bool((columns < -DRIFT).any()):
+            columns.clamp_(min=torch.finfo(g.dtype).min)
+            kernel.sub_(columns[..., None, :])
+            self.g = g - columns
+        else:
+            self.g = g
+        kernel.exp_()
+        self.exact = bool(kernel.amin() >= NEGLIGIBLE)
+        self.kernel = kernel if self.exact else torch.nn.functional.threshold(kernel, NEGLIGIBLE, 0.0, inplace=True)
+
+    def recentre(self, f: Tensor, g: Tensor) -> bool:
+        """Centre the kernel anew if it is not to be trusted at these potentials; whether that was so."""
+        if self.kernel is None or self.exact:
+            return False
+        drift = torch.maximum((f - self.f).abs().amax(), (g - self.g).abs().amax())
+        if bool(drift <= DRIFT):
+            return False
+        self.kernel = None
+        self.centre(g)
+        return True
 
     def rows(self, h: Tensor) -> Tensor:
         if self.kernel is None:
             return super().rows(h)
-        return self.f - (self.kernel @ (h - self.g).exp_()[..., None])[..., 0].log_()
+        return self.f - _times(self.kernel, (h - self.g).exp_()).log_()
 
     def columns(self, h: Tensor) -> Tensor:
         if self.kernel is None:
             return super().columns(h)
-        return self.g - ((h - self.f).exp_()[..., None, :] @ self.kernel)[..., 0, :].log_()
+        return self.g - _times(self.kernel.mT, (h - self.f).exp_()).log_()
+
+    def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        if self.kernel is None:
+            yield from super().plan(hf, hg)
+            return
+        u, v = (hf - self.f).exp_(), (hg - self.g).exp_()
+        for rows in self.row_slices():
+            yield rows, (self.kernel[..., rows, :] * v[..., None, :]).mul_(u[..., rows, None])
+
+    def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
+        if self.kernel is None:
+            return super().product(hf, hg, v)
+        scaled = (hg - self.g).exp_()[..., None] * v
+        return (self.kernel @ scaled).mul_((hf - self.f).exp_()[..., None])
+
+
+def _times(kernel: Tensor, v: Tensor) -> Tensor:
+    return torch.mv(kernel, v) if v.ndim == 1 else (kernel @ v[..., None])[..., 0]

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from otdml.costs import Ground
+from otdml.costs import Bilinear, Ground
 
 __all__ = ["Mask", "Streamed"]
 
 Mask = Callable[[slice, slice], Tensor]
 
-# Entries of a block: small enough to stay in a core's cache between the passes of exp and sum, large enough that
-# the overhead of a call does not show.
+# Entries of a block: small enough to stay in the cache between the passes of max, exp and sum, large enough that the
+# overhead of a call does not show.
 BLOCK = 2**19
 
 
@@ -36,20 +36,41 @@ class Streamed:
 
     @property
     def mT(self) -> "Streamed":
+        return Streamed(self.cost.mT, self._mask_transposed())
+
+    def _mask_transposed(self) -> Mask | None:
         mask = self.mask
-        return Streamed(self.cost.mT, mask and (lambda rows, columns: mask(columns, rows).mT))
+        return mask and (lambda rows, columns: mask(columns, rows).mT)
 
-    def absorb(self, f: Tensor, g: Tensor) -> None:
-        """Nothing: there is no kernel to centre at the potentials."""
+    def start(self) -> Tensor:
+        """A column potential to start from: the optimal one between isotropic Gaussians of the points' spreads."""
+        cost = self.cost
+        if not isinstance(cost, Bilinear):
+            return cost.leaves[0].new_zeros(*cost.shape[:-2], cost.shape[-1])
+        squares = cost.k.square().sum(-1)
+        # The floor is for points that are all one.
+        ratio = (cost.q.square().sum(-1).mean(-1) / squares.mean(-1).clamp(min=1e-30)).sqrt_()
+        return squares.mul_(-0.5 * ratio[..., None])
 
-    def _blocks(self, h: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def centre(self, g: Tensor) -> None:
+        """Nothing: no kernel is kept."""
+
+    def recentre(self, f: Tensor, g: Tensor) -> bool:
+        """False: no kernel is kept that could have lost its accuracy."""
+        return False
+
+    def row_slices(self) -> Iterator[slice]:
+        """Slices that cover the rows in blocks."""
         n, m = self.shape[-2:]
         size = max(1, min(n, BLOCK // (m * self.shape[:-2].numel())))
-        for start in range(0, n, size):
-            rows = slice(start, min(n, start + size))
-            scores = self.cost.scores(rows, h)
+        return (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+    def _blocks(self, h: Tensor, out: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        columns = slice(0, self.shape[-1])
+        for rows in self.row_slices():
+            scores = self.cost.scores(rows, h, None if out is None else out[..., rows, :])
             if self.mask is not None:
-                scores.masked_fill_(self.mask(rows, slice(0, m)), -torch.inf)
+                scores.masked_fill_(self.mask(rows, columns), -torch.inf)
             yield rows, scores
 
     def rows(self, h: Tensor) -> Tensor:
@@ -58,7 +79,7 @@ class Streamed:
 
     def columns(self, h: Tensor) -> Tensor:
         r""":math:`-\log \sum_i \exp(h_i - R_{ij})`, shape (..., m)."""
-        return self.mT.rows(h)
+        return Streamed(self.cost.mT, self._mask_transposed()).rows(h)
 
     def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
         r"""Blocks of rows of the plan :math:`P_{ij} = \exp(h^f_i + h^g_j - R_{ij})`, each with its slice."""
