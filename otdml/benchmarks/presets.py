@@ -50,6 +50,7 @@ class Preset:
         settings: Settings tuned on held-out training classes, by method. Those of a loss hold for its ``+nir`` arm
             as well, and those of that arm for its control.
         published: Figures of the literature.
+        note: What a reader of the figures should know.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Preset:
     seeds: int = 3
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
+    note: str = ""
 
     def method(self, name: str) -> Method:
         """The method of that name, with the settings tuned for this benchmark.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otdml.data.split import split_classes
-from otdml.data.tensors import TensorImages
+from otdml.data.tensors import TensorImages, rotated_classes
 
 __all__ = ["Digits"]
 
@@ -23,6 +23,8 @@ class Digits(TensorImages):
         root: Not needed, as scikit-learn holds the images; a folder is accepted, so that all sets are built alike.
         split: ``"train"``, ``"val"``, ``"trainval"`` or ``"test"``.
         transform: Called on each item's image, float32 in [0, 1] of shape (1, 8, 8), if given.
+        rotations: Whether training digits turned by 90, 180 and 270 degrees are classes of their own, which makes
+            four times as many. Splits ``val`` and ``test`` are never turned.
 
     Raises:
         ValueError: If ``split`` is none of the four.
@@ -40,6 +42,8 @@ class Digits(TensorImages):
         root: str | Path | None = None,
         split: str = "train",
         transform: Callable[[Tensor], Any] | None = None,
+        *,
+        rotations: bool = False,
     ) -> None:
         from sklearn.datasets import load_digits
 
@@ -49,4 +53,6 @@ class Digits(TensorImages):
         # Pixels count to 16.
         images = torch.from_numpy((found.images[keep] * (255 / 16)).round().astype(np.uint8))[:, None]
         labels = torch.from_numpy(found.target[keep]).long() - int(classes[0])
+        if rotations and split in ("train", "trainval"):
+            images, labels, classes = rotated_classes(images, labels, classes)
         super().__init__(images, labels, classes, transform=transform)

@@ -1,8 +1,13 @@
 """Runs and grids of runs: complete, repeatable, resumable, and one failure does not stop the rest."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +115,35 @@ def test_closing_a_grid_stops_its_processes(tmp_path):
     with closing(run_grid(tmp_path, [tiny(epochs=100_000)], poll=0.1)) as states:
         assert next(states)[0].status == "running"
     assert [child for child in multiprocessing.active_children() if child not in earlier] == []
+
+
+@pytest.mark.slow
+def test_a_benchmark_killed_at_once_leaves_no_process_and_goes_on_to_the_same_numbers(tmp_path):
+    script = (
+        "from pathlib import Path; from otdml.benchmarks.experiment import run_grid; "
+        "from otdml.benchmarks.runs import Run; "
+        f"run = Run(**{tiny(epochs=40).config()!r}); "
+        f"list(run_grid(Path({str(tmp_path / 'killed')!r}), [run]))"
+    )
+    curve = tmp_path / "killed" / "proxy-anchor" / "seed-0" / "curve.csv"
+    # The guard is what a module that spawns processes needs.
+    program = tmp_path / "program.py"
+    program.write_text(f"if __name__ == '__main__':\n    {script}\n")
+    parent = subprocess.Popen([sys.executable, str(program)])
+    while not curve.exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    assert not RunFolder(curve.parent).finished
+    *_, last = run_grid(tmp_path / "killed", [tiny(epochs=40)])
+    *_, whole = run_grid(tmp_path / "whole", [tiny(epochs=40)])
+    assert last[0].folder.metrics()["last"] == whole[0].folder.metrics()["last"]
 
 
 def test_a_killed_process_is_explained(tmp_path):

@@ -46,3 +46,11 @@ def test_thumbnail_is_the_stored_image():
 def test_unknown_split_is_named():
     with pytest.raises(ValueError, match="`split` must be one of"):
         Digits(split="all")
+
+
+def test_rotations_are_classes_of_the_training_splits_alone():
+    turned = Digits(split="train", rotations=True)
+    assert len(turned) == 4 * COUNTS["train"]
+    assert len(turned.classes) == 12
+    torch.testing.assert_close(turned.images[COUNTS["train"]], Digits(split="train").images[0].rot90(1, (-2, -1)))
+    assert len(Digits(split="test", rotations=True)) == COUNTS["test"]
