@@ -1,5 +1,6 @@
 """Losses that spread points over the unit sphere."""
 
+from otdml.losses.dispersion.code import spherical_code
 from otdml.losses.dispersion.energy import KernelDispersion, kernel_dispersion
 from otdml.losses.dispersion.lloyd import LloydDispersion, lloyd_dispersion
 from otdml.losses.dispersion.metrics import (
@@ -35,6 +36,7 @@ __all__ = [
     "nearest_angles",
     "sliced_dispersion",
     "sliced_wasserstein_to_uniform",
+    "spherical_code",
     "spherical_variance",
     "uniform_baseline",
     "uniform_smallest_angle",
