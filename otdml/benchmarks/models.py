@@ -12,6 +12,7 @@ from torch import Tensor
 from otdml.benchmarks.experiment import load_split
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder
+from otdml.data.tensors import crop_to_ink
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,15 +42,24 @@ class GreyImage:
     Args:
         size: Pixels per side.
         invert: Whether dark ink becomes one and light paper zero.
+        crop: Whether the image is cropped to its ink first, as the drawings of :class:`~otdml.data.Omniglot` can be.
     """
 
-    def __init__(self, size: int, *, invert: bool) -> None:
-        self.size, self.invert = size, invert
+    def __init__(self, size: int, *, invert: bool, crop: bool = False) -> None:
+        self.size, self.invert, self.crop = size, invert, crop
 
     def __call__(self, image: "Image.Image") -> Tensor:
+        if self.crop:
+            return self._cropped(np.array(image.convert("L")))
         # Pillow's resampling averages all that a new pixel covers.
         grey = np.array(image.convert("L").resize((self.size, self.size), 2), dtype=np.float32) / 255
         return torch.from_numpy(1 - grey if self.invert else grey)[None]
+
+    def _cropped(self, grey: np.ndarray) -> Tensor:
+        ink = torch.from_numpy(255 - grey if self.invert else grey)
+        # Scanned paper is never quite white, and would count as ink.
+        ink = ink.masked_fill(ink < 64, 0)
+        return crop_to_ink(ink[None, None], self.size, least=max(ink.shape) // 3)[0].float() / 255
 
 
 def checkpoint_file(path: Path) -> Path:
@@ -118,7 +128,8 @@ def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None
     side = size or origin.get("data", {}).get("size") or DRAWINGS.get(origin.get("dataset", ""))
     first = next(weight for weight in model.backbone.parameters() if weight.ndim == 4)
     if first.shape[1] == 1:
-        return GreyImage(side or 28, invert=origin.get("dataset") in DRAWINGS)
+        crop = bool(origin.get("data", {}).get("crop"))
+        return GreyImage(side or 28, invert=origin.get("dataset") in DRAWINGS, crop=crop)
     return standard_crop("test", side or 224)
 
 

@@ -1,7 +1,8 @@
 """The training module: network, embedding head, proxy loss and NIR, and how they are optimised."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -151,9 +152,7 @@ class ProxyDML(LightningModule):
         self.freeze_bn = freeze_bn
         self.loss_weight = check_nonnegative("loss_weight", loss_weight)
         self.nir_weight = check_nonnegative("nir_weight", nir_weight)
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.default_generator.manual_seed(seed)
+        with _started(seed):
             self.backbone = make_backbone(backbone, backbone_options)
             self.head = EmbeddingHead(num_features(self.backbone), dim, kind=head, pool=pool)
             self.loss: Any = _loss(loss, num_classes, dim, loss_options)
@@ -235,6 +234,15 @@ class ProxyDML(LightningModule):
     ) -> None:
         # The module's own `clip` holds whichever trainer runs it.
         self.clip_gradients(optimizer, self.clip or gradient_clip_val, gradient_clip_algorithm or "norm")
+
+
+@contextmanager
+def _started(seed: int | None) -> Iterator[None]:
+    """Draw initial values from ``seed``, and leave the default generator as it was."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:
