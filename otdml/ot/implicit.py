@@ -45,6 +45,10 @@ class Problem:
         return Problem(self.cost.mT, self.engine.mT, self.eps, self.columns, self.rows)
 
     @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.rows, self.columns
+
+    @property
     def balanced(self) -> bool:
         return self.rows.rho is None and self.columns.rho is None
 

@@ -12,7 +12,7 @@ from otdml._checks import argument_error, check_integer, check_measures, check_p
 from otdml._precision import full_precision
 from otdml.costs import Cost, Ground, Matrix, Pointwise, ground, mean_cost
 from otdml.measures import weights
-from otdml.ot.engines import Mask, engine
+from otdml.ot.engines import Engine, Mask, engine
 from otdml.ot.implicit import Problem, envelope, implicit_potentials, plan_product
 from otdml.ot.potentials import Side, Solution, potentials
 from otdml.ot.result import OTResult
@@ -165,23 +165,69 @@ def entropic(
     eps = _temperature(cost, a, b) if eps is None else eps if isinstance(eps, Tensor) else check_positive("eps", eps)
     soft = engine(cost, eps, backend, mask)
     if isinstance(cost, Pointwise) and soft.keeps_matrix:
+        # The matrix is evaluated once more, with its graph, which reaches what the function depends on.
         cost = Matrix(cost.block(slice(0, cost.shape[-2])))
-    scale = 1 / (eps[..., None] if isinstance(eps, Tensor) else eps)
-    sides = [
-        Side(w.detach(), None if u is None else u.detach() * scale, None if r is None else r * scale)
-        for w, u, r in ((a, cost.u, penalties[0]), (b, cost.v, penalties[1]))
-    ]
-    problem = Problem(cost, soft, eps, *sides)
-    start = [
-        None if h is None else _reduced(h, side, scale) for h, side in zip(init or (None, None), sides, strict=True)
-    ]
-    if init is None:
-        start[1] = soft.start()
     with torch.no_grad():
-        solution = potentials(soft, *sides, tol=tol, max_iter=max_iter, init=(start[0], start[1]))
+        problem, solution = _solve(cost, soft, (a, b), eps, penalties, init, (tol, max_iter), (backend, mask))
     if not bool(solution.converged.all()):
         _warn(solution, tol, max_iter)
     return _result(problem, solution, a, b, penalties)
+
+
+# Iterations after which a problem is hard enough for its temperature to be approached from above, the factor between
+# temperatures, and the marginal error at which to go on to the next.
+PATIENCE, COOLING, ROUGH = 80, 4.0, 0.02
+
+
+def _solve(
+    cost: Ground,
+    soft: Engine,
+    weights: tuple[Tensor, Tensor],
+    eps: Tensor | float,
+    penalties: tuple[float | None, float | None],
+    init: Init,
+    limits: tuple[float, int],
+    choice: tuple[str, Mask | None],
+) -> tuple[Problem, Solution]:
+    tol, max_iter = limits
+    problem = Problem(cost, soft, eps, *_sides(cost, weights, eps, penalties))
+    scale = problem.scale(1)
+    if init is not None:
+        f, g = (None if h is None else _reduced(h, s, scale) for h, s in zip(init, problem.sides, strict=True))
+        return problem, potentials(soft, *problem.sides, tol=tol, max_iter=max_iter, init=(f, g))
+    first = min(max_iter, PATIENCE)
+    solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=(None, soft.start()))
+    if first == max_iter or bool(solution.converged.all()):
+        return problem, solution
+    spent, g = first, None
+    for factor in _temperatures(cost, weights, eps):
+        warm = engine(cost, eps * factor, *choice)
+        sides = _sides(cost, weights, eps * factor, penalties)
+        found = potentials(
+            warm, *sides, tol=ROUGH, max_iter=PATIENCE, init=(None, warm.start() if g is None else g / factor)
+        )
+        g, spent = found.g * factor, spent + found.n_iter
+    left = max(1, max_iter - spent)
+    final = potentials(soft, *problem.sides, tol=tol, max_iter=left, init=(None, solution.g if g is None else g))
+    return problem, dataclasses.replace(final, n_iter=spent + final.n_iter)
+
+
+def _temperatures(cost: Ground, weights: tuple[Tensor, Tensor], eps: Tensor | float) -> list[float]:
+    """Multiples of ``eps`` from a twentieth of the mean cost down, ``eps`` itself left out."""
+    ratio = float((0.05 * mean_cost(cost, *weights).abs() / eps).max())
+    steps = math.ceil(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
+    return [COOLING**k for k in range(steps, 0, -1)]
+
+
+def _sides(
+    cost: Ground, weights: tuple[Tensor, Tensor], eps: Tensor | float, penalties: tuple[float | None, float | None]
+) -> tuple[Side, Side]:
+    scale = 1 / (eps[..., None] if isinstance(eps, Tensor) else eps)
+    a, b = (
+        Side(w.detach(), None if u is None else u.detach() * scale, None if r is None else r * scale)
+        for w, u, r in zip(weights, (cost.u, cost.v), penalties, strict=True)
+    )
+    return a, b
 
 
 def _penalties(rho: Rho, a: Tensor, b: Tensor) -> tuple[float | None, float | None]:

@@ -15,6 +15,8 @@ NEGLIGIBLE = 1e-25
 # Potentials may leave the kernel's centre by this much before what was set to zero could matter: the entry of
 # the plan is then less than 1e-25 exp(2 DRIFT) = 2e-8 of the independent coupling's.
 DRIFT = 20.0
+# The same for a kernel of which nothing was set to zero, where it is single precision that ends.
+SAFE = 60.0
 
 
 class Dense(Streamed):
@@ -32,13 +34,14 @@ class Dense(Streamed):
             cost = Matrix(cost.block(slice(0, cost.shape[-2])))
         super().__init__(cost, mask)
         self.kernel: Tensor | None = None
-        self.exact = False
+        self.exact = self.shifts = False
 
     @property
     def mT(self) -> "Dense":
         twin = Dense(self.cost.mT, self._mask_transposed())
         if self.kernel is not None:
             twin.kernel, twin.f, twin.g, twin.exact = self.kernel.mT, self.g, self.f, self.exact
+            twin.shifts = self.shifts
         return twin
 
     def centre(self, g: Tensor) -> None:
@@ -64,39 +67,54 @@ class Dense(Streamed):
         self.kernel = kernel if self.exact else torch.nn.functional.threshold(kernel, NEGLIGIBLE, 0.0, inplace=True)
 
     def recentre(self, f: Tensor, g: Tensor) -> bool:
-        """Centre the kernel anew if it is not to be trusted at these potentials; whether that was so."""
-        if self.kernel is None or self.exact:
+        """Make the kernel fit these potentials, if it is not to be trusted there; whether that was so."""
+        if self.kernel is None:
             return False
-        drift = torch.maximum((f - self.f).abs().amax(), (g - self.g).abs().amax())
-        if bool(drift <= DRIFT):
+        drift = torch.maximum((f - self.f).abs_().amax(), (g - self.g).abs_().amax())
+        if bool(drift <= (SAFE if self.exact else DRIFT)):
             return False
+        first, self.shifts = not self.shifts, True
+        if self.exact:
+            return first
         self.kernel = None
         self.centre(g)
         return True
 
     def rows(self, h: Tensor) -> Tensor:
-        if self.kernel is None:
-            return super().rows(h)
-        return self.f - _times(self.kernel, (h - self.g).exp_()).log_()
+        return super().rows(h) if self.kernel is None else self._softmin(self.kernel, h - self.g, self.f)
 
     def columns(self, h: Tensor) -> Tensor:
-        if self.kernel is None:
-            return super().columns(h)
-        return self.g - _times(self.kernel.mT, (h - self.f).exp_()).log_()
+        return super().columns(h) if self.kernel is None else self._softmin(self.kernel.mT, h - self.f, self.g)
+
+    def _softmin(self, kernel: Tensor, h: Tensor, centre: Tensor) -> Tensor:
+        # Plans of little mass, as unbalanced problems have them, lie far from the centre in one direction only.
+        if self.shifts:
+            h, top = _shifted(h)
+            centre = centre - top
+        return centre - _times(kernel, h.exp_()).log_()
+
+    def _scalings(self, hf: Tensor, hg: Tensor) -> tuple[Tensor, Tensor]:
+        (u, top), (v, other) = _shifted(hf - self.f), _shifted(hg - self.g)
+        return u.exp_().mul_((top + other).exp_()), v.exp_()
 
     def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
         if self.kernel is None:
             yield from super().plan(hf, hg)
             return
-        u, v = (hf - self.f).exp_(), (hg - self.g).exp_()
+        u, v = self._scalings(hf, hg)
         for rows in self.row_slices():
             yield rows, (self.kernel[..., rows, :] * v[..., None, :]).mul_(u[..., rows, None])
 
     def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
         if self.kernel is None:
             return super().product(hf, hg, v)
-        scaled = (hg - self.g).exp_()[..., None] * v
-        return (self.kernel @ scaled).mul_((hf - self.f).exp_()[..., None])
+        left, right = self._scalings(hf, hg)
+        return (self.kernel @ (right[..., None] * v)).mul_(left[..., None])
+
+
+def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:
+    top = h.amax(-1, keepdim=True)
+    return h.sub_(top), top
 
 
 def _times(kernel: Tensor, v: Tensor) -> Tensor:
