@@ -69,7 +69,7 @@ def show_table(console: Console, runs: Sequence[Finished]) -> None:
     rows, metrics = summary(runs), metrics_of(runs)
     checkpoints = len({row["checkpoint"] for row in rows}) > 1
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     if checkpoints:
         table.add_column("epoch")
     for name in [*(metric_title(metric) for metric in metrics), "seeds", "s per run"]:
@@ -82,9 +82,14 @@ def show_table(console: Console, runs: Sequence[Finished]) -> None:
     if raw := raw_pixels(runs):
         figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
         table.add_row(RAW, *[""] * checkpoints, *figures, "", "", style="dim")
-    console.print(table)
-    for found in comparisons(runs, metrics[0]):
-        console.print(f"[bold]{found.method}[/] against {found.against}: {statement(found)}", highlight=False)
+    # A table that is cut off would be worse than one that the terminal wraps.
+    console.print(table, width=max(console.width, 110), crop=False)
+    found = comparisons(runs, metrics[0])
+    if found and all(one.verdict == "one seed" for one in found):
+        console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
+        return
+    for one in found:
+        console.print(f"[bold]{one.method}[/] against {one.against}: {statement(one)}", highlight=False)
 
 
 def metrics_table(metrics: dict[str, float]) -> Table:

@@ -7,6 +7,10 @@ import pytest
 from otdml.benchmarks.experiment import DATASETS
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import preset, preset_files
+from otdml.benchmarks.runs import Run
+from otdml.data import Distort
+from otdml.dml import ProxyDML
+from otdml.dml.training import TrainingConfig
 
 MINIMAL = """
 title = "t"
@@ -29,6 +33,17 @@ def test_presets_that_come_with_the_library(name):
     # A head without its control arm supports no claim.
     heads = [method for method in one.compare if method.endswith("+nir")]
     assert not heads or any(f"{head}-control" in one.compare for head in heads)
+
+
+@pytest.mark.parametrize("name", preset_files())
+def test_every_method_of_a_preset_can_be_built(name):
+    one = preset(name)
+    Distort(**one.augment)
+    for method in one.compare:
+        run = Run.of(one, one.method(method), 0)
+        TrainingConfig(**run.training)
+        module = ProxyDML(num_classes=4, **run.model)
+        assert (module.nir is not None) == method.endswith("+nir")
 
 
 def test_settings_of_a_loss_hold_for_its_head_and_those_of_the_head_for_its_control(tmp_path):
