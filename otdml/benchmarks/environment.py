@@ -8,7 +8,7 @@ import torch
 
 import otdml
 
-__all__ = ["environment"]
+__all__ = ["environment", "native_precision"]
 
 LIBRARIES = (
     "torch",
@@ -31,6 +31,18 @@ def environment() -> dict[str, str]:
     found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return found | {name: version for name in LIBRARIES if (version := _version(name))}
+
+
+def native_precision() -> str:
+    """``"bf16-mixed"`` where the GPU, or the processor, multiplies in bfloat16 by itself, else ``"32-true"``.
+
+    Emulated bfloat16 is several times slower than float32, so a preset that says ``precision = "auto"`` gets this.
+    """
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from otdml._files import write_text
-from otdml.benchmarks.environment import environment
+from otdml.benchmarks.environment import environment, native_precision
 from otdml.benchmarks.methods import Method
 from otdml.benchmarks.presets import Preset
 
@@ -51,12 +51,17 @@ class Run:
         data: Mapping[str, Any] | None = None,
         **training: Any,
     ) -> "Run":
-        """The run of a preset's method; ``data`` and ``training`` replace the preset's settings of those names."""
+        """The run of a preset's method; ``data`` and ``training`` replace the preset's settings of those names.
+
+        A ``precision`` of ``"auto"`` becomes this machine's, so that it is written down with the rest.
+        """
         own = method.arguments()
         model = {**preset.model, **own}
         for group in ("lr", "weight_decay"):
             model[group] = {**preset.model.get(group, {}), **own[group]}
         settings = {**preset.training, **{key: value for key, value in training.items() if value is not None}}
+        if settings.get("precision") == "auto":
+            settings["precision"] = native_precision()
         images = {**preset.data, **(data or {})}
         return cls(method.name, seed, preset.dataset, images, preset.augment, model, settings, hold_out)
 

@@ -2,8 +2,10 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from otdml.benchmarks.runs import Run, RunFolder, plan
 
@@ -89,3 +91,12 @@ def test_damaged_file_is_named(tmp_path):
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match=r"metrics.json is damaged .* Delete its folder"):
         RunFolder(tmp_path).metrics()
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("fpu avx512_bf16", "bf16-mixed"), ("fpu avx512f", "32-true")])
+def test_automatic_precision_is_the_processors_own_and_is_written_down(monkeypatch, digits, flags, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: f"flags : {flags}\n")
+    chosen = Run.of(digits, digits.method("proxy-anchor"), 0, precision="auto")
+    assert chosen.config()["training"]["precision"] == precision
