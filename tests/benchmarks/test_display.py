@@ -1,0 +1,86 @@
+"""What a benchmark prints: every figure, every ending, and nothing cut off."""
+
+import math
+
+import pytest
+from rich.console import Console
+
+from otdml.benchmarks.display import metrics_table, show_catalogue, show_measurements, show_table, watch
+from otdml.benchmarks.experiment import RunState
+from otdml.benchmarks.results import collect
+from otdml.benchmarks.runs import Run, RunFolder
+from otdml.benchmarks.speed.harness import Measurement
+
+
+@pytest.fixture
+def console():
+    return Console(width=80, record=True, force_terminal=False, color_system=None)
+
+
+def test_table_shows_means_over_seeds_whole_names_and_comparisons(console, finished):
+    show_table(console, collect(finished))
+    text = console.export_text()
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "proxy-anchor 71.0 ± 1.0 51.0 ± 1.0 3 11.0" in lines
+    assert "proxy-anchor+nir-control 74.2 ± 2.8 54.2 ± 2.8 3 11.0" in lines
+    assert "against proxy-anchor+nir-control" in text
+    assert "no difference shown" in text.replace("\n", " ")
+
+
+def test_one_seed_makes_no_statement(console, tmp_path, write_run):
+    for method in ("proxy-anchor", "proxy-anchor+nir"):
+        write_run(tmp_path, method, 0, 0.5, best=0.6)
+    show_table(console, collect(tmp_path))
+    text = console.export_text()
+    assert "--seeds 3" in text
+    assert "against" not in text
+    assert [line.split()[1:3] for line in text.splitlines() if line.startswith("proxy-anchor ")] == [
+        ["last", "50.0"],
+        ["best", "60.0"],
+    ]
+
+
+def test_watch_tells_each_ending_once_and_returns_the_failures(console, tmp_path, digits, write_run):
+    done = write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    runs = [Run.of(digits, digits.method(name), 0) for name in ("proxy-anchor", "soft-triple", "proxy-nca")]
+    empty = [RunFolder(tmp_path / str(i)) for i in range(3)]
+    running = [RunState(run, folder, "running") for run, folder in zip(runs, [done, *empty], strict=False)]
+    ended = [
+        RunState(runs[0], done, "finished"),
+        RunState(runs[1], empty[0], "failed", "ValueError: [bold] no such thing"),
+        RunState(runs[2], empty[1], "waiting"),
+    ]
+    assert watch(console, [running, ended, ended]) == ["soft-triple, seed 0: ValueError: [bold] no such thing"]
+    text = console.export_text()
+    assert text.count("✓ proxy-anchor, seed 0: R@1 50.0 in 10 s") == 1
+    assert text.count("✕ soft-triple, seed 0: ValueError: [bold] no such thing") == 1
+
+
+def test_metrics_in_percent_and_counts_as_they_are(console):
+    console.print(metrics_table({"recall@1": 0.5, "left_out": 3.0}))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert lines[0] == ["R@1", "50.00"]
+    assert lines[1][-1] == "3"
+
+
+def test_measurements_end_with_the_ratio_to_the_fastest_correct_peer(console):
+    case = {"n": 8}
+    rows = [
+        Measurement(case, "otdml", 0.5, 1.0, 1e-6, True),
+        Measurement(case, "slow", 2.0, 1.0, 1e-6, True),
+        Measurement(case, "wrong", 0.1, 1.0, 0.5, False),
+        Measurement(case, "absent", math.nan, math.nan, math.nan, False, "ImportError: [x]"),
+    ]
+    assert show_measurements(console, iter(rows)) == rows
+    text = console.export_text()
+    assert "n=8: 4.00 × as fast as slow" in text
+    assert "not correct: out of the ratios" in text
+    assert "ImportError: [x]" in text
+    assert "Geometric mean of 1 ratios: 4.00" in text
+
+
+def test_catalogue_names_everything(console):
+    show_catalogue(console)
+    text = console.export_text()
+    for name in ("digits", "omniglot-full", "proxy-nca+nir-control"):
+        assert name in text
