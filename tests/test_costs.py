@@ -1,0 +1,93 @@
+"""Ground costs: their values, their reduced form, and their gradients."""
+
+import math
+
+import pytest
+import torch
+
+from otdml.costs import COSTS, Bilinear, Matrix, Pointwise, cost_matrix, ground, mean_cost
+
+
+def points(n=5, m=4, d=3):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(k, d, dtype=torch.float64, generator=generator) for k in (n, m))
+
+
+EXPECTED = {
+    "sqeuclidean": lambda x, y: (x - y).square().sum(),
+    "cosine": lambda x, y: 1 - x @ y / (x.norm() * y.norm()),
+    "inner": lambda x, y: -x @ y,
+    "euclidean": lambda x, y: (x - y).norm(),
+    "geodesic": lambda x, y: torch.arccos(x @ y / (x.norm() * y.norm())),
+}
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_matrix_is_the_cost_of_every_pair(cost):
+    x, y = points()
+    expected = torch.stack([torch.stack([EXPECTED[cost](p, q) for q in y]) for p in x])
+    torch.testing.assert_close(cost_matrix(x, y, cost), expected)
+    torch.testing.assert_close(cost_matrix(x.expand(2, 1, -1, -1), y.expand(2, 1, -1, -1), cost)[1, 0], expected)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_gradients(cost):
+    x, y = (t.requires_grad_() for t in points())
+    assert torch.autograd.gradcheck(lambda x, y: cost_matrix(x, y, cost), (x, y))
+    assert torch.autograd.gradgradcheck(lambda x, y: cost_matrix(x, y, cost), (x, y))
+
+
+@pytest.mark.parametrize("cost", ["euclidean", "geodesic"])
+def test_coincident_points_have_a_finite_gradient(cost):
+    x = torch.ones(2, 3, requires_grad=True)
+    cost_matrix(x, torch.ones(2, 3), cost).sum().backward()
+    torch.testing.assert_close(x.grad, torch.zeros(2, 3))
+
+
+def test_geodesic_is_exact_at_small_angles_and_at_the_antipode():
+    angle = torch.tensor([1e-6, 1.0, math.pi / 2, 3.0, math.pi])
+    y = torch.stack([angle.cos(), angle.sin()], -1)
+    torch.testing.assert_close(cost_matrix(torch.tensor([[1.0, 0.0]]), y, "geodesic")[0], angle, rtol=1e-5, atol=2e-7)
+
+
+def test_distances_keep_their_digits_far_from_the_origin():
+    x = torch.tensor([[1e6, 0.0], [1e6 + 1, 0.0]])
+    y = torch.tensor([[-1e6, 0.0], [-1e6 + 2, 0.0]])
+    c = ground(x, y)
+    reduced = c.block(slice(None))
+    # Which pairs are nearer is decided by the reduced cost, in small numbers.
+    assert reduced.abs().max() < 10
+    torch.testing.assert_close(cost_matrix(x, x), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_mean_cost(cost):
+    x, y = points()
+    a, b = torch.arange(1.0, 6, dtype=torch.float64), torch.arange(1.0, 5, dtype=torch.float64)
+    expected = (a / a.sum()) @ cost_matrix(x, y, cost) @ (b / b.sum())
+    torch.testing.assert_close(mean_cost(ground(x, y, cost), a, b), expected)
+
+
+@pytest.mark.parametrize("form", [Bilinear, Pointwise, Matrix])
+def test_forms_agree_on_blocks_transposes_and_scales(form):
+    x, y = points()
+    c = {
+        Bilinear: ground(x, y),
+        Pointwise: Pointwise(lambda x, y: -2 * x @ y.mT, x, y),
+        Matrix: Matrix(-2 * x @ y.mT),
+    }[form]
+    whole = c.block(slice(0, 5))
+    torch.testing.assert_close(c.block(slice(1, 3)), whole[1:3])
+    torch.testing.assert_close(c.mT.block(slice(0, 4)), whole.mT)
+    torch.testing.assert_close(c.scaled(3.0).block(slice(0, 5)), 3 * whole)
+    h = torch.arange(4.0, dtype=torch.float64)
+    torch.testing.assert_close(c.scores(slice(0, 5), h), h - whole)
+    assert c.shape == (5, 4)
+
+
+def test_errors_name_the_argument():
+    x, y = points()
+    with pytest.raises(ValueError, match="`cost` must be one of 'sqeuclidean'"):
+        ground(x, y, "squared")
+    with pytest.raises(ValueError, match=r"`cost` must return a matrix of shape \(5, 4\), got \(5,\)"):
+        cost_matrix(x, y, lambda x, y: x.sum(-1))
