@@ -65,25 +65,24 @@ def _ending(state: RunState) -> str:
 
 
 def show_table(console: Console, runs: Sequence[Finished]) -> None:
-    """The results as mean ± standard deviation over seeds, and what the NIR head does."""
+    """The results in percent as mean ± standard deviation over seeds, seconds per run, and what the NIR head does."""
     rows, metrics = summary(runs), metrics_of(runs)
     checkpoints = len({row["checkpoint"] for row in rows}) > 1
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("method", no_wrap=True)
     if checkpoints:
         table.add_column("epoch")
-    for name in [*(metric_title(metric) for metric in metrics), "seeds", "s per run"]:
-        table.add_column(name, justify="right")
+    for name in [*(metric_title(metric) for metric in metrics), "seeds", "s"]:
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         figures = [row["metrics"].get(m, Figure(math.nan, math.nan, 0)) for m in metrics]
         cells = [percent(figure) if figure.n else "" for figure in figures]
         epoch = [row["checkpoint"]] if checkpoints else []
-        table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.1f}")
+        table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.0f}")
     if raw := raw_pixels(runs):
         figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
         table.add_row(RAW, *[""] * checkpoints, *figures, "", "", style="dim")
-    # A table that is cut off would be worse than one that the terminal wraps.
-    console.print(table, width=max(console.width, 110), crop=False)
+    console.print(table)
     found = comparisons(runs, metrics[0])
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
