@@ -87,6 +87,7 @@ def read_vectors(path: Path) -> np.ndarray:
 
     try:
         index = faiss.read_index(str(path))
-        return index.reconstruct_n(0, index.ntotal)
+        # faiss.contrib.torch_utils, which other libraries import, makes a tensor of it.
+        return np.asarray(index.reconstruct_n(0, index.ntotal))
     except RuntimeError as error:
         raise ValueError(f"{path} is no flat FAISS index, or is damaged.") from error

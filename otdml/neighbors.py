@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +37,10 @@ def nearest_neighbors(
     .. math:: \operatorname{arg\,top}_k \{ \langle x_i, y_j \rangle : j \ne e_i \} \quad \text{or} \quad
         \operatorname{arg\,min}_k \{ \lVert x_i - y_j \rVert^2 : j \ne e_i \}
 
-    Nearest is what the computed scores say: equal ones are ordered by index, so the answer does not depend on how the
-    work was split. It costs n m d multiplications and memory for the n k results and one block. FAISS computes in
-    float32 on the CPU; float64 points and points on other devices are searched by torch, in their own precision. No
-    gradient passes: gather the points at the indices to differentiate a distance.
+    Equal scores are ordered by index, and copies of an item always have equal scores, so that the answer does not
+    depend on how the work was split. It costs n m d multiplications and memory for the n k results and one block. FAISS
+    computes in float32 on the CPU; float64 points and points on other devices are searched by torch, in their own
+    precision. No gradient passes: gather the points at the indices to differentiate a distance.
 
     Args:
         x: Queries, shape (n, d).
@@ -65,15 +66,15 @@ def nearest_neighbors(
     """
     _check_search(x, y, k, metric, exclude)
     x, y = x.detach(), y.detach()
-    search, rows = _search(backend, x, len(y), k)
     if metric == "l2":
         origin = _origin(y)
         x, y = x - origin, y - origin
+    items, rows = _items(y, metric, runs_on_faiss(backend, x)), _rows(backend, x, len(y), k)
     values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
     for start in range(0, len(x), rows):
         block = slice(start, start + rows)
         left_out = None if exclude is None else exclude[block].to(x.device)
-        values[block], indices[block] = _nearest(search, x[block], y, k, metric, left_out)
+        values[block], indices[block] = _nearest(items, x[block], k, left_out)
     return (values if metric == "inner" else values.neg_()), indices
 
 
@@ -92,11 +93,9 @@ def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | N
         raise argument_error("k", f"be at most {most}, the items there are for a query", k)
 
 
-def _search(backend: str, x: Tensor, m: int, k: int) -> tuple[Search, int]:
-    """The way to search, and the number of queries per block."""
-    if runs_on_faiss(backend, x):
-        return faiss_search, max(1, min(_FAISS_ROWS, _BLOCK // k))
-    return _search_torch, max(1, _BLOCK // m)
+def _rows(backend: str, x: Tensor, m: int, k: int) -> int:
+    """The number of queries per block."""
+    return max(1, min(_FAISS_ROWS, _BLOCK // k) if runs_on_faiss(backend, x) else _BLOCK // m)
 
 
 def _origin(y: Tensor) -> Tensor:
@@ -135,18 +134,71 @@ def _search_torch(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Te
     return found.values, found.indices
 
 
-def _nearest(
-    search: Search, x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None
-) -> tuple[Tensor, Tensor]:
+class _Items(NamedTuple):
+    """What is searched: the distinct rows of y, and where each of them occurs.
+
+    The scores of two copies of an item may differ in their last digit, according to where they fall in a block of a
+    matrix product; so each distinct row is searched once. ``group`` holds the distinct row of each item, ``members``
+    the items of each distinct row one after the other, ``counts`` how many they are, ``starts`` where they start.
+    """
+
+    points: Tensor
+    metric: str
+    search: Search
+    group: Tensor
+    members: Tensor
+    counts: Tensor
+    starts: Tensor
+
+    def candidates(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest scores and their items, copies in order of index."""
+        values, found = self.search(x, self.points, min(k, len(self.points)), self.metric)
+        if len(self.points) == len(self.group):
+            return values, found
+        ends = self.counts[found].cumsum(1)
+        places = torch.arange(k, device=x.device).expand(len(x), k).contiguous()
+        at = torch.searchsorted(ends, places, right=True)
+        found = found.gather(1, at)
+        offset = places - ends.gather(1, at) + self.counts[found]
+        return values.gather(1, at), self.members[self.starts[found] + offset]
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The score of every item."""
+        return _scores(x, self.points, self.metric)[:, self.group]
+
+
+def _items(y: Tensor, metric: str, faiss: bool) -> _Items:
+    first = _first_copies(y)
+    kept, group, counts = first.unique(return_inverse=True, return_counts=True)
+    members, starts = group.argsort(stable=True), counts.cumsum(0) - counts
+    points = y if len(kept) == len(y) else y[kept]
+    return _Items(points, metric, faiss_search if faiss else _search_torch, group, members, counts, starts)
+
+
+def _first_copies(y: Tensor) -> Tensor:
+    """For each row the index of the first row that equals it."""
+    rows = torch.arange(len(y), device=y.device)
+    # A weighted sum tells rows apart; mostly a few coordinates are enough to see that there are no copies.
+    for width in sorted({min(8, y.shape[1]), y.shape[1]}):
+        weights = torch.arange(1, width + 1, device=y.device, dtype=torch.float64).sqrt()
+        keys = torch.cat([(part[:, :width] * weights).sum(1) for part in y.split(_FAISS_ROWS)])
+        _, group = keys.unique(return_inverse=True)
+        first = torch.full_like(rows, len(y)).scatter_reduce_(0, group, rows, "amin")[group]
+        if torch.equal(first, rows):
+            return rows
+    return torch.where((y[first] == y).all(1), first, rows)
+
+
+def _nearest(items: _Items, x: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     # One result more than asked for shows whether equal scores were cut in two, where the choice was arbitrary.
-    spare = 1 if exclude is None else 2
-    values, indices = search(x, y, min(k + spare, len(y)), metric)
+    spare, m = 1 if exclude is None else 2, len(items.group)
+    values, indices = items.candidates(x, min(k + spare, m))
     if exclude is not None:
         values, indices = _without(values, indices, exclude)
     cut = (values[:, k - 1 : k] == values[:, k:]).any(1).nonzero()[:, 0]
     values, indices = _break_ties(values[:, :k], indices[:, :k])
-    for rows in cut.split(max(1, _BLOCK // len(y))):
-        scores = _scores(x[rows], y, metric)
+    for rows in cut.split(max(1, _BLOCK // m)):
+        scores = items.scores(x[rows])
         if exclude is not None:
             scores.scatter_(1, exclude[rows, None], -torch.inf)
         values[rows], indices[rows] = _largest(scores, k)

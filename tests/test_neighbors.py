@@ -70,6 +70,32 @@ def test_oneself_is_left_out_even_among_many_duplicates(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_copies_of_an_item_tie_whatever_the_rounding(backend, generator):
+    # Without care, a fiftieth of these neighbours come in another order: copies differ in the last digit.
+    distinct = torch.randn(1500, 128, generator=generator)
+    y = distinct[torch.randint(1500, (3001,), generator=generator)]
+    own = torch.arange(1000)
+    _, indices = nearest_neighbors(y[:1000], y, 12, exclude=own, backend=backend)
+    assert torch.equal(indices, every(y[:1000], y, 12, "inner", own)[1])
+
+
+def test_rows_are_copies_only_if_all_their_coordinates_agree(generator):
+    y = torch.randn(60, 20, generator=generator)
+    y[:, :8] = y[0, :8]
+    y[40:] = y[:20]
+    y[41, 19] += 1
+    first = torch.arange(60)
+    first[40:] = torch.arange(20)
+    first[41] = 41
+    assert torch.equal(neighbors._first_copies(y), first)
+    assert torch.equal(neighbors._first_copies(y[:40]), torch.arange(40))
+    # Weighted sums of different rows may agree.
+    assert torch.equal(
+        neighbors._first_copies(torch.tensor([[2.0, 0.0], [0.0, 2.0**0.5], [2.0, 0.0]])), torch.tensor([0, 1, 0])
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_blocks_do_not_change_the_answer(backend, monkeypatch):
     x = integers(200, 3, -2, 3)
     whole = nearest_neighbors(x, x, 7, exclude=torch.arange(200), backend=backend)

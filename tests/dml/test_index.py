@@ -46,6 +46,12 @@ def test_faiss_reads_it(index, tmp_path):
     assert values[:, 0] == pytest.approx(1, abs=1e-6)
 
 
+def test_it_is_read_where_another_library_made_faiss_return_tensors(index, tmp_path):
+    pytest.importorskip("faiss.contrib.torch_utils")
+    index.save(tmp_path)
+    assert torch.equal(EmbeddingIndex.load(tmp_path).z, index.z)
+
+
 def test_files_of_different_times_are_refused(index, tmp_path):
     index.save(tmp_path)
     items = (tmp_path / "items.json").read_text()
