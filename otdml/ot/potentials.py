@@ -55,9 +55,10 @@ class Side:
         return (1 + 1 / self.rho) * torch.exp(-full / self.rho)
 
     def error(self, f: Tensor, softmin: Tensor) -> Tensor:
-        """L1 distance of the plan's marginal to its target, relative to the mass, shape (...)."""
-        marginal = self.weights * torch.exp(f - softmin)
-        return (marginal - self.target(f)).abs_().sum(-1) / self.weights.sum(-1)
+        """L1 distance of the plan's marginal to its target, relative to the target's mass, shape (...)."""
+        marginal, target = self.weights * torch.exp(f - softmin), self.target(f)
+        # The mass of an unbalanced plan can be any, and zero in the end.
+        return (marginal - target).abs_().sum(-1) / target.sum(-1).clamp(min=torch.finfo(f.dtype).tiny)
 
 
 @dataclass(frozen=True)

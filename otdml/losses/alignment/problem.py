@@ -68,10 +68,14 @@ class Alignment:
         if options.marginals == "balanced" and options.divergence == "kl":
             # The divergence is least at the solution, so the potential has no part in the first derivative.
             x, y = x.detach(), y.detach()
+        with torch.no_grad():
+            # A common factor of the kernel does not change the shape of the plan. This one gives the kernel a mass of
+            # one, as the exponentials of an unbalanced plan's potentials could overflow else.
+            mass = self._normaliser(self.y.new_zeros(len(self.y)), options).logsumexp(0)
         dense = x.element_size() * len(x) * len(y) <= _KERNEL_BYTES
         result = entropic(
             # With these offsets the reference measure is that of the similarities, not the product of the marginals.
-            Bilinear(x, y, _log(a), _log(b)),
+            Bilinear(x, y, _log(a) + mass, _log(b)),
             a,
             b,
             eps=1.0,
@@ -87,10 +91,7 @@ class Alignment:
         """Divergence of the softmax of the similarities plus ``h`` from the target."""
         if options.marginals == "none":
             return self.target.rows.sum() / self.eps - self._attraction(h)
-        forbidden = self.forbidden
-        normaliser = logsumexp(
-            self.x, self.y, h, None if forbidden is None else forbidden.edit, backend=options.backend
-        )
+        normaliser = self._normaliser(h, options)
         parts = []
         if "kl" in options.divergence:
             parts.append((self.target.rows * normaliser).sum() - self._attraction(h))
@@ -98,6 +99,10 @@ class Alignment:
             weight = options.weight if "kl" in options.divergence else 1.0
             parts.append(weight * self._robust(h, normaliser, options))
         return sum(parts[1:], parts[0])
+
+    def _normaliser(self, h: Tensor, options: Options) -> Tensor:
+        forbidden = self.forbidden
+        return logsumexp(self.x, self.y, h, None if forbidden is None else forbidden.edit, backend=options.backend)
 
     def _attraction(self, h: Tensor) -> Tensor:
         b = self.target.columns

@@ -83,7 +83,8 @@ def _gathered_matrix(T: Tensor, anchors: Tensor, n: int) -> Tensor:
         return torch.empty_like(rows).index_copy_(0, gather(anchors), rows)
     T = T.to_sparse_coo().coalesce()
     i, j = T.indices()
-    return torch.sparse_coo_tensor(torch.stack([gather(anchors[i]), gather(j)]), gather(T.values()), (n, T.shape[1]))
+    indices, shape = torch.stack([gather(anchors[i]), gather(j)]), (n, T.shape[1])
+    return torch.sparse_coo_tensor(indices, gather(T.values()), shape, check_invariants=True)
 
 
 def _pair(name: str, labels: Labels | None, n: int, m: int) -> Pair | None:

@@ -17,6 +17,9 @@ NEGLIGIBLE = 1e-25
 DRIFT = 20.0
 # The same for a kernel of which nothing was set to zero, where it is single precision that ends.
 SAFE = 60.0
+# After so many centres that did not hold there is none that does, as in unbalanced problems at low temperatures,
+# whose potentials are far from a hard minimum: no kernel is kept then.
+MOST_CENTRES = 10
 
 
 class Dense(Streamed):
@@ -35,6 +38,7 @@ class Dense(Streamed):
         super().__init__(cost, mask)
         self.kernel: Tensor | None = None
         self.exact = self.shifts = False
+        self.centres = 1
 
     @property
     def mT(self) -> "Dense":
@@ -77,7 +81,9 @@ class Dense(Streamed):
         if self.exact:
             return first
         self.kernel = None
-        self.centre(g)
+        self.centres += 1
+        if self.centres < MOST_CENTRES:
+            self.centre(g)
         return True
 
     def rows(self, h: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from otdml.losses.alignment import logsumexp as module
+from otdml.losses.alignment.logsumexp import logsumexp, row_slices
+
+
+def problem(n=7, m=5, d=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, y, h = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((n, d), (m, d), (m,)))
+    return [t.requires_grad_() for t in (x, y, h)]
+
+
+def forbid(scores, rows):
+    """Pair (i, i) for i < 5."""
+    for i in range(rows.start, min(rows.stop, 5)):
+        scores[i - rows.start, i] = -torch.inf
+
+
+@pytest.fixture(params=[1, 10, 2**19], ids=["one row a block", "two rows a block", "one block"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", request.param)
+
+
+@pytest.mark.parametrize("edit", [None, forbid])
+@pytest.mark.usefixtures("block")
+def test_streamed_is_torch(edit):
+    x, y, h = problem()
+    scores = x @ y.mT + h
+    if edit is not None:
+        allowed = torch.ones(7, 5, dtype=torch.bool).fill_diagonal_(False)
+        scores = scores.where(allowed, torch.tensor(-torch.inf, dtype=torch.float64))
+    expected = scores.logsumexp(1)
+    factors = torch.arange(1.0, 8.0, dtype=torch.float64)
+    wanted = torch.autograd.grad((factors * expected).sum(), (x, y, h))
+    for backend in ("streamed", "dense"):
+        actual = logsumexp(x, y, h, edit, backend=backend)
+        torch.testing.assert_close(actual, expected)
+        found = torch.autograd.grad((factors * actual).sum(), (x, y, h))
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_row_without_pairs_is_the_least_number_and_has_no_gradient(backend):
+    x, y, h = problem()
+
+    def forbid_first(scores, rows):
+        if rows.start == 0:
+            scores[0] = -torch.inf
+
+    value = logsumexp(x, y, h, forbid_first, backend=backend)
+    assert value[0] == torch.finfo(torch.float64).min
+    gradients = torch.autograd.grad(value[1:].sum() + 0 * value[0], (x, y, h))
+    assert all(g.isfinite().all() for g in gradients)
+    assert (gradients[0][0] == 0).all()
+    # Every other row hands out a mass of one.
+    torch.testing.assert_close(gradients[2].sum(), torch.tensor(6.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_column_of_no_mass(backend):
+    x, y, h = problem()
+    h = h.detach().clone()
+    h[2] = -torch.inf
+    value = logsumexp(x, y, h, backend=backend)
+    kept = [0, 1, 3, 4]
+    torch.testing.assert_close(value, logsumexp(x, y[kept], h[kept], backend="dense"))
+    (dy,) = torch.autograd.grad(value.sum(), y)
+    assert dy.isfinite().all()
+    assert (dy[2] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_large_logits_neither_overflow_nor_vanish(backend):
+    x = torch.tensor([[1.0], [-1.0]])
+    value = logsumexp(1000 * x, x, torch.zeros(2), backend=backend)
+    torch.testing.assert_close(value, torch.tensor([1000.0, 1000.0]))
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 3), (3, 2**20), (5000, 1000)])
+def test_slices_cover_the_rows_once(n, m):
+    slices = list(row_slices(n, m, torch.device("cpu")))
+    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(n))
+    assert all((s.stop - s.start) * m <= max(m, 2**19) for s in slices)

@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from otdml.losses import DomainTarget
+from otdml.losses.alignment.pairing import Forbidden, joint, one_way
+from otdml.losses.alignment.target import DenseTarget, GroupTarget, PairTarget, target_plan
+
+CPU = torch.device("cpu")
+LIKE = torch.zeros((), dtype=torch.float64)
+EVERYTHING = slice(0, 6)
+LABELS = torch.tensor([3, 3, 9, 3, 9, 5])
+BOTH = LABELS, LABELS
+VALUES = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 4.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+
+
+def brute_force(entry, n, m):
+    """Rows of equal mass from a function of (i, j)."""
+    T = torch.tensor([[float(entry(i, j)) for j in range(m)] for i in range(n)], dtype=torch.float64)
+    shares = torch.where(T.sum(1) > 0, 1 / T.sum(1), 0)
+    T = T * shares[:, None]
+    return T / T.sum()
+
+
+def domain(i, j):
+    domains = [0, 0, 1, 1, 1, 7]
+    return 1.0 if i == j else 0.3 if domains[i] == domains[j] else 0.1
+
+
+def plans():
+    pairs = torch.zeros(6, 6, dtype=torch.bool)
+    pairs[[0, 0, 1, 4], [1, 5, 2, 0]] = True
+    sparse = pairs.to_sparse_coo()
+    domains = DomainTarget(torch.tensor([0, 0, 1, 1, 1, 7]), 0.3, 0.1)
+    twice = DomainTarget(torch.tensor([0, 0, 1, 0, 0, 1]), 0.5, 0.25)
+    labels3 = LABELS[:3].repeat(2)
+
+    def own(i, j):
+        return (i - j) % 6 == 3
+
+    def joint_domain(i, j):
+        d = [0, 0, 1, 0, 0, 1]
+        return 0.0 if i == j else 1.0 if own(i, j) else 0.5 if d[i] == d[j] else 0.25
+
+    one, both = one_way(6, 6, CPU), joint(3, CPU)
+    return [
+        ("pairs", None, one, lambda i, j: i == j),
+        ("labels", BOTH, one, lambda i, j: LABELS[i] == LABELS[j]),
+        ("domains", domains, one, domain),
+        ("mask", pairs, one, lambda i, j: pairs[i, j]),
+        ("sparse mask", sparse, one, lambda i, j: pairs[i, j]),
+        ("joint pairs", None, both, own),
+        ("joint labels", (labels3, labels3), both, lambda i, j: i != j and labels3[i] == labels3[j]),
+        ("joint domains", twice, both, joint_domain),
+        ("joint mask", ~torch.zeros(6, 6, dtype=torch.bool), both, lambda i, j: i != j),
+    ]
+
+
+@pytest.mark.parametrize(("name", "target", "pairing", "entry"), plans(), ids=[p[0] for p in plans()])
+def test_every_form_is_its_definition(name, target, pairing, entry):
+    plan, expected = target_plan(target, pairing, LIKE), brute_force(entry, 6, 6)
+    torch.testing.assert_close(plan.block(EVERYTHING, EVERYTHING), expected)
+    torch.testing.assert_close(plan.block(slice(1, 4), slice(2, 6)), expected[1:4, 2:6])
+    torch.testing.assert_close(plan.rows, expected.sum(1))
+    torch.testing.assert_close(plan.columns, expected.sum(0))
+    v = torch.arange(12.0, dtype=torch.float64).reshape(6, 2)
+    torch.testing.assert_close(plan.product(v), expected @ v)
+    anchors = torch.tensor([4, 0, 5])
+    part = plan.take(anchors)
+    torch.testing.assert_close(part.block(slice(0, 3), EVERYTHING), expected[anchors])
+    torch.testing.assert_close(part.rows, expected[anchors].sum(1))
+    torch.testing.assert_close(part.columns, expected[anchors].sum(0))
+    torch.testing.assert_close(part.product(v), expected[anchors] @ v)
+
+
+@pytest.mark.parametrize("convert", [lambda T: T, torch.Tensor.to_sparse_coo, torch.Tensor.to_sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_numbers_are_the_plan_up_to_a_factor(convert):
+    plan = target_plan(convert(VALUES), one_way(3, 3, CPU), LIKE)
+    torch.testing.assert_close(plan.block(slice(0, 3), slice(0, 3)), VALUES / 7)
+
+
+def test_forms_that_are_sparse_stay_so():
+    pairing = one_way(3, 3, CPU)
+    assert isinstance(target_plan(None, pairing, LIKE), PairTarget)
+    assert isinstance(target_plan(VALUES.to_sparse_coo(), pairing, LIKE), PairTarget)
+    assert isinstance(target_plan((LABELS[:3], LABELS[:3]), pairing, LIKE), GroupTarget)
+    assert isinstance(target_plan(VALUES, pairing, LIKE), DenseTarget)
+
+
+def test_self_pairs_of_a_matrix_are_left_out():
+    T = torch.ones(4, 4, dtype=torch.float64)
+    for target in (T, T.to_sparse_coo()):
+        plan = target_plan(target, joint(2, CPU), LIKE)
+        torch.testing.assert_close(plan.block(slice(0, 4), slice(0, 4)), (1 - torch.eye(4).double()) / 12)
+    assert (T == 1).all()
+
+
+def test_labels_of_two_sets_of_different_size():
+    plan = target_plan((torch.tensor([1, 2]), torch.tensor([2, 2, 1, 8])), one_way(2, 4, CPU), LIKE)
+    expected = torch.tensor([[0, 0, 0.5, 0], [0.25, 0.25, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(plan.block(slice(0, 2), slice(0, 4)), expected)
+    torch.testing.assert_close(plan.columns, expected.sum(0))
+
+
+def test_error_no_positives():
+    with pytest.raises(ValueError, match="`target` must hold at least one positive pair, got none"):
+        target_plan(torch.zeros(3, 3, dtype=torch.bool), one_way(3, 3, CPU), LIKE)
+    with pytest.raises(ValueError, match="`target` must hold at least one positive pair, got none"):
+        target_plan((torch.tensor([1]), torch.tensor([2])), one_way(1, 1, CPU), LIKE)
+
+
+@pytest.mark.parametrize("bad", [-1.0, torch.nan, torch.inf])
+def test_error_entries(bad):
+    T = VALUES.clone()
+    T[0, 1] = bad
+    for target in (T, T.to_sparse_coo()):
+        with pytest.raises(ValueError, match="`target` must be finite, not negative, and not all zero"):
+            target_plan(target, one_way(3, 3, CPU), LIKE)
+
+
+def test_error_domains():
+    with pytest.raises(TypeError, match="`domains` must be a tensor of integers"):
+        DomainTarget(torch.rand(3))
+    with pytest.raises(ValueError, match="`alpha` must be a positive number"):
+        DomainTarget(torch.tensor([0, 1]), -0.1)
+
+
+def test_forbidden_pairs():
+    ids = torch.tensor([4, 4, 2, 4, 2, 1])
+    plan = target_plan(None, joint(3, CPU), LIKE)
+    forbidden = Forbidden(torch.arange(6), (ids, ids), plan.block)
+    # Same instance, unless it is the other view, three rows on.
+    expected = torch.tensor([[ids[i] == ids[j] and (i - j) % 6 != 3 for j in range(6)] for i in range(6)])
+    assert torch.equal(forbidden(EVERYTHING, EVERYTHING), expected)
+    assert torch.equal(forbidden(slice(2, 5), slice(1, 3)), expected[2:5, 1:3])
+    scores = torch.zeros(6, 6)
+    forbidden.edit(scores[2:4], slice(2, 4))
+    assert torch.equal(scores[2:4] == -torch.inf, expected[2:4])

@@ -1,0 +1,193 @@
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from otdml.distributed import Gathered, gather, local_rows, total
+from otdml.losses import (
+    MMD,
+    ContrastiveAlignment,
+    DomainTarget,
+    KernelDispersion,
+    KoLeo,
+    SinkhornDivergence,
+)
+
+# Uneven on purpose: the last batch of an epoch is.
+COUNTS = (4, 3)
+N = sum(COUNTS)
+LABELS = torch.tensor([0, 0, 1, 2, 2, 1, 0])
+IDS = torch.tensor([0, 1, 2, 0, 3, 4, 4])
+TIGHT = {"tol": 1e-10}
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, N, 3, generator=generator, dtype=torch.float64)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Linear(3, 4).double()
+
+
+def slices():
+    return [slice(0, COUNTS[0]), slice(COUNTS[0], N)]
+
+
+def matrix(rows, columns, seed=0):
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def joint_rows(rows):
+    return torch.cat([torch.arange(N)[rows], torch.arange(N)[rows] + N])
+
+
+def sparse(T):
+    return (T * (T > 0.4)).to_sparse_coo()
+
+
+def alignment_cases():
+    """Name, settings, and the arguments of the process that owns some rows."""
+    full = {"marginals": "balanced", "divergence": "kl+rince", **TIGHT}
+    return [
+        ("one-way", {}, lambda rows: {}),
+        ("two-way", {"form": "two-way", "marginals": "balanced", **TIGHT}, lambda rows: {}),
+        ("joint", {"form": "joint"}, lambda rows: {}),
+        ("ids", {"form": "joint", **full}, lambda rows: {"ids": IDS[rows]}),
+        ("labels", {"form": "joint", "marginals": 0.7, **TIGHT}, lambda rows: {"target": LABELS[rows]}),
+        ("label pairs", {"form": "two-way", **full}, lambda rows: {"target": (LABELS[rows], LABELS[rows])}),
+        ("domains", full, lambda rows: {"target": DomainTarget(LABELS[rows], 0.2, 0.1)}),
+        ("matrix", {"form": "two-way", **full}, lambda rows: {"target": matrix(N, N)[rows]}),
+        ("joint matrix", {"form": "joint", **full}, lambda rows: {"target": matrix(2 * N, 2 * N)[joint_rows(rows)]}),
+        ("mask", {}, lambda rows: {"target": matrix(N, N)[rows] > 0.5}),
+        ("sparse", {"form": "two-way", **full}, lambda rows: {"target": sparse(matrix(N, N)[rows])}),
+        (
+            "joint sparse",
+            {"form": "joint", "divergence": "rince"},
+            lambda rows: {"target": sparse(matrix(2 * N, 2 * N)[joint_rows(rows)])},
+        ),
+        ("attraction", {"marginals": "none"}, lambda rows: {}),
+    ]
+
+
+def gathered_cases():
+    return [
+        ("MMD", lambda: MMD(), 2),
+        ("SinkhornDivergence", lambda: SinkhornDivergence(eps=1.0, tol=1e-10), 2),
+        ("KernelDispersion", lambda: KernelDispersion(), 1),
+        ("KoLeo", lambda: KoLeo(), 1),
+    ]
+
+
+def run(step):
+    """The value of ``step`` and its gradient in the network, as DistributedDataParallel leaves it."""
+    net = network()
+    value = step(net)
+    value.backward()
+    gradients = [p.grad for p in net.parameters()]
+    if dist.is_initialized():
+        for g in gradients:
+            dist.all_reduce(g)
+            g /= dist.get_world_size()
+    return value.detach(), *gradients
+
+
+def results(rows):
+    z1, z2 = (z[rows] for z in inputs())
+    found = {}
+    for name, settings, arguments in alignment_cases():
+        loss = ContrastiveAlignment(gather=True, **settings)
+        found[name] = run(lambda net, loss=loss, a=arguments: loss(net(z1), net(z2), **a(rows)))
+    for name, make, views in gathered_cases():
+        loss = Gathered(make())
+        found[name] = run(lambda net, loss=loss, views=views: loss(*(net(z) for z in (z1, z2)[:views])))
+    return found
+
+
+def facts(rank):
+    """What a process finds out about the collectives."""
+    rows = torch.arange(COUNTS[rank]) + 10 * rank
+    x = torch.full((COUNTS[rank], 2), float(rank), requires_grad=True)
+    # The gradient is that of the sum over processes of their values, here rank + 1 times the sum of all rows.
+    ((rank + 1) * gather(x).sum()).backward()
+    y = torch.tensor(float(rank + 1), requires_grad=True)
+    ((rank + 1) * total(y)).backward()
+    return {
+        "rows": gather(rows),
+        "masks": gather(rows % 2 == 0),
+        "local": local_rows(COUNTS[rank], torch.device("cpu")),
+        "gather gradient": x.grad,
+        "total": total(y.detach()),
+        "total gradient": y.grad,
+    }
+
+
+def worker(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        torch.save({"facts": facts(rank), "losses": results(slices()[rank])}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """What two processes found, each with its part of the batch."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return results(slice(0, N))
+
+
+@pytest.mark.parametrize("name", [case[0] for case in (*alignment_cases(), *gathered_cases())])
+def test_two_processes_are_one(processes, alone, name):
+    for found in processes:
+        for actual, expected in zip(found["losses"][name], alone[name], strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)
+    assert alone[name][1].abs().max() > 1e-4
+
+
+def test_gathered_loss_is_not_the_mean_of_the_parts(alone):
+    parts = [KernelDispersion()(network()(inputs()[0][rows])) for rows in slices()]
+    assert abs(alone["KernelDispersion"][0] - sum(parts) / 2) > 1e-3
+
+
+def test_gather_is_in_order_of_rank(processes):
+    expected = torch.tensor([0, 1, 2, 3, 10, 11, 12])
+    for found in processes:
+        assert torch.equal(found["facts"]["rows"], expected)
+        assert torch.equal(found["facts"]["masks"], expected % 2 == 0)
+    assert [found["facts"]["local"] for found in processes] == slices()
+
+
+def test_gradients_are_those_of_the_sum_of_processes(processes):
+    for rank, found in enumerate(processes):
+        torch.testing.assert_close(found["facts"]["gather gradient"], torch.full((COUNTS[rank], 2), 3.0))
+        torch.testing.assert_close(found["facts"]["total"], torch.tensor(3.0))
+        torch.testing.assert_close(found["facts"]["total gradient"], torch.tensor(3.0))
+
+
+def test_one_process_needs_no_group():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert gather(x) is x
+    assert total(x) is x
+    assert local_rows(3, torch.device("cpu")) == slice(0, 3)
+
+
+def test_error_no_module():
+    with pytest.raises(TypeError, match=r"`loss` must be an nn.Module, got function"):
+        Gathered(lambda z: z)
