@@ -30,7 +30,7 @@ from otdml.losses.dispersion import (
     sliced_wasserstein_to_uniform,
 )
 from otdml.losses.gromov_monge import Distortion, GromovMongeGap, ScaledCost, distortion, gromov_monge_gap
-from otdml.losses.mmd import MMD, mmd
+from otdml.losses.mmd import MMD, mmd, mmd_self_term
 from otdml.losses.monge import MongeGap, monge_gap
 from otdml.losses.sinkhorn import EntropicOT, SinkhornDivergence, entropic_ot, self_term, sinkhorn_divergence
 from otdml.losses.sliced import SlicedWasserstein, sliced_wasserstein
@@ -70,6 +70,7 @@ __all__ = [
     "max_cosine",
     "max_min_angle",
     "mmd",
+    "mmd_self_term",
     "mmd_to_uniform",
     "monge_gap",
     "self_term",

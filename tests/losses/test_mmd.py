@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from otdml.losses.mmd import MMD, median_distance, mmd
+from otdml.losses.mmd import MMD, median_distance, mmd, mmd_self_term
 
 PROFILES = {
     "gaussian": lambda r: math.exp(-r * r / 2),
@@ -133,6 +133,19 @@ def test_median_distance_samples_large_clouds(generator):
     assert float(median_distance(x, x)) == pytest.approx(10, rel=0.05)
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_known_second_term(unbiased, generator):
+    x, y = (torch.randn(n, 2, generator=generator, dtype=torch.float64, requires_grad=True) for n in (6, 5))
+    b = torch.rand(5, generator=generator, dtype=torch.float64)
+    options = {"kernel": "laplacian", "bandwidth": [0.5, 2.0], "unbiased": unbiased}
+    second = mmd_self_term(y, b, **options)
+    whole, saved = (mmd(x, y, None, b, **options, second=known) for known in (None, second))
+    torch.testing.assert_close(saved, whole)
+    torch.testing.assert_close(torch.autograd.grad(saved, (x, y)), torch.autograd.grad(whole, (x, y)))
+    with pytest.raises(ValueError, match="`bandwidth` must be a number, several numbers"):
+        mmd(x, y, bandwidth="median", second=second)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(dtype, generator):
     x, y = (torch.randn(30, 8, generator=generator).to(dtype) for _ in range(2))
@@ -154,7 +167,10 @@ def test_module_is_the_function_and_shows_its_options(generator):
     [
         ({"kernel": "cubic"}, "`kernel` must be one of 'gaussian', 'laplacian', 'imq', 'energy', got 'cubic'"),
         ({"bandwidth": 0.0}, "`bandwidth` must be a positive number, got 0.0"),
-        ({"bandwidth": "mean"}, "`bandwidth` must be a number, several numbers, or 'median', got 'mean'"),
+        (
+            {"bandwidth": "mean"},
+            "`bandwidth` must be a number, several numbers, or 'median' ",
+        ),
         ({"bandwidth": []}, "`kernels` must hold at least one kernel"),
         ({"backend": "gpu"}, "`backend` must be one of"),
     ],

@@ -13,7 +13,7 @@ __all__ = ["spherical_code"]
 _RATE = 0.02
 # In units of the inverse squared distance of neighbours, the force reaches across the sphere at first, and in the end
 # a part in a thousand beyond the nearest.
-_GAMMAS = (0.5, 1000.0)
+_GAMMAS = (0.15, 1000.0)
 # The part of the steps over which it narrows.
 _ANNEALING = 0.7
 
