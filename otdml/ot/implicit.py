@@ -106,16 +106,15 @@ def _pullback(
 def _factor_pullback(
     engine: Engine, hf: Tensor, hg: Tensor, k: Tensor, left: Tensor, right: Tensor
 ) -> tuple[Tensor, Tensor]:
+    if left.shape[-1] == 1:
+        both = engine.product(hf, hg, torch.cat([k, torch.ones_like(right)], -1) * right).mul_(left)
+        return both[..., :-1].neg(), both[..., -1]
     dq, du = [], []
-    rank_one = left.shape[-1] == 1
-    k = k * right if rank_one else k
     for rows, plan in engine.plan(hf, hg):
-        if not rank_one:
-            plan *= left[..., rows, :] @ right.mT
+        plan *= left[..., rows, :] @ right.mT
         dq.append(plan @ k)
-        du.append((plan @ right)[..., 0] if rank_one else plan.sum(-1))
-    dq_all, du_all = torch.cat(dq, -2).neg_(), torch.cat(du, -1)
-    return (dq_all * left, du_all * left[..., 0]) if rank_one else (dq_all, du_all)
+        du.append(plan.sum(-1))
+    return torch.cat(dq, -2).neg_(), torch.cat(du, -1)
 
 
 def _pointwise_pullback(
