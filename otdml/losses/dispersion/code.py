@@ -10,11 +10,11 @@ from otdml.sphere import uniform_points, unit
 
 __all__ = ["spherical_code"]
 
-_RATE = 0.02
+_RATE = 0.05
 # In units of the inverse squared distance of neighbours, the force reaches across the sphere at first, and in the end
 # a part in a thousand beyond the nearest.
-_GAMMAS = (0.15, 1000.0)
-# The part of the steps over which it narrows.
+_WIDEST, _NARROWEST = 0.15, 1000.0
+# The part of the steps over which it narrows; the rest are for the step size to fall to zero.
 _ANNEALING = 0.7
 
 
@@ -66,9 +66,7 @@ def spherical_code(
     optimizer = torch.optim.Adam([z])
     with torch.enable_grad():
         for step in range(check_integer("steps", steps)):
-            done = step / steps
-            optimizer.param_groups[0]["lr"] = _RATE * (1 - done)
-            gamma = _gamma(n, d, min(1.0, done / _ANNEALING))
+            gamma, optimizer.param_groups[0]["lr"] = _schedule(n, d, step / steps)
             optimizer.zero_grad()
             # Divided by gamma it tends to minus the smallest squared distance: forces keep their size.
             kernel_dispersion(z, gamma=gamma, log=True).div(gamma).sum().backward()
@@ -77,8 +75,11 @@ def spherical_code(
     return x[nearest_angles(x).amin(-1).argmax()]
 
 
-def _gamma(n: int, d: int, done: float) -> float:
-    """The rate of the Gaussian: geometric between its ends, in units of what n caps of equal size leave to each."""
-    first, last = _GAMMAS
+def _schedule(n: int, d: int, done: float) -> tuple[float, float]:
+    """The rate of the Gaussian, and the step of the optimiser, when a part of the steps is done."""
+    narrowing = (_NARROWEST / _WIDEST) ** min(1.0, done / _ANNEALING)
+    # About what n caps of equal size leave to each.
     squared_distance = min(2.0, 4 * n ** (-2 / (d - 1)))
-    return first * (last / first) ** done / squared_distance
+    # A narrow force is steep: its steps are shorter, if not in proportion, as fewer pairs feel it.
+    step = _RATE * narrowing**-0.75 * min(1.0, (1 - done) / (1 - _ANNEALING))
+    return _WIDEST * narrowing / squared_distance, step
