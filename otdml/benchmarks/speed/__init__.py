@@ -6,6 +6,7 @@ A table is a module with a function ``measurements(quick: bool) -> Iterator[Meas
 __all__ = ["TABLES"]
 
 TABLES: dict[str, str] = {
+    "alignment": "otdml.benchmarks.speed.alignment",
     "dispersion": "otdml.benchmarks.speed.dispersion",
     "images": "otdml.benchmarks.speed.images",
     "mmd": "otdml.benchmarks.speed.mmd",
