@@ -14,6 +14,7 @@ __all__ = [
     "argument_error",
     "check_choice",
     "check_clouds",
+    "check_equal_mass",
     "check_finite",
     "check_fraction",
     "check_integer",
@@ -147,6 +148,14 @@ def check_clouds(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None
     _check_alike(x, y)
     check_weights("a", a, x)
     check_weights("b", b, y)
+
+
+def check_equal_mass(a: Tensor, b: Tensor) -> None:
+    """Raise unless the weights ``a`` and ``b``, shapes (..., n) and (..., m), have equal sums."""
+    difference = float(((a.sum(-1) - b.sum(-1)).abs() / a.sum(-1)).detach().max())
+    if not difference <= 1e-3:
+        got = f"a relative difference of {difference:.3g}"
+        raise argument_error("b", "have the mass of `a`", got, "Normalise the weights.")
 
 
 def check_paired(x: Tensor, y: Tensor) -> None:

@@ -142,7 +142,7 @@ def gromov_monge_gap(
     cost_y: IntrinsicCost = "cosine",
     eps: float | None = None,
     tol: float = 1e-3,
-    max_iter: int = 500,
+    max_iter: int = 300,
     init: str = "best",
     backend: str = "auto",
 ) -> Tensor:
@@ -218,7 +218,7 @@ class GromovMongeGap(nn.Module):
         cost_y: IntrinsicCost = "cosine",
         eps: float | None = None,
         tol: float = 1e-3,
-        max_iter: int = 500,
+        max_iter: int = 300,
         init: str = "best",
         backend: str = "auto",
     ) -> None:

@@ -259,7 +259,7 @@ class SinkhornDivergence(EntropicOT):
         if cache_second and eps is None:
             raise argument_error("eps", "be a number where `cache_second` is on", eps)
         self.cache_second = cache_second
-        self._cached: tuple[Any, Tensor] | None = None
+        self._cached: tuple[list[tuple[weakref.ref[Tensor], int]], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cached": None}
@@ -270,7 +270,15 @@ class SinkhornDivergence(EntropicOT):
     def _second(self, y: Tensor, b: Tensor | None) -> Tensor | None:
         if not self.cache_second or y.requires_grad or (b is not None and b.requires_grad):
             return None
-        key = [(weakref.ref(t), t._version) for t in (y, b) if t is not None]
-        if self._cached is None or self._cached[0] != key:
+        given = [t for t in (y, b) if t is not None]
+        if self._cached is None or not _same(self._cached[0], given):
+            key = [(weakref.ref(t), t._version) for t in given]
             self._cached = key, self_term(y, b, **self._options())
         return self._cached[1]
+
+
+def _same(key: list[tuple[weakref.ref[Tensor], int]], tensors: list[Tensor]) -> bool:
+    """Whether these are the tensors of the key, not written to since."""
+    return len(key) == len(tensors) and all(
+        ref() is t and version == t._version for (ref, version), t in zip(key, tensors, strict=True)
+    )

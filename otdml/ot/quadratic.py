@@ -70,12 +70,12 @@ class Quadratic:
         return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
 
     def independence(self) -> Tensor:
-        r"""The moment of the plan :math:`a_i b_j (1 + h_i h'_j / 2)` with centred profiles h in [-1, 1].
+        r"""The moment of the plan :math:`a_i b_j (1 + h_i h'_j / 2)`, with centred functions h of the points.
 
-        At independence itself the gradient of Q can vanish. The profiles are the points' mean squared costs, which
-        an isometry keeps, so the tilt is towards pairs that an isometry could make.
+        At independence itself the gradient of Q can vanish. So the plan is tilted to pair points that look alike
+        from the extreme point of their cloud.
         """
-        h, other = _profile(self.left, self.a), _profile(self.right, self.b)
+        h, other = _view(self.left, self.a), _view(self.right, self.b)
         a, b = self.a[..., None], (self.b / self.mass[..., None])[..., None, :]
         tilt, factors = 0.5 * a * h[..., None], b * other[..., None, :]
         return a * b + tilt * factors if self.right.z is None else tilt * (factors @ self.right.z)
@@ -147,9 +147,11 @@ class Quadratic:
         return 2 * moved[..., 0] - 2 * self.mass[..., None] * left.alpha * right.alpha - diagonal - f - g
 
 
-def _profile(cost: Intrinsic, a: Tensor) -> Tensor:
-    h = cost.energies(a)
-    h = h - (a * h).sum(-1, keepdim=True) / a.sum(-1, keepdim=True)
+def _view(cost: Intrinsic, a: Tensor) -> Tensor:
+    """The centred cost to the extreme point, scaled to at most one; it is centred in the weights like every column."""
+    extreme = cost.energies(a).where(a > 0, -1.0).argmax(-1, keepdim=True)
+    h = cost.times(torch.zeros_like(a).scatter(-1, extreme, 1.0)[..., None])[..., 0]
+    h = h * h.gather(-1, extreme).sign()
     top = h.abs().amax(-1, keepdim=True)
     return h / torch.where(top > 0, top, torch.ones_like(top))
 

@@ -1,0 +1,429 @@
+"""The laws that every loss obeys; a new loss joins by one line in ``LOSSES``.
+
+A line names the kind of arguments, makes a fresh Module, and states which laws do not apply and why:
+
+========  =====================  ==========================================================
+kind      call                   meaning
+========  =====================  ==========================================================
+measures  ``(x, y, a, b)``       two weighted clouds
+paired    ``(x, y, a)``          row i of ``y`` is the image of row i of ``x``
+points    ``(z)``                one cloud
+views     ``(z1, z2)``           two views of the same rows
+========  =====================  ==========================================================
+"""
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from otdml.losses import (
+    MMD,
+    ContrastiveAlignment,
+    Distortion,
+    EntropicOT,
+    GromovMongeGap,
+    KernelDispersion,
+    KoLeo,
+    LloydDispersion,
+    MaxCosine,
+    MaxMinAngle,
+    MMDToUniform,
+    MongeGap,
+    SinkhornDivergence,
+    SlicedDispersion,
+    SlicedWasserstein,
+)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One line of the contract."""
+
+    name: str
+    kind: str
+    make: Callable[[], nn.Module]
+    without: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        return self.make()(*tensors)
+
+    @property
+    def weighted(self) -> bool:
+        return self.kind in ("measures", "paired")
+
+
+ASYMMETRIC = "it scores a map, and the image comes second"
+BIASED = "the entropy blurs the plan, so the value of equal measures is not zero"
+BELOW_ZERO = "the entropy blurs the plan, so the gap of an optimal map is below zero"
+OF_THE_OBJECTIVE = "it is that of the entropic objective, which the value leaves out; see tests/ot/test_gromov.py"
+DRAWS = {"compile": "a graph takes no torch.Generator; without one it compiles, see test_sliced.py"}
+STOPS = {"compile": "the solver stops on convergence, which reads a number from the device"}
+
+UNBIASED = "the U-statistic leaves out the pairs of a point with itself, which the law counts"
+PLAIN = {"repr": "it has no parameter"}
+TRACED = {"compile": "tracing a custom function warns of a deprecation within torch"}
+DRAWS = {"compile": "a generator is no part of a graph"}
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+LOSSES = [
+    Loss("distortion", "paired", Distortion),
+    Loss("entropic_ot", "measures", lambda: EntropicOT(eps=2.0, tol=2e-6), {**STOPS, "zero on equal measures": BIASED}),
+    Loss(
+        "gromov_monge_gap",
+        "paired",
+        lambda: GromovMongeGap(eps=2e-3, tol=1e-5),
+        {**STOPS, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
+    ),
+    Loss(
+        "monge_gap",
+        "paired",
+        lambda: MongeGap(eps=2.0, tol=2e-6),
+        {**STOPS, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
+    ),
+    Loss("sinkhorn_divergence", "measures", lambda: SinkhornDivergence(eps=2.0, tol=2e-6), STOPS),
+    Loss("sinkhorn_divergence unbalanced", "measures", lambda: SinkhornDivergence(eps=2.0, rho=3.0, tol=2e-6), STOPS),
+    Loss("sliced_wasserstein", "measures", lambda: SlicedWasserstein(n_projections=8, generator=seeded()), DRAWS),
+    Loss("mmd", "measures", MMD),
+    Loss("mmd_laplacian", "measures", lambda: MMD(kernel="laplacian", bandwidth=[0.5, 2.0])),
+    Loss("mmd_energy", "measures", lambda: MMD(kernel="energy", backend="streamed"), TRACED),
+    Loss(
+        "mmd_unbiased",
+        "measures",
+        lambda: MMD(unbiased=True),
+        dict.fromkeys(("zero on equal measures", "nonnegative", "doubled point", "zero weight"), UNBIASED),
+    ),
+    Loss("kernel_dispersion", "points", KernelDispersion),
+    Loss("kernel_dispersion_riesz", "points", lambda: KernelDispersion(kernel="riesz", distance="geodesic", log=True)),
+    Loss("mmd_to_uniform", "points", lambda: MMDToUniform(kernel="laplacian")),
+    Loss("koleo", "points", lambda: KoLeo(k=2)),
+    Loss("max_min_angle", "points", MaxMinAngle, PLAIN),
+    Loss("max_cosine", "points", MaxCosine, PLAIN),
+    Loss("lloyd_dispersion", "points", lambda: LloydDispersion(generator=seeded()), DRAWS),
+    Loss("sliced_dispersion", "points", lambda: SlicedDispersion(generator=seeded()), DRAWS),
+    Loss("contrastive_alignment", "views", lambda: ContrastiveAlignment(form="joint")),
+    Loss(
+        "contrastive_alignment balanced",
+        "views",
+        lambda: ContrastiveAlignment(marginals="balanced", form="two-way", tol=1e-6),
+        STOPS,
+    ),
+    Loss(
+        "contrastive_alignment unbalanced rince",
+        "views",
+        lambda: ContrastiveAlignment(marginals=0.7, divergence="kl+rince", form="joint", tol=1e-6),
+        STOPS,
+    ),
+    Loss("sliced_dispersion_axes", "points", lambda: SlicedDispersion(axis_aligned=True, generator=seeded()), DRAWS),
+]
+LAWS: set[str] = set()
+
+
+def obeys(law: str, *kinds: str):
+    """Parametrise a test over the losses of these kinds (all, if none is named) that do not waive ``law``."""
+    LAWS.add(law)
+    losses = [loss for loss in LOSSES if (loss.kind in kinds or not kinds) and law not in loss.without]
+    return pytest.mark.parametrize("loss", losses, ids=lambda loss: loss.name)
+
+
+def points_of(loss: Loss, batch: tuple[int, ...] = (), seed: int = 0, dtype: torch.dtype = torch.float64):
+    """Random points: 6 and 5 of them for two measures, 6 and their images else."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(*batch, n, 3, generator=generator, dtype=torch.float64) for n in (6, 5))
+    noise = torch.randn(*batch, 6, 3, generator=generator, dtype=torch.float64)
+    second = {"measures": [y], "paired": [x + 0.4 * noise], "views": [x + 0.4 * noise], "points": []}[loss.kind]
+    return [t.to(dtype) for t in (x, *second)]
+
+
+def weights_of(loss: Loss, points: list[Tensor], uniform: bool = False) -> list[Tensor]:
+    """Weights of mass one for each measure: two for ``measures``, one for ``paired``."""
+    clouds = {"measures": points, "paired": points[:1]}.get(loss.kind, [])
+    generator = torch.Generator().manual_seed(7)
+    raw = [torch.rand(x.shape[:-1], generator=generator, dtype=torch.float64) + 0.5 for x in clouds]
+    raw = [torch.ones_like(a) if uniform else a for a in raw]
+    return [(a / a.sum(-1, keepdim=True)).to(points[0].dtype) for a in raw]
+
+
+def close(actual: Tensor, expected: Tensor, tol: float = 1e-6) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
+
+
+@obeys("zero on equal measures", "measures", "paired")
+def test_zero_on_equal_measures(loss):
+    x = points_of(loss)[0]
+    close(loss(x, x.clone()), x.new_zeros(()))
+
+
+@obeys("zero on equal measures", "measures")
+def test_zero_on_equal_weighted_measures(loss):
+    points = points_of(loss)
+    x, a = points[0], weights_of(loss, points)[0]
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    close(loss(x, x[order], a, a[order]), x.new_zeros(()))
+
+
+@obeys("nonnegative", "measures", "paired")
+@pytest.mark.parametrize("seed", range(5))
+def test_nonnegative(loss, seed):
+    points = points_of(loss, seed=seed)
+    assert loss(*points) > 0
+    assert loss(*points, *weights_of(loss, points)) > 0
+
+
+@obeys("symmetry", "measures", "paired", "views")
+def test_symmetry(loss):
+    points = points_of(loss)
+    weights = weights_of(loss, points)
+    swapped = weights[::-1] if loss.kind == "measures" else weights
+    close(loss(*points[::-1], *swapped), loss(*points, *weights))
+
+
+@obeys("doubled point", "measures")
+def test_doubled_point_is_doubled_weight(loss):
+    x, y = points_of(loss)
+    doubled = torch.full((7,), 1 / 7, dtype=x.dtype)
+    once = torch.tensor([2, 1, 1, 1, 1, 1], dtype=x.dtype) / 7
+    close(loss(torch.cat([x, x[:1]]), y, doubled, None), loss(x, y, once, None))
+
+
+@obeys("doubled point", "paired")
+def test_doubled_pair_is_doubled_weight(loss):
+    x, y = points_of(loss)
+    once = torch.tensor([2, 1, 1, 1, 1, 1], dtype=x.dtype) / 7
+    close(loss(torch.cat([x, x[:1]]), torch.cat([y, y[:1]])), loss(x, y, once))
+
+
+@obeys("zero weight", "measures", "paired")
+def test_point_of_no_weight_is_absent(loss):
+    points = points_of(loss)
+    a = torch.tensor([1, 1, 1, 1, 1, 0], dtype=points[0].dtype) / 5
+    present = [p[:5] for p in points] if loss.kind == "paired" else [points[0][:5], points[1]]
+    close(loss(*points, a), loss(*present))
+
+
+@obeys("uniform weights", "measures", "paired")
+def test_no_weights_are_uniform_weights(loss):
+    points = points_of(loss)
+    close(loss(*points, *weights_of(loss, points, uniform=True)), loss(*points))
+
+
+@obeys("permutation")
+def test_order_of_points_is_immaterial(loss):
+    points = points_of(loss)
+    weights = weights_of(loss, points)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    together = loss.kind != "measures"
+    shuffled = [p[order] if together or i == 0 else p.flip(0) for i, p in enumerate(points)]
+    reweighted = [a[order] if together or i == 0 else a.flip(0) for i, a in enumerate(weights)]
+    close(loss(*shuffled, *reweighted), loss(*points, *weights))
+
+
+@obeys("batch")
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+def test_batch_is_loop(loss, weighted):
+    if weighted and not loss.weighted:
+        pytest.skip("takes no weights")
+    points = points_of(loss, batch=(2, 3))
+    tensors = points + (weights_of(loss, points) if weighted else [])
+    expected = [[loss(*(t[i, j] for t in tensors)) for j in range(3)] for i in range(2)]
+    actual = loss(*tensors)
+    assert actual.shape == (2, 3)
+    close(actual, torch.stack([torch.stack(row) for row in expected]))
+
+
+@obeys("scalar")
+def test_one_problem_gives_a_scalar(loss):
+    assert loss(*points_of(loss)).shape == ()
+
+
+@obeys("gradient")
+def test_gradient_of_points(loss):
+    points = [p.requires_grad_() for p in points_of(loss)]
+    assert torch.autograd.gradcheck(loss, points, eps=1e-5, atol=1e-5, rtol=1e-3)
+
+
+@obeys("gradient of weights", "measures", "paired")
+def test_gradient_of_weights(loss):
+    points = points_of(loss)
+    weights = weights_of(loss, points)
+
+    def along(*logits: Tensor) -> Tensor:
+        # Weights move on the simplex: without a marginal penalty nothing else is a measure of the same mass.
+        return loss(*points, *(t.softmax(-1) for t in logits))
+
+    logits = [a.log().requires_grad_() for a in weights]
+    assert torch.autograd.gradcheck(along, logits, eps=1e-5, atol=1e-5, rtol=1e-3)
+
+
+@obeys("dtype")
+@pytest.mark.parametrize(
+    ("given", "returned"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ],
+)
+def test_dtype(loss, given, returned):
+    points = [p.requires_grad_() for p in points_of(loss, dtype=given)]
+    value = loss(*points)
+    assert value.dtype == returned
+    value.backward()
+    assert all(p.grad.dtype == given and p.grad.isfinite().all() for p in points)
+
+
+@obeys("float32")
+def test_float32_agrees_with_float64(loss):
+    points = points_of(loss)
+    tensors = points + weights_of(loss, points)
+    close(loss(*(t.float() for t in tensors)).double(), loss(*tensors), tol=1e-3)
+
+
+@obeys("autocast")
+def test_autocast_changes_nothing(loss):
+    points = points_of(loss, dtype=torch.float32)
+    tensors = [t.requires_grad_() for t in points] + weights_of(loss, points)
+    value = loss(*tensors)
+    gradients = torch.autograd.grad(value, points)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = loss(*tensors)
+    assert cast.dtype == torch.float32
+    close(cast, value)
+    for actual, expected in zip(torch.autograd.grad(cast, points), gradients, strict=True):
+        close(actual, expected)
+
+
+@obeys("device")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_device(loss):
+    points = points_of(loss, dtype=torch.float32)
+    tensors = points + weights_of(loss, points)
+    on_gpu = [t.cuda().requires_grad_() for t in tensors]
+    value = loss.make().cuda()(*on_gpu)
+    assert value.device == on_gpu[0].device
+    close(value.cpu(), loss(*tensors), tol=1e-4)
+    value.backward()
+    assert on_gpu[0].grad.isfinite().all()
+
+
+@obeys("pickling")
+def test_pickling(loss):
+    module = loss.make()
+    points = points_of(loss)
+    for twin in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        close(twin(*points), loss(*points), tol=0)
+
+
+@obeys("repr")
+def test_repr_shows_the_parameters(loss):
+    module = loss.make()
+    assert repr(module).startswith(type(module).__name__ + "(")
+    assert module.extra_repr()
+
+
+@obeys("compile")
+def test_compiles_in_one_graph(loss):
+    torch._dynamo.reset()
+    points = points_of(loss, dtype=torch.float32)
+    compiled = torch.compile(loss.make(), fullgraph=True, backend="aot_eager")
+    close(compiled(*points), loss(*points), tol=1e-5)
+
+
+@obeys("gradient mode")
+def test_gradient_mode_is_left_alone(loss):
+    points = [p.requires_grad_() for p in points_of(loss)]
+    with torch.no_grad():
+        assert not loss(*points).requires_grad
+        assert not torch.is_grad_enabled()
+    assert loss(*points).requires_grad
+
+
+@obeys("not a number")
+def test_not_a_number_is_not_hidden(loss):
+    points = points_of(loss)
+    points[0][0, 0] = torch.nan
+    try:
+        value = loss(*points)
+    except ValueError as error:
+        assert "finite" in str(error) or "NaN" in str(error)  # noqa: PT017 -- either answer is right.
+    else:
+        assert not value.isfinite()
+
+
+@obeys("inputs untouched")
+def test_inputs_are_left_alone(loss):
+    points = points_of(loss)
+    tensors = points + weights_of(loss, points)
+    before = [t.clone() for t in tensors]
+    loss(*tensors)
+    assert all(torch.equal(t, b) for t, b in zip(tensors, before, strict=True))
+
+
+@obeys("errors")
+def test_error_points_that_are_no_tensor(loss):
+    _, *rest = points_of(loss)
+    with pytest.raises(TypeError, match=r"`\w+` must be a torch.Tensor, got list"):
+        loss([[0.0]], *rest)
+
+
+@obeys("errors")
+def test_error_integer_points(loss):
+    points = [torch.ones(p.shape, dtype=torch.long) for p in points_of(loss)]
+    with pytest.raises(TypeError, match=r"`\w+` must be of floating point, got torch.int64. Convert it"):
+        loss(*points)
+
+
+@obeys("errors")
+def test_error_no_points(loss):
+    points = [p[:0] for p in points_of(loss)]
+    with pytest.raises(ValueError, match=r"`\w+` must have shape .* with n, d >= 1, got \(0, 3\)"):
+        loss(*points)
+
+
+@obeys("errors")
+def test_error_missing_axis(loss):
+    points = [p[:, 0] for p in points_of(loss)]
+    with pytest.raises(ValueError, match=r"`\w+` must have shape .*, got \(6,\). Write `\w+\[:, None\]`"):
+        loss(*points)
+
+
+@obeys("errors", "measures", "paired")
+def test_error_weights_of_another_length(loss):
+    points = points_of(loss)
+    with pytest.raises(ValueError, match=r"`a` must hold one weight per point, shape \(6,\), got \(4,\). Pass None"):
+        loss(*points, torch.full((4,), 0.25, dtype=torch.float64))
+
+
+@obeys("errors", "measures", "paired", "views")
+def test_error_unequal_batches(loss):
+    x, y = points_of(loss, batch=(2,))
+    with pytest.raises(ValueError, match=r"`\w+` must have the batch dimensions of `\w+`, \(2,\), got \(\)"):
+        loss(x, y[0])
+
+
+@obeys("errors", "paired", "views")
+def test_error_unequal_rows(loss):
+    x, y = points_of(loss)
+    with pytest.raises(ValueError, match=r"`\w+` must hold one row per row of `\w+`, 6, got 5"):
+        loss(x, y[:5])
+
+
+def test_waived_laws_exist_and_say_why():
+    for loss in LOSSES:
+        assert set(loss.without) <= LAWS
+        assert all(loss.without.values())
+
+
+def test_names_are_unique():
+    names = [loss.name for loss in LOSSES]
+    assert len(set(names)) == len(names)
