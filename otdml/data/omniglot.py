@@ -3,6 +3,7 @@
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def _folder(root: str | Path | None) -> Path:
 def _read(root: Path, name: str, repack: str | None, skip: tuple[str, ...], bad: list[str] | None) -> _Drawings:
     """The drawings of one archive, from the archive, its folder or the repack, whichever is there first."""
     if (root / f"{name}.zip").is_file():
-        with zipfile.ZipFile(root / f"{name}.zip") as archive:
+        with _archive(root / f"{name}.zip") as archive:
             return _decoded(archive.namelist(), archive.read, skip, bad)
     folder = root if root.name == name else root / name
     if folder.is_dir():
@@ -135,6 +136,13 @@ def _read(root: Path, name: str, repack: str | None, skip: tuple[str, ...], bad:
         return _repacked(root / repack)
     wanted = " or ".join([f"{name}.zip", f"{name}/ALPHABET/characterNN/XXXX_YY.png", *([repack] if repack else [])])
     raise FileNotFoundError(f"{root} holds no {wanted}. Omniglot is published at {ADDRESS}.")
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged ({error}). Omniglot is published at {ADDRESS}.") from error
 
 
 def _decoded(
@@ -170,7 +178,7 @@ def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np
             ink = ~np.array(image.convert("1"))
         if ink.shape != (PIXELS, PIXELS):
             raise ValueError(f"it is {ink.shape[1]} × {ink.shape[0]} pixels, not {PIXELS} × {PIXELS}")
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if bad is None:
             remedy = 'Get the file again, or pass on_corrupt="skip" to go without it.'
             raise ValueError(f"cannot read the image {member}: {error}. {remedy}") from error
@@ -180,8 +188,11 @@ def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np
 
 
 def _repacked(path: Path) -> _Drawings:
-    with np.load(path) as arrays:
-        paper, labels = arrays["images"], arrays["labels"]
+    try:
+        with np.load(path) as arrays:
+            paper, labels = arrays["images"], arrays["labels"]
+    except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no repack of Omniglot, or is damaged ({error}).") from error
     characters = len(paper)
     if labels.shape != paper.shape[:2]:
         raise ValueError(f"{path} must hold one label per image, {paper.shape[:2]}, got {labels.shape}.")

@@ -32,8 +32,12 @@ def by_group(name: str, value: float | Mapping[str, float], default: float | Non
         return dict.fromkeys(PART_NAMES, check_nonnegative(name, value))
     for part in value:
         check_known(f"part in `{name}`", part, PART_NAMES)
-    default = value.get("backbone", 0.0) if default is None else default
-    return {part: check_nonnegative(f"{name}[{part!r}]", value.get(part, default)) for part in PART_NAMES}
+    given = {part: check_nonnegative(f"{name}[{part!r}]", number) for part, number in value.items()}
+    default = given.get("backbone") if default is None else default
+    if default is None:
+        # At zero, what is not named would silently stand still.
+        raise argument_error(name, "name 'backbone', whose value the parts that are not named have", sorted(given))
+    return {part: given.get(part, default) for part in PART_NAMES}
 
 
 def param_groups(

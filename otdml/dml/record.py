@@ -73,6 +73,11 @@ class TrainingConfig:
             check_integer(name, getattr(self, name))
         for name in ("seed", "val_every", "test_every", "workers"):
             check_integer(name, getattr(self, name), least=0)
+        if self.batches_per_epoch is not None:
+            check_integer("batches_per_epoch", self.batches_per_epoch)
+        for k in self.ks:
+            # Here, and not when the first epoch has been trained and is evaluated.
+            check_integer("ks", k)
         check_known("metric to select by", self.select, ["map@r", "r_precision", *(f"recall@{k}" for k in self.ks)])
 
 

@@ -117,6 +117,40 @@ def test_corrupt_image_is_named_and_can_be_skipped(root):
         Omniglot(root, "trainval", on_corrupt="skip")
 
 
+@pytest.mark.parametrize("on_corrupt", ["raise", "skip"])
+def test_damaged_archive_is_named(root, on_corrupt):
+    file = root / "images_background_small1.zip"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{file} is damaged .* published at https://github"):
+        Omniglot(root, on_corrupt=on_corrupt)
+
+
+def test_image_whose_compressed_bytes_are_damaged_is_corrupt(tmp_path):
+    files, name = members("images_background_small1", SMALL1), "images_background_small1"
+    bad = next(file for file in files if "Greek/character02" in file)
+    with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
+        start = archive.getinfo(bad).header_offset + 30 + len(bad)
+    content = bytearray((tmp_path / f"{name}.zip").read_bytes())
+    content[start] |= 0b110  # The third kind of deflate block, which there is not.
+    (tmp_path / f"{name}.zip").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=f"cannot read the image {bad}: .*invalid block type"):
+        Omniglot(tmp_path, "trainval")
+    assert Omniglot(tmp_path, "trainval", on_corrupt="skip").skipped == [bad]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK no archive", b"anything else"])
+def test_damaged_repack_is_named(tmp_path, content):
+    file = tmp_path / "omniglot_background.npz"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} is no repack of Omniglot, or is damaged"):
+        Omniglot(tmp_path, protocol="full")
+    np.savez(file, pictures=np.zeros(3))
+    with pytest.raises(ValueError, match=r"is no repack of Omniglot.*images"):
+        Omniglot(tmp_path, protocol="full")
+
+
 def test_image_of_another_size_is_corrupt(root):
     files = members("images_background_small1", SMALL1)
     file = io.BytesIO()

@@ -17,6 +17,9 @@ def test_numbers_by_part():
         "proxies": 2.0,
         "flow": 1.0,
     }
+    with pytest.raises(ValueError, match=r"`lr` must name 'backbone', .* got \['proxies'\]"):
+        by_group("lr", {"proxies": 0.1})
+    assert by_group("weight_decay", {"head": 0.1}, default=0.0)["backbone"] == 0.0
     with pytest.raises(ValueError, match="heads"):
         by_group("lr", {"heads": 0.1})
     with pytest.raises(ValueError, match=r"`lr\['flow'\]` must be a positive number"):

@@ -258,9 +258,11 @@ def test_last_epoch_is_always_evaluated(tmp_path):
 
 
 def test_bad_budgets_are_named():
-    for name in ("epochs", "classes_per_batch", "samples_per_class", "eval_batch_size"):
+    for name in ("epochs", "classes_per_batch", "samples_per_class", "eval_batch_size", "batches_per_epoch"):
         with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got 0"):
             TrainingConfig(**{name: 0})
+    with pytest.raises(ValueError, match="`ks` must be an integer >= 1, got 0"):
+        TrainingConfig(ks=(1, 0))
     with pytest.raises(ValueError, match=r"unknown metric to select by 'recall@3'.*recall@8"):
         TrainingConfig(select="recall@3")
 
