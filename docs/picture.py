@@ -1,6 +1,6 @@
 """Draw docs/_static/otdml.png, the picture of the README: transport, dispersion and retrieval.
 
-    python docs/picture.py runs/omniglot-small/proxy-anchor+nir/seed-0
+    python docs/picture.py runs/demo/proxy-nca/seed-0
 
 The argument is the folder of a finished run; its unseen classes make the last panel.
 """
@@ -30,7 +30,8 @@ def transport(ax):
     half = angle[:40] / 2
     moons = torch.cat([torch.stack([half.cos(), half.sin()], 1), torch.stack([1 - half.cos(), 0.4 - half.sin()], 1)])
     moons = moons * 1.1 + torch.tensor([2.2, -0.2]) + 0.04 * torch.randn(80, 2, generator=chance)
-    transport_plan(ring, moons, sinkhorn(ring, moons, eps=0.01).plan, share=0.2, ax=ax)
+    transport_plan(ring, moons, sinkhorn(ring, moons, eps=0.01).plan, share=0.35, ax=ax)
+    ax.set_aspect("equal", adjustable="datalim")
 
 
 def dispersion(ax):
@@ -76,6 +77,6 @@ if __name__ == "__main__":
     dispersion(axes[1])
     retrieval(axes[2], Path(sys.argv[1]))
     for ax, title in zip(axes, ("transport", "dispersion", "retrieval of unseen classes"), strict=True):
-        ax.set_title(title, fontsize=12, loc="left", color="0.25")
+        ax.set_title(title, fontsize=12, color="0.25", y=1.0)
         ax.axis("off")
     figure.savefig(Path(__file__).parent / "_static" / "otdml.png", dpi=110)
