@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Edit", "logsumexp", "row_slices"]
+__all__ = ["Edit", "logsumexp", "row_slices", "weighted_logsumexp"]
 
 # Changes a block of logits in place, given its rows: pairs that may not be, or weights in the log domain.
 Edit = Callable[[Tensor, slice], object]
@@ -78,6 +78,62 @@ class _LogSumExp(torch.autograd.Function):
             dy.addmm_(share.mT, x[rows] * grad[rows, None])
             dh.addmv_(share.mT, grad[rows])
         return dx.mul_(grad[:, None]), dy, dh, None
+
+
+def weighted_logsumexp(
+    x: Tensor, y: Tensor, h: Tensor, w: Tensor, edit: Edit | None = None, *, backend: str = "auto"
+) -> Tensor:
+    r"""The sum :math:`\sum_i w_i \ell_i` of :func:`logsumexp` with constant weights, in three quarters of the time.
+
+    A gradient that is known up to a factor can be made together with the value, from the same blocks.
+
+    Args:
+        x: Shape (n, d).
+        y: Shape (m, d).
+        h: Column terms, shape (m,).
+        w: Weights, shape (n,), zero in rows without any pair.
+        edit: Changes the logits of some rows in place, by constants.
+        backend: As in :func:`logsumexp`.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import torch
+        >>> weighted_logsumexp(torch.zeros(1, 2), torch.ones(3, 2), torch.zeros(3), torch.tensor([2.0]))  # 2 log 3
+        tensor(2.1972)
+    """
+    if backend == "dense" or (backend == "auto" and len(x) * len(y) <= _SMALL):
+        return (w * _dense(x, y, h, edit)).sum()
+    return _WeightedLogSumExp.apply(x, y, h, w, edit)
+
+
+class _WeightedLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, h: Tensor, w: Tensor, edit: Edit | None) -> Tensor:
+        linked = any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(t) for t in (x, y, h)] if linked else []
+        value = x.new_zeros(())
+        for rows, scores in _blocks(x, y, h, edit):
+            top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).min)
+            sums = scores.sub_(top).exp_().sum(-1).clamp_(min=torch.finfo(x.dtype).tiny)
+            value += (w[rows] * (sums.log() + top[:, 0])).sum()
+            if linked:
+                _add_shares(gradients, scores, w[rows] / sums, x[rows], y, rows)
+        ctx.save_for_backward(*gradients)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grad * g for g in ctx.saved_tensors), None, None
+
+
+def _add_shares(gradients: list[Tensor], powers: Tensor, factors: Tensor, x: Tensor, y: Tensor, rows: slice) -> None:
+    dx, dy, dh = gradients
+    torch.mm(powers, y, out=dx[rows]).mul_(factors[:, None])
+    dy.addmm_(powers.mT, x * factors[:, None])
+    dh.addmv_(powers.mT, factors)
 
 
 def row_slices(n: int, m: int, device: torch.device) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otdml._checks import check_finite
 from otdml.costs import Bilinear
-from otdml.losses.alignment.logsumexp import logsumexp
+from otdml.losses.alignment.logsumexp import Edit, logsumexp, weighted_logsumexp
 from otdml.losses.alignment.options import Options
 from otdml.losses.alignment.pairing import Forbidden, Pairing
 from otdml.losses.alignment.target import PairTarget, Plan
@@ -91,18 +91,21 @@ class Alignment:
         """Divergence of the softmax of the similarities plus ``h`` from the target."""
         if options.marginals == "none":
             return self.target.rows.sum() / self.eps - self._attraction(h)
+        if options.divergence == "kl":
+            terms = self.x, self.y, h, self.target.rows
+            return weighted_logsumexp(*terms, self._edit, backend=options.backend) - self._attraction(h)
         normaliser = self._normaliser(h, options)
-        parts = []
-        if "kl" in options.divergence:
-            parts.append((self.target.rows * normaliser).sum() - self._attraction(h))
-        if "rince" in options.divergence:
-            weight = options.weight if "kl" in options.divergence else 1.0
-            parts.append(weight * self._robust(h, normaliser, options))
-        return sum(parts[1:], parts[0])
+        robust = self._robust(h, normaliser, options)
+        if options.divergence == "rince":
+            return robust
+        return (self.target.rows * normaliser).sum() - self._attraction(h) + options.weight * robust
+
+    @property
+    def _edit(self) -> Edit | None:
+        return None if self.forbidden is None else self.forbidden.edit
 
     def _normaliser(self, h: Tensor, options: Options) -> Tensor:
-        forbidden = self.forbidden
-        return logsumexp(self.x, self.y, h, None if forbidden is None else forbidden.edit, backend=options.backend)
+        return logsumexp(self.x, self.y, h, self._edit, backend=options.backend)
 
     def _attraction(self, h: Tensor) -> Tensor:
         b = self.target.columns

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from otdml.losses.alignment import logsumexp as module
-from otdml.losses.alignment.logsumexp import logsumexp, row_slices
+from otdml.losses.alignment.logsumexp import logsumexp, row_slices, weighted_logsumexp
 
 
 def problem(n=7, m=5, d=3, seed=0):
@@ -38,6 +38,9 @@ def test_streamed_is_torch(edit):
         torch.testing.assert_close(actual, expected)
         found = torch.autograd.grad((factors * actual).sum(), (x, y, h))
         torch.testing.assert_close(found, wanted)
+        total = weighted_logsumexp(x, y, h, factors, edit, backend=backend)
+        torch.testing.assert_close(total, (factors * expected).sum())
+        torch.testing.assert_close(torch.autograd.grad(3 * total, (x, y, h)), tuple(3 * g for g in wanted))
 
 
 @pytest.mark.parametrize("backend", ["dense", "streamed"])
@@ -53,6 +56,10 @@ def test_row_without_pairs_is_the_least_number_and_has_no_gradient(backend):
     gradients = torch.autograd.grad(value[1:].sum() + 0 * value[0], (x, y, h))
     assert all(g.isfinite().all() for g in gradients)
     assert (gradients[0][0] == 0).all()
+    rest = torch.tensor([0.0, 1, 1, 1, 1, 1, 1], dtype=torch.float64)
+    total = weighted_logsumexp(x, y, h, rest, forbid_first, backend=backend)
+    torch.testing.assert_close(total, value[1:].sum())
+    torch.testing.assert_close(torch.autograd.grad(total, (x, y, h)), gradients)
     # Every other row hands out a mass of one.
     torch.testing.assert_close(gradients[2].sum(), torch.tensor(6.0, dtype=torch.float64))
 

@@ -173,7 +173,7 @@ def test_divergence_falls_with_every_half_step(form):
 def test_penalty_goes_from_rows_to_balanced(target):
     z1, z2 = views()
     target = named(target) if target else None
-    options = {"eps": 0.3, **TIGHT}
+    options = {"eps": 0.3, "tol": 1e-9}
     ends = [contrastive_alignment(z1, z2, target, marginals=m, **options) for m in ("rows", "balanced")]
     path = [contrastive_alignment(z1, z2, target, marginals=r, **options) for r in (1e-5, 0.1, 1.0, 10.0, 1e6)]
     close(path[0], ends[0], tol=1e-5)
@@ -314,7 +314,7 @@ def test_low_precision_is_near_float64(eps, marginals, dtype):
     for a, b in zip(low, exact, strict=True):
         assert a.grad.dtype == dtype
         # Rounding of the similarities shifts forces, which are up to 1 / eps, even where they balance.
-        error = torch.linalg.vector_norm(a.grad.double() - b.grad) / (torch.linalg.vector_norm(b.grad) + 1e-3 / eps)
+        error = torch.linalg.vector_norm(a.grad.double() - b.grad) / (torch.linalg.vector_norm(b.grad) + 5e-3 / eps)
         assert error < {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 1e-2}[dtype]
 
 
@@ -495,7 +495,7 @@ def test_similarities_of_large_batches_are_not_held():
         contrastive_alignment(z1, z2).backward()
     finally:
         logsumexp_module._blocks = original
-    assert sum(sizes) == 2 * 1500**2
+    assert sum(sizes) == 1500**2
     assert max(sizes) <= 2**19
 
 
