@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 # What a user can cause; anything else is a defect of the library and shows its traceback.
-FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, FloatingPointError)
 DEBUG = "OTDML_TRACEBACK"
 
 
@@ -43,7 +43,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")
 
-Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Data set, e.g. digits, omniglot.")]
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set, e.g. digits, omniglot.")]
 Protocol = Annotated[str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small or full.")]
 Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set; digits need none.")]
 Recipe = Annotated[Path | None, typer.Option("--preset", help="A TOML file of your own instead of a data set.")]
@@ -161,12 +161,18 @@ def benchmark(
         raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed. The first is {failures[0]}")
 
 
-def _preset(dataset: str, protocol: str | None, path: Path | None) -> "Preset":
+def _preset(dataset: str | None, protocol: str | None, path: Path | None) -> "Preset":
     """The preset of a file, of a name, or of a data set and its protocol."""
     from otdml.benchmarks.presets import preset, preset_files
 
     if path is not None:
+        if protocol:
+            raise ValueError("--protocol belongs to --dataset: the file of --preset says its own.")
         return preset(path)
+    if dataset is None:
+        raise ValueError(
+            f"name a data set with --dataset, or a file with --preset. There is {', '.join(preset_files())}."
+        )
     name = f"{dataset}-{protocol}" if protocol else dataset
     protocols = [known.removeprefix(f"{dataset}-") for known in preset_files() if known.startswith(f"{dataset}-")]
     if name not in preset_files() and protocols:
@@ -186,12 +192,15 @@ def _cores() -> int:
     """Cores that this process may use; one where a GPU does the work."""
     import torch
 
-    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+    if torch.cuda.is_available():
+        return 1
+    # Not every system lets a process be bound to some cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @app.command(epilog=_examples("otdml train -d digits -m proxy-nca+nir --seed 3 --out runs/one"))
 def train(
-    dataset: Dataset,
+    dataset: Dataset = None,
     method: Annotated[str, typer.Option("--method", "-m", help="Its proxy loss, and arm.")] = "proxy-anchor",
     protocol: Protocol = None,
     root: Root = None,
@@ -248,6 +257,8 @@ def evaluate(
 
     with _arguments():
         numbers = tuple(_integers("--ks", ks))
+        if protocol and dataset is None:
+            raise ValueError("--protocol needs --dataset: without both, the set and protocol of the run are taken.")
         chosen = None if dataset is None else _preset(dataset, protocol, None)
     found = metrics_on(load_checkpoint(checkpoint), split_for(checkpoint, chosen, root, split), ks=numbers)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))

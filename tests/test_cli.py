@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -44,7 +45,7 @@ def preset(tmp_path_factory):
 def trained(tmp_path_factory, preset):
     """The folder of a run."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    words = ["train", "-d", "digits", "--preset", str(preset), "-m", "proxy-anchor+nir", "--out", str(folder)]
+    words = ["train", "--preset", str(preset), "-m", "proxy-anchor+nir", "--out", str(folder)]
     result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output
     return folder
@@ -78,6 +79,9 @@ def test_list_names_benchmarks_and_methods(otdml_):
         (("benchmark", "-d", "omniglot"), "say which with --protocol"),
         (("benchmark", "--seeds", "0"), "greater than or equal to 1"),
         (("train", "-d", "digits", "-m", "triplet"), "Known: proxy-anchor, "),
+        (("train", "-m", "proxy-anchor"), "name a data set with --dataset, or a file with --preset"),
+        (("train", "--preset", "x.toml", "-p", "small"), "--protocol belongs to --dataset"),
+        (("evaluate", "x.ckpt", "-p", "full"), "--protocol needs --dataset"),
         (("speed", "sinkorn"), "Did you mean 'sinkhorn'"),
         (("doctor", "kepos"), "Did you mean 'keops'"),
         (("data", "check", "cubs"), "Did you mean 'cub'"),
@@ -107,6 +111,8 @@ def test_evaluate_repeats_the_metrics_of_the_run(otdml_, trained):
 def test_evaluate_on_a_named_set_without_a_configuration(otdml_, trained, tmp_path):
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes((trained / "last.ckpt").read_bytes())
+    assert "Name a set with --dataset" in str(otdml_("evaluate", alone).exception)
+    (tmp_path / "config.json").write_text('{"architectures": ["of another tool"]}')
     assert "Name a set with --dataset" in str(otdml_("evaluate", alone).exception)
     result = otdml_("evaluate", alone, "-d", "digits", "--ks", "1")
     assert "R@1" in result.output
@@ -152,6 +158,17 @@ def test_embed_names_an_image_that_cannot_be_read_and_writes_nothing(otdml_, tra
     assert "is no image file" in str(otdml_("embed", trained, images / "absent.png").exception)
 
 
+def test_search_in_an_index_that_does_not_name_its_checkpoint(otdml_, trained, images, tmp_path):
+    import torch
+
+    from otdml.dml import EmbeddingIndex
+
+    EmbeddingIndex(torch.eye(8)[:2], ["a.png", "b.png"]).save(tmp_path / "own")
+    words = ("search", tmp_path / "own", images / "dark.png")
+    assert "Name that with --checkpoint" in str(otdml_(*words).exception)
+    assert ".png" in otdml_(*words, "--checkpoint", trained, "--count", "1").output
+
+
 def test_search_in_what_is_no_index(otdml_, images):
     assert "is no index" in str(otdml_("search", images, images / "dark.png").exception)
 
@@ -164,6 +181,11 @@ def test_a_file_that_is_no_checkpoint_is_named(otdml_, tmp_path):
     assert "no checkpoint that can be read" in str(otdml_("evaluate", tmp_path).exception)
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
     assert "a checkpoint of another model" in str(otdml_("evaluate", tmp_path).exception)
+    torch.save({"state_dict": {}, "hyper_parameters": None}, tmp_path / "last.ckpt")
+    assert "a checkpoint of another model" in str(otdml_("evaluate", tmp_path).exception)
+    other = {"pytorch-lightning_version": "2.4.0", "hyper_parameters": {"num_classes": 3}, "state_dict": {}}
+    torch.save(other, tmp_path / "last.ckpt")
+    assert "another model: its weights do not fit" in str(otdml_("evaluate", tmp_path).exception)
 
 
 def test_benchmark_from_start_to_report_and_again_without_training(otdml_, preset, tmp_path):
@@ -189,6 +211,23 @@ def test_a_failure_is_one_message_and_exit_code_1(monkeypatch, capsys, tmp_path)
     shown = capsys.readouterr().err
     assert "Error: there is no checkpoint" in shown
     assert "Traceback" not in shown
+
+
+def test_a_diverged_loss_is_a_message_too(monkeypatch, capsys):
+    def diverged():
+        raise FloatingPointError("the loss of epoch 0 is not finite")
+
+    monkeypatch.setattr(cli, "app", diverged)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "Error: the loss of epoch 0 is not finite" in capsys.readouterr().err
+
+
+def test_cores_where_processes_are_not_bound(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert cli._cores() == os.cpu_count()
 
 
 def test_traceback_on_request(monkeypatch, tmp_path):

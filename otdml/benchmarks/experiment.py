@@ -1,6 +1,7 @@
 """One run from its configuration to its metrics, and a grid of runs side by side."""
 
 import importlib
+import inspect
 import multiprocessing
 import os
 import sys
@@ -54,8 +55,10 @@ class RunState:
 
 def load_split(dataset: str, root: str | None, split: str, options: Mapping[str, Any]) -> Any:
     """A split of the data set of that name."""
-    data = importlib.import_module("otdml.data")
-    return getattr(data, DATASETS[check_known("data set", dataset, DATASETS)])(root, split=split, **options)
+    kind = getattr(importlib.import_module("otdml.data"), DATASETS[check_known("data set", dataset, DATASETS)])
+    for name in options:
+        check_known(f"option of {dataset}", name, list(inspect.signature(kind).parameters)[2:])
+    return kind(root, split=split, **options)
 
 
 def execute(run: Run, path: Path, root: str | None = None, *, progress: bool = False) -> None:

@@ -89,16 +89,21 @@ def load_checkpoint(path: Path) -> "ProxyDML":
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{file} is no checkpoint that can be read ({str(error).splitlines()[0]}).") from error
-    settings = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
+    settings = content.get("hyper_parameters") or {} if isinstance(content, dict) else {}
     if "num_classes" not in settings or "state_dict" not in content:
         raise ValueError(f"{file} is a checkpoint of another model: it lacks the settings of a ProxyDML.")
-    return ProxyDML.load_from_checkpoint(file, map_location="cpu", weights_only=True).eval()
+    try:
+        return ProxyDML.load_from_checkpoint(file, map_location="cpu", weights_only=True).eval()
+    except RuntimeError as error:
+        remedy = "If its network or loss was a module, pass that to ProxyDML.load_from_checkpoint."
+        raise ValueError(f"{file} is a checkpoint of another model: its weights do not fit. {remedy}") from error
 
 
 def _origin(checkpoint: Path) -> dict[str, Any]:
     """The configuration of the run that the checkpoint belongs to, empty where none lies beside it."""
     folder = RunFolder(checkpoint_file(checkpoint).parent)
-    return folder.config()["run"] if (folder.path / "config.json").exists() else {}
+    # Other tools write a config.json, too.
+    return folder.config().get("run", {}) if (folder.path / "config.json").exists() else {}
 
 
 def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: str) -> Any:
@@ -174,7 +179,10 @@ def nearest_images(index: Path, image: Path, k: int, checkpoint: Path | None = N
     from otdml.dml.index import EmbeddingIndex
 
     there = EmbeddingIndex.load(index)
-    query, _ = embedded(checkpoint or Path(there.about["checkpoint"]), [image], size=there.about["size"])
+    maker = checkpoint or there.about.get("checkpoint")
+    if maker is None:
+        raise ValueError(f"{index} does not say which checkpoint made it. Name that with --checkpoint.")
+    query, _ = embedded(Path(maker), [image], size=there.about.get("size"))
     if query.z.shape[1] != there.z.shape[1]:
         raise ValueError(f"{index} holds {there.z.shape[1]} features, the checkpoint makes {query.z.shape[1]}.")
     return there.search(query.z, k)[0]

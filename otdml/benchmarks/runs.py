@@ -12,6 +12,7 @@ from otdml._files import write_text
 from otdml.benchmarks.environment import environment, native_precision
 from otdml.benchmarks.methods import Method
 from otdml.benchmarks.presets import Preset
+from otdml.dml.optim import PART_NAMES
 
 __all__ = ["Run", "RunFolder", "plan"]
 
@@ -58,7 +59,12 @@ class Run:
         own = method.arguments()
         model = {**preset.model, **own}
         for group in ("lr", "weight_decay"):
-            model[group] = {**preset.model.get(group, {}), **own[group]}
+            shared = preset.model.get(group, {})
+            # One number is that of every part, and what is named nowhere is the model's default.
+            shared = shared if isinstance(shared, Mapping) else dict.fromkeys(PART_NAMES, shared)
+            model[group] = {**shared, **own[group]}
+            if not model[group]:
+                del model[group]
         settings = {**preset.training, **{key: value for key, value in training.items() if value is not None}}
         if settings.get("precision") == "auto":
             settings["precision"] = native_precision()

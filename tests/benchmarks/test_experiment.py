@@ -161,3 +161,9 @@ def test_a_full_disk_is_reported_even_if_its_traceback_cannot_be_written(tmp_pat
 def test_unknown_data_set_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown data set 'digit'. Did you mean 'digits'\?"):
         load_split("digit", None, "test", {})
+
+
+def test_unknown_option_of_a_data_set_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown option of digits 'on_corrupt'. .*rotations"):
+        load_split("digits", None, "test", {"on_corrupt": "skip"})
+    assert len(load_split("digits", None, "test", {"rotations": True})) == 896

@@ -2,11 +2,13 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.runs import Run, RunFolder, plan
 
 
@@ -22,6 +24,16 @@ def test_configuration_is_plain_and_complete(run, digits):
     assert config["model"]["loss"] == "proxy-anchor"
     assert config["model"]["lr"] == {**digits.model["lr"], **digits.method("proxy-anchor+nir").lr}
     assert config["training"]["epochs"] == digits.training["epochs"]
+
+
+def test_rates_may_be_one_number_or_the_default(digits):
+    method = digits.method("proxy-anchor+nir")
+    model = {"dim": 8, "lr": 0.5, "weight_decay": 0.1}
+    found = Run.of(replace(digits, model=model), method, 0).model
+    assert found["lr"] == {**dict.fromkeys(("backbone", "head", "proxies", "flow"), 0.5), **method.lr}
+    assert set(found["weight_decay"].values()) == {0.1}
+    plain = Run.of(replace(digits, model={"dim": 8}), METHODS["proxy-anchor"], 0).model
+    assert not {"lr", "weight_decay"} & set(plain)
 
 
 def test_fingerprint_changes_with_every_setting_and_with_nothing_else(run, digits):
