@@ -23,7 +23,8 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
 ]
-exclude_patterns = ["build", "gallery/**/*.ipynb", "gallery/**/*.md5"]
+templates_path = ["_templates"]
+exclude_patterns = ["build", "figures", "gallery/**/*.ipynb", "gallery/**/*.md5"]
 html_theme = "furo"
 html_title = "otdml"
 html_static_path = ["_static"]
@@ -36,6 +37,8 @@ autosummary_generate = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+# Otherwise every Module would show the manual of torch's forward.
+autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -50,6 +53,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,
+    "write_computation_times": False,
     "abort_on_example_error": True,
     "plot_gallery": os.environ.get("OTDML_GALLERY", "1") == "1",
     "image_scrapers": ("matplotlib",),

@@ -1,0 +1,123 @@
+"""The site and the README against the library: names, links, commands and sources that they mention exist."""
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+if not DOCS.is_dir():
+    pytest.skip("no site beside an installed package", allow_module_level=True)
+
+PAGES = [ROOT / "README.md", *(page for page in DOCS.rglob("*.rst") if not {"gallery", "api"} & {*page.parts})]
+# Names that a package repeats from the one that documents them.
+DOCUMENTED_BY = {"otdml.losses.alignment": "otdml.losses", "otdml.losses.dispersion": "otdml.losses"}
+PUBLIC = (
+    *("otdml.ot", "otdml.losses", "otdml.losses.alignment", "otdml.losses.dispersion", "otdml.dml", "otdml.data"),
+    *("otdml.benchmarks", "otdml.benchmarks.speed", "otdml.benchmarks.speed.harness", "otdml.dml.backbones"),
+    *("otdml.costs", "otdml.kernels", "otdml.kernel_sums", "otdml.sphere", "otdml.neighbors", "otdml.kmeans"),
+    *("otdml.distributed", "otdml.measures", "otdml.plot", "otdml.doctor"),
+)
+
+
+def documented() -> set[tuple[str, str]]:
+    """Module and name of everything on the API page: what autosummary lists, and data."""
+    found, module = set(), ""
+    for line in (DOCS / "api.rst").read_text(encoding="utf-8").splitlines():
+        if named := re.match(r"\.\. (?:py:|current)module:: (\S+)", line):
+            module = named[1]
+        elif name := re.fullmatch(r"(?:   |\.\. py:data:: )([A-Za-z_]\w*)", line):
+            found.add((module, name[1]))
+    return found
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_is_on_the_api_page(module):
+    public = set(importlib.import_module(module).__all__)
+    there = {name for home, name in documented() if home in (module, DOCUMENTED_BY.get(module))}
+    assert not public - there
+
+
+def test_every_name_on_the_api_page_is_public():
+    assert not [(module, name) for module, name in documented() if name not in importlib.import_module(module).__all__]
+
+
+def test_every_public_function_and_class_says_what_it_is():
+    found = {(module, name): getattr(importlib.import_module(module), name) for module, name in documented()}
+    assert not [key for key, thing in found.items() if callable(thing) and not thing.__doc__]
+
+
+def test_every_link_leads_to_a_page():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        linked = [(r"{}.rst", name) for name in re.findall(r":doc:`(?:[^`<]*<)?([^`>]+)>?`", text)]
+        linked += [("{}", name) for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", text)]
+        linked += [("{}", name) for name in re.findall(r"\.\. (?:include|image|figure):: (\S+)", text)]
+        for form, name in linked:
+            where = page.parent / form.format(name)
+            # The gallery's start page is made of the one of the examples.
+            where = ROOT / "examples/README.rst" if where == DOCS / "gallery/index.rst" else where
+            assert where.exists(), f"{page.name} links to {name}"
+
+
+def test_every_page_of_the_site_is_in_its_contents():
+    contents = (DOCS / "index.rst").read_text(encoding="utf-8")
+    for page in DOCS.glob("*.rst"):
+        named = re.search(rf"^   {page.stem}$", contents, re.MULTILINE)
+        assert page.stem in ("index", "sg_execution_times") or named, page.name
+
+
+def commands(program: str) -> Iterator[tuple[str, list[str]]]:
+    """Page and arguments of every call of ``program`` that the pages print."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        # The first word of the last cannot be a file or a plain word, such as "otdml is".
+        printed = re.findall(rf"^\s*\$ {program} (.*)$", text, re.MULTILINE)
+        printed += re.findall(rf"(?<!`)`{{1,2}}{program} ([^`]+)`{{1,2}}(?!`)", text)
+        for line in printed:
+            yield page.name, shlex.split(re.split(r"\s+#|\s+\.\.\.", line)[0])
+
+
+def test_every_printed_command_exists_with_its_options():
+    found = list(commands("otdml"))
+    assert len(found) > 10
+    for page, words in found:
+        command, path = get_command(importlib.import_module("otdml.cli").app), "otdml"
+        while words and words[0] in getattr(command, "commands", {}):
+            path, command = f"{path} {words[0]}", command.commands[words.pop(0)]
+        where = f"{page}: {path} {' '.join(words)}"
+        options = {name for parameter in command.params for name in parameter.opts} | {"--help", "-h"}
+        assert not getattr(command, "commands", {}) or words[:1] in ([], ["--help"], ["COMMAND"]), where
+        assert {word for word in words if word.startswith("-")} <= options, where
+
+
+def test_every_printed_target_of_make_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    found = list(commands("make"))
+    assert len(found) > 5
+    for page, words in found:
+        assert words[0] in targets, f"{page}: make {words[0]}"
+
+
+def test_every_speed_table_is_on_its_page():
+    page = (DOCS / "performance.rst").read_text(encoding="utf-8")
+    tables = importlib.import_module("otdml.benchmarks.speed").TABLES
+    assert not [name for name in tables if f"otdml speed {name}" not in page]
+
+
+def cited() -> set[str]:
+    """Keys of all sources that docstrings, pages and examples cite."""
+    files = [*(ROOT / "otdml").rglob("*.py"), *(ROOT / "examples").glob("*.py"), *PAGES]
+    found = [re.findall(r":cite:[pt]:`([^`]+)`", file.read_text(encoding="utf-8")) for file in files]
+    return {key.strip() for keys in found for group in keys for key in group.split(",")}
+
+
+def test_every_cited_source_is_in_the_bibliography_and_every_source_is_cited():
+    kept = re.findall(r"^@\w+\{([^,]+),", (DOCS / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(kept) == sorted(set(kept))
+    assert set(kept) == cited()
