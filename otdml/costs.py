@@ -89,13 +89,13 @@ class Bilinear:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A cost given by a function of two blocks of points."""
+    """A cost given by a function of two blocks of points, and offsets that are constants."""
 
     function: Callable[[Tensor, Tensor], Tensor]
     x: Tensor
     y: Tensor
-    u: None = None
-    v: None = None
+    u: Tensor | None = None
+    v: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -110,7 +110,7 @@ class Pointwise:
         def transposed(x: Tensor, y: Tensor) -> Tensor:
             return self.function(y, x).mT
 
-        return Pointwise(transposed, self.y, self.x)
+        return Pointwise(transposed, self.y, self.x, self.v, self.u)
 
     def block(self, rows: slice) -> Tensor:
         values = self.function(self.x[..., rows, :], self.y)
@@ -129,16 +129,21 @@ class Pointwise:
         return Pointwise(function, self.x, self.y)
 
     def detach(self) -> "Pointwise":
-        return Pointwise(self.function, self.x.detach(), self.y.detach())
+        return Pointwise(self.function, self.x.detach(), self.y.detach(), self.u, self.v)
+
+    @property
+    def matrix(self) -> "Matrix":
+        """The same cost, evaluated."""
+        return Matrix(self.block(slice(0, self.shape[-2])), self.u, self.v)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A cost given as a matrix, shape (..., n, m)."""
+    """A reduced cost given as a matrix, shape (..., n, m), and offsets that are constants."""
 
     C: Tensor
-    u: None = None
-    v: None = None
+    u: Tensor | None = None
+    v: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -150,7 +155,7 @@ class Matrix:
 
     @property
     def mT(self) -> "Matrix":
-        return Matrix(self.C.mT)
+        return Matrix(self.C.mT, self.v, self.u)
 
     def block(self, rows: slice) -> Tensor:
         return self.C[..., rows, :]
@@ -162,7 +167,14 @@ class Matrix:
         return Matrix(self.C * _per_batch(scale))
 
     def detach(self) -> "Matrix":
-        return Matrix(self.C.detach())
+        return Matrix(self.C.detach(), self.u, self.v)
+
+    def reduced(self, scale: Tensor | float) -> "Matrix":
+        """The same cost less a constant, if in units of ``scale`` it is so far from zero that digits would be lost."""
+        low = self.C.detach().amin((-2, -1))
+        if self.u is not None or not bool((low.abs() > 64 * scale).any()):
+            return self
+        return Matrix(self.C - low[..., None, None], low[..., None].expand(self.C.shape[:-1]))
 
 
 Ground = Bilinear | Pointwise | Matrix
@@ -209,10 +221,12 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     check_choice("cost", cost, COSTS)
     if cost == "sqeuclidean":
         return _sqeuclidean(x, y)
+    if cost == "euclidean":
+        return _euclidean_ground(x, y)
     if cost == "cosine":
         x, y = _normalized(x), _normalized(y)
         return Bilinear(x, y, x.new_ones(x.shape[:-1]))
-    return Bilinear(x, y) if cost == "inner" else Pointwise(_POINTWISE[cost], x, y)
+    return Bilinear(x, y) if cost == "inner" else Pointwise(_geodesic, x, y)
 
 
 def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
@@ -228,8 +242,46 @@ def _normalized(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
+# Clouds are far from each other where their centres are so many times further apart than a point is from its own.
+_FAR = 30.0
+
+
+def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
+    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
+    t = p - q
+    radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
+    if not bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any()):
+        return Pointwise(_euclidean, x, y)
+
+    def excess(x: Tensor, y: Tensor) -> Tensor:
+        return _Excess.apply(x - p, y - q, t)
+
+    return Pointwise(excess, x, y, t.norm(dim=-1).expand(x.shape[:-1]))
+
+
 def _euclidean(x: Tensor, y: Tensor) -> Tensor:
     return _Distance.apply(x, y)
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    # The direct form: the matrix-product form loses half of the digits of a small distance.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class _Excess(torch.autograd.Function):
+    """The distances |x - y + t| - |t| between clouds that are far from each other, to all their digits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        along = 2 * ((x @ t.mT) - (y @ t.mT).mT)
+        excess = (along + _distances(x, y).square()) / (_distances(x + t, y) + t.norm(dim=-1, keepdim=True))
+        ctx.save_for_backward(x, y, t, excess)
+        return excess
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, y, t, excess = ctx.saved_tensors
+        return *_direction_sums(x + t, y, excess + t.norm(dim=-1, keepdim=True), grad), None
 
 
 class _Distance(torch.autograd.Function):
@@ -237,20 +289,23 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        # The direct form: the matrix-product form loses half of the digits of a small distance.
-        distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = _distances(x, y)
         ctx.save_for_backward(x, y, distances)
         return distances
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, y, distances = ctx.saved_tensors
-        centre = y.detach().mean(-2, keepdim=True)
-        x, y = x - centre, y - centre
-        # Zero at coincident points, a subgradient.
-        w = torch.where(distances > 0, grad / distances.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
-        dx = w.sum(-1)[..., None] * x - w @ y
-        return dx, w.sum(-2)[..., None] * y - w.mT @ x
+        return _direction_sums(x, y, distances, grad)
+
+
+def _direction_sums(x: Tensor, y: Tensor, distances: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    centre = y.detach().mean(-2, keepdim=True)
+    x, y = x - centre, y - centre
+    # Zero at coincident points, a subgradient.
+    w = torch.where(distances > 0, grad / distances.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
+    dx = w.sum(-1)[..., None] * x - w @ y
+    return dx, w.sum(-2)[..., None] * y - w.mT @ x
 
 
 def _geodesic(x: Tensor, y: Tensor) -> Tensor:
@@ -261,9 +316,6 @@ def _geodesic(x: Tensor, y: Tensor) -> Tensor:
     near = 2 * torch.asin((_euclidean(x, y) / 2).clamp(max=0.75))
     far = torch.pi - 2 * torch.asin((_euclidean(x, -y) / 2).clamp(max=0.75))
     return torch.where(obtuse, far, near)
-
-
-_POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"euclidean": _euclidean, "geodesic": _geodesic}
 
 
 def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:
@@ -304,9 +356,11 @@ def mean_cost(cost: Ground, a: Tensor, b: Tensor) -> Tensor:
     a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
     if isinstance(cost, Bilinear):
         total = -((a[..., None, :] @ cost.q) * (b[..., None, :] @ cost.k)).sum((-2, -1))
-        total = total if cost.u is None else total + (a * cost.u).sum(-1)
-        return total if cost.v is None else total + (b * cost.v).sum(-1)
-    n, m = cost.shape[-2:]
-    size = max(1, 2**20 // m)
-    parts = [a[..., None, i : i + size] @ cost.block(slice(i, i + size)) for i in range(0, n, size)]
-    return (sum(parts[1:], parts[0])[..., 0, :] * b).sum(-1)
+    else:
+        n, m = cost.shape[-2:]
+        size = max(1, 2**20 // m)
+        parts = [a[..., None, i : i + size] @ cost.block(slice(i, i + size)) for i in range(0, n, size)]
+        total = (sum(parts[1:], parts[0])[..., 0, :] * b).sum(-1)
+    for w, offset in ((a, cost.u), (b, cost.v)):
+        total = total if offset is None else total + (w * offset).sum(-1)
+    return total

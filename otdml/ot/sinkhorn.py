@@ -13,6 +13,7 @@ from otdml._precision import full_precision
 from otdml.costs import Cost, Ground, Matrix, Pointwise, ground, mean_cost
 from otdml.measures import weights
 from otdml.ot.engines import Engine, Mask, engine
+from otdml.ot.hot import Excess, reheated
 from otdml.ot.implicit import Problem, envelope, implicit_potentials, plan_product
 from otdml.ot.potentials import Side, Solution, potentials
 from otdml.ot.result import OTResult
@@ -45,9 +46,10 @@ def sinkhorn(
         + \rho_a \mathrm{KL}(P 1 \,|\, a) + \rho_b \mathrm{KL}(P^\top 1 \,|\, b)
 
     with :math:`C_{ij} = c(x_i, y_j)` and :math:`\mathrm{KL}(p | q) = \sum p \log (p / q) - p + q`; without
-    :math:`\rho` the marginals are constraints. Solved by Sinkhorn's algorithm :cite:p:`cuturi:13`, over-relaxed
-    :cite:p:`thibault:21`; unbalanced as in :cite:p:`sejourne:19`. Gradients are those of the optimum, never of the
-    iterations, and second derivatives exist on the dense and streamed backends.
+    :math:`\rho` the marginals are constraints. Solved by Sinkhorn's algorithm :cite:p:`cuturi:13` under Anderson
+    acceleration :cite:p:`walker:11`, at low temperatures by way of higher ones; unbalanced as in
+    :cite:p:`sejourne:19`. Gradients are those of the optimum, never of the iterations, and second derivatives exist on
+    the dense and streamed backends.
 
     Args:
         x: First points, shape (..., n, d).
@@ -163,15 +165,18 @@ def entropic(
     check_positive("tol", tol)
     check_integer("max_iter", max_iter)
     eps = _temperature(cost, a, b) if eps is None else eps if isinstance(eps, Tensor) else check_positive("eps", eps)
+    if isinstance(cost, Matrix):
+        cost = cost.reduced(eps)
     soft = engine(cost, eps, backend, mask)
     if isinstance(cost, Pointwise) and soft.keeps_matrix:
         # The matrix is evaluated once more, with its graph, which reaches what the function depends on.
-        cost = Matrix(cost.block(slice(0, cost.shape[-2])))
+        cost = cost.matrix
     with torch.no_grad():
         problem, solution = _solve(cost, soft, (a, b), eps, penalties, init, (tol, max_iter), (backend, mask))
+        solution, over = reheated(soft, *problem.sides, solution)
     if not bool(solution.converged.all()):
         _warn(solution, tol, max_iter)
-    return _result(problem, solution, a, b, penalties)
+    return _result(problem, solution, a, b, penalties, over)
 
 
 # Iterations after which a problem is hard enough for its temperature to be approached from above, the factor between
@@ -269,7 +274,12 @@ def _warn(solution: Solution, tol: float, max_iter: int) -> None:
 
 
 def _result(
-    problem: Problem, solution: Solution, a: Tensor, b: Tensor, penalties: tuple[float | None, float | None]
+    problem: Problem,
+    solution: Solution,
+    a: Tensor,
+    b: Tensor,
+    penalties: tuple[float | None, float | None],
+    over: Excess | None,
 ) -> OTResult:
     f, g = solution.f, solution.g
     linked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *problem.cost.leaves))
@@ -280,11 +290,15 @@ def _result(
     eps, mass = problem.eps, (a.detach().sum(-1), b.detach().sum(-1))
     terms = [_dual(w, h, r) for w, h, r in zip((a, b), full, penalties, strict=True)]
     # The column marginal is exact, so the mass of the plan is that of its target.
-    plan_mass = problem.columns.target(solution.g).sum(-1)
-    value = terms[0][0] + terms[1][0] - eps * (plan_mass - mass[0] * mass[1])
+    beyond = problem.columns.target(solution.g).sum(-1) - mass[0] * mass[1] if over is None else over.mass
+    value = terms[0][0] + terms[1][0] - eps * beyond
     if linked:
         per_point = eps[..., None] if isinstance(eps, Tensor) else eps
-        duals = [d + per_point * (w.sum(-1, keepdim=True) - e) for (_, d, e), w in zip(terms, (b, a), strict=True)]
+        slacks = [w.sum(-1, keepdim=True) - e for (_, _, e), w in zip(terms, (b, a), strict=True)]
+        if over is not None:
+            known = zip(slacks, (over.rows, over.columns), strict=True)
+            slacks = [slack - slack.detach() - exact for slack, exact in known]
+        duals = [d + per_point * slack for (_, d, _), slack in zip(terms, slacks, strict=True)]
         value = envelope(problem, value.detach(), (duals[0], duals[1]), (hf, hg), a, b)
     return OTResult(
         value,

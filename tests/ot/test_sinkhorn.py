@@ -213,7 +213,8 @@ def test_matrix_gradient_is_the_plan():
 def test_hessian_vector_products(rho, backend):
     inputs = [t.requires_grad_() for t in clouds()]
     options = {"eps": 0.5, "rho": rho, "backend": backend, "tol": 1e-13, "max_iter": 20000}
-    steps = directions(*inputs, free=rho is not None)
+    # The third derivatives in weights of some hundredths are large: shorter steps keep the difference accurate.
+    steps = [v * s for v, s in zip(directions(*inputs, free=rho is not None), (1, 1, 0.1, 0.1), strict=True)]
 
     def gradient(inputs, graph=False):
         inputs = inputs if graph else [t.detach().requires_grad_() for t in inputs]
@@ -228,7 +229,7 @@ def test_hessian_vector_products(rho, backend):
         if rho is None and k >= 2:
             # Of a balanced problem the gradient in the weights matters up to a constant.
             found, expected = found - found.mean(), expected - expected.mean()
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -369,6 +370,57 @@ def test_coordinates_around_a_million(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rho", [None, 3.0, (None, 3.0)])
+@pytest.mark.parametrize("eps", [1e2, 1e6, 1e12])
+def test_large_temperatures_lose_no_digits(eps, rho, backend):
+    def solve(dtype, backend):
+        inputs = [t.to(torch.float32).to(dtype).requires_grad_() for t in clouds()]
+        # Equal masses to the last digit, whatever the dtype: eps multiplies what they differ by.
+        inputs[2:] = [torch.full((k,), 1 / 8, dtype=dtype, requires_grad=True) for k in (8, 8)]
+        inputs[:2] = [t[:8].detach().requires_grad_() for t in (torch.cat([inputs[0], inputs[1][:1]]), inputs[1])]
+        result = sinkhorn(*inputs, eps=eps, rho=rho, backend=backend)
+        gradients = torch.autograd.grad(result.value, inputs)
+        return [t.detach().double() for t in (result.value, result.f, result.g, result.plan, *gradients)]
+
+    for found, expected in zip(solve(torch.float32, backend), solve(torch.float64, "dense"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_temperature_goes_to_infinity(backend):
+    x, y, a, b = clouds()
+    # The value is the mean cost less half the variance over eps that no sum of potentials explains.
+    result = sinkhorn(x, y, a, b, eps=1e9, backend=backend)
+    C = cost_matrix(x, y)
+    centred = C - (C @ b)[:, None] - a @ C + a @ C @ b
+    torch.testing.assert_close(result.value, a @ C @ b, rtol=1e-8, atol=0)
+    near = sinkhorn(x, y, a, b, eps=1e4, backend=backend).value
+    expected = -(a @ centred.square() @ b) / 2e4
+    torch.testing.assert_close(near - a @ C @ b, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distances_between_far_clouds_keep_their_digits(backend):
+    x, y, _, _ = (t.float() for t in clouds(30, 20))
+    far = y + torch.tensor([1e4, 0.0, 0.0])
+    result = sinkhorn(x, far, cost="euclidean", eps=0.5, backend=backend)
+    exactly = sinkhorn(x.double(), far.double(), cost="euclidean", eps=0.5, tol=1e-9)
+    error = (result.plan.double().sum(-1) - 1 / 30).abs().sum()
+    assert float(error) <= 1.02e-3
+    torch.testing.assert_close(result.plan.double(), exactly.plan, rtol=0.02, atol=1e-6)
+    torch.testing.assert_close(result.value.double(), exactly.value, rtol=1e-6, atol=0)
+
+
+def test_a_matrix_far_from_zero_is_solved_as_one_near_it():
+    C = cost_matrix(*(t.float() for t in clouds()[:2])).round(decimals=2)
+    C = (C * 128).round() / 128
+    near, far = sinkhorn_matrix(C, eps=0.3), sinkhorn_matrix((C + 2**14).requires_grad_(), eps=0.3)
+    torch.testing.assert_close(far.plan.detach(), near.plan)
+    torch.testing.assert_close(far.value.detach(), near.value + 2**14)
+    assert far.value.requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_small_temperatures_are_reached_by_cooling(backend):
     x, y, _, _ = clouds(60, 50, shift=0)
     result = sinkhorn(x, y, eps=1e-3, max_iter=10000, backend=backend)
@@ -442,7 +494,7 @@ def test_no_graph_is_kept_alive():
             torch.autograd.grad(result.value, x)
         del result
         gc.collect()
-        counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+        counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
     assert counts[1] == counts[2]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from otdml.costs import Ground, Matrix, Pointwise
+from otdml.costs import Ground, Pointwise
 from otdml.ot.engines.streamed import Mask, Streamed
 
 __all__ = ["Dense"]
@@ -34,7 +34,7 @@ class Dense(Streamed):
 
     def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
         if isinstance(cost, Pointwise):
-            cost = Matrix(cost.block(slice(0, cost.shape[-2])))
+            cost = cost.matrix
         super().__init__(cost, mask)
         self.kernel: Tensor | None = None
         self.exact = self.shifts = False

@@ -81,6 +81,11 @@ class Streamed:
         r""":math:`-\log \sum_i \exp(h_i - R_{ij})`, shape (..., m)."""
         return Streamed(self.cost.mT, self._mask_transposed()).rows(h)
 
+    def excess(self, f: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        r""":math:`\sum_j b_j (\exp(f_i + g_j - R_{ij}) - 1)`, shape (..., n), to all digits where it is small."""
+        blocks = (scores.add_(f[..., rows, None]).expm1_() for rows, scores in self._blocks(g))
+        return torch.cat([(block @ b[..., None])[..., 0] for block in blocks], -1)
+
     def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
         r"""Blocks of rows of the plan :math:`P_{ij} = \exp(h^f_i + h^g_j - R_{ij})`, each with its slice."""
         for rows, scores in self._blocks(hg):
