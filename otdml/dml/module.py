@@ -1,17 +1,19 @@
 """The training module: network, embedding head, proxy loss and NIR, and how they are optimised."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
+from otdml.dml.backbones import BACKBONES, num_features
 from otdml.dml.backbones import backbone as make_backbone
-from otdml.dml.backbones import num_features
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
 from otdml.dml.proxies import ProxyAnchor, ProxyNCA, SoftTriple
 from otdml.dml.retrieval import retrieval_metrics
@@ -68,8 +70,8 @@ class ProxyDML(LightningModule):
     Trained on ``loss_weight * proxy_loss + nir_weight * mean(nir)``. The module trains under any Lightning trainer;
     :func:`otdml.dml.fit` runs it in a folder that a killed run can go on from. Its checkpoints hold network, head,
     proxies, flow and hyper-parameters, all as plain types: ``torch.load(path, weights_only=True)`` reads them, and
-    ``ProxyDML.load_from_checkpoint(path)`` rebuilds the module (pass ``backbone`` or ``loss`` again where they were
-    modules).
+    ``ProxyDML.load_from_checkpoint(path)`` rebuilds the module (pass ``backbone``, ``loss`` or ``nir_options`` again
+    where they were modules, or held one).
 
     Args:
         num_classes: Training classes.
@@ -145,7 +147,7 @@ class ProxyDML(LightningModule):
         self.optimizer_name = check_known("optimizer", optimizer, OPTIMIZERS)
         self.schedule_name = check_known("schedule", schedule, SCHEDULES)
         self.step_epochs = None if step_epochs is None else check_integer("step_epochs", step_epochs)
-        self.step_factor = check_positive("step_factor", step_factor)
+        self.step_factor = float(check_positive("step_factor", step_factor))
         self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, least=0)
         self.frozen_epochs = check_integer("frozen_epochs", frozen_epochs, least=0)
         self.clip = None if clip is None else check_positive("clip", clip)
@@ -165,6 +167,9 @@ class ProxyDML(LightningModule):
         """Keep the hyper-parameters that a checkpoint can hold as plain types."""
         names = [name for name in inspect.signature(ProxyDML.__init__).parameters if name != "self"]
         kept = {name: _plain(arguments[name]) for name in names if not isinstance(arguments[name], nn.Module)}
+        if kept.get("backbone") in BACKBONES and kept["backbone_options"]:
+            # The state holds them: a checkpoint must not ask again for the file that the network started from.
+            kept["backbone_options"].pop("weights", None)
         self.save_hyperparameters(kept)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -260,9 +265,15 @@ def _nir(dim: int, options: Mapping[str, Any] | None) -> nn.Module:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with its mappings and sequences as dicts and lists, which a checkpoint holds without pickled types."""
+    """``value`` as dicts, lists, strings and numbers, which a checkpoint holds without pickled types.
+
+    Modules and generators within are left out.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        kept = {key: entry for key, entry in value.items() if not isinstance(entry, nn.Module | torch.Generator)}
+        return {str(key): _plain(entry) for key, entry in kept.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
-    return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, os.PathLike) else value

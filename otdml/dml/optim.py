@@ -29,10 +29,11 @@ def by_group(name: str, value: float | Mapping[str, float], default: float | Non
         {'backbone': 0.1, 'head': 0.0, 'proxies': 0.0, 'flow': 0.0}
     """
     if not isinstance(value, Mapping):
-        return dict.fromkeys(PART_NAMES, check_nonnegative(name, value))
+        return dict.fromkeys(PART_NAMES, float(check_nonnegative(name, value)))
     for part in value:
         check_known(f"part in `{name}`", part, PART_NAMES)
-    given = {part: check_nonnegative(f"{name}[{part!r}]", number) for part, number in value.items()}
+    # Plain floats, also of NumPy's: the optimiser keeps them in its state, and a checkpoint that state.
+    given = {part: float(check_nonnegative(f"{name}[{part!r}]", number)) for part, number in value.items()}
     default = given.get("backbone") if default is None else default
     if default is None:
         # At zero, what is not named would silently stand still.

@@ -21,10 +21,10 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     least one, so it draws about as many images as there are; but as every class is drawn equally often, images of
     large classes are seen less often than those of small ones.
 
-    The batches are a function of ``seed`` and the epoch alone. Call :meth:`set_epoch` before each epoch, or all
-    epochs are alike. In distributed training every process works out the same global batch and takes its share of
-    it, classes undivided where their number allows: the batches are those of one process, whatever the number of
-    processes.
+    The batches are a function of ``seed`` and the epoch alone. Call :meth:`set_epoch` before each epoch, as Lightning
+    does by itself, or all epochs are alike. In distributed training every process works out the same global batch and
+    takes its share of it, classes undivided where their number allows: the batches are those of one process, whatever
+    the number of processes.
 
     Args:
         labels: Class of each image, integers, shape (n,).
@@ -90,6 +90,11 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         """Choose the epoch that the next iteration runs, from batch ``start`` on to resume it in its middle."""
         self.epoch = check_integer("epoch", epoch, least=0)
         self.start = check_integer("start", start, least=0)
+
+    @property
+    def sampler(self) -> "ClassBalancedBatchSampler":
+        """This sampler: Lightning calls ``set_epoch`` on a batch sampler's ``sampler``, never on itself."""
+        return self
 
     def __len__(self) -> int:
         return max(0, self.batches - self.start)

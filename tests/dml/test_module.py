@@ -1,7 +1,9 @@
 """The training module: its loss is the formula, its options do what they say, under any Lightning trainer."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -10,7 +12,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from otdml.data import Digits
-from otdml.dml import NIR, ProxyAnchor, ProxyDML, SoftTriple, TrainingConfig, fit, retrieval_metrics
+from otdml.dml import (
+    NIR,
+    ClassBalancedBatchSampler,
+    ProxyAnchor,
+    ProxyDML,
+    SoftTriple,
+    TrainingConfig,
+    fit,
+    reference_flow,
+    retrieval_metrics,
+)
 from otdml.dml.backbones import backbone
 from otdml.dml.module import LOSSES, EmbeddingHead
 
@@ -194,6 +206,34 @@ def test_hyper_parameters_are_plain():
     assert module.hparams["lr"] == {"backbone": 1e-3}
 
 
+def test_checkpoints_hold_plain_types_whatever_the_arguments(tmp_path, batch):
+    """Numbers of NumPy and generators would need an unsafe load; a flow is passed again."""
+    flow = {"flow": reference_flow(8, blocks=1, layers=2, width=4)}
+    numbers = {"lr": np.float64(1e-3), "nir_weight": np.float64(0.1), "step_factor": np.float64(0.1)}
+    options = numbers | {"schedule": "step", "loss_options": {"generator": torch.Generator()}}
+    module = trained(tmp_path, **options, nir_options=flow)
+    assert type(module.hparams["lr"]) is float
+    assert (module.hparams["nir_options"], module.hparams["loss_options"]) == ({}, {})
+    again = {"flow": reference_flow(8, blocks=1, layers=2, width=4)}
+    loaded = ProxyDML.load_from_checkpoint(tmp_path / "last.ckpt", nir_options=again, weights_only=True)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+def test_checkpoints_do_not_ask_for_the_weights_they_started_from(tmp_path):
+    options = {"in_channels": 1, "small_images": True}
+    file = tmp_path / "published.pth"
+    torch.save(backbone("resnet18", options).state_dict(), file)
+    module = ProxyDML(3, backbone="resnet18", backbone_options=options | {"weights": Path(file)}, dim=8)
+    assert torch.equal(module.backbone.conv1.weight, torch.load(file)["conv1.weight"])
+    assert module.hparams["backbone_options"] == options
+    file.unlink()
+    torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "some.ckpt")
+    content = torch.load(tmp_path / "some.ckpt", weights_only=True)
+    again = ProxyDML(**content["hyper_parameters"])
+    again.load_state_dict(content["state_dict"])
+    assert torch.equal(again.backbone.conv1.weight, module.backbone.conv1.weight)
+
+
 def test_half_precision_training_is_finite(tmp_path):
     module = ProxyDML(3, **SMALL, nir_weight=0.01, nir_options={"objective": "exp_nll"})
     config = TrainingConfig(epochs=1, precision="bf16-mixed", **CONFIG)
@@ -223,6 +263,34 @@ def test_any_trainer_validates_with_retrieval_metrics(tmp_path):
         expected = retrieval_metrics(module.eval()(val.images.float() / 255), val.labels)
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()}, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_any_trainer_turns_the_epochs_of_the_sampler(tmp_path):
+    data, seen = Digits(split="train"), []
+
+    class Watched(ProxyDML):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    sampler = ClassBalancedBatchSampler(data.labels, 3, 2, batches=1)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Watched(3, **SMALL), DataLoader(data, batch_sampler=sampler))
+    for epoch, images in enumerate(seen):
+        sampler.set_epoch(epoch)
+        assert torch.equal(images, torch.stack([data[i][0] for i in next(iter(sampler))]))
+    assert not torch.equal(*seen)
 
 
 def test_bad_arguments_are_named():
