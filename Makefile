@@ -9,7 +9,7 @@ FLAGS ?=
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       train, evaluate and report five methods on the embedded digits (minutes)"
+	@echo "make demo       train, evaluate and report seven methods on the embedded digits (minutes)"
 	@echo "make test       the test suite, with the doctests"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make lint       ruff: format and lint"

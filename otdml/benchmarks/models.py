@@ -1,6 +1,5 @@
 """Trained models: read back from their checkpoints, and given images as they were in training."""
 
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,12 +82,14 @@ def load_checkpoint(path: Path) -> "ProxyDML":
         ValueError: The file is no checkpoint of :class:`~otdml.dml.ProxyDML`, or a damaged one.
     """
     from otdml.dml import ProxyDML
+    from otdml.dml.record import UNREADABLE
 
     file = checkpoint_file(path)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{file} is no checkpoint that can be read ({str(error).splitlines()[0]}).") from error
+    except UNREADABLE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{file} is no checkpoint that can be read ({reason}).") from error
     settings = content.get("hyper_parameters") or {} if isinstance(content, dict) else {}
     if "num_classes" not in settings or "state_dict" not in content:
         raise ValueError(f"{file} is a checkpoint of another model: it lacks the settings of a ProxyDML.")

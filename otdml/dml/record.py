@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import pickle
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ from otdml.dml.module import ProxyDML
 __all__ = ["ProgressLine", "RunRecord", "TrainingConfig"]
 
 LAST, BEST, CURVE = "last.ckpt", "best.ckpt", "curve.csv"
+# What torch raises for files that are no checkpoints, or damaged ones, according to where the damage lies.
+UNREADABLE = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ def _checkpoint(trainer: Trainer, path: Path) -> None:
 def _loaded(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is no checkpoint that can be read. Delete it to start that run anew.") from error
 
 
