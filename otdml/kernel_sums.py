@@ -119,7 +119,7 @@ def smallest_squared_distance(x: Tensor) -> Tensor:
     """
     least = x.new_full((*x.shape[:-2], 1, 1), torch.inf)
     with torch.no_grad():
-        for _, _, r2 in _tiles(x, x, pairs=True, exact=True):
+        for _, _, r2, _ in _tiles(x, x, pairs=True, exact=True):
             least = torch.minimum(least, r2.amin((-2, -1), keepdim=True))
     return least
 
@@ -196,10 +196,11 @@ def _tile_sums(
     sx, sy = torch.zeros_like(ax) if wanted[0] else None, torch.zeros_like(by) if wanted[1] else None
     least = kernel.least(x.dtype)
     coincident = _scale(x, y) * (_COINCIDENT * torch.finfo(x.dtype).eps) ** 2
-    for rows, cols, r2 in _tiles(x, y, pairs, exact=not kernel.smooth):
-        k, slope = kernel(r2.clamp(min=least))
-        if not kernel.smooth:
-            slope.masked_fill_(r2 <= coincident, 0)
+    for rows, cols, r2, near in _tiles(x, y, pairs, exact=not kernel.smooth):
+        meet = r2 <= coincident if near else None
+        k, slope = kernel(r2 if kernel.smooth else r2.clamp_(min=least))
+        if meet is not None:
+            slope.masked_fill_(meet, 0)
         mirrored = pairs and rows != cols
         if pairs and not mirrored:
             k.diagonal(dim1=-2, dim2=-1).zero_()
@@ -229,7 +230,7 @@ def _force(s: Tensor | None, x: Tensor, a: Tensor) -> Tensor | None:
     return None if s is None else 2 * a[..., None] * (x * s[..., -1:] - s[..., :-1])
 
 
-def _tiles(x: Tensor, y: Tensor, pairs: bool, exact: bool) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(x: Tensor, y: Tensor, pairs: bool, exact: bool) -> Iterator[tuple[slice, slice, Tensor, bool]]:
     """Blocks of squared distances; for pairs of one cloud the blocks on and above the diagonal, infinite
     from a point to itself."""
     n, m = x.shape[-2], y.shape[-2]
@@ -239,7 +240,7 @@ def _tiles(x: Tensor, y: Tensor, pairs: bool, exact: bool) -> Iterator[tuple[sli
     for i in range(0, n, size):
         for j in range(i if pairs else 0, m, size):
             rows, cols = slice(i, min(i + size, n)), slice(j, min(j + size, m))
-            yield rows, cols, distances(rows, cols, own=pairs and i == j)
+            yield rows, cols, *distances(rows, cols, own=pairs and i == j)
 
 
 class _SquaredDistances:
@@ -253,17 +254,15 @@ class _SquaredDistances:
         self.right = torch.cat([y, one(y2), y2], -1)
         self.near = _NEAR * torch.finfo(x.dtype).eps * _scale(x, y)
 
-    def __call__(self, rows: slice, cols: slice, own: bool) -> Tensor:
-        if self.exact and self.x.shape[-1] <= _FEW:
-            return self._differences(rows, cols, own)
-        r2 = _without_own(self.left[..., rows, :] @ self.right[..., cols, :].mT, own)
-        if self.exact and (r2.amin((-2, -1), keepdim=True) < self.near).any():
-            return self._differences(rows, cols, own)
-        return r2
-
-    def _differences(self, rows: slice, cols: slice, own: bool) -> Tensor:
+    def __call__(self, rows: slice, cols: slice, own: bool) -> tuple[Tensor, bool]:
+        """A block, and whether it may hold points so near that they coincide (which a smooth kernel does not mind)."""
+        if not self.exact or self.x.shape[-1] > _FEW:
+            r2 = _without_own(self.left[..., rows, :] @ self.right[..., cols, :].mT, own)
+            if not self.exact or (r2.amin((-2, -1), keepdim=True) >= self.near).all():
+                return r2, False
         x, y = self.x[..., rows, :], self.y[..., cols, :]
-        return _without_own(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_(), own)
+        r = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        return _without_own(r.square_(), own), True
 
 
 def _without_own(r2: Tensor, own: bool) -> Tensor:
@@ -290,7 +289,7 @@ def _keops_rows(
     xi, yj = LazyTensor(x.unsqueeze(-2).contiguous()), LazyTensor(y.unsqueeze(-3).contiguous())
     bj, columns = LazyTensor(b[..., None, :, None].contiguous()), x.ndim - 1
     r2, least, symbolic = ((xi - yj) ** 2).sum(-1), kernel.least(x.dtype), kernel
-    if isinstance(kernel, RadialKernel) and isinstance(kernel.shift, Tensor):
+    if isinstance(kernel, RadialKernel) and kernel.shift is not None:
         symbolic = replace(kernel, shift=LazyTensor(kernel.shift.unsqueeze(-1)))
     if pairs:
         index = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)

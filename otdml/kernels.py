@@ -146,7 +146,7 @@ class RadialKernel:
 
     profile: Profile
     exponential: bool = True
-    shift: float | Tensor = 0.0
+    shift: Tensor | None = None
 
     @property
     def smooth(self) -> bool:
@@ -169,7 +169,7 @@ class RadialKernel:
         radial = self._radial
         if not isinstance(radial, _Logarithm):
             return limits.tiny**0.8
-        if not self.exponential or isinstance(self.shift, Tensor):
+        if not self.exponential or self.shift is not None:
             return limits.eps**2
         # A slope of r^-(s+2) must leave room for the sum of many: some 1e30 in float32.
         return max(limits.eps**2, math.exp(-1.6 * math.log(limits.max) / (radial.s + 2)))
@@ -178,7 +178,7 @@ class RadialKernel:
         value, slope = self.profile(r2)
         if not self.exponential:
             return value, cast(Tensor, slope)
-        value = (value - self.shift).exp()
+        value = (value if self.shift is None else value - self.shift).exp()
         return value, value * slope
 
     def relative_to(self, r2: Tensor) -> tuple["RadialKernel", Tensor]:
@@ -373,5 +373,5 @@ def _quadrature(kernel: RadialKernel, d: int) -> float:
     density = (d - 2) * torch.minimum(t, rest).sin().log() + t.log() + rest.log() + u.cosh().log()
     value, _ = kernel.profile((2 * (t / 2).sin()).square())
     if kernel.exponential:
-        return float((density + value).logsumexp(0).sub(density.logsumexp(0)).sub(kernel.shift).exp())
+        return float((density + value).logsumexp(0).sub(density.logsumexp(0)).exp())
     return float((density.softmax(0) * value).sum())

@@ -33,8 +33,8 @@ def spherical_code(
     .. math:: \max_{x_1, \dots, x_n} \min_{i \ne j} \angle(x_i, x_j)
 
     For use as class prototypes or as an initial table of embeddings. Adam descends the logarithm of the Gaussian energy
-    of :func:`kernel_dispersion`, whose ``gamma`` grows until only the nearest pairs count; all restarts run at once,
-    and the best is returned. Up to n = d + 1 points that is a simplex, up to 2 d points all angles are at least 90
+    of :func:`~otdml.losses.kernel_dispersion`, whose ``gamma`` grows until only the nearest pairs count; all restarts
+    run at once, and the best is returned. Up to n = d + 1 points that is a simplex, up to 2 d points all angles are at least 90
     degrees :cite:p:`rankin:55`; beyond, local optima remain, most of them within a percent of the best known
     :cite:p:`sloane:00`. The cost is ``restarts`` × ``steps`` × n² d.
 
@@ -81,5 +81,5 @@ def _schedule(n: int, d: int, done: float) -> tuple[float, float]:
     # About what n caps of equal size leave to each.
     squared_distance = min(2.0, 4 * n ** (-2 / (d - 1)))
     # A narrow force is steep: its steps are shorter, if not in proportion, as fewer pairs feel it.
-    step = _RATE * narrowing**-0.75 * min(1.0, (1 - done) / (1 - _ANNEALING))
+    step = _RATE * narrowing**-0.5 * min(1.0, (1 - done) / (1 - _ANNEALING))
     return _WIDEST * narrowing / squared_distance, step

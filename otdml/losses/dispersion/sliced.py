@@ -45,7 +45,7 @@ def sliced_dispersion(
         n_slices: Number of great circles.
         axis_aligned: Circles through two coordinate axes, which need no products: cheap, for embeddings whose
             coordinates carry no meaning of their own.
-        unbiased: Leave out the pairs of a point with itself, see :func:`circle_wasserstein`: the mean over minibatches
+        unbiased: Leave out the pairs of a point with itself, as a U-statistic does: the mean over minibatches
             is then that of all points, in value and gradient.
         generator: Source of the circles' randomness.
 
