@@ -29,7 +29,7 @@ def documented() -> set[tuple[str, str]]:
     """Module and name of everything on the API page: what autosummary lists, and data."""
     found, module = set(), ""
     for line in (DOCS / "api.rst").read_text(encoding="utf-8").splitlines():
-        if named := re.match(r"\.\. (?:py:|current)module:: (\S+)", line):
+        if named := re.match(r"\.\. (?:current)?module:: (\S+)", line):
             module = named[1]
         elif name := re.fullmatch(r"(?:   |\.\. py:data:: )([A-Za-z_]\w*)", line):
             found.add((module, name[1]))
@@ -63,6 +63,14 @@ def test_every_link_leads_to_a_page():
             # The gallery's start page is made of the one of the examples.
             where = ROOT / "examples/README.rst" if where == DOCS / "gallery/index.rst" else where
             assert where.exists(), f"{page.name} links to {name}"
+
+
+def test_every_file_of_the_project_that_a_page_names_exists():
+    for page in PAGES:
+        named = re.findall(r"``?((?:tests|otdml|docs|examples)/[\w/]+\.\w+)``?", page.read_text(encoding="utf-8"))
+        # NAME stands for a file that a reader would write.
+        gone = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+        assert not gone, f"{page.name} names {', '.join(gone)}"
 
 
 def test_every_page_of_the_site_is_in_its_contents():

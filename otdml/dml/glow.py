@@ -28,7 +28,7 @@ def reference_flow(
 ) -> nn.Module:
     r"""Flow of the published experiments: blocks of a fixed random permutation and two affine couplings.
 
-    The couplings are :class:`GlowCouplings`. The sizes of the defaults give 1,402,880 parameters at d = 128.
+    The sizes of the defaults give 1,402,880 parameters at d = 128.
 
     Args:
         dim: Number of features, d, and of context features.

@@ -56,7 +56,7 @@ def mmd(
         kernel: With r the distance in units of the bandwidth: ``"gaussian"`` exp(-r²/2), ``"laplacian"`` exp(-r),
             ``"imq"`` (1 + r²)^(-1/2), or ``"energy"`` -r, which is for measures of equal mass.
         bandwidth: Kernel scale :math:`\sigma`, in the units of the points; several, for the mean of the kernels; or
-            ``"median"`` for :func:`median_distance`.
+            ``"median"`` for the median distance between two points of the union of x and y.
         unbiased: Leave out the pairs of a point with itself (U-statistic). Its mean over samples is that of the
             measures they are drawn from, so that gradients of minibatches are unbiased; it may be negative.
         backend: ``"dense"``, ``"streamed"``, ``"keops"``, or ``"auto"``, as in :func:`otdml.kernel_sums.pair_sum`.
