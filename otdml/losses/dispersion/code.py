@@ -34,8 +34,8 @@ def spherical_code(
 
     For use as class prototypes or as an initial table of embeddings. Adam descends the logarithm of the Gaussian energy
     of :func:`~otdml.losses.kernel_dispersion`, whose ``gamma`` grows until only the nearest pairs count; all restarts
-    run at once, and the best is returned. Up to n = d + 1 points that is a simplex, up to 2 d points all angles are at least 90
-    degrees :cite:p:`rankin:55`; beyond, local optima remain, most of them within a percent of the best known
+    run at once, and the best is returned. Up to n = d + 1 points that is a simplex, up to 2 d points all angles are at
+    least 90 degrees :cite:p:`rankin:55`; beyond, local optima remain, most of them within a percent of the best known
     :cite:p:`sloane:00`. The cost is ``restarts`` × ``steps`` × n² d.
 
     Args:
