@@ -43,7 +43,8 @@ def exhibits(z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail
     k = min(NEIGHBORS, len(z) - 1)
     queries = _one_per_class(order, labels, QUERIES)
     near = nearest_neighbors(z[order], z, 1, exclude=order)[1][:, 0]
-    failures = _one_per_class(order[labels[near] != labels[order]], labels, FAILURES)
+    fails = (labels[near] != labels[order]) & ~torch.isin(order, queries)
+    failures = _one_per_class(order[fails], labels, FAILURES)
     shown = torch.cat([queries, failures])
     neighbors = nearest_neighbors(z[shown], z, k, exclude=shown)[1]
     mapped = _mapped(labels, chance)

@@ -171,7 +171,8 @@ def _panels(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
             own = [(run, curve) for run, curve in curves if run.method.partition("+")[0] == loss]
             limits = values if unit else [row[column] for _, curve in own for row in curve if column in row]
             lines = list(_lines(own, column, factor))
-            if lines:
+            # One epoch is no curve.
+            if any(len(line.x) > 1 for line in lines):
                 yield _panel(loss, column, unit, lines, (min(limits), max(limits)))
 
 

@@ -38,6 +38,7 @@ def test_failures_have_a_nearest_neighbour_of_another_class(shown):
     failing = shown["failure"]
     assert failing.any()
     assert (shown["neighbor_class"][failing, 0] != shown["query_class"][failing]).all()
+    assert len(set(shown["query"][:, 0, 0].tolist())) == len(shown["query"])
 
 
 def test_random_queries_come_from_different_classes_and_do_not_depend_on_the_embedding(points, shown):

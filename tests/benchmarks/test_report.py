@@ -113,6 +113,15 @@ def test_report_needs_neither_curves_nor_exhibits(tmp_path, digits, write_run):
     assert "60.00" in [cell.strip() for cell in page.cells]
 
 
+def test_a_metric_of_one_epoch_gets_no_empty_chart(tmp_path, digits, write_run):
+    folder = write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    (folder.path / "curve.csv").write_text("epoch,proxy,test/recall@1\n0,3,\n1,2,0.5\n")
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    text = (tmp_path / "report.html").read_text()
+    assert "proxy term of the training loss" in text
+    assert "R@1 on unseen classes" not in text
+
+
 @pytest.mark.parametrize(
     ("name", "title"), [("recall@10", "R@10"), ("map@r", "MAP@R"), ("r_precision", "R-precision"), ("new", "new")]
 )
