@@ -20,7 +20,8 @@ def directions(d: int, n: int, *, generator: torch.Generator | None = None, like
     """
     like = torch.empty(0) if like is None else like
     device = like.device if generator is None else generator.device
-    normal = torch.randn(n, d, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    # Drawn in double precision, so that one seed gives the same directions in every precision.
+    normal = torch.randn(n, d, generator=generator, dtype=torch.float64, device=device).to(like)
     return torch.nn.functional.normalize(normal, dim=-1)
 
 
