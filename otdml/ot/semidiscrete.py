@@ -1,0 +1,170 @@
+"""Optimal transport from a measure that can be sampled to finitely many points."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_integer, check_measures, check_points, check_weights
+from otdml._precision import full_precision
+from otdml.costs import Cost, ground, mean_cost
+from otdml.measures import weights
+from otdml.ot.sinkhorn import entropic
+
+__all__ = ["SemidiscreteResult", "semidiscrete"]
+
+Sampler = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class SemidiscreteResult:
+    r"""A semi-discrete transport problem's solution.
+
+    Attributes:
+        value: Unbiased estimate of the dual objective, shape (); it carries the gradient in y and b.
+        g: Potential of the points, shape (m,), in the units of the cost, with :math:`\langle b, g \rangle = 0`.
+        mass: Share of the samples in each point's cell, shape (m,): b, up to the error of the sample.
+        marginal_error: L1 distance between ``mass`` and b.
+        y: The points, shape (m, d).
+        cost: The ground cost.
+    """
+
+    value: Tensor
+    g: Tensor
+    mass: Tensor
+    marginal_error: Tensor
+    y: Tensor
+    cost: Cost
+
+    def cells(self, x: Tensor) -> Tensor:
+        """The index of the point to which each of ``x``, shape (n, d), is sent, shape (n,).
+
+        This map is optimal between the source and the points. Differentiate ``y[cells(x)]`` for its gradient in y.
+        """
+        return _cells(x, self.y.detach(), self.cost, self.g)
+
+
+@full_precision
+def semidiscrete(
+    x: Sampler | Tensor,
+    y: Tensor,
+    b: Tensor | None = None,
+    *,
+    cost: Cost = "sqeuclidean",
+    n_samples: int = 4096,
+    n_steps: int = 200,
+    generator: torch.Generator | None = None,
+) -> SemidiscreteResult:
+    r"""Optimal transport from a measure, given by samples, to weighted points, without regularisation.
+
+    .. math::
+        \max_g \; \mathbb{E}_{x \sim \alpha} \min_j \left( c(x, y_j) - g_j \right) + \langle b, g \rangle
+
+    whose optimum splits the space into Laguerre cells, of which the j-th has the mass :math:`b_j` and is sent to
+    :math:`y_j`. Solved by stochastic gradients that are averaged :cite:p:`genevay:16`, from the potentials of an
+    entropic problem on one sample; their error falls as the root of the number of all samples. Value and gradient are
+    those of one further sample: the gradient in y_j is that of the mean cost over its cell, in b it is g.
+
+    Args:
+        x: Source: a function of a number n that draws n points, shape (n, d); or points, shape (N, d), from which
+            samples are drawn.
+        y: Points, shape (m, d).
+        b: Weights of the points, shape (m,), of mass one. Uniform if None.
+        cost: Ground cost, see :func:`~otdml.costs.ground`.
+        n_samples: Points per step. Memory and time of a step are ``n_samples`` m.
+        n_steps: Steps of stochastic gradients.
+        generator: Of the samples, where ``x`` is a tensor.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: If shapes do not fit, or the mass of b is not one.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(0, 1, 1001)[:, None]  # The uniform measure on the unit interval
+        >>> y, b = torch.tensor([[0.0], [1.0]]), torch.tensor([0.25, 0.75])
+        >>> result = semidiscrete(x, y, b, generator=torch.Generator().manual_seed(0))
+        >>> result.cells(torch.tensor([[0.2], [0.3]]))  # A quarter of the mass goes to the first point.
+        tensor([0, 1])
+    """
+    check_weights("b", b, check_points("y", y))
+    if y.ndim != 2:
+        raise argument_error("y", "have shape (m, d)", tuple(y.shape))
+    b = weights(y, b)
+    if not abs(float(b.detach().sum()) - 1) <= 1e-3:
+        raise argument_error("b", "have mass one", f"{float(b.detach().sum()):g}", "Divide it by its sum.")
+    check_integer("n_samples", n_samples)
+    samples = _samples(x, y, n_samples, generator)
+    with torch.no_grad():
+        g = _potential(samples, y, b, cost, check_integer("n_steps", n_steps))
+    last = next(samples)
+    cells = _cells(last, y.detach(), cost, g)
+    mass = torch.bincount(cells, minlength=len(y)).to(y.dtype) / len(last)
+    value = _paired_cost(last, y[cells], cost).mean() - g @ mass + b @ g
+    return SemidiscreteResult(value, g, mass, (mass - b.detach()).abs().sum(), y, cost)
+
+
+def _samples(x: Sampler | Tensor, y: Tensor, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    while True:
+        if isinstance(x, Tensor):
+            where = x.device if generator is None else generator.device
+            points = x[torch.randint(len(x), (n,), generator=generator, device=where).to(x.device)]
+        else:
+            points = x(n)
+        points = points.detach().to(y.dtype)
+        check_measures(points, y)
+        yield points
+
+
+def _potential(samples: Iterator[Tensor], y: Tensor, b: Tensor, cost: Cost, n_steps: int) -> Tensor:
+    first = next(samples)
+    g = _entropic_potential(first, y, b, cost)
+    if len(y) == 1:
+        return g
+    best = _reduced_scores(first, y, cost, g).topk(2).values
+    # A cell's mass goes when its potential falls by about the mean gap to the second best: a Newton step's length.
+    newton = (best[:, 0] - best[:, 1]).mean() / b.clamp(min=torch.finfo(b.dtype).eps)
+    average, total = torch.zeros_like(g), 0
+    for step in range(1, n_steps + 1):
+        mass = torch.bincount(_cells(next(samples), y, cost, g), minlength=len(y)).to(b.dtype) / len(first)
+        g = g + newton * (step + 3) ** -0.5 * (b - mass)
+        g = g - b @ g
+        # Early iterates count less: they are far.
+        total += step
+        average += step / total * (g - average)
+    return average
+
+
+# The entropic start, in units of the mean cost.
+TEMPERATURE = 0.01
+
+
+def _entropic_potential(x: Tensor, y: Tensor, b: Tensor, cost: Cost) -> Tensor:
+    c, a = ground(x, y, cost), weights(x, None)
+    mean = mean_cost(c, a, b).abs()
+    eps = torch.where(mean > 0, TEMPERATURE * mean, torch.ones_like(mean))
+    g = entropic(c, a, b, eps=eps, tol=1e-2).g
+    return g - b @ g
+
+
+def _reduced_scores(x: Tensor, y: Tensor, cost: Cost, g: Tensor) -> Tensor:
+    """:math:`g_j - c(x_i, y_j)`, up to a constant per row."""
+    c = ground(x, y, cost)
+    return c.scores(slice(0, len(x)), g if c.v is None else g - c.v)
+
+
+@torch.no_grad()
+def _cells(x: Tensor, y: Tensor, cost: Cost, g: Tensor) -> Tensor:
+    return _reduced_scores(x, y, cost, g).argmax(-1)
+
+
+def _paired_cost(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
+    """The costs between row i of x and row i of y, shape (n,)."""
+    c = ground(x[:, None], y[:, None], cost)
+    values = c.block(slice(0, 1))[:, 0, 0]
+    for offset in (c.u, c.v):
+        values = values if offset is None else values + offset[:, 0]
+    return values

@@ -1,0 +1,76 @@
+"""Semi-discrete transport against cells that are known."""
+
+import math
+
+import pytest
+import torch
+
+from otdml.costs import cost_matrix
+from otdml.ot import exact, semidiscrete
+from otdml.sphere import uniform_points
+
+
+def uniform(n, generator=None):
+    generator = generator or torch.Generator().manual_seed(0)
+    return lambda k: torch.rand(k, n, dtype=torch.float64, generator=generator)
+
+
+def test_two_points_on_an_interval():
+    y = torch.tensor([[0.1], [0.6]], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([0.25, 0.75], dtype=torch.float64, requires_grad=True)
+    result = semidiscrete(uniform(1), y, b, n_samples=5000)
+    # The cells are [0, 1/4] and [1/4, 1]: there the two costs less the potentials agree.
+    difference = (0.25 - 0.1) ** 2 - (0.25 - 0.6) ** 2
+    assert float(result.g[0] - result.g[1]) == pytest.approx(difference, abs=3e-3)
+    assert float(result.marginal_error) < 0.04
+    assert result.cells(torch.tensor([[0.23], [0.27]], dtype=y.dtype)).tolist() == [0, 1]
+    integral = (0.15**3 + 0.1**3 + 0.4**3 + 0.35**3) / 3
+    assert result.value.item() == pytest.approx(integral, rel=0.03)
+    dy, db = torch.autograd.grad(result.value, (y, b))
+    # Twice the mass times the way from the cell's centre.
+    torch.testing.assert_close(dy[:, 0], torch.tensor([-0.0125, -0.0375], dtype=y.dtype), rtol=0, atol=5e-3)
+    torch.testing.assert_close(db, result.g)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_a_large_sample_solves_the_problem_of_points(cost):
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.rand(k, 2, dtype=torch.float64, generator=generator) for k in (500, 5))
+    result = semidiscrete(x, y, cost=cost, generator=generator)
+    solution = exact(x, y, cost=cost)
+    assert float(result.value) == pytest.approx(float(solution.value), rel=0.05)
+    dual = (cost_matrix(x, y, cost) - result.g).min(-1).values.mean() + result.g.mean()
+    assert 0.999 * solution.value < dual < solution.value + 1e-12
+    # A few points are split between cells.
+    agreement = (result.cells(x) == solution.plan.argmax(-1)).double().mean()
+    assert agreement > 0.97
+
+
+def test_antipodes_share_the_sphere():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+
+    def squared_angle(x, y):
+        return (x @ y.mT).clamp(-1, 1).acos().square()
+
+    result = semidiscrete(lambda n: uniform_points(n, 3, generator=generator), y, cost=squared_angle)
+    assert result.g.abs().max() < 0.03
+    # The mean squared angle to a pole over its hemisphere: the integral of t² sin t up to a right angle.
+    assert float(result.value) == pytest.approx(math.pi - 2, rel=0.03)
+
+
+def test_one_point_takes_everything():
+    y = torch.tensor([[1.0, 1.0]])
+    result = semidiscrete(torch.zeros(3, 2), y, n_samples=10, n_steps=2)
+    torch.testing.assert_close(result.value, torch.tensor(2.0))
+    torch.testing.assert_close(result.mass, torch.ones(1))
+
+
+def test_errors_name_the_argument():
+    y = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="`b` must have mass one, got 2"):
+        semidiscrete(torch.zeros(4, 3), y, torch.ones(2))
+    with pytest.raises(ValueError, match=r"`y` must have shape \(m, d\)"):
+        semidiscrete(torch.zeros(4, 3), y[None])
+    with pytest.raises(ValueError, match="`y` must have the features of `x`"):
+        semidiscrete(torch.zeros(4, 2), y)
