@@ -6,6 +6,7 @@ matrix product away, a *pointwise* one is evaluated block by block, and a *matri
 potentials less u and v: clouds that are far from each other then cost no digits.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,13 +90,23 @@ class Bilinear:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A cost given by a function of two blocks of points, and offsets that are constants."""
+    """A reduced cost given by a function of two blocks of points, and offsets that are constants.
+
+    Attributes:
+        function: Blocks of points, shapes (..., n, d) and (..., m, d), to a matrix.
+        x: Points, shape (..., n, d).
+        y: Points, shape (..., m, d).
+        u: Row offsets, shape (..., n), or None for zero.
+        v: Column offsets, shape (..., m), or None for zero.
+        symbolic: The function of two symbolic points, where it can be compiled.
+    """
 
     function: Callable[[Tensor, Tensor], Tensor]
     x: Tensor
     y: Tensor
     u: Tensor | None = None
     v: Tensor | None = None
+    symbolic: Callable[[Any, Any], Any] | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -110,7 +121,8 @@ class Pointwise:
         def transposed(x: Tensor, y: Tensor) -> Tensor:
             return self.function(y, x).mT
 
-        return Pointwise(transposed, self.y, self.x, self.v, self.u)
+        symbolic = self.symbolic
+        return Pointwise(transposed, self.y, self.x, self.v, self.u, symbolic and (lambda y, x: symbolic(x, y)))
 
     def block(self, rows: slice) -> Tensor:
         values = self.function(self.x[..., rows, :], self.y)
@@ -126,10 +138,12 @@ class Pointwise:
         def function(x: Tensor, y: Tensor) -> Tensor:
             return self.function(x, y) * _per_batch(scale)
 
-        return Pointwise(function, self.x, self.y)
+        symbolic = self.symbolic
+        factor = scale[..., None, None, None] if isinstance(scale, Tensor) else scale
+        return Pointwise(function, self.x, self.y, symbolic=symbolic and (lambda x, y: symbolic(x, y) * factor))
 
     def detach(self) -> "Pointwise":
-        return Pointwise(self.function, self.x.detach(), self.y.detach(), self.u, self.v)
+        return dataclasses.replace(self, x=self.x.detach(), y=self.y.detach())
 
     @property
     def matrix(self) -> "Matrix":
@@ -226,7 +240,7 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     if cost == "cosine":
         x, y = _normalized(x), _normalized(y)
         return Bilinear(x, y, x.new_ones(x.shape[:-1]))
-    return Bilinear(x, y) if cost == "inner" else Pointwise(_geodesic, x, y)
+    return Bilinear(x, y) if cost == "inner" else Pointwise(_geodesic, x, y, symbolic=_geodesic_symbol)
 
 
 def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
@@ -251,12 +265,26 @@ def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
     if not bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any()):
-        return Pointwise(_euclidean, x, y)
+        return Pointwise(_euclidean, x, y, symbolic=_euclidean_symbol)
 
     def excess(x: Tensor, y: Tensor) -> Tensor:
         return _Excess.apply(x - p, y - q, t)
 
-    return Pointwise(excess, x, y, t.norm(dim=-1).expand(x.shape[:-1]))
+    def symbolic(x: Any, y: Any) -> Any:
+        z, far = (x - y) - t[..., None, :], t.norm(dim=-1)[..., None, None]
+        return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / (_euclidean_symbol(x, y) + far)
+
+    return Pointwise(excess, x, y, t.norm(dim=-1).expand(x.shape[:-1]), symbolic=symbolic)
+
+
+def _euclidean_symbol(x: Any, y: Any) -> Any:
+    return ((x - y) | (x - y)).sqrt()
+
+
+def _geodesic_symbol(x: Any, y: Any) -> Any:
+    x, y = x.normalize(), y.normalize()
+    # The angle between two unit vectors to all digits, wherever they are.
+    return 2 * _euclidean_symbol(x, y).atan2(_euclidean_symbol(x, -y))
 
 
 def _euclidean(x: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml.ot.engines import Engine
+from otdml.ot.progress import Progress
 
 __all__ = ["Side", "Solution", "potentials"]
 
@@ -92,6 +93,13 @@ def potentials(
     """Optimal potentials by Sinkhorn iterations under Anderson acceleration, the column marginal exact at the end."""
     g = _start(engine, rows, columns, init)
     engine.centre(g)
+    with Progress(tol, max_iter) as progress:
+        return _iterate(engine, rows, columns, g, tol, max_iter, progress)
+
+
+def _iterate(
+    engine: Engine, rows: Side, columns: Side, g: Tensor, tol: float, max_iter: int, progress: Progress
+) -> Solution:
     accelerated = _Anderson()
     # On the CPU looking at the error is free; elsewhere it waits for the device.
     every = 1 if g.device.type == "cpu" else 4
@@ -103,6 +111,7 @@ def potentials(
         if iteration % every == 0 or iteration >= last:
             error = columns.error(g, softmin)
             worst = float(error.max())
+            progress.show(iteration, worst)
             done = worst <= tol or iteration >= last
             # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
             stale = (done or iteration % 4 == 0 or not math.isfinite(worst)) and engine.recentre(f, g)

@@ -64,7 +64,8 @@ def sinkhorn(
         tol: L1 error of the marginals, relative to the mass, at which to stop.
         max_iter: Most iterations; beyond them the result has ``converged`` False, and a warning says so.
         init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
-        backend: "auto", "dense" (the matrix is kept) or "streamed" (memory linear in n and m).
+        backend: "dense" keeps the matrix; "streamed" needs memory linear in n and m; "keops" does too and is compiled
+            at first use, for few features. "auto" is dense where the matrix takes at most 1 GiB, and streamed beyond.
 
     Returns:
         The result; its value has shape (...).
@@ -201,7 +202,7 @@ def _solve(
         f, g = (None if h is None else _reduced(h, s, scale) for h, s in zip(init, problem.sides, strict=True))
         return problem, potentials(soft, *problem.sides, tol=tol, max_iter=max_iter, init=(f, g))
     first = min(max_iter, PATIENCE)
-    solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=(None, soft.start()))
+    solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=(None, _start(soft, problem.sides)))
     if first == max_iter or bool(solution.converged.all()):
         return problem, solution
     spent, g = first, None
@@ -209,12 +210,17 @@ def _solve(
         warm = engine(cost, eps * factor, *choice)
         sides = _sides(cost, weights, eps * factor, penalties)
         found = potentials(
-            warm, *sides, tol=ROUGH, max_iter=PATIENCE, init=(None, warm.start() if g is None else g / factor)
+            warm, *sides, tol=ROUGH, max_iter=PATIENCE, init=(None, _start(warm, sides) if g is None else g / factor)
         )
         g, spent = found.g * factor, spent + found.n_iter
     left = max(1, max_iter - spent)
     final = potentials(soft, *problem.sides, tol=tol, max_iter=left, init=(None, solution.g if g is None else g))
     return problem, dataclasses.replace(final, n_iter=spent + final.n_iter)
+
+
+def _start(soft: Engine, sides: tuple[Side, Side]) -> Tensor:
+    rows, columns = sides
+    return soft.start(rows.weights, columns.weights, balanced=rows.rho is None and columns.rho is None)
 
 
 def _temperatures(cost: Ground, weights: tuple[Tensor, Tensor], eps: Tensor | float) -> list[float]:

@@ -9,11 +9,17 @@ from torch import Tensor
 from otdml._checks import check_choice
 from otdml.costs import Ground
 from otdml.ot.engines.dense import Dense
+from otdml.ot.engines.keops import Symbolic
 from otdml.ot.engines.streamed import Mask, Streamed
 
-__all__ = ["BACKENDS", "Dense", "Engine", "Mask", "Streamed", "engine"]
+__all__ = ["BACKENDS", "Dense", "Engine", "Mask", "Streamed", "Symbolic", "engine"]
 
-BACKENDS = ("auto", "dense", "streamed")
+_ENGINES: dict[str, type[Streamed]] = {
+    "dense": Dense,
+    "streamed": Streamed,
+    "keops": Symbolic,
+}
+BACKENDS = ("auto", *_ENGINES)
 
 # Above this many bytes of matrix, only the points are kept.
 DENSE_BYTES = 2**30
@@ -29,7 +35,7 @@ class Engine(Protocol):
     def shape(self) -> torch.Size: ...
     @property
     def mT(self) -> "Engine": ...
-    def start(self) -> Tensor: ...
+    def start(self, a: Tensor, b: Tensor, *, balanced: bool) -> Tensor: ...
     def centre(self, g: Tensor) -> None: ...
     def recentre(self, f: Tensor, g: Tensor) -> bool: ...
     def rows(self, h: Tensor) -> Tensor: ...
@@ -46,4 +52,4 @@ def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask 
     if backend == "auto":
         entries = cost.shape.numel()
         backend = "dense" if entries * cost.leaves[0].element_size() <= DENSE_BYTES else "streamed"
-    return Dense(scaled, mask) if backend == "dense" else Streamed(scaled, mask)
+    return _ENGINES[backend](scaled, mask)

@@ -42,7 +42,7 @@ class Streamed:
         mask = self.mask
         return mask and (lambda rows, columns: mask(columns, rows).mT)
 
-    def start(self) -> Tensor:
+    def start(self, a: Tensor, b: Tensor, *, balanced: bool) -> Tensor:
         """A column potential to start from: the optimal one between isotropic Gaussians of the points' spreads."""
         cost = self.cost
         if not isinstance(cost, Bilinear):
