@@ -60,7 +60,7 @@ def frank_wolfe(A, B):
 def test_value_and_divergence_are_those_of_the_plan(cost_x, cost_y, dx, dy):
     x, y, a, b = clouds(6, 5, dx, dy)
     A, B = inner_costs(x, y, cost_x, cost_y)
-    result = gromov(x, y, a, b, cost_x=cost_x, cost_y=cost_y, eps=0.2 * float(A.std() * B.std().detach()), tol=1e-7)
+    result = gromov(x, y, a, b, cost_x=cost_x, cost_y=cost_y, eps=0.5 * float(A.std() * B.std().detach()), tol=1e-7)
     P = result.plan
     assert result.converged
     torch.testing.assert_close(result.marginals, (a, b), rtol=0, atol=1e-7)
