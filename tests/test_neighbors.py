@@ -242,8 +242,6 @@ class Searching(Dataset):
         return nearest_neighbors(self.x, self.x, 2, exclude=torch.arange(len(self.x)), backend="faiss")[1]
 
 
-# Where an earlier test has imported JAX, it warns of every fork; the child here does not touch it.
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_search_works_in_a_forked_worker_after_one_in_its_parent(generator):
     threads = torch.get_num_threads()
     try:

@@ -495,7 +495,8 @@ def test_a_thousand_calls_leave_nothing_behind():
         return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
 
     before, peak = tensors_after(20), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert tensors_after(1000) == before
+    # Fewer are what other tests had left to be collected.
+    assert tensors_after(1000) <= before
     # In KiB. One kernel takes 80 of them.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 20_000
 
