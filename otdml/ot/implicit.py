@@ -178,15 +178,19 @@ class _Implicit(torch.autograd.Function):
         ctx: Any, problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Tensor, *leaves: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.problem = problem
-        ctx.set_materialize_grads(True)
+        ctx.set_materialize_grads(False)
         f, g = f.clone(), g.clone()
         ctx.save_for_backward(f, g, a, b)
         return f, g
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, df: Tensor, dg: Tensor) -> Gradients:
+    def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> Gradients:
+        # The gradient of the value alone, which is that of the envelope, comes by here with nothing.
+        if df is None and dg is None:
+            return (None,) * len(ctx.needs_input_grad)
         f, g, a, b = ctx.saved_tensors
+        df, dg = torch.zeros_like(f) if df is None else df, torch.zeros_like(g) if dg is None else dg
         problem = ctx.problem
         lam, mu = _adjoint(problem, f, g, df, dg)
         left, right = torch.stack([lam, a], -1) * problem.scale(2), torch.stack([b, mu], -1)

@@ -34,6 +34,11 @@ class Side:
         """The logarithms of the weights."""
         return self.weights.log()
 
+    @cached_property
+    def mass(self) -> Tensor:
+        """The sum of the weights, shape (...)."""
+        return self.weights.sum(-1)
+
     def update(self, softmin: Tensor) -> Tensor:
         """The reduced potential that is optimal given the soft minimum over the other side."""
         if self.rho is None:
@@ -57,6 +62,8 @@ class Side:
 
     def error(self, f: Tensor, softmin: Tensor) -> Tensor:
         """L1 distance of the plan's marginal to its target, relative to the target's mass, shape (...)."""
+        if self.rho is None:
+            return torch.expm1(f - softmin).abs_().mul_(self.weights).sum(-1) / self.mass
         marginal, target = self.weights * torch.exp(f - softmin), self.target(f)
         # The mass of an unbalanced plan can be any, and zero in the end.
         return (marginal - target).abs_().sum(-1) / target.sum(-1).clamp(min=torch.finfo(f.dtype).tiny)

@@ -1,12 +1,13 @@
 """Soft minima and plan products on a kernel matrix that is kept."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from otdml.costs import Ground, Pointwise
-from otdml.ot.engines.streamed import Mask, Streamed
+from otdml.ot.engines.streamed import Mask, Streamed, exponential
 
 __all__ = ["Dense"]
 
@@ -50,25 +51,33 @@ class Dense(Streamed):
 
     def centre(self, g: Tensor) -> None:
         """Centre the kernel at ``g`` and at the hard minimum over it."""
-        shape = self.shape
-        kernel = g.new_empty(shape)
-        tops = []
-        for _, scores in self._blocks(g, out=kernel):
-            top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(g.dtype).min)
-            scores.sub_(top)
-            tops.append(top[..., 0])
-        self.f = torch.cat(tops, -1).neg_()
-        columns = kernel.amax(-2)
-        # Where columns have mass already, as they do for clouds that overlap, one pass less is needed.
+        # A kernel that is centred anew stays where it is: fresh memory costs as much as its entries.
+        if self.kernel is None:
+            self.kernel = g.new_empty(self.shape)
+        self.g = g
+        columns = self._fill(g)
+        # Where columns have mass already, as they do for clouds that overlap, one pass is enough.
         if bool((columns < -DRIFT).any()):
             columns.clamp_(min=torch.finfo(g.dtype).min)
-            kernel.sub_(columns[..., None, :])
             self.g = g - columns
-        else:
-            self.g = g
-        kernel.exp_()
-        self.exact = bool(kernel.amin() >= NEGLIGIBLE)
-        self.kernel = kernel if self.exact else torch.nn.functional.threshold(kernel, NEGLIGIBLE, 0.0, inplace=True)
+            self._fill(g, columns)
+
+    def _fill(self, g: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Write the kernel centred at ``g - columns`` while its blocks are in the cache; the columns' log maxima."""
+        assert self.kernel is not None
+        tops, highest, lowest = [], [], []
+        for _, scores in self._blocks(g, out=self.kernel):
+            top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(g.dtype).min)
+            scores.sub_(top)
+            if columns is not None:
+                scores.sub_(columns[..., None, :])
+            tops.append(top[..., 0])
+            highest.append(scores.amax(-2))
+            lowest.append(scores.amin())
+            exponential(scores, NEGLIGIBLE)
+        self.f = torch.cat(tops, -1).neg_()
+        self.exact = bool(torch.stack(lowest).amin() >= math.log(NEGLIGIBLE))
+        return torch.stack(highest).amax(0)
 
     def recentre(self, f: Tensor, g: Tensor) -> bool:
         """Make the kernel fit these potentials, if it is not to be trusted there; whether that was so."""
@@ -80,10 +89,11 @@ class Dense(Streamed):
         first, self.shifts = not self.shifts, True
         if self.exact:
             return first
-        self.kernel = None
         self.centres += 1
         if self.centres < MOST_CENTRES:
             self.centre(g)
+        else:
+            self.kernel = None
         return True
 
     def rows(self, h: Tensor) -> Tensor:
