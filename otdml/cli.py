@@ -47,6 +47,10 @@ Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set, 
 Protocol = Annotated[str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small or full.")]
 Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set; digits need none.")]
 Recipe = Annotated[Path | None, typer.Option("--preset", help="A TOML file of your own instead of a data set.")]
+SPREAD = "A dispersion loss and its weight, such as koleo:0.1, or koleo:0.1@proxies."
+Spreads = Annotated[
+    list[str] | None, typer.Option(help=f"{SPREAD} Every method is run without and with it; repeat for more.")
+]
 Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1)]
 HoldOut = Annotated[
     bool, typer.Option("--hold-out", help="Train without the validation classes, and report the best epoch on them.")
@@ -104,6 +108,7 @@ def options(
         "otdml benchmark -d digits",
         "otdml benchmark -d omniglot -p small --root DATA --seeds 5",
         "otdml benchmark -d digits -m proxy-anchor -m proxy-anchor+nir --out runs/mine",
+        "otdml benchmark -d digits -m proxy-nca --dispersion koleo:0.1 --dispersion uniformity:1@proxies",
     )
 )
 def benchmark(
@@ -113,6 +118,7 @@ def benchmark(
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="A method; repeat for more. Default: the preset's.")
     ] = None,
+    dispersion: Spreads = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1)] = None,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
@@ -141,7 +147,8 @@ def benchmark(
         return
     with _arguments():
         chosen = _preset(dataset, protocol, preset)
-        methods = [chosen.method(name) for name in dict.fromkeys(method or chosen.compare)]
+        names = [_dispersed(name, arm) for name in method or chosen.compare for arm in (None, *(dispersion or ()))]
+        methods = {one.name: one for one in map(chosen.method, names)}.values()
         folder = out or Path("runs") / chosen.name
         data = _tolerance(allow_partial, skip_corrupt)
         run_of = partial(Run.of, chosen, hold_out=hold_out, data=data, epochs=epochs)
@@ -182,6 +189,13 @@ def _preset(dataset: str | None, protocol: str | None, path: Path | None) -> "Pr
     return preset(name)
 
 
+def _dispersed(method: str, dispersion: str | None) -> str:
+    """The name of a method with a dispersion loss."""
+    from otdml.dml.dispersion import Dispersion
+
+    return method if dispersion is None else f"{method}+{Dispersion(dispersion)}"
+
+
 def _tolerance(allow_partial: bool, skip_corrupt: bool) -> dict[str, Any]:
     """Arguments of a data set that is not as published."""
     wanted = {"allow_partial": allow_partial, "on_corrupt": skip_corrupt and "skip"}
@@ -204,6 +218,7 @@ def train(
     method: Annotated[str, typer.Option("--method", "-m", help="Its proxy loss, and arm.")] = "proxy-anchor",
     protocol: Protocol = None,
     root: Root = None,
+    dispersion: Annotated[str | None, typer.Option(help=SPREAD)] = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0)] = 0,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
@@ -224,7 +239,8 @@ def train(
     with _arguments():
         chosen = _preset(dataset, protocol, preset)
         data = _tolerance(allow_partial, skip_corrupt)
-        run = Run.of(chosen, chosen.method(method), seed, hold_out=hold_out, data=data, epochs=epochs)
+        arm = chosen.method(_dispersed(method, dispersion))
+        run = Run.of(chosen, arm, seed, hold_out=hold_out, data=data, epochs=epochs)
         folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
         folder.check(run)
     execute(run, folder.path, root, progress=console.is_terminal)

@@ -206,6 +206,30 @@ def test_benchmark_from_start_to_report_and_again_without_training(otdml_, prese
     assert "training.epochs: 1 there, 2 here" in " ".join(changed.output.split())
 
 
+def test_dispersion_is_an_arm_beside_the_method_without_it(otdml_, preset, tmp_path):
+    words = ("benchmark", "--preset", preset, "--out", tmp_path, "--jobs", "1", "-m", "proxy-anchor")
+    result = otdml_(*words, "--dispersion", "koleo:0.10", "--dispersion", "uniformity:1@proxies")
+    assert result.exit_code == 0, result.output
+    names = {"proxy-anchor", "proxy-anchor+koleo:0.1", "proxy-anchor+uniformity:1@proxies"}
+    assert {run["method"] for run in json.loads((tmp_path / "results.json").read_text())["runs"]} == names
+    assert all(name in (tmp_path / "report.html").read_text() for name in names)
+    run = json.loads((tmp_path / "proxy-anchor+koleo:0.1" / "seed-0" / "config.json").read_text())["run"]
+    assert run["model"]["dispersion"] == "koleo:0.1"
+    # What is there is known again, and evaluates as any run.
+    assert otdml_(*words).exit_code == 0
+    assert otdml_("evaluate", tmp_path / "proxy-anchor+koleo:0.1" / "seed-0").exit_code == 0
+
+
+def test_dispersion_of_one_run(otdml_, preset, tmp_path):
+    words = ("train", "--preset", preset, "--dispersion")
+    wrong = otdml_(*words, "koleo")
+    assert wrong.exit_code == 2
+    assert "NAME:WEIGHT" in wrong.output
+    result = otdml_(*words, "max-cosine:0.5@proxies", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "config.json").read_text())["run"]["method"] == "proxy-anchor+max-cosine:0.5@proxies"
+
+
 def test_a_failure_is_one_message_and_exit_code_1(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["otdml", "evaluate", str(tmp_path / "none.ckpt")])
     with pytest.raises(SystemExit) as ended:

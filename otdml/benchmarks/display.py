@@ -14,6 +14,7 @@ from otdml.benchmarks.presets import preset, preset_files
 from otdml.benchmarks.report import metric_title, percent, statement
 from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
 from otdml.benchmarks.speed.harness import Measurement, geometric_mean, ratios
+from otdml.dml.dispersion import REGULARISERS
 
 __all__ = ["metrics_table", "show_catalogue", "show_measurements", "show_table", "watch"]
 
@@ -115,6 +116,7 @@ def show_catalogue(console: Console) -> None:
     methods = Table("method", "what", box=None, header_style="dim")
     for method in METHODS.values():
         methods.add_row(method.name, f"{LOSSES[method.loss]}: {ARMS[method.arm]}")
+    methods.add_row("...+NAME:WEIGHT[@PLACE]", f"one of these with a dispersion loss: {', '.join(REGULARISERS)}")
     console.print(methods)
 
 

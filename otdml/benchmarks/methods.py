@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from otdml._checks import check_known
+from otdml.dml.dispersion import Dispersion
 
-__all__ = ["ARMS", "LOSSES", "METHODS", "Method"]
+__all__ = ["ARMS", "LOSSES", "METHODS", "Method", "method", "parts"]
 
 LOSSES = {"proxy-anchor": "ProxyAnchor", "proxy-nca": "ProxyNCA++", "soft-triple": "SoftTriple"}
 ARMS = {
@@ -34,6 +35,7 @@ class Method:
         weight_decay: Likewise.
         warmup_epochs: Epochs of linear learning-rate warm-up; None for the preset's.
         frozen_epochs: Epochs in which the backbone stands still; None for the preset's.
+        dispersion: A dispersion loss on top, such as ``"koleo:0.1"``; see :class:`~otdml.dml.Dispersion`.
 
     Example:
         >>> METHODS["proxy-anchor+nir"].control.name
@@ -50,10 +52,11 @@ class Method:
     weight_decay: Mapping[str, float] = field(default_factory=dict)
     warmup_epochs: int | None = None
     frozen_epochs: int | None = None
+    dispersion: str | None = None
 
     @property
     def name(self) -> str:
-        return self.loss + self.arm
+        return self.loss + self.arm + (f"+{self.dispersion}" if self.dispersion else "")
 
     @property
     def control(self) -> "Method":
@@ -75,7 +78,7 @@ class Method:
         return {name: value for name, value in asdict(self).items() if name != "arm" and value is not None}
 
 
-SETTINGS = tuple(f.name for f in fields(Method) if f.name not in ("loss", "arm"))
+SETTINGS = tuple(f.name for f in fields(Method) if f.name not in ("loss", "arm", "dispersion"))
 
 
 def _arms(loss: str) -> list[Method]:
@@ -84,3 +87,32 @@ def _arms(loss: str) -> list[Method]:
 
 
 METHODS: dict[str, Method] = {method.name: method for loss in LOSSES for method in _arms(loss)}
+
+
+def parts(name: str) -> tuple[str, str, str]:
+    """Loss, arm and dispersion of a method's name, the last two perhaps empty.
+
+    Example:
+        >>> parts("proxy-anchor+nir+koleo:0.1")
+        ('proxy-anchor', '+nir', 'koleo:0.1')
+    """
+    rest, plus, dispersion = name.rpartition("+")
+    if ":" not in dispersion:
+        rest, dispersion = name, ""
+    loss, plus, arm = rest.partition("+")
+    return loss, plus + arm, dispersion
+
+
+def method(name: str) -> Method:
+    """The method of that name: one of :data:`METHODS`, with a dispersion loss if ``+NAME:WEIGHT[@PLACE]`` follows.
+
+    Raises:
+        ValueError: There is no such method; the message lists those there are.
+
+    Example:
+        >>> method("proxy-nca+koleo:0.10").name
+        'proxy-nca+koleo:0.1'
+    """
+    loss, arm, dispersion = parts(name)
+    found = METHODS[check_known("method", loss + arm, METHODS)]
+    return replace(found, dispersion=str(Dispersion(dispersion))) if dispersion else found

@@ -2,12 +2,13 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from otdml._checks import argument_error, check_known
-from otdml.benchmarks.methods import METHODS, Method
+from otdml.benchmarks.methods import METHODS, Method, parts
+from otdml.benchmarks.methods import method as known_method
 
 __all__ = ["Preset", "Published", "preset", "preset_files"]
 
@@ -69,17 +70,19 @@ class Preset:
     def method(self, name: str) -> Method:
         """The method of that name, with the settings tuned for this benchmark.
 
+        A dispersion loss adds to a method, and changes none of its settings.
+
         Raises:
             ValueError: There is no such method; the message lists those there are.
         """
-        known = METHODS[check_known("method", name, METHODS)]
+        known = known_method(name)
         tuned = METHODS[known.loss].changed(self.settings.get(known.loss, {}))
         if not known.arm:
-            return tuned
+            return replace(tuned, dispersion=known.dispersion)
         own = {key: getattr(tuned, key) for key in ("loss_options", "loss_weight", "lr", "weight_decay")}
         shared = own | {"warmup_epochs": tuned.warmup_epochs, "frozen_epochs": tuned.frozen_epochs}
         head = METHODS[f"{known.loss}+nir"].changed(shared).changed(self.settings.get(f"{known.loss}+nir", {}))
-        return head if known.arm == "+nir" else head.control
+        return replace(head if known.arm == "+nir" else head.control, dispersion=known.dispersion)
 
 
 def preset_files() -> dict[str, Path]:
@@ -114,7 +117,7 @@ def _parsed(path: Path, content: dict[str, Any]) -> Preset:
     missing = {"title", "dataset", "model", "training", "compare"} - set(content)
     if missing:
         raise argument_error(path.name, f"set {', '.join(sorted(missing))}", sorted(content))
-    for method in [*content["compare"], *content.get("settings", {})]:
-        check_known(f"method in {path.name}", method, METHODS)
+    for name in [*("".join(parts(one)[:2]) for one in content["compare"]), *content.get("settings", {})]:
+        check_known(f"method in {path.name}", name, METHODS)
     content["published"] = tuple(Published(**entry) for entry in content.get("published", ()))
     return Preset(name=path.stem, **content | {"compare": tuple(content["compare"])})

@@ -12,7 +12,7 @@ import torch
 from otdml._files import write_text
 from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
-from otdml.benchmarks.methods import ARMS, LOSSES
+from otdml.benchmarks.methods import ARMS, LOSSES, parts
 from otdml.benchmarks.presets import Preset, Published
 from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
 
@@ -31,6 +31,7 @@ TITLES = {
     "nmi": "NMI",
 }
 STYLES = {"": "plain", "+nir": "nir", "+nir-control": "control"}
+DISPERSED = "with a dispersion loss"
 
 
 def metric_title(name: str) -> str:
@@ -71,7 +72,8 @@ def write_report(
         "preset": preset,
         "command": shlex.join(command),
         "failures": list(failures),
-        "arms": {style: ARMS[arm] for arm, style in STYLES.items()},
+        "arms": {style: ARMS[arm] for arm, style in STYLES.items()} | {"dispersed": DISPERSED},
+        "style": _style,
         **_tables(preset, runs),
         "panels": list(_panels(runs)),
         "galleries": galleries,
@@ -106,7 +108,8 @@ def _template(name: str) -> "Template":
 
 
 def _style(method: str) -> str:
-    return STYLES.get(method.removeprefix(method.partition("+")[0]), "plain")
+    _, arm, dispersion = parts(method)
+    return "dispersed" if dispersion else STYLES.get(arm, "plain")
 
 
 def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from otdml._files import write_text
-from otdml.benchmarks.methods import ARMS, LOSSES
+from otdml.benchmarks.methods import ARMS, LOSSES, parts
 from otdml.benchmarks.runs import RunFolder
 
 __all__ = [
@@ -119,8 +119,8 @@ def _finished(folder: RunFolder) -> Finished:
 
 
 def _rank(method: str) -> tuple[int, int, str]:
-    loss, plus, arm = method.partition("+")
-    return [*LOSSES, loss].index(loss), [*ARMS, plus + arm].index(plus + arm), method
+    loss, arm, dispersion = parts(method)
+    return [*LOSSES, loss].index(loss), [*ARMS, arm].index(arm), dispersion
 
 
 def methods_of(runs: Iterable[Finished]) -> list[str]:
@@ -145,10 +145,12 @@ def _by_seed(runs: Iterable[Finished], method: str, metric: str, checkpoint: str
 
 
 def comparisons(runs: Sequence[Finished], metric: str = "recall@1", checkpoint: str = "last") -> list[Comparison]:
-    """The NIR head against its loss alone and against its control arm, and the control arm against the loss alone."""
-    present = set(methods_of(runs))
+    """The NIR head against its loss alone and against its control arm, the control arm against the loss alone, and
+    each dispersion loss against the same method without it."""
+    present = methods_of(runs)
     pairs = [(loss + arm, loss + other) for loss in LOSSES for arm, other in COMPARED]
-    return [_compared(runs, *pair, metric, checkpoint) for pair in pairs if present.issuperset(pair)]
+    pairs += [(name, name.removesuffix(f"+{parts(name)[2]}")) for name in present if parts(name)[2]]
+    return [_compared(runs, *pair, metric, checkpoint) for pair in pairs if set(pair) <= set(present)]
 
 
 def _compared(runs: Sequence[Finished], method: str, against: str, metric: str, checkpoint: str) -> Comparison:

@@ -8,6 +8,7 @@ from typing import Any
 
 # The module that holds each public name.
 _HOMES = {
+    "Dispersion": "dispersion",
     "EmbeddingHead": "module",
     "FitResult": "training",
     "NIR": "nir",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
 from otdml.dml.backbones import BACKBONES, num_features
 from otdml.dml.backbones import backbone as make_backbone
+from otdml.dml.dispersion import Dispersion
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
 from otdml.dml.proxies import ProxyAnchor, ProxyNCA, SoftTriple
 from otdml.dml.retrieval import retrieval_metrics
@@ -67,7 +68,8 @@ class EmbeddingHead(nn.Module):
 class ProxyDML(LightningModule):
     r"""Proxy-based metric learning, from images to unit embeddings.
 
-    Trained on ``loss_weight * proxy_loss + nir_weight * mean(nir)``. The module trains under any Lightning trainer;
+    Trained on ``loss_weight * proxy_loss + nir_weight * mean(nir)``, plus a weighted dispersion loss where one is asked
+    for. The module trains under any Lightning trainer;
     :func:`otdml.dml.fit` runs it in a folder that a killed run can go on from. Its checkpoints hold network, head,
     proxies, flow and hyper-parameters, all as plain types: ``torch.load(path, weights_only=True)`` reads them, and
     ``ProxyDML.load_from_checkpoint(path)`` rebuilds the module (pass ``backbone``, ``loss`` or ``nir_options`` again
@@ -86,6 +88,8 @@ class ProxyDML(LightningModule):
         loss_weight: Scale of the proxy term.
         nir_weight: Scale of the NIR term; at zero no flow is built.
         nir_options: Arguments of :class:`otdml.dml.NIR` such as ``{"objective": "nll"}``.
+        dispersion: A dispersion loss with its weight, as :class:`otdml.dml.Dispersion` reads it: ``"koleo:0.1"`` on the
+            embeddings of a batch, ``"koleo:0.1@proxies"`` on the ``proxies`` of the loss. None for none.
         optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"``.
         lr: Learning rate, of all parts or of each of ``"backbone"``, ``"head"``, ``"proxies"``, ``"flow"``; a part
             that is not named learns at the backbone's rate.
@@ -100,7 +104,7 @@ class ProxyDML(LightningModule):
         seed: Of the initial values. PyTorch's default generator if None.
 
     Attributes:
-        backbone, head, loss, nir: The parts; ``nir`` is None where there is no flow.
+        backbone, head, loss, nir, dispersion: The parts; ``nir`` and ``dispersion`` are None where there is none.
 
     Raises:
         ValueError: If a name or a number is out of range; the message lists what there is.
@@ -127,6 +131,7 @@ class ProxyDML(LightningModule):
         loss_weight: float = 1.0,
         nir_weight: float = 0.0,
         nir_options: Mapping[str, Any] | None = None,
+        dispersion: str | None = None,
         optimizer: str = "adamw",
         lr: float | Mapping[str, float] = 1e-3,
         weight_decay: float | Mapping[str, float] = 0.0,
@@ -151,14 +156,14 @@ class ProxyDML(LightningModule):
         self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, least=0)
         self.frozen_epochs = check_integer("frozen_epochs", frozen_epochs, least=0)
         self.clip = None if clip is None else check_positive("clip", clip)
-        self.freeze_bn = freeze_bn
-        self.loss_weight = check_nonnegative("loss_weight", loss_weight)
+        self.freeze_bn, self.loss_weight = freeze_bn, check_nonnegative("loss_weight", loss_weight)
         self.nir_weight = check_nonnegative("nir_weight", nir_weight)
         with _started(seed):
             self.backbone = make_backbone(backbone, backbone_options)
             self.head = EmbeddingHead(num_features(self.backbone), dim, kind=head, pool=pool)
             self.loss: Any = _loss(loss, num_classes, dim, loss_options)
             self.nir = _nir(dim, nir_options) if nir_weight else None
+        self.dispersion = _dispersion(dispersion, self.loss)
         # A part of the backbone that the caller has frozen stays frozen.
         self._learnt = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         self._unseen: list[tuple[Tensor, Tensor]] = []
@@ -177,7 +182,7 @@ class ProxyDML(LightningModule):
         return F.normalize(self.head(self.backbone(images)).float(), dim=-1)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The total ``loss`` and its unweighted terms, ``proxy`` and, where there is a flow, ``nir``."""
+        """The total ``loss`` and its unweighted terms: ``proxy`` and, where asked for, ``nir`` and ``dispersion``."""
         # Not normalised: every loss does that itself, and once is enough.
         z = self.head(self.backbone(images))
         terms = {"proxy": self.loss(z, labels)}
@@ -185,6 +190,9 @@ class ProxyDML(LightningModule):
         if self.nir is not None:
             terms["nir"] = self.nir(z, self.loss.class_proxies(z, labels)).mean()
             total = total + self.nir_weight * terms["nir"]
+        if self.dispersion is not None:
+            terms["dispersion"] = self.dispersion(z, self.loss.proxies if self.dispersion.place == "proxies" else z)
+            total = total + self.dispersion.weight * terms["dispersion"]
         return {"loss": total, **terms}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -262,6 +270,15 @@ def _nir(dim: int, options: Mapping[str, Any] | None) -> nn.Module:
     from otdml.dml.nir import NIR
 
     return NIR(dim, **dict(options or {}))
+
+
+def _dispersion(text: str | None, loss: nn.Module) -> Dispersion | None:
+    if text is None:
+        return None
+    found = Dispersion(text)
+    if found.place == "proxies" and not isinstance(getattr(loss, "proxies", None), Tensor):
+        raise argument_error("dispersion", "be on embeddings for a loss without `proxies`", repr(text))
+    return found
 
 
 def _plain(value: Any) -> Any:

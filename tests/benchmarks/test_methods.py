@@ -1,10 +1,11 @@
 """Methods: arms derive from their loss, and settings merge."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from otdml.benchmarks.methods import ARMS, LOSSES, METHODS, Method
+from otdml.benchmarks.methods import ARMS, LOSSES, METHODS, Method, method
 
 
 def test_every_loss_has_every_arm_under_its_own_name():
@@ -39,3 +40,25 @@ def test_arguments_are_plain_types():
     arguments = METHODS["soft-triple+nir"].arguments()
     assert json.loads(json.dumps(arguments)) == arguments
     assert "arm" not in arguments
+
+
+def test_a_dispersion_loss_is_the_end_of_a_name():
+    found = method("proxy-nca+nir+koleo:0.10@proxies")
+    assert found.name == "proxy-nca+nir+koleo:0.1@proxies"
+    assert found.dispersion == "koleo:0.1@proxies"
+    assert replace(found, dispersion=None) == METHODS["proxy-nca+nir"]
+    assert found.arguments() == METHODS["proxy-nca+nir"].arguments() | {"dispersion": "koleo:0.1@proxies"}
+    assert "dispersion" not in METHODS["proxy-nca"].arguments()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("proxy-anchor+koleo", "unknown method 'proxy-anchor.koleo'"),
+        ("proxy-anchor+kaleo:1", "unknown dispersion 'kaleo'. Did you mean 'koleo'"),
+        ("proxy-ancor+koleo:1", "unknown method 'proxy-ancor'. Did you mean 'proxy-anchor'"),
+    ],
+)
+def test_names_that_are_no_methods(name, message):
+    with pytest.raises(ValueError, match=message):
+        method(name)

@@ -132,3 +132,14 @@ def test_metric_titles(name, title):
 def test_percent():
     assert percent(Figure(0.5, 0.0125, 2)) == "50.0 ± 1.2"
     assert percent(Figure(0.5, float("nan"), 1)) == "50.0"
+
+
+def test_a_dispersion_loss_has_its_row_and_its_colour(finished, digits, write_run):
+    for seed in range(3):
+        write_run(finished, "proxy-anchor+koleo:0.1", seed, 0.8)
+    write_report(finished / "report.html", digits, collect(finished), ["otdml"])
+    text = (finished / "report.html").read_text()
+    cells = [cell.strip() for cell in Page(text).cells]
+    assert "proxy-anchor+koleo:0.1" in cells
+    assert '<span class="swatch dispersed"></span>proxy-anchor+koleo:0.1' in text
+    assert any(cell.startswith("+9.00 points of R@1 over 3 seeds") for cell in cells)

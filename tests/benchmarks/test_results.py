@@ -103,3 +103,14 @@ def test_last_and_selected_epoch_are_rows_of_their_own(tmp_path, write_run):
     write_run(tmp_path, "proxy-anchor", 0, 0.5, best=0.6)
     rows = summary(export(tmp_path))
     assert [(row["checkpoint"], row["metrics"]["recall@1"].mean) for row in rows] == [("last", 0.5), ("best", 0.6)]
+
+
+def test_dispersion_is_compared_with_the_method_without_it(finished, write_run):
+    for seed, recall in enumerate((0.71, 0.72, 0.75)):
+        write_run(finished, "proxy-anchor+koleo:0.1", seed, recall)
+        write_run(finished, "proxy-nca+koleo:0.1", seed, recall)
+    runs = collect(finished)
+    assert [run.method for run in runs[:6:3]] == ["proxy-anchor", "proxy-anchor+koleo:0.1"]
+    found = {(c.method, c.against): c for c in comparisons(runs)}
+    assert len(found) == 4
+    assert found["proxy-anchor+koleo:0.1", "proxy-anchor"].difference == pytest.approx(0.05 / 3)
