@@ -33,7 +33,7 @@ $(VENV)/.%: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/otdml benchmark --dataset digits --out runs/demo $(FLAGS)
 
-test: $(VENV)/.core $(VENV)/.test $(VENV)/.peers
+test: $(VENV)/.core $(VENV)/.test $(VENV)/.peers $(VENV)/.docs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
 
 test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.peers

@@ -1,9 +1,13 @@
 """Sphinx configuration."""
 
 import os
+import sys
 import warnings
+from pathlib import Path
 
 import otdml
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 # The gallery runs many small problems: one thread pool, one palette, no window.
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -18,13 +22,16 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
+    "extensions.links",
+    "extensions.mathml",
+    "extensions.speed_tables",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["build", "figures", "gallery/**/*.ipynb", "gallery/**/*.md5"]
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "otdml"
 html_static_path = ["_static"]

@@ -1,0 +1,149 @@
+"""What the site is built with: formulas that browsers draw, links that lead somewhere, readable speed tables."""
+
+import importlib
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from otdml.benchmarks.speed import TABLES
+from otdml.benchmarks.speed.harness import Measurement, save
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+if not DOCS.is_dir():
+    pytest.skip("no site beside an installed package", allow_module_level=True)
+for library in ("sphinx", "math_core"):
+    pytest.importorskip(library, reason="what the site is built with is the extra `docs`")
+
+
+@pytest.fixture
+def extension(monkeypatch):
+    """The module of the site's own extensions with a name."""
+    monkeypatch.syspath_prepend(DOCS)
+    return lambda name: importlib.import_module(f"extensions.{name}")
+
+
+def formulas() -> list[tuple[str, bool]]:
+    """Every formula of the library, its pages and examples, and whether it stands on a line of its own."""
+    found = []
+    for path in [*(ROOT / "otdml").rglob("*.py"), *(ROOT / "examples").glob("*.py"), *DOCS.glob("*.rst")]:
+        text = path.read_text(encoding="utf-8")
+        found += [(formula, False) for formula in re.findall(r":math:`([^`]+)`", text)]
+        blocks = re.finditer(r"^( *)\.\. math::(.*(?:\n(?:\1 +.*|\s*$))*)", text, re.MULTILINE)
+        found += [(block[2].strip(), True) for block in blocks]
+    return found
+
+
+def test_every_formula_can_be_drawn(extension):
+    mathml, found = extension("mathml").mathml, formulas()
+    assert len(found) > 200
+    for formula, block in found:
+        assert mathml(formula, block=block).startswith("<math"), formula
+
+
+def test_formulas_keep_their_structure(extension):
+    mathml = extension("mathml").mathml
+    assert mathml("x^2") == "<math><msup><mi>x</mi><mn>2</mn></msup></math>"
+    assert "<munder>" in mathml(r"\min_x f", block=True)
+    assert mathml(r"a \\ b", block=True).count("<mtr>") == mathml("a\n\nb", block=True).count("<mtr>") == 2
+
+
+def test_unknown_commands_of_formulas_are_errors(extension):
+    with pytest.raises(importlib.import_module("math_core").LatexError, match="foo"):
+        extension("mathml").mathml(r"\foo x")
+
+
+def test_links_that_lead_nowhere_are_found(extension, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "index.html").write_text('<p id="here"><a href="#here">1</a><a href="#gone">2</a></p>')
+    (tmp_path / "dot.png").write_text("")
+    (tmp_path / "index.html").write_text(
+        '<a href="a/#here">1</a> <a href="a/index.html#not">2</a> <a href="https://example.org/">3</a>'
+        '<img src="dot.png" srcset="dot.png, dot%20two.png 2x"><script src="https://example.org/x.js"></script>'
+    )
+    found = extension("links").dead_links(tmp_path)
+    assert found == [
+        ("a/index.html", "#gone"),
+        ("index.html", "a/index.html#not"),
+        ("index.html", "dot%20two.png"),
+        ("index.html", "https://example.org/x.js"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.2345e-5, "0.0123 ms"), (9.876e-4, "0.988 ms"), (0.01, "10.0 ms"), (0.12345, "123 ms"), (1.5, "1.50 s")],
+)
+def test_durations_have_three_digits(extension, seconds, text):
+    assert extension("speed_tables").duration(seconds) == text
+
+
+def measured() -> list[Measurement]:
+    """Two cases: on one a peer is twice as fast; on the other that peer is wrong, and the next is 8 times slower."""
+    small, large = {"n": 10, "gradient": False}, {"n": 100, "gradient": True}
+    return [
+        Measurement(small, "otdml", 0.002, 3.0, 1e-4, True),
+        Measurement(small, "pot sinkhorn_log", 0.001, 2.0, 1e-4, True),
+        Measurement(small, "ott", 0.004, 5.0, 1e-4, True),
+        Measurement(large, "otdml", 0.1, 2048.0, 1e-4, True),
+        Measurement(large, "pot sinkhorn_log", 0.01, 0.1, 0.97, False),
+        Measurement(large, "ott", 0.8, 5.0, 1e-4, True),
+        Measurement(
+            large, "geomloss", math.nan, math.nan, math.nan, False, "RuntimeError: no <room> for *all*\nat all"
+        ),
+        Measurement(large, "keops", math.nan, math.nan, math.nan, False, "left out: some 40 s"),
+    ]
+
+
+def test_speed_tables_say_who_is_faster_and_who_took_no_part(extension, tmp_path):
+    save(tmp_path / "sinkhorn.json", measured())
+    text = extension("speed_tables").report(tmp_path)
+    assert "takes **2.00 ×** our time, in the geometric mean of 2 ratios. We are faster in 1 of 2." in text
+    assert "0.50: n = 10, gradient = no, pot sinkhorn_log" in text
+    assert "* pot sinkhorn_log: not correct (1)" in text
+    assert "* keops: expected to take too long, not run (1)" in text
+    assert r"* geomloss: RuntimeError: no \<room\> for \*all\* (1)" in text
+    assert f"torch {importlib.import_module('torch').__version__}" in text
+    assert "$ otdml speed sinkhorn --out docs/figures/speed/sinkhorn.json" in text
+    assert "Not measured here: ``otdml speed alignment``" in text
+
+
+def test_every_case_is_a_row_with_its_ratio_first(extension):
+    table = extension("speed_tables").full_table(measured())
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in table.split("<tr>")[1:]]
+    assert rows[0] == ["n", "gradient", "ratio", "otdml", "pot sinkhorn_log", "ott", "geomloss", "keops"]
+    ours = "2.00 ms<small>3 MiB</small>"
+    assert rows[1] == ["10", "no", "0.50", ours, "<strong>1.00 ms</strong><small>2 MiB</small>", rows[1][5], "", ""]
+    assert rows[2][2:5] == [
+        "8.00",
+        "<strong>100 ms</strong><small>2.0 GiB</small>",
+        "10.0 ms<small>not correct: 0.97</small>",
+    ]
+    assert rows[2][6] == "–<small>RuntimeError: no &lt;room&gt; for *all*</small>"
+    assert rows[2][7] == "–<small>some 40 s</small>"
+
+
+def test_tables_of_several_problems_are_parted(extension):
+    other = Measurement({"width": 4}, "otdml", 1.0, 1.0, 0.0, True)
+    assert extension("speed_tables").full_table([*measured(), other]).count("<table") == 2
+
+
+def parsed(text: str) -> str:
+    """The text of reStructuredText in which docutils finds nothing to complain of."""
+    core = importlib.import_module("docutils.core")
+    return core.publish_doctree(text, settings_overrides={"halt_level": 2, "report_level": 2}).astext()
+
+
+def test_speed_tables_are_sound_markup(extension, tmp_path):
+    save(tmp_path / "sinkhorn.json", measured())
+    save(tmp_path / "mmd.json", measured()[:1])
+    assert "no <room> for *all*" in parsed(extension("speed_tables").report(tmp_path))
+
+
+def test_committed_speed_tables_have_names_and_can_be_read(extension):
+    files = {path.stem for path in (DOCS / "figures" / "speed").glob("*.json")}
+    assert files <= {*TABLES}
+    text = parsed(extension("speed_tables").report(DOCS / "figures" / "speed"))
+    assert all(f"$ otdml speed {name} --out" in text for name in files)
