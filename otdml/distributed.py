@@ -1,6 +1,8 @@
 """Batches spread over processes: gather with gradient."""
 
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -9,7 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from otdml._checks import argument_error
 
-__all__ = ["Gathered", "gather", "local_rows", "total"]
+__all__ = ["Gathered", "from_first", "gather", "is_first", "local_rows", "total"]
+
+T = TypeVar("T")
 
 
 def _alone() -> bool:
@@ -74,6 +78,46 @@ def total(x: Tensor) -> Tensor:
         tensor(2.)
     """
     return x if _alone() else _Total.apply(x)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks: rank 0, also before the processes are connected.
+
+    Example:
+        >>> is_first()  # one process
+        True
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    # Set by torchrun, and by Lightning for the processes that it starts.
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the first process, on every process; all must call this, and wait for the first.
+
+    Args:
+        make: Called on the first process alone. What it returns, or raises, must be picklable.
+
+    Returns:
+        The same on all processes. An error is raised on all of them as well.
+
+    Example:
+        >>> from_first(lambda: {"recall@1": 0.5})  # one process calls it
+        {'recall@1': 0.5}
+    """
+    if _alone():
+        return make()
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = make()
+        except Exception as error:
+            found[1] = error
+    dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
 def _counts(n: int, device: torch.device) -> list[int]:

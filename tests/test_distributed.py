@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from otdml.distributed import Gathered, gather, local_rows, total
+from otdml.distributed import Gathered, from_first, gather, is_first, local_rows, total
 from otdml.losses import (
     MMD,
     ContrastiveAlignment,
@@ -124,7 +124,16 @@ def facts(rank):
         "gather gradient": x.grad,
         "total": total(y.detach()),
         "total gradient": y.grad,
+        "first": (is_first(), from_first(lambda: rank)),
+        "error": raised_by_first(),
     }
+
+
+def raised_by_first():
+    try:
+        from_first(lambda: {}["absent"])
+    except KeyError as error:
+        return str(error)
 
 
 def worker(rank, port, folder):
@@ -179,6 +188,19 @@ def test_gradients_are_those_of_the_sum_of_processes(processes):
         torch.testing.assert_close(found["facts"]["gather gradient"], torch.full((COUNTS[rank], 2), 3.0))
         torch.testing.assert_close(found["facts"]["total"], torch.tensor(3.0))
         torch.testing.assert_close(found["facts"]["total gradient"], torch.tensor(3.0))
+
+
+def test_first_process_speaks_for_all(processes):
+    assert [found["facts"]["first"] for found in processes] == [(True, 0), (False, 0)]
+    assert [found["facts"]["error"] for found in processes] == ["'absent'"] * 2
+
+
+def test_rank_is_known_before_processes_are_connected(monkeypatch):
+    assert is_first()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not is_first()
+    monkeypatch.setenv("RANK", "0")
+    assert is_first()
 
 
 def test_one_process_needs_no_group():

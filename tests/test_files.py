@@ -2,10 +2,13 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from otdml._files import replacing, write_text
+from otdml._files import held, replacing, write_text
 
 
 def test_replaces_and_leaves_nothing_beside(tmp_path):
@@ -55,3 +58,23 @@ def test_a_device_that_is_full(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match=r"cannot write .*absent/file.txt: No such file"):
         write_text(tmp_path / "absent" / "file.txt", "one")
+
+
+HOLD = """
+import pathlib, sys, time
+from otdml._files import held
+with held(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_folder_is_held_by_one_process_until_it_ends_or_is_killed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="Wait for it, or choose another folder"), held(tmp_path):
+            pass
+        other.send_signal(signal.SIGKILL)
+    with held(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []

@@ -23,7 +23,7 @@ _HOMES = {
     "cluster_agreement": "clustering",
     "retrieval_metrics": "retrieval",
     "ClassBalancedBatchSampler": "sampling",
-    "TrainingConfig": "record",
+    "TrainingConfig": "config",
     "embed": "evaluation",
     "evaluate": "evaluation",
     "fit": "training",

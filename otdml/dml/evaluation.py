@@ -1,8 +1,10 @@
 """Embeddings and retrieval metrics of whole data sets."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from otdml.distributed import from_first, gather
 from otdml.dml.loading import EvaluationBatches, LabelledImages, as_float
 from otdml.dml.module import ProxyDML
 from otdml.dml.retrieval import retrieval_metrics
@@ -10,7 +12,9 @@ from otdml.dml.retrieval import retrieval_metrics
 __all__ = ["embed", "evaluate"]
 
 
-def embed(module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0) -> Tensor:
+def embed(
+    module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0, share: bool = False
+) -> Tensor:
     """Unit embeddings of a data set, computed on the module's device.
 
     Args:
@@ -18,6 +22,7 @@ def embed(module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, w
         dataset: The images.
         batch_size: Images at a time.
         workers: Processes that load images of sets that do not live in memory.
+        share: Whether the processes of ``torch.distributed`` embed a part each; all of them must call this then.
 
     Returns:
         Shape (n, dim), on the CPU, in the order of the set.
@@ -27,15 +32,30 @@ def embed(module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, w
         >>> embed(ProxyDML(5, dim=8, seed=0), Digits(split="test")).shape
         torch.Size([896, 8])
     """
-    batches = EvaluationBatches(dataset, batch_size=batch_size, workers=workers)
+    rows = _rows(len(dataset)) if share else None
+    batches = EvaluationBatches(dataset, batch_size=batch_size, workers=workers, rows=rows)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with torch.no_grad():
-            return torch.cat([module(as_float(images.to(module.device))).cpu() for images, _ in batches])
+            z = torch.cat([module(as_float(_moved(images, module.device))).cpu() for images, _ in batches])
+            return z if rows is None else gather(z.to(module.device)).cpu()
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+def _rows(n: int) -> range | None:
+    """This process's part of n images; None where they are too few to share, or there is one process."""
+    count = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if count == 1 or n < count:
+        return None
+    return range(n * dist.get_rank() // count, n * (dist.get_rank() + 1) // count)
+
+
+def _moved(images: Tensor, device: torch.device) -> Tensor:
+    # Not waiting is safe to the GPU alone, whose copies and kernels keep their order.
+    return images.to(device, non_blocking=device.type == "cuda")
 
 
 def evaluate(
@@ -45,6 +65,7 @@ def evaluate(
     ks: tuple[int, ...] = (1, 2, 4, 8),
     batch_size: int = 512,
     workers: int = 0,
+    share: bool = False,
 ) -> dict[str, float]:
     """Retrieval metrics of a data set's embeddings, each image searched among all others.
 
@@ -56,6 +77,7 @@ def evaluate(
         ks: The K of Recall@K.
         batch_size: Images embedded at a time.
         workers: Processes that load images of sets that do not live in memory.
+        share: As in :func:`embed`; the first process computes the metrics, and all return them.
 
     Returns:
         Values keyed as :func:`otdml.dml.retrieval_metrics` keys them.
@@ -65,7 +87,11 @@ def evaluate(
         >>> sorted(evaluate(ProxyDML(5, dim=8, seed=0), Digits(split="test"), ks=(1,)))
         ['left_out', 'map@r', 'r_precision', 'recall@1']
     """
-    z = embed(module, dataset, batch_size=batch_size, workers=workers)
+    z = embed(module, dataset, batch_size=batch_size, workers=workers, share=share)
+    return from_first(lambda: _metrics(z, dataset, ks)) if share else _metrics(z, dataset, ks)
+
+
+def _metrics(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...]) -> dict[str, float]:
     queries = getattr(dataset, "is_query", None)
     if queries is None:
         return retrieval_metrics(z, dataset.labels, ks=ks)

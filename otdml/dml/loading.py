@@ -34,15 +34,19 @@ class LabelledImages(Protocol):
 class TrainingBatches:
     """Class-balanced batches of a data set; those of an epoch depend on the seed and its number alone.
 
+    What a random transform draws for an item depends on the item's place in the epoch as well, and on nothing else: not
+    on the number of workers, which live as long as this object, nor on the number of processes that share a batch.
+
     Args:
         dataset: The images. Where they have ``batch``, whole batches are taken; else items, through worker processes.
         sampler: Which images make a batch.
-        seed: Of the random transforms in the workers.
+        seed: Of the random transforms.
         workers: Processes that load items.
     """
 
     def __init__(self, dataset: LabelledImages, sampler: ClassBalancedBatchSampler, *, seed: int, workers: int) -> None:
-        self.dataset, self.sampler, self.seed, self.workers = dataset, sampler, seed, workers
+        self.dataset, self.sampler = dataset, sampler
+        self.loader = None if hasattr(dataset, "batch") else _loader(_Items(dataset), _Places(sampler, seed), workers)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration runs."""
@@ -52,40 +56,78 @@ class TrainingBatches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        if hasattr(self.dataset, "batch"):
-            yield from map(self.dataset.batch, self.sampler)
-            return
-        # Workers start anew in each epoch: their random states would else depend on where a run was resumed.
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.sampler.epoch))
-        yield from DataLoader(
-            _as_dataset(self.dataset),
-            batch_sampler=self.sampler,
-            num_workers=self.workers,
-            generator=generator,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return iter(map(self.dataset.batch, self.sampler) if self.loader is None else self.loader)  # type: ignore[attr-defined]
+
+
+def _loader(items: "_Items", places: "_Places", workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        items,
+        batch_sampler=places,
+        num_workers=workers,
+        # The workers' own seeds, which nothing draws from, must not be drawn from the global generator.
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+
+
+class _Places:
+    """The batches of a sampler, each image with the seed of its place in the global batch."""
+
+    def __init__(self, sampler: ClassBalancedBatchSampler, seed: int) -> None:
+        self.sampler, self.seed = sampler, seed
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+        for number, batch in enumerate(self.sampler, self.sampler.start):
+            first = (number * self.sampler.world_size + self.sampler.rank) * len(batch)
+            yield [(i, (self.seed, self.sampler.epoch, 0, first + k)) for k, i in enumerate(batch)]
+
+
+class _Items(Dataset[tuple[Any, int]]):
+    """Items by index and entropy, from which all that their transforms draw starts."""
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, place: tuple[int, tuple[int, ...]]) -> tuple[Any, int]:
+        index, entropy = place
+        with _states_kept():
+            _seed_cpu(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            return self.dataset[index]
 
 
 class EvaluationBatches:
-    """All images of a data set in their order.
+    """Images of a data set in their order.
 
     Args:
         dataset: The images, as in :class:`TrainingBatches`.
         batch_size: Images at a time.
         workers: Processes that load items.
+        rows: Which images; all if None.
     """
 
-    def __init__(self, dataset: LabelledImages, *, batch_size: int, workers: int = 0) -> None:
-        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+    def __init__(
+        self, dataset: LabelledImages, *, batch_size: int, workers: int = 0, rows: range | None = None
+    ) -> None:
+        self.dataset, self.workers = dataset, workers
+        self.batches = torch.tensor(rows or range(len(dataset))).split(batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
         if hasattr(self.dataset, "batch"):
-            yield from map(self.dataset.batch, torch.arange(len(self.dataset)).split(self.batch_size))
+            yield from map(self.dataset.batch, self.batches)
         else:
-            yield from DataLoader(_as_dataset(self.dataset), self.batch_size, num_workers=self.workers)
+            yield from DataLoader(
+                _as_dataset(self.dataset),
+                batch_sampler=[batch.tolist() for batch in self.batches],
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -93,27 +135,41 @@ def as_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def epoch_seed(seed: int, epoch: int, stream: int = 0) -> int:
-    """Seed of an epoch; mixed, not added, as seed 0 in epoch 1 must not be seed 1 in epoch 0."""
-    return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1)[0])
+def epoch_seed(seed: int, epoch: int, stream: int = 0, rank: int = 0) -> int:
+    """Seed of an epoch on a process; mixed, not added, as seed 0 in epoch 1 must not be seed 1 in epoch 0."""
+    entropy = [seed, epoch, stream, rank] if rank else [seed, epoch, stream]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 @contextmanager
 def seeded() -> Iterator[Callable[[int], None]]:
     """A function that seeds every global generator; when the block ends, the caller's states are back."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (users' transforms draw from it)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield _seed_all
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+    with _states_kept(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield _seed_all
+
+
+@contextmanager
+def _states_kept() -> Iterator[None]:
+    """The global generators of the CPU, left as they were found."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (users' transforms draw from it)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
 
 
 def _seed_all(seed: int) -> None:
+    _seed_cpu(seed)
+    torch.manual_seed(seed)
+
+
+def _seed_cpu(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)
+    # A worker must not touch the GPU, as torch.manual_seed does.
+    torch.default_generator.manual_seed(seed)
 
 
 def _as_dataset(dataset: Any) -> Dataset[Any]:

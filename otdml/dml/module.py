@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
+from otdml.distributed import gather, total
 from otdml.dml.backbones import BACKBONES, num_features
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.dispersion import Dispersion
@@ -182,18 +183,24 @@ class ProxyDML(LightningModule):
         return F.normalize(self.head(self.backbone(images)).float(), dim=-1)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The total ``loss`` and its unweighted terms: ``proxy`` and, where asked for, ``nir`` and ``dispersion``."""
+        """The ``loss`` and its unweighted terms: ``proxy`` and, where asked for, ``nir`` and ``dispersion``.
+
+        Under distributed training every process passes its share, and the values are those of the whole batch.
+        """
         # Not normalised: every loss does that itself, and once is enough.
         z = self.head(self.backbone(images))
-        terms = {"proxy": self.loss(z, labels)}
-        total = self.loss_weight * terms["proxy"]
+        everyone, theirs = gather(z), gather(labels)
+        terms = {"proxy": self.loss(everyone, theirs)}
+        loss = self.loss_weight * terms["proxy"]
         if self.nir is not None:
-            terms["nir"] = self.nir(z, self.loss.class_proxies(z, labels)).mean()
-            total = total + self.nir_weight * terms["nir"]
+            # A mean over samples: the flow, which costs most, sees each of them on one process only.
+            terms["nir"] = total(self.nir(z, self.loss.class_proxies(z, labels)).sum()) / len(theirs)
+            loss = loss + self.nir_weight * terms["nir"]
         if self.dispersion is not None:
-            terms["dispersion"] = self.dispersion(z, self.loss.proxies if self.dispersion.place == "proxies" else z)
-            total = total + self.dispersion.weight * terms["dispersion"]
-        return {"loss": total, **terms}
+            parted = self.loss.proxies if self.dispersion.place == "proxies" else everyone
+            terms["dispersion"] = self.dispersion(everyone, parted)
+            loss = loss + self.dispersion.weight * terms["dispersion"]
+        return {"loss": loss, **terms}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         terms = self.losses(*batch)
@@ -217,10 +224,9 @@ class ProxyDML(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log retrieval metrics of the validation classes, under ``val/``."""
-        z, labels = (torch.cat(parts) for parts in zip(*self._unseen, strict=True))
+        z, labels = (gather(torch.cat(parts)) for parts in zip(*self._unseen, strict=True))
         self._unseen.clear()
-        z, labels = self.all_gather((z, labels))
-        found = retrieval_metrics(z.flatten(0, -2), labels.flatten())
+        found = retrieval_metrics(z, labels)
         self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

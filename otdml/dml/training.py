@@ -3,20 +3,23 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from otdml._checks import argument_error
+from otdml._files import held
+from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, evaluate
 from otdml.dml.loading import Augment, LabelledImages, TrainingBatches, as_float, epoch_seed, seeded
 from otdml.dml.module import ProxyDML
-from otdml.dml.record import LAST, ProgressLine, RunRecord, TrainingConfig
+from otdml.dml.processes import make_trainer
+from otdml.dml.record import LAST, ProgressLine, RunRecord, checkpoint
 from otdml.dml.sampling import ClassBalancedBatchSampler
 
 __all__ = ["FitResult", "TrainingConfig", "embed", "evaluate", "fit"]
@@ -62,6 +65,9 @@ def fit(
     threads: all that is drawn in an epoch depends on the seed and the epoch's number, and on nothing before. A finished
     run is only evaluated.
 
+    With ``config.devices``, or under ``torchrun``, several processes share every batch; each calls this function, and
+    all get the same metrics. The loss is that of the whole batch, whatever the number of processes.
+
     Args:
         module: What to train, in place. Give it a ``seed``: a run killed before its first checkpoint starts over.
         train: Training images, float or uint8, with labels in [0, num_classes).
@@ -72,13 +78,14 @@ def fit(
         augment: Maps a batch of images (n, c, h, w), float, and a generator on their device to distorted ones.
         resume: Whether to go on from ``last.ckpt``, rather than refuse a folder that has one.
         progress: Whether to show a progress bar.
-        on_epoch: Called after every epoch with its number and its row of the curve.
+        on_epoch: Called after every epoch with its number and its row of the curve, on the first process alone.
 
     Returns:
         Metrics of the last and the selected epoch. The module holds the last epoch's weights.
 
     Raises:
-        ValueError: If the folder holds a run of another configuration, or labels and model do not fit.
+        ValueError: If the folder holds a run of another configuration, or another process trains in it, or labels and
+            model do not fit.
         FloatingPointError: If the loss ceases to be finite.
         OSError: If a file cannot be written; the earlier one is kept.
 
@@ -95,23 +102,41 @@ def fit(
     config, folder = config or TrainingConfig(), Path(folder)
     _check_classes(module, train)
     folder.mkdir(parents=True, exist_ok=True)
-    run = RunRecord(module, folder, config, val=val, test=test, on_epoch=on_epoch)
-    state = run.earlier(resume)
+    run = RunRecord(module, folder, config, train=train, val=val, test=test, augment=augment, on_epoch=on_epoch)
     with seeded() as seed_all, _quiet():
         run.seed_all = seed_all
-        if state is None or state["epoch"] + 1 < config.epochs:
-            _train(module, run, _Batches(train, config, augment), state is not None, progress)
-        else:
-            run.restore(state)
-        return FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder)
+        trainer = make_trainer(config, module, [run, *([ProgressLine()] if progress else [])])
+        with held(folder) if trainer.is_global_zero else nullcontext():
+            _go_on(trainer, run, _Batches(train, config, augment), resume)
+            with _on(module, trainer.strategy.root_device):
+                found = FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder)
+            # Whoever leaves first could take the connection away from the others.
+            trainer.strategy.barrier()
+    return found
 
 
-def _train(module: ProxyDML, run: RunRecord, batches: LightningDataModule, resumed: bool, progress: bool) -> None:
-    if run.config.compile:
-        module.backbone.compile()
-    trainer = _trainer(run.config, [run, *([ProgressLine()] if progress else [])])
-    path = run.folder / LAST if resumed else None
-    trainer.fit(module, datamodule=batches, ckpt_path=path)
+def _go_on(trainer: Trainer, run: RunRecord, batches: LightningDataModule, resume: bool) -> None:
+    """Train from where the folder is to the end, and have the rows and the last weights in this process."""
+    state = run.earlier(resume)
+    if state is None or state["epoch"] + 1 < run.config.epochs:
+        if run.config.compile:
+            run.module.backbone.compile()
+        trainer.fit(run.module, datamodule=batches, ckpt_path=None if state is None else run.folder / LAST)
+        # Processes that were spawned have the rows; this one did but wait for them.
+        state = None if run.rows else checkpoint(run.folder / LAST)
+    if state is not None:
+        run.restore(state)
+
+
+@contextmanager
+def _on(module: ProxyDML, device: torch.device) -> Iterator[None]:
+    """The module on a device: a trainer leaves it on the CPU."""
+    before = module.device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)
 
 
 class _Batches(LightningDataModule):
@@ -150,25 +175,8 @@ class _Batches(LightningDataModule):
     def start_epoch(self, epoch: int) -> None:
         """Draw the augmentation of an epoch from a start of its own."""
         if self.generator is not None:
-            self.generator.manual_seed(epoch_seed(self.config.seed, epoch, stream=1))
-
-
-def _trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
-    """A trainer without what a run does not use, or does itself."""
-    return Trainer(
-        max_epochs=config.epochs,
-        accelerator=config.accelerator,
-        devices=1,
-        precision=config.precision,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
+            rank = self.trainer.global_rank
+            self.generator.manual_seed(epoch_seed(self.config.seed, epoch, stream=1, rank=rank))
 
 
 def _check_classes(module: ProxyDML, train: LabelledImages) -> None:

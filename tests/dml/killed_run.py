@@ -32,6 +32,9 @@ class Killer(Distort):
         super().__init__()
         self.left = step
 
+    def __repr__(self) -> str:
+        return "Killer()"
+
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if self.left == 0:
             kill()

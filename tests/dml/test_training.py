@@ -268,5 +268,7 @@ def test_bad_budgets_are_named():
 
 
 def test_record_holds_plain_types(tmp_path):
-    record = RunRecord(module(), tmp_path, CONFIG, val=None, test=None, on_epoch=None)
+    record = RunRecord(
+        module(), tmp_path, CONFIG, train=Digits(), val=None, test=None, augment=Distort(), on_epoch=None
+    )
     assert json.loads(json.dumps(record.identity())) == record.identity()

@@ -1,0 +1,81 @@
+"""The budget of a training run, and how a machine spends it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from otdml._checks import check_integer, check_known
+
+__all__ = ["TrainingConfig"]
+
+# A run may go on with others of these.
+MEANS = frozenset({"workers", "devices", "num_nodes", "strategy"})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and in which batches a run trains, and when it is evaluated; with the module it determines the numbers.
+
+    Attributes:
+        epochs: Passes through ``batches_per_epoch`` batches.
+        classes_per_batch: Classes in a batch.
+        samples_per_class: Images of each.
+        batches_per_epoch: About as many as it takes to see every image once if None.
+        seed: Of the batches, the augmentation and everything drawn in training.
+        ks: The K of Recall@K.
+        select: Validation metric whose best epoch is kept as ``best.ckpt``.
+        val_every: Epochs between two validations; the last epoch is always validated.
+        test_every: Epochs between two looks at the test classes for the learning curve; none before the end at 0.
+        eval_batch_size: Images embedded at a time.
+        workers: Processes that load and transform images of sets that do not live in memory, for each device.
+        precision: Lightning's, e.g. ``"bf16-mixed"``.
+        accelerator: Lightning's, e.g. ``"cpu"``.
+        devices: Processes of a machine that share every batch, each on a device; ``"auto"`` for all GPUs. Under
+            ``torchrun`` its number counts.
+        num_nodes: Machines, likewise.
+        strategy: Lightning's; ``"auto"`` is ``"ddp"`` where there are several processes.
+        compile: Whether ``torch.compile`` runs the backbone.
+
+    Raises:
+        ValueError: If a number is out of range, or ``select`` is none of the metrics.
+
+    Example:
+        >>> TrainingConfig(epochs=2, ks=(1, 10)).select
+        'map@r'
+    """
+
+    epochs: int = 30
+    classes_per_batch: int = 32
+    samples_per_class: int = 4
+    batches_per_epoch: int | None = None
+    seed: int = 0
+    ks: tuple[int, ...] = (1, 2, 4, 8)
+    select: str = "map@r"
+    val_every: int = 1
+    test_every: int = 0
+    eval_batch_size: int = 512
+    workers: int = 0
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "classes_per_batch", "samples_per_class", "eval_batch_size", "num_nodes"):
+            check_integer(name, getattr(self, name))
+        for name in ("seed", "val_every", "test_every", "workers"):
+            check_integer(name, getattr(self, name), least=0)
+        if self.devices != "auto":
+            check_integer("devices", self.devices)  # type: ignore[arg-type]
+        if self.batches_per_epoch is not None:
+            check_integer("batches_per_epoch", self.batches_per_epoch)
+        for k in self.ks:
+            # Here, and not when the first epoch has been trained and is evaluated.
+            check_integer("ks", k)
+        check_known("metric to select by", self.select, ["map@r", "r_precision", *(f"recall@{k}" for k in self.ks)])
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields that determine a run's numbers, as plain types; the others say how a machine gets there."""
+        kept = {name: value for name, value in asdict(self).items() if name not in MEANS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}

@@ -1,0 +1,65 @@
+"""How a run is spread over processes: the trainer, and who starts them."""
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+
+from otdml._checks import argument_error
+from otdml.dml.config import TrainingConfig
+from otdml.dml.module import ProxyDML
+
+__all__ = ["make_trainer"]
+
+
+def make_trainer(config: TrainingConfig, module: ProxyDML, callbacks: Sequence[Callback]) -> Trainer:
+    """A trainer without what a run does not use, or does itself.
+
+    Raises:
+        ValueError: If this process is connected to others that the trainer would not know of.
+    """
+    devices, nodes = _processes(config)
+    trainer = Trainer(
+        max_epochs=config.epochs,
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=_strategy(config, devices != 1 or nodes != 1, unused=module.frozen_epochs > 0),
+        precision=config.precision,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    connected = dist.get_world_size() if dist.is_available() and dist.is_initialized() else trainer.world_size
+    if connected != trainer.world_size:
+        must = f"be as many as the {connected} processes that are connected already"
+        raise argument_error("devices", must, trainer.world_size)
+    return trainer
+
+
+def _started_by_torchrun() -> bool:
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def _processes(config: TrainingConfig) -> tuple[int | str, int]:
+    """Processes per machine, and machines."""
+    if not _started_by_torchrun():
+        return config.devices, config.num_nodes
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return here, int(os.environ["WORLD_SIZE"]) // here
+
+
+def _strategy(config: TrainingConfig, several: bool, *, unused: bool) -> str:
+    if config.strategy != "auto" or not several:
+        return config.strategy
+    # The script that Lightning would run again is not the work of a process in a pool.
+    pooled = multiprocessing.parent_process() is not None and not _started_by_torchrun()
+    # A backbone that stands still in some epochs has no gradient there, which DDP would wait for.
+    return "ddp" + ("_spawn" if pooled else "") + ("_find_unused_parameters_true" if unused else "")

@@ -1,0 +1,133 @@
+"""Training in two processes and in one; run by test_distributed_training.py.
+
+Called as ``distributed_run.py FOLDER``. Everything is imported once, and the processes are forks with the environment
+that torchrun would give them, so that nothing but the run itself takes time.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from otdml.data import Digits, Distort
+from otdml.dml import ProxyDML, TrainingConfig, fit
+from otdml.dml.backbones import conv4
+
+BATCHES = 3
+
+
+class Exact(nn.Module):
+    """A network in float64, so that the order of sums shows in no digit that is compared."""
+
+    num_features = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = conv4(widths=(8, 16))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images.double())
+
+
+class Killer(Distort):
+    """An augmentation that kills its process when it is called for the n-th time."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def __repr__(self) -> str:
+        return "Killer()"
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        return super().__call__(images, generator)
+
+
+class Items:
+    """The digits item by item, with a transform that draws from the global generator."""
+
+    def __init__(self, split: str) -> None:
+        self.digits = Digits(split=split, transform=lambda image: image + 0.1 * torch.rand(()))
+        self.labels, self.classes = self.digits.labels, self.digits.classes
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.digits[index]
+
+
+def train(folder: Path, kind: str, step: int) -> None:
+    torch.set_num_threads(1)
+    rank, epochs = int(os.environ.get("RANK", "0")), []
+    options = {"nir_weight": 0.1, "nir_options": {"objective": "nll"}, "clip": 1.0, "dispersion": "koleo:0.1"}
+    module = ProxyDML(3, backbone=Exact(), dim=8, lr=1e-2, freeze_bn=True, frozen_epochs=1, seed=0, **options).double()
+    found = fit(
+        module,
+        Items("train") if kind == "items" else Digits(split="train"),
+        val=Digits(split="val"),
+        test=Digits(split="test"),
+        folder=folder,
+        config=TrainingConfig(
+            epochs=3, classes_per_batch=3, samples_per_class=6, batches_per_epoch=BATCHES, accelerator="cpu"
+        ),
+        augment=Killer(step) if kind == "killed" else None,
+        progress=False,
+        on_epoch=lambda epoch, row: epochs.append(row),
+    )
+    torch.save(module.state_dict(), folder.parent / f"{folder.name}-{rank}.pt")
+    (folder.parent / f"{folder.name}-{rank}.json").write_text(json.dumps([epochs, found.last, found.best]))
+
+
+def forked(folder: Path, kind: str, count: int, step: int = -1) -> list[int]:
+    """How each of the processes ended: 0, the signal that killed it, or -1 after an error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        if count > 1:
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+            os.environ.update({name: str(value) for name, value in ranks.items()})
+        try:
+            # The last process alone is killed: the other one has to notice.
+            train(folder, kind, step if rank == count - 1 else -1)
+        except BaseException as error:
+            print(f"{folder.name} {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+            os._exit(1)
+        torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
+        os._exit(0)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    return [os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status) for status in ends]
+
+
+def main() -> None:
+    home = Path(sys.argv[1])
+    ends = {
+        f"{kind}{count}": forked(home / f"{kind}{count}", kind, count)
+        for kind in ("plain", "items")
+        for count in (1, 2)
+    }
+    ends["alone"] = forked(home / "alone", "killed", 2)
+    ends["killed"] = forked(home / "killed", "killed", 2, step=BATCHES + 1)
+    ends["resumed"] = forked(home / "killed", "killed", 2)
+    print(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main()
