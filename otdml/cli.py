@@ -7,15 +7,12 @@ from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 import otdml
-
-if TYPE_CHECKING:
-    from otdml.benchmarks.presets import Preset
 
 __all__ = ["app", "main"]
 
@@ -50,6 +47,14 @@ Recipe = Annotated[Path | None, typer.Option("--preset", help="A TOML file of yo
 SPREAD = "A dispersion loss and its weight, such as koleo:0.1, or koleo:0.1@proxies."
 Spreads = Annotated[
     list[str] | None, typer.Option(help=f"{SPREAD} Every method is run without and with it; repeat for more.")
+]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the preset, e.g. model.dim=128; repeat for more."),
+]
+StartFrom = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Pretrained weights of the backbone, or none to start from random ones."),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1)]
 HoldOut = Annotated[
@@ -109,6 +114,8 @@ def options(
         "otdml benchmark -d omniglot -p small --root DATA --seeds 5",
         "otdml benchmark -d digits -m proxy-anchor -m proxy-anchor+nir --out runs/mine",
         "otdml benchmark -d digits -m proxy-nca --dispersion koleo:0.1 --dispersion uniformity:1@proxies",
+        "otdml benchmark -d cub --root DATA --weights resnet50-0676ba61.pth",
+        "otdml benchmark -d cub -p r50-128 --root DATA --weights none --set model.backbone=resnet18",
     )
 )
 def benchmark(
@@ -126,6 +133,8 @@ def benchmark(
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1)] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1)] = 1,
     preset: Recipe = None,
+    weights: StartFrom = None,
+    change: Change = None,
     allow_partial: AllowPartial = False,
     skip_corrupt: SkipCorrupt = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the benchmarks and methods there are.")] = False,
@@ -137,7 +146,9 @@ def benchmark(
     what is there. At the end: report.html (opens offline), results.csv, runs.csv and results.json.
     """
     from otdml.benchmarks.display import show_catalogue, show_table, watch
-    from otdml.benchmarks.experiment import run_grid
+    from otdml.benchmarks.environment import cores
+    from otdml.benchmarks.experiment import check_settings, run_grid
+    from otdml.benchmarks.presets import named
     from otdml.benchmarks.report import write_report
     from otdml.benchmarks.results import collect, export
     from otdml.benchmarks.runs import Run, plan
@@ -146,7 +157,7 @@ def benchmark(
         show_catalogue(console)
         return
     with _arguments():
-        chosen = _preset(dataset, protocol, preset)
+        chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
         names = [_dispersed(name, arm) for name in method or chosen.compare for arm in (None, *(dispersion or ()))]
         methods = {one.name: one for one in map(chosen.method, names)}.values()
         folder = out or Path("runs") / chosen.name
@@ -157,7 +168,8 @@ def benchmark(
             # What is there stands in the same table, so it must have had the same budget.
             earlier.folder.check(run_of(chosen.method(earlier.method), earlier.seed))
         plan(folder, runs)
-    jobs = jobs or max(1, _cores() // threads)
+        check_settings(runs[0])
+    jobs = jobs or max(1, cores() // threads)
     with closing(run_grid(folder, runs, root=root, jobs=jobs, threads=threads)) as states:
         failures = watch(console, states)
     if results := export(folder):
@@ -166,27 +178,6 @@ def benchmark(
         console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True, highlight=False)
     if failures:
         raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed. The first is {failures[0]}")
-
-
-def _preset(dataset: str | None, protocol: str | None, path: Path | None) -> "Preset":
-    """The preset of a file, of a name, or of a data set and its protocol."""
-    from otdml.benchmarks.presets import preset, preset_files
-
-    if path is not None:
-        if protocol:
-            raise ValueError("--protocol belongs to --dataset: the file of --preset says its own.")
-        return preset(path)
-    if dataset is None:
-        raise ValueError(
-            f"name a data set with --dataset, or a file with --preset. There is {', '.join(preset_files())}."
-        )
-    name = f"{dataset}-{protocol}" if protocol else dataset
-    protocols = [known.removeprefix(f"{dataset}-") for known in preset_files() if known.startswith(f"{dataset}-")]
-    if name not in preset_files() and protocols:
-        raise ValueError(
-            f"{dataset} has several protocols: say which with --protocol {' or --protocol '.join(protocols)}."
-        )
-    return preset(name)
 
 
 def _dispersed(method: str, dispersion: str | None) -> str:
@@ -202,16 +193,6 @@ def _tolerance(allow_partial: bool, skip_corrupt: bool) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value}
 
 
-def _cores() -> int:
-    """Cores that this process may use; one where a GPU does the work."""
-    import torch
-
-    if torch.cuda.is_available():
-        return 1
-    # Not every system lets a process be bound to some cores.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @app.command(epilog=_examples("otdml train -d digits -m proxy-nca+nir --seed 3 --out runs/one"))
 def train(
     dataset: Dataset = None,
@@ -224,6 +205,8 @@ def train(
     hold_out: HoldOut = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: runs/NAME/METHOD/seed-S.")] = None,
     preset: Recipe = None,
+    weights: StartFrom = None,
+    change: Change = None,
     allow_partial: AllowPartial = False,
     skip_corrupt: SkipCorrupt = False,
 ) -> None:
@@ -233,16 +216,18 @@ def train(
     the command is given again, and ends with the numbers it would have had.
     """
     from otdml.benchmarks.display import metrics_table
-    from otdml.benchmarks.experiment import execute
+    from otdml.benchmarks.experiment import check_settings, execute
+    from otdml.benchmarks.presets import named
     from otdml.benchmarks.runs import Run, RunFolder
 
     with _arguments():
-        chosen = _preset(dataset, protocol, preset)
+        chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
         data = _tolerance(allow_partial, skip_corrupt)
         arm = chosen.method(_dispersed(method, dispersion))
         run = Run.of(chosen, arm, seed, hold_out=hold_out, data=data, epochs=epochs)
         folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
         folder.check(run)
+        check_settings(run)
     execute(run, folder.path, root, progress=console.is_terminal)
     found = folder.metrics()
     console.print(metrics_table(found["last"]))
@@ -269,13 +254,14 @@ def evaluate(
     """
     from otdml.benchmarks.display import metrics_table
     from otdml.benchmarks.models import load_checkpoint, split_for
+    from otdml.benchmarks.presets import named
     from otdml.dml.training import evaluate as metrics_on
 
     with _arguments():
         numbers = tuple(_integers("--ks", ks))
         if protocol and dataset is None:
             raise ValueError("--protocol needs --dataset: without both, the set and protocol of the run are taken.")
-        chosen = None if dataset is None else _preset(dataset, protocol, None)
+        chosen = None if dataset is None else named(dataset, protocol)
     found = metrics_on(load_checkpoint(checkpoint), split_for(checkpoint, chosen, root, split), ks=numbers)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 

@@ -1,7 +1,6 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import json
-import os
 import sys
 
 import pytest
@@ -82,6 +81,14 @@ def test_list_names_benchmarks_and_methods(otdml_):
         (("train", "-m", "proxy-anchor"), "name a data set with --dataset, or a file with --preset"),
         (("train", "--preset", "x.toml", "-p", "small"), "--protocol belongs to --dataset"),
         (("evaluate", "x.ckpt", "-p", "full"), "--protocol needs --dataset"),
+        (("benchmark", "-d", "cub"), "pass --weights FILE; or --weights none"),
+        (("benchmark", "-d", "cub", "--weights", "gone.pth"), "there is no file gone.pth"),
+        (("benchmark", "-d", "digits", "--weights", "none.pth"), "--weights is not for it"),
+        (("benchmark", "-d", "cub", "-p", "r50"), "unknown protocol of cub 'r50'. Did you mean 'r50-128'"),
+        (("benchmark", "-d", "cub_"), "Did you mean 'cub'"),
+        (("train", "-d", "digits", "--set", "training.epoch=3"), "unknown setting of training 'epoch'"),
+        (("train", "-d", "digits", "--set", "modle.dim=3"), "Did you mean 'model'"),
+        (("train", "-d", "digits", "--set", "epochs=3"), "--set must be KEY=VALUE, such as training.epochs=3"),
         (("speed", "sinkorn"), "Did you mean 'sinkhorn'"),
         (("doctor", "kepos"), "Did you mean 'keops'"),
         (("data", "check", "cubs"), "Did you mean 'cub'"),
@@ -249,12 +256,6 @@ def test_a_diverged_loss_is_a_message_too(monkeypatch, capsys):
         cli.main()
     assert ended.value.code == 1
     assert "Error: the loss of epoch 0 is not finite" in capsys.readouterr().err
-
-
-def test_cores_where_processes_are_not_bound(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert cli._cores() == os.cpu_count()
 
 
 def test_traceback_on_request(monkeypatch, tmp_path):

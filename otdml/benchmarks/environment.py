@@ -1,6 +1,7 @@
 """The machine and the versions behind a figure."""
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 import otdml
 
-__all__ = ["environment", "native_precision"]
+__all__ = ["cores", "environment", "native_precision"]
 
 LIBRARIES = (
     "torch",
@@ -43,6 +44,14 @@ def native_precision() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
+
+
+def cores() -> int:
+    """Cores that this process may use; one where a GPU does the work."""
+    if torch.cuda.is_available():
+        return 1
+    # Not every system lets a process be bound to some cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

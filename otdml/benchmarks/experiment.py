@@ -26,7 +26,7 @@ from otdml.benchmarks.runs import Run, RunFolder, plan
 if TYPE_CHECKING:
     from otdml.data import Distort
 
-__all__ = ["DATASETS", "RunState", "execute", "load_split", "run_grid"]
+__all__ = ["DATASETS", "RunState", "check_settings", "execute", "load_split", "run_grid"]
 
 DATASETS = {
     "digits": "Digits",
@@ -36,6 +36,10 @@ DATASETS = {
     "sop": "StanfordOnlineProducts",
     "inshop": "InShop",
 }
+
+
+# Arguments that are not a preset's to set.
+GIVEN = ("num_classes", "root", "split", "transform", "seed")
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,30 @@ class RunState:
         return (self.folder.curve() or [{}])[-1]
 
 
+def check_settings(run: Run) -> None:
+    """Raise for a setting that nothing takes, before any process is started or image read.
+
+    Raises:
+        ValueError: The message names the setting, and the one that may have been meant.
+    """
+    from otdml.data import Distort
+    from otdml.dml import ProxyDML
+    from otdml.dml.training import TrainingConfig
+
+    takers = {"model": ProxyDML, "training": TrainingConfig, "augment": Distort, "data": _kind(run.dataset)}
+    for table, taker in takers.items():
+        known = [name for name in inspect.signature(taker).parameters if name not in GIVEN]
+        for name in getattr(run, table):
+            check_known(f"setting of {table}", name, known)
+
+
+def _kind(dataset: str) -> Any:
+    return getattr(importlib.import_module("otdml.data"), DATASETS[check_known("data set", dataset, DATASETS)])
+
+
 def load_split(dataset: str, root: str | None, split: str, options: Mapping[str, Any]) -> Any:
     """A split of the data set of that name."""
-    kind = getattr(importlib.import_module("otdml.data"), DATASETS[check_known("data set", dataset, DATASETS)])
+    kind = _kind(dataset)
     for name in options:
         check_known(f"option of {dataset}", name, list(inspect.signature(kind).parameters)[2:])
     return kind(root, split=split, **options)

@@ -20,6 +20,7 @@ def backbone(network: str | nn.Module, options: Mapping[str, Any] | None = None)
     name                  network
     ===================== =============================================================================================
     ``conv4``             :func:`conv4`, 388,320 parameters, for small grey images
+    ``resnet``            :class:`ResNet` of any size
     ``resnet18``          :func:`resnet18`
     ``resnet50``          :func:`resnet50`
     ``timm/NAME``         ``timm.create_model(NAME)`` without its classifier, where timm is installed
@@ -32,7 +33,8 @@ def backbone(network: str | nn.Module, options: Mapping[str, Any] | None = None)
         network: A name of the table, or a module that maps images (n, c, h, w) to features (n, num_features) or to
             maps (n, num_features, height, width).
         options: Arguments of the named network, e.g. ``{"in_channels": 3}``. Of other libraries' networks,
-            ``pretrained`` (default True) loads published weights.
+            ``pretrained`` (default True) loads published weights; ``weights`` is a file of them for timm, a folder for
+            transformers.
 
     Returns:
         The network; a module given is returned as it is.
@@ -259,8 +261,11 @@ def _load_published(network: nn.Module, path: Path) -> None:
         raise ValueError(f"the weights in {path} are of another network: {error}") from error
 
 
-def _timm(name: str, *, pretrained: bool = True, **options: Any) -> nn.Module:
+def _timm(name: str, *, pretrained: bool = True, weights: str | Path | None = None, **options: Any) -> nn.Module:
     timm = _library("timm")
+    if weights is not None:
+        # As published, with a classifier, which this leaves out.
+        pretrained, options["pretrained_cfg_overlay"] = True, {"file": str(weights)}
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     num_features(network)
     return network
@@ -292,8 +297,12 @@ class _Transformers(nn.Module):
         return found.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
-def _hugging_face(name: str, *, pretrained: bool = True, **options: Any) -> nn.Module:
+def _hugging_face(
+    name: str, *, pretrained: bool = True, weights: str | Path | None = None, **options: Any
+) -> nn.Module:
     transformers = _library("transformers")
+    if weights is not None:
+        return _Transformers(transformers.AutoModel.from_pretrained(str(weights), local_files_only=True, **options))
     if pretrained:
         return _Transformers(transformers.AutoModel.from_pretrained(name, **options))
     known = name in transformers.CONFIG_MAPPING
@@ -314,5 +323,10 @@ def _library(name: str) -> Any:
         raise ModuleNotFoundError(f"this backbone needs {library}, which does not import: {error}. {remedy}") from error
 
 
-BACKBONES: Mapping[str, Callable[..., nn.Module]] = {"conv4": conv4, "resnet18": resnet18, "resnet50": resnet50}
+BACKBONES: Mapping[str, Callable[..., nn.Module]] = {
+    "conv4": conv4,
+    "resnet": ResNet,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+}
 LIBRARIES: Mapping[str, Callable[..., nn.Module]] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}

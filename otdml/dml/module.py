@@ -173,9 +173,12 @@ class ProxyDML(LightningModule):
         """Keep the hyper-parameters that a checkpoint can hold as plain types."""
         names = [name for name in inspect.signature(ProxyDML.__init__).parameters if name != "self"]
         kept = {name: _plain(arguments[name]) for name in names if not isinstance(arguments[name], nn.Module)}
-        if kept.get("backbone") in BACKBONES and kept["backbone_options"]:
+        name, options = kept.get("backbone"), kept["backbone_options"]
+        if options and (name in BACKBONES or str(name).startswith("timm/")):
             # The state holds them: a checkpoint must not ask again for the file that the network started from.
-            kept["backbone_options"].pop("weights", None)
+            file = options.pop("weights", None)
+            if file is not None and name not in BACKBONES:
+                options["pretrained"] = False
         self.save_hyperparameters(kept)
 
     def forward(self, images: Tensor) -> Tensor:
