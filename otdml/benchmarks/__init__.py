@@ -18,6 +18,8 @@ _HOMES = {
     "Run": "runs",
     "RunFolder": "runs",
     "RunState": "experiment",
+    "Weights": "presets",
+    "beside": "results",
     "collect": "results",
     "comparisons": "results",
     "execute": "experiment",

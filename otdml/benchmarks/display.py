@@ -10,11 +10,16 @@ from rich.table import Table
 
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
-from otdml.benchmarks.presets import preset, preset_files
+from otdml.benchmarks.presets import Published, preset, preset_files
 from otdml.benchmarks.report import metric_title, percent, statement
-from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
+from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
 from otdml.benchmarks.speed.harness import Measurement, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
+
+HINT = """
+[bold]cub-nir[/] is --dataset cub --protocol nir, [bold]cub[/] is --dataset cub. \
+The figures below a title are published ones: whose, and second-hand where they were not read there.
+"""
 
 __all__ = ["metrics_table", "show_catalogue", "show_measurements", "show_table", "watch"]
 
@@ -65,8 +70,8 @@ def _ending(state: RunState) -> str:
     return f"[green]✓[/] {name}: {metric_title(metric)} {100 * value:.1f} in {found['seconds']:.0f} s"
 
 
-def show_table(console: Console, runs: Sequence[Finished]) -> None:
-    """The results in percent as mean ± standard deviation over seeds, seconds per run, and what the NIR head does."""
+def show_table(console: Console, runs: Sequence[Finished], published: Iterable[Published] = ()) -> None:
+    """The results in percent as mean ± standard deviation over seeds, what the literature has, and what NIR does."""
     rows, metrics = summary(runs), metrics_of(runs)
     checkpoints = len({row["checkpoint"] for row in rows}) > 1
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -84,6 +89,9 @@ def show_table(console: Console, runs: Sequence[Finished]) -> None:
         figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
         table.add_row(RAW, *[""] * checkpoints, *figures, "", "", style="dim")
     console.print(table)
+    for one, ours in beside(published, runs):
+        here = "not run" if ours is None else f"{percent(ours)} here"
+        console.print(f"[dim]Published:[/] {escape(_cited([one]))}; {here}.", highlight=False)
     found = comparisons(runs, metrics[0])
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
@@ -102,17 +110,31 @@ def metrics_table(metrics: dict[str, float]) -> Table:
     return table
 
 
+def _cited(figures: Sequence[Published]) -> str:
+    """Figures of one method and source in a phrase."""
+    one = figures[0]
+    values = ", ".join(f"{metric_title(figure.metric)} {100 * figure.value:.1f}" for figure in figures)
+    return f"{one.method} {values} ({one.source}{', second-hand' * one.second_hand})"
+
+
+def _by_source(figures: Iterable[Published]) -> list[list[Published]]:
+    """Figures of one method and source together, in order."""
+    found: dict[tuple[str, str, bool], list[Published]] = {}
+    for figure in figures:
+        found.setdefault((figure.method, figure.source, figure.second_hand), []).append(figure)
+    return list(found.values())
+
+
 def show_catalogue(console: Console) -> None:
     """The benchmarks with the published figures of each, and the methods."""
-    benchmarks = Table("benchmark", "what", "methods × seeds", "published", box=None, header_style="dim")
+    benchmarks = Table("benchmark", "methods × seeds", "what", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    benchmarks.columns[0].no_wrap = True
     for name in preset_files():
         one = preset(name)
-        figures = [
-            f"{p.method} {metric_title(p.metric)} {100 * p.value:.1f}, {p.source}{' (second-hand)' * p.second_hand}"
-            for p in one.published
-        ]
-        benchmarks.add_row(name, one.title, f"{len(one.compare)} × {one.seeds}", "\n".join(figures))
+        what = [one.title, *(f"[dim]{escape(_cited(some))}[/]" for some in _by_source(one.published))]
+        benchmarks.add_row(name, f"{len(one.compare)} × {one.seeds}", "\n".join(what))
     console.print(benchmarks)
+    console.print(HINT, highlight=False)
     methods = Table("method", "what", box=None, header_style="dim")
     for method in METHODS.values():
         methods.add_row(method.name, f"{LOSSES[method.loss]}: {ARMS[method.arm]}")

@@ -13,15 +13,15 @@ from otdml._files import write_text
 from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
 from otdml.benchmarks.methods import ARMS, LOSSES, parts
-from otdml.benchmarks.presets import Preset, Published
-from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, metrics_of, raw_pixels, summary
+from otdml.benchmarks.presets import Preset
+from otdml.benchmarks.results import Comparison, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
     from otdml.dml.index import Match
 
-__all__ = ["metric_title", "percent", "statement", "write_matches", "write_report"]
+__all__ = ["caveats", "metric_title", "percent", "statement", "write_matches", "write_report"]
 
 TITLES = {
     "left_out": "queries without a counterpart",
@@ -123,7 +123,6 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
         row["cells"] = [(percent(row["metrics"][m]), row["metrics"][m].mean == best[m]) for m in metrics]
         mean = row["metrics"][leading].mean
         row["strip"] = strip([m[leading] for m in own if m], mean, low, high, _style(row["method"]))
-        row["published"] = _published(preset.published, row["method"])
     compared = comparisons(runs, leading)
     reach = max((abs(v) for c in compared for v in (c.difference, c.low, c.high) if math.isfinite(v)), default=1.0)
     raw = raw_pixels(runs)
@@ -133,6 +132,9 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
         "metrics": [metric_title(m) for m in metrics],
         "comparisons": [(c, statement(c), interval(c.difference, c.low, c.high, reach or 1.0)) for c in compared],
         "per_seed": [_seed_row(run, name, metrics) for run in runs for name in ("last", "best") if run.metrics(name)],
+        "published": [(p, None if ours is None else percent(ours)) for p, ours in beside(preset.published, runs)],
+        "title_of": metric_title,
+        "caveats": caveats(preset, runs),
         "range": (100 * low, 100 * high),
         "seeds": sorted({run.seed for run in runs}),
         "seconds": sum(run.seconds for run in runs),
@@ -147,8 +149,17 @@ def _seed_row(run: Finished, checkpoint: str, metrics: Sequence[str]) -> dict[st
     return {"method": run.method, "seed": run.seed, "epoch": epoch, "cells": cells, "seconds": run.seconds}
 
 
-def _published(figures: Iterable[Published], method: str) -> list[Published]:
-    return [figure for figure in figures if figure.method == method]
+def caveats(preset: Preset, runs: Sequence[Finished]) -> list[str]:
+    """What keeps figures from being compared with published ones, as far as the runs' configurations tell."""
+    found = [run.folder.config()["run"] for run in runs]
+    said = []
+    if preset.weights and not all("weights" in run["model"].get("backbone_options", {}) for run in found):
+        said.append(f"Not all networks started from {preset.weights.what}, as the published ones did.")
+    if any(run["data"].get("allow_partial") for run in found):
+        said.append("The copy of the data set was allowed to be a part of it.")
+    if any(run["data"].get("on_corrupt") == "skip" for run in found):
+        said.append("Images that could not be read were left out.")
+    return said
 
 
 def statement(c: Comparison) -> str:

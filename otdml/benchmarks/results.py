@@ -12,6 +12,7 @@ from typing import Any
 
 from otdml._files import write_text
 from otdml.benchmarks.methods import ARMS, LOSSES, parts
+from otdml.benchmarks.presets import Published
 from otdml.benchmarks.runs import RunFolder
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Comparison",
     "Figure",
     "Finished",
+    "beside",
     "collect",
     "comparisons",
     "export",
@@ -175,6 +177,15 @@ def summary(runs: Sequence[Finished]) -> list[dict[str, Any]]:
             seconds = figure([run.seconds for run in own])
             rows.append({"method": method, "checkpoint": checkpoint, "metrics": figures, "seconds": seconds})
     return rows
+
+
+def beside(published: Iterable[Published], runs: Sequence[Finished]) -> list[tuple[Published, Figure | None]]:
+    """Each published figure, and ours of the same method and metric after the last epoch; None where there is none."""
+    found = []
+    for one in published:
+        values = list(_by_seed(runs, one.method, one.metric, "last").values())
+        found.append((one, figure(values) if values else None))
+    return found
 
 
 def raw_pixels(runs: Iterable[Finished]) -> Mapping[str, float] | None:

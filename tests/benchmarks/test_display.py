@@ -7,6 +7,8 @@ from rich.console import Console
 
 from otdml.benchmarks.display import metrics_table, show_catalogue, show_measurements, show_table, watch
 from otdml.benchmarks.experiment import RunState
+from otdml.benchmarks.methods import METHODS
+from otdml.benchmarks.presets import Published, preset_files
 from otdml.benchmarks.results import collect
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.benchmarks.speed.harness import Measurement
@@ -25,6 +27,17 @@ def test_table_shows_means_over_seeds_whole_names_and_comparisons(console, finis
     assert "proxy-anchor+nir-control 74.2 ± 2.8 54.2 ± 2.8 3 11" in lines
     assert "against proxy-anchor+nir-control" in text
     assert "no difference shown" in text.replace("\n", " ")
+
+
+def test_published_figures_stand_below_the_table(console, finished):
+    published = [
+        Published("proxy-anchor", "recall@1", 0.697, "Doe 2020", second_hand=True),
+        Published("[theirs]", "recall@1", 0.8, "Roe 2021"),
+    ]
+    show_table(console, collect(finished), published)
+    text = " ".join(console.export_text().split())
+    assert "Published: proxy-anchor R@1 69.7 (Doe 2020, second-hand); 71.0 ± 1.0 here." in text
+    assert "Published: [theirs] R@1 80.0 (Roe 2021); not run." in text
 
 
 def test_one_seed_makes_no_statement(console, tmp_path, write_run):
@@ -82,5 +95,8 @@ def test_measurements_end_with_the_ratio_to_the_fastest_correct_peer(console):
 def test_catalogue_names_everything(console):
     show_catalogue(console)
     text = console.export_text()
-    for name in ("digits", "omniglot-full", "proxy-nca+nir-control"):
+    for name in (*preset_files(), *METHODS):
         assert name in text
+    words = " ".join(text.split())
+    assert "proxy-anchor R@1 69.9, R@2 79.6, R@4 86.6, R@8 91.4 (Kim et al. 2020, authors' code page)" in words
+    assert "ResNet-50, 512 dimensions, second-hand)" in words

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from otdml.benchmarks.experiment import DATASETS
+from otdml.benchmarks.experiment import DATASETS, check_settings
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import preset, preset_files
 from otdml.benchmarks.runs import Run
 from otdml.data import Distort
 from otdml.dml import ProxyDML
+from otdml.dml.nir import REFERENCE_PROXY_WEIGHTS
 from otdml.dml.training import TrainingConfig
 
 MINIMAL = """
@@ -41,9 +42,124 @@ def test_every_method_of_a_preset_can_be_built(name):
     Distort(**one.augment)
     for method in one.compare:
         run = Run.of(one, one.method(method), 0)
+        check_settings(run)
         TrainingConfig(**run.training)
-        module = ProxyDML(num_classes=4, **run.model)
+        # The network alone is of no interest: a large one is built by tests of its own.
+        small = {"backbone": "conv4", "backbone_options": {}} if one.weights else {}
+        module = ProxyDML(num_classes=4, **run.model | small)
         assert (module.nir is not None) == method.endswith("+nir")
+
+
+PHOTOGRAPHS = ("cub", "cars", "sop", "inshop")
+
+
+@pytest.mark.parametrize("dataset", PHOTOGRAPHS)
+@pytest.mark.parametrize(("protocol", "backbone", "dim"), [("", "resnet50", 512), ("-r50-128", "resnet50", 128)])
+def test_proxy_anchor_on_every_published_set(dataset, protocol, backbone, dim):
+    one = preset(dataset + protocol)
+    assert (one.dataset, one.model["backbone"], one.model["dim"]) == (dataset, backbone, dim)
+    assert one.weights.what.startswith("a ResNet-50 trained on ImageNet-1k")
+    assert one.compare == ("proxy-anchor", "proxy-anchor+nir", "proxy-anchor+nir-control")
+    # Its authors' factor between the proxies' rate and the backbone's.
+    assert one.model["lr"]["proxies"] == pytest.approx(100 * one.model["lr"]["backbone"])
+
+
+@pytest.mark.parametrize("dataset", PHOTOGRAPHS)
+def test_a_vision_transformer_on_every_published_set(dataset):
+    one = preset(f"{dataset}-vit-s")
+    assert (one.dataset, one.model["backbone"], one.model["dim"]) == (dataset, "timm/vit_small_patch16_224", 384)
+
+
+@pytest.mark.parametrize("name", ["cub", "cub-r50-128", "cub-nir", "cars", "cars-nir", "cars-vit-s", "sop", "sop-nir"])
+def test_nir_has_the_weighting_of_the_released_code(name):
+    one = preset(name)
+    head, control = one.method("proxy-anchor+nir"), one.method("proxy-anchor+nir-control")
+    assert head.loss_weight == control.loss_weight == REFERENCE_PROXY_WEIGHTS[one.dataset]
+    assert (head.nir_weight, head.nir_options, control.nir_weight) == (1.0, {"objective": "exp_nll"}, 0.0)
+    assert one.method("proxy-anchor").loss_weight == 1.0
+    # The rate of the proxies is doubled, and that of the control arm with it.
+    assert head.lr["proxies"] == control.lr["proxies"] == pytest.approx(2 * one.model["lr"]["proxies"])
+    assert head.frozen_epochs == control.frozen_epochs > one.model.get("frozen_epochs", 0)
+
+
+def test_the_reference_preset_trains_as_the_released_code():
+    one = preset("cub-nir")
+    assert one.model["optimizer"] == "adam"
+    assert {part: rate / 1e-5 for part, rate in one.model["lr"].items()} == pytest.approx(
+        {"backbone": 1, "head": 1, "proxies": 2000, "flow": 50}
+    )
+    assert one.training["classes_per_batch"] * one.training["samples_per_class"] == 90
+    assert one.model["weight_decay"] == {"backbone": 4e-4, "head": 4e-4, "proxies": 0.0}
+
+
+def test_published_figures_beside_whose_they_are():
+    figures = {(p.method, p.metric): p for p in preset("cub").published}
+    assert figures["proxy-anchor", "recall@1"].value == 0.699
+    assert not figures["proxy-anchor", "recall@1"].second_hand
+    for name in preset_files():
+        for figure in preset(name).published:
+            assert 0.5 < figure.value < 1, name
+            assert "20" in figure.source, "a source has a year"
+            assert "Roth" not in figure.source or figure.second_hand
+
+
+def test_a_preset_extends_others_key_by_key(tmp_path):
+    (tmp_path / "below.toml").write_text(MINIMAL.replace("dim = 8", "dim = 8\nlr = { backbone = 1.0, head = 2.0 }"))
+    (tmp_path / "beside.toml").write_text("seeds = 7\n[model]\ndim = 9\nclip = 1.0\n")
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = ["below.toml", "beside.toml"]\ntitle = "u"\n[model]\nlr = { head = 3.0 }\n')
+    found = preset(mine)
+    assert (found.name, found.title, found.dataset, found.seeds) == ("mine", "u", "digits", 7)
+    assert found.model == {"dim": 9, "clip": 1.0, "lr": {"backbone": 1.0, "head": 3.0}}
+    assert found.training == {"epochs": 1}
+    mine.write_text('extends = "cub"\n[model]\ndim = 64\n')
+    assert preset(mine).model == {**preset("cub").model, "dim": 64}
+
+
+def test_a_preset_that_extends_itself_or_nothing_known(tmp_path):
+    (tmp_path / "a.toml").write_text('extends = "b.toml"')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"')
+    with pytest.raises(ValueError, match=r"a\.toml extends itself, by way of a\.toml, b\.toml"):
+        preset(tmp_path / "a.toml")
+    (tmp_path / "c.toml").write_text('extends = "cubs"')
+    with pytest.raises(ValueError, match=r"unknown preset to extend 'cubs'\. Did you mean 'cub'"):
+        preset(tmp_path / "c.toml")
+    (tmp_path / "c.toml").write_text('extends = "gone.toml"')
+    with pytest.raises(FileNotFoundError, match="gone"):
+        preset(tmp_path / "c.toml")
+
+
+def test_files_to_extend_are_no_benchmarks():
+    assert not [name for name in preset_files() if name.startswith("_")]
+    with pytest.raises(ValueError, match="unknown benchmark '_cub'"):
+        preset("_cub")
+
+
+def test_changes_on_top():
+    changes = ["training.epochs=3", "model.backbone = resnet", "model.backbone_options={widths=[8], depths=[1]}"]
+    found = preset("cub", changes)
+    assert (found.training["epochs"], found.model["backbone"]) == (3, "resnet")
+    assert found.model["backbone_options"] == {"widths": [8], "depths": [1]}
+    assert found.model["dim"] == preset("cub").model["dim"]
+    for wrong in ("epochs=3", "training.epochs", "model.=3", "model.a b=3"):
+        with pytest.raises(ValueError, match="--set"):
+            preset("cub", [wrong])
+
+
+def test_weights_are_given_by_path_or_not_wanted(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.touch()
+    cub = preset("cub")
+    assert cub.starting_from(file).model["backbone_options"] == {"weights": str(file)}
+    assert cub.starting_from(file).starting_from(None).model["backbone_options"] == {"weights": str(file)}
+    assert cub.starting_from("none") == cub
+    assert preset("digits").starting_from(None) == preset("digits")
+    with pytest.raises(ValueError, match=r"Get those of a ResNet-50 .* from https://\S+\.pth, and pass --weights FILE"):
+        cub.starting_from(None)
+    with pytest.raises(ValueError, match="there is no file"):
+        cub.starting_from(tmp_path / "gone.pth")
+    with pytest.raises(ValueError, match="--weights is not for it"):
+        preset("digits").starting_from(file)
 
 
 def test_settings_of_a_loss_hold_for_its_head_and_those_of_the_head_for_its_control(tmp_path):
@@ -92,6 +208,8 @@ source = "authors, ResNet-50"
         (MINIMAL.replace('dataset = "digits"', ""), "set dataset"),
         (MINIMAL.replace("proxy-anchor", "proxy-ancho"), "Did you mean 'proxy-anchor'"),
         ("title = ", "not valid TOML"),
+        (MINIMAL + "[weights]\nwhat = 'x'", "mine.toml, weights: .*missing .*'address'"),
+        (MINIMAL + "[[published]]\nmethods = 'x'", "mine.toml, published: .*'methods'"),
     ],
 )
 def test_a_wrong_file_says_why(tmp_path, text, message):

@@ -1,10 +1,12 @@
 """The report: complete, self-contained, and with the numbers of the tables."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from otdml.benchmarks.report import metric_title, percent, write_report
+from otdml.benchmarks.presets import Published, Weights
+from otdml.benchmarks.report import caveats, metric_title, percent, write_report
 from otdml.benchmarks.results import Figure, collect
 
 VOID = {"meta", "link", "img", "br", "path", "circle", "rect", "image"}
@@ -120,6 +122,34 @@ def test_a_metric_of_one_epoch_gets_no_empty_chart(tmp_path, digits, write_run):
     text = (tmp_path / "report.html").read_text()
     assert "proxy term of the training loss" in text
     assert "R@1 on unseen classes" not in text
+
+
+def test_published_figures_stand_beside_ours_with_their_source(tmp_path, digits, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    figures = (
+        Published("proxy-anchor", "recall@1", 0.697, "Doe 2020"),
+        Published("Their method", "recall@1", 0.8, "Roe 2021 <book>", second_hand=True),
+    )
+    preset = replace(digits, published=figures, weights=Weights("a net trained on X", "https://x.org"))
+    write_report(tmp_path / "report.html", preset, collect(tmp_path), ["otdml"])
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert page.balanced
+    cells = [" ".join(cell.split()) for cell in page.cells]
+    first, second = cells.index("proxy-anchor", 3), cells.index("Their method")
+    assert cells[first : first + 5] == ["proxy-anchor", "R@1", "published 69.7", "here 50.0", "Doe 2020"]
+    assert cells[second + 2 : second + 4] == ["published 80.0", "here not run"]
+    assert cells[second + 4] == "Roe 2021 <book> (second-hand: not read in the work of its authors)"
+    assert "Not all networks started from a net trained on X" in text
+
+
+def test_caveats_tell_what_is_not_as_published(tmp_path, digits, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    runs = collect(tmp_path)
+    assert caveats(digits, runs) == []
+    path = runs[0].folder.path / "config.json"
+    path.write_text(path.read_text().replace('"rotations": true', '"allow_partial": true, "on_corrupt": "skip"'))
+    assert [said.split()[0] for said in caveats(digits, runs)] == ["The", "Images"]
 
 
 @pytest.mark.parametrize(

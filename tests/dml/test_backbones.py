@@ -1,6 +1,8 @@
 """Networks: sizes and key names as published, names of other libraries, errors."""
 
 import importlib.util
+import sys
+import types
 
 import pytest
 import torch
@@ -130,6 +132,29 @@ def test_networks_of_other_libraries_or_a_reason(library):
             backbone(f"{library}/resnet18", {"pretrained": False})
     else:
         assert num_features(backbone(f"{library}/resnet18", {"pretrained": False})) == 512
+
+
+def test_a_file_of_weights_reaches_the_other_library(monkeypatch):
+    asked = {}
+
+    def create_model(name, **options):
+        asked.update(options, name=name)
+        network = nn.Flatten()
+        network.num_features = 4
+        return network
+
+    timm = types.ModuleType("timm")
+    timm.create_model = create_model
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    backbone("timm/vit", {"weights": "vit.safetensors", "img_size": 32})
+    overlay = {"file": "vit.safetensors"}
+    wanted = {"name": "vit", "pretrained": True, "num_classes": 0, "img_size": 32, "pretrained_cfg_overlay": overlay}
+    assert asked == wanted
+
+
+def test_a_resnet_of_any_size_by_name():
+    options = {"widths": (4, 8), "depths": (1, 1), "small_images": True}
+    assert backbone("resnet", options)(torch.zeros(2, 3, 8, 8)).shape == (2, 8, 4, 4)
 
 
 def test_unknown_names_list_the_known():

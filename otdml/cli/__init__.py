@@ -1,0 +1,24 @@
+"""The command line. Heavy imports wait until a command needs them, so that help is quick."""
+
+import os
+import sys
+
+from otdml.cli import experiments, images, tools
+from otdml.cli.application import DEBUG, app, errors, plain
+
+__all__ = ["app", "experiments", "images", "main", "tools"]
+
+# What a user can cause; anything else is a defect of the library and shows its traceback.
+FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, FloatingPointError)
+
+
+def main() -> None:
+    """Run the command line; a failure is one message and exit code 1, a wrong argument exit code 2."""
+    try:
+        app()
+    except FAILURES as error:
+        if os.environ.get(DEBUG):
+            raise
+        errors.print(f"[bold red]Error:[/] {plain(str(error))}", highlight=False)
+        errors.print("[dim]`otdml --traceback ...` shows where.[/]", highlight=False)
+        sys.exit(1)

@@ -1,0 +1,75 @@
+"""The application that commands belong to: its consoles, its help pages, its errors."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+import otdml
+
+__all__ = ["DEBUG", "app", "arguments", "command", "console", "data_app", "errors", "plain"]
+
+DEBUG = "OTDML_TRACEBACK"
+
+console = Console()
+errors = Console(stderr=True)
+app = typer.Typer(
+    name="otdml",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Optimal transport for PyTorch, and proxy-based metric learning with it.",
+    epilog="Start with [bold]otdml benchmark --dataset digits[/bold]: seven methods, a report, two minutes.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app.add_typer(data_app, name="data")
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def command(*examples: str, of: typer.Typer = app, name: str | None = None) -> Callable[[Function], Function]:
+    """Make a function a command; its help page is its docstring, paragraph by paragraph, and ends with examples."""
+
+    def register(function: Function) -> Function:
+        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        return of.command(name, help=text, epilog="\n\n".join(["[bold]Examples[/bold]", *examples]))(function)
+
+    return register
+
+
+def plain(text: str) -> str:
+    """Text whose square brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@contextmanager
+def arguments() -> Iterator[None]:
+    """Within it a ValueError is a wrong argument: exit code 2 instead of 1."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"otdml {otdml.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", envvar=DEBUG, help="Errors with their traceback.")] = False,
+) -> None:
+    """Options of every command."""
+    if traceback:
+        os.environ[DEBUG] = "1"

@@ -1,0 +1,167 @@
+"""Commands that train: a benchmark, and one run of it."""
+
+import sys
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from otdml.cli.application import arguments, command, console
+from otdml.cli.options import (
+    SPREAD,
+    AllowPartial,
+    Change,
+    Dataset,
+    Epochs,
+    HoldOut,
+    Protocol,
+    Recipe,
+    Root,
+    SkipCorrupt,
+    Spreads,
+    StartFrom,
+)
+
+if TYPE_CHECKING:
+    from otdml.benchmarks.presets import Preset
+
+__all__ = ["benchmark", "train"]
+
+
+@command(
+    "otdml benchmark -d digits",
+    "otdml benchmark -d omniglot -p small --root DATA --seeds 5",
+    "otdml benchmark -d digits -m proxy-anchor -m proxy-anchor+nir --out runs/mine",
+    "otdml benchmark -d digits -m proxy-nca --dispersion koleo:0.1 --dispersion uniformity:1@proxies",
+    "otdml benchmark -d cub --root DATA --weights resnet50-0676ba61.pth",
+    "otdml benchmark -d cub -p r50-128 --root DATA --weights none --set model.backbone=resnet18",
+)
+def benchmark(
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="Data set: digits, omniglot, cub, cars, sop or inshop.")
+    ] = "digits",
+    protocol: Protocol = None,
+    root: Root = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="A method; repeat for more. Default: the preset's.")
+    ] = None,
+    dispersion: Spreads = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1)] = None,
+    epochs: Epochs = None,
+    hold_out: HoldOut = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1)] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1)] = 1,
+    preset: Recipe = None,
+    weights: StartFrom = None,
+    change: Change = None,
+    allow_partial: AllowPartial = False,
+    skip_corrupt: SkipCorrupt = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show the benchmarks and methods there are.")] = False,
+) -> None:
+    """Compare methods over seeds, and write a report.
+
+    Every method is trained with every seed under the same budget and tested on classes that none of them saw.
+    Each run has its own folder; the same command goes on where it was stopped, and more seeds or methods add to
+    what is there. At the end: report.html (opens offline), results.csv, runs.csv and results.json.
+    """
+    from otdml.benchmarks.display import show_catalogue, watch
+    from otdml.benchmarks.environment import cores
+    from otdml.benchmarks.experiment import check_settings, run_grid
+    from otdml.benchmarks.presets import named
+    from otdml.benchmarks.results import collect
+    from otdml.benchmarks.runs import Run, plan
+
+    if listed:
+        show_catalogue(console)
+        return
+    with arguments():
+        chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
+        names = [_dispersed(name, arm) for name in method or chosen.compare for arm in (None, *(dispersion or ()))]
+        methods = {one.name: one for one in map(chosen.method, names)}.values()
+        folder = out or Path("runs") / chosen.name
+        data = _tolerance(allow_partial, skip_corrupt)
+        run_of = partial(Run.of, chosen, hold_out=hold_out, data=data, epochs=epochs)
+        runs = [run_of(one, seed) for seed in range(seeds or chosen.seeds) for one in methods]
+        check_settings(runs[0])
+        plan(folder, runs)
+        for earlier in collect(folder):
+            # What is there stands in the same table, so it must have had the same budget.
+            earlier.folder.check(run_of(chosen.method(earlier.method), earlier.seed))
+    jobs = jobs or max(1, cores() // threads)
+    with closing(run_grid(folder, runs, root=root, jobs=jobs, threads=threads)) as states:
+        failures = watch(console, states)
+    _report(folder, chosen, failures)
+
+
+def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
+    """Write what a benchmark leaves, and print its table; a failure is raised when all else is written."""
+    from otdml.benchmarks.display import show_table
+    from otdml.benchmarks.report import write_report
+    from otdml.benchmarks.results import export
+
+    if results := export(folder):
+        write_report(folder / "report.html", preset, results, ["otdml", *sys.argv[1:]], failures)
+        show_table(console, results, preset.published)
+        console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True, highlight=False)
+    if failures:
+        raise RuntimeError(f"{len(failures)} of the runs failed. The first is {failures[0]}")
+
+
+def _dispersed(method: str, dispersion: str | None) -> str:
+    """The name of a method with a dispersion loss."""
+    from otdml.dml.dispersion import Dispersion
+
+    return method if dispersion is None else f"{method}+{Dispersion(dispersion)}"
+
+
+def _tolerance(allow_partial: bool, skip_corrupt: bool) -> dict[str, Any]:
+    """Arguments of a data set that is not as published."""
+    wanted = {"allow_partial": allow_partial, "on_corrupt": skip_corrupt and "skip"}
+    return {name: value for name, value in wanted.items() if value}
+
+
+@command("otdml train -d digits -m proxy-nca+nir --seed 3 --out runs/one")
+def train(
+    dataset: Dataset = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="Its proxy loss, and arm.")] = "proxy-anchor",
+    protocol: Protocol = None,
+    root: Root = None,
+    dispersion: Annotated[str | None, typer.Option(help=SPREAD)] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0)] = 0,
+    epochs: Epochs = None,
+    hold_out: HoldOut = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: runs/NAME/METHOD/seed-S.")] = None,
+    preset: Recipe = None,
+    weights: StartFrom = None,
+    change: Change = None,
+    allow_partial: AllowPartial = False,
+    skip_corrupt: SkipCorrupt = False,
+) -> None:
+    """Train one method with one seed, and print its metrics on unseen classes.
+
+    The folder holds config.json, curve.csv, metrics.json and the checkpoints. A run that was stopped goes on when
+    the command is given again, and ends with the numbers it would have had.
+    """
+    from otdml.benchmarks.display import metrics_table
+    from otdml.benchmarks.experiment import check_settings, execute
+    from otdml.benchmarks.presets import named
+    from otdml.benchmarks.runs import Run, RunFolder
+
+    with arguments():
+        chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
+        data = _tolerance(allow_partial, skip_corrupt)
+        arm = chosen.method(_dispersed(method, dispersion))
+        run = Run.of(chosen, arm, seed, hold_out=hold_out, data=data, epochs=epochs)
+        folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
+        folder.check(run)
+        check_settings(run)
+    execute(run, folder.path, root, progress=console.is_terminal)
+    found = folder.metrics()
+    console.print(metrics_table(found["last"]))
+    if found["best"]:
+        console.print(f"\nSelected on held-out classes, epoch {found['best_epoch'] + 1}:", highlight=False)
+        console.print(metrics_table(found["best"]))
+    console.print(f"\nCheckpoint: [bold]{folder.path / 'last.ckpt'}[/]", soft_wrap=True, highlight=False)

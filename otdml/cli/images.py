@@ -1,0 +1,88 @@
+"""Commands that use a trained model: on a data set, or on any images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otdml.cli.application import arguments, command, console, errors, plain
+from otdml.cli.options import Protocol, Root, SkipCorrupt
+
+__all__ = ["embed", "evaluate", "search"]
+
+
+@command("otdml evaluate runs/digits/proxy-anchor/seed-0/last.ckpt")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Default: that of the run.")] = None,
+    protocol: Protocol = None,
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="train, val, trainval or test.")] = "test",
+    ks: Annotated[str, typer.Option(help="K of Recall@K, separated by commas.")] = "1,2,4,8",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Retrieval metrics of a checkpoint on a split of a data set.
+
+    Beside the checkpoint of a run lies config.json, which says what the run was trained on; elsewhere name the data
+    set with --dataset.
+    """
+    from otdml.benchmarks.display import metrics_table
+    from otdml.benchmarks.models import load_checkpoint, split_for
+    from otdml.benchmarks.presets import named
+    from otdml.dml.training import evaluate as metrics_on
+
+    with arguments():
+        numbers = tuple(_integers("--ks", ks))
+        if protocol and dataset is None:
+            raise ValueError("--protocol needs --dataset: without both, the set and protocol of the run are taken.")
+        chosen = None if dataset is None else named(dataset, protocol)
+    found = metrics_on(load_checkpoint(checkpoint), split_for(checkpoint, chosen, root, split), ks=numbers)
+    console.print_json(data=found) if as_json else console.print(metrics_table(found))
+
+
+@command("otdml embed runs/digits/proxy-anchor/seed-0 photos --out photos.index")
+def embed(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
+    images: Annotated[list[Path], typer.Argument(help="A folder of images, or image files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the index.")] = Path("embeddings.index"),
+    size: Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4)] = None,
+    skip_corrupt: SkipCorrupt = False,
+) -> None:
+    """Embed images, and keep the vectors with the paths of their files as an index to search.
+
+    The index is a folder: index.faiss, which FAISS reads as well, and items.json with the paths.
+    """
+    from otdml.benchmarks.models import embedded
+
+    index, skipped = embedded(checkpoint, images, size=size, on_corrupt="skip" if skip_corrupt else "raise")
+    for path, reason in skipped.items():
+        errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
+    index.save(out)
+    console.print(f"{len(index)} embeddings: [bold]{out}[/]", soft_wrap=True, highlight=False)
+
+
+@command("otdml search photos.index query.jpg", "otdml search photos.index new.jpg --html near.html")
+def search(
+    index: Annotated[Path, typer.Argument(help="An index that `otdml embed` made.")],
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    k: Annotated[int, typer.Option("--count", "-k", help="How many to show.", min=1)] = 10,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that shows the images.")] = None,
+) -> None:
+    """The images of an index that are most similar to an image, with their cosine similarities."""
+    from otdml.benchmarks.models import nearest_images
+    from otdml.benchmarks.report import write_matches
+
+    matches = nearest_images(index, image, k, checkpoint)
+    for match in matches:
+        console.print(f"{match.similarity:.4f}  {plain(match.path)}", soft_wrap=True, highlight=False)
+    if html is not None:
+        write_matches(html, image, matches)
+        console.print(f"\nPage: [bold]{html}[/]", soft_wrap=True, highlight=False)
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} must be integers separated by commas, got {text!r}.") from error

@@ -1,0 +1,48 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "SPREAD",
+    "AllowPartial",
+    "Change",
+    "Dataset",
+    "Epochs",
+    "HoldOut",
+    "Protocol",
+    "Recipe",
+    "Root",
+    "SkipCorrupt",
+    "Spreads",
+    "StartFrom",
+]
+
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="Data set: digits, omniglot, cub, cars, sop or inshop.")
+]
+Protocol = Annotated[
+    str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small, r50-128; see --list of benchmark.")
+]
+Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set; digits need none.")]
+Recipe = Annotated[Path | None, typer.Option("--preset", help="A TOML file of your own instead of a data set.")]
+SPREAD = "A dispersion loss and its weight, such as koleo:0.1, or koleo:0.1@proxies."
+Spreads = Annotated[
+    list[str] | None, typer.Option(help=f"{SPREAD} Every method is run without and with it; repeat for more.")
+]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the preset, e.g. model.dim=128; repeat for more."),
+]
+StartFrom = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Pretrained weights of the backbone, or none to start from random ones."),
+]
+Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1)]
+HoldOut = Annotated[
+    bool, typer.Option("--hold-out", help="Train without the validation classes, and report the best epoch on them.")
+]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be read.")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Accept a copy that lacks published images.")]

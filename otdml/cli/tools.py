@@ -1,0 +1,81 @@
+"""Commands about this installation and its data: speed, data sets, engines."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otdml.cli.application import arguments, command, console, data_app, plain
+
+__all__ = ["check", "doctor", "speed"]
+
+
+@command("otdml speed sinkhorn --quick", "otdml speed retrieval --out retrieval.json")
+def speed(
+    table: Annotated[str, typer.Argument(help="Name of a table; without one, they are listed.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The small cases only.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the measurements as JSON.")] = None,
+) -> None:
+    """Time this library beside its peers, in one process, with peak memory and the quality reached.
+
+    A peer that is fast and wrong is shown, and left out of the ratios.
+    """
+    from otdml._checks import check_known
+    from otdml.benchmarks.display import show_measurements
+    from otdml.benchmarks.speed import TABLES
+    from otdml.benchmarks.speed.harness import save
+
+    if not table:
+        console.print("Tables: " + ", ".join(TABLES), highlight=False)
+        return
+    with arguments():
+        module = import_module(TABLES[check_known("table", table, TABLES)])
+    measurements = show_measurements(console, module.measurements(quick))
+    if out is not None:
+        save(out, measurements)
+        console.print(f"\nMeasurements: [bold]{out}[/]", soft_wrap=True, highlight=False)
+
+
+@command("otdml data check cub --root DATA", of=data_app, name="check")
+def check(
+    name: Annotated[str, typer.Argument(help="Data set, e.g. omniglot, cub.")],
+    root: Annotated[str | None, typer.Option("--root", help="Its folder.")] = None,
+) -> None:
+    """Say what of a data set is there, what is missing, and where to get it. Exit code 1 if it cannot be used."""
+    from otdml._checks import check_known
+    from otdml.benchmarks.experiment import DATASETS
+
+    with arguments():
+        check_known("data set", name, DATASETS)
+    from otdml.data.inventory import check as check_data
+
+    found = check_data(name, root)
+    console.print(str(found), highlight=False, markup=False)
+    if not found.complete:
+        raise typer.Exit(1)
+
+
+@command("otdml doctor", "otdml doctor keops faiss --timeout 300")
+def doctor(
+    engines: Annotated[list[str] | None, typer.Argument(help="Which ones; without a name, all.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that each may take. KeOps compiles.", min=1)] = 120.0,
+) -> None:
+    """Which engines are present, and do they work? Each is used for a moment, in a process of its own.
+
+    Exit code 1 if one that the library cannot do without is absent or broken.
+    """
+    from otdml._checks import check_known
+    from otdml.doctor import ENGINES, examine
+
+    with arguments():
+        names = [check_known("engine", name, ENGINES) for name in engines or ENGINES]
+    signs = {"works": "[green]✓[/]", "absent": "[dim]–[/]", "broken": "[red]✕[/]", "too slow": "[yellow]?[/]"}
+    sound = True
+    for found in examine(names, timeout=timeout):
+        engine = found.engine
+        sound = sound and (found.status == "works" or not engine.required)
+        line = f"{signs[found.status]} [bold]{engine.name:<13}[/]{found.version:<13} {found.status:<9}"
+        console.print(f"{line}[dim]{plain(engine.purpose)}: {plain(found.detail)}[/]", highlight=False)
+    if not sound:
+        raise typer.Exit(1)
