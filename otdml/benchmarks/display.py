@@ -89,9 +89,9 @@ def show_table(console: Console, runs: Sequence[Finished], published: Iterable[P
         figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
         table.add_row(RAW, *[""] * checkpoints, *figures, "", "", style="dim")
     console.print(table)
-    for one, ours in beside(published, runs):
+    for theirs, ours in beside(published, runs):
         here = "not run" if ours is None else f"{percent(ours)} here"
-        console.print(f"[dim]Published:[/] {escape(_cited([one]))}; {here}.", highlight=False)
+        console.print(f"[dim]Published:[/] {escape(_cited([theirs]))}; {here}.", highlight=False)
     found = comparisons(runs, metrics[0])
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)

@@ -211,8 +211,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     merged = dict(below)
     for key, value in above.items():
         earlier = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(earlier, Mapping)
-        merged[key] = _merged(earlier, value) if both else value
+        if isinstance(value, Mapping) and isinstance(earlier, Mapping):
+            merged[key] = _merged(earlier, value)
+        else:
+            merged[key] = value
     return merged
 
 
