@@ -13,7 +13,7 @@ from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
 from otdml.benchmarks.presets import Published, preset, preset_files
 from otdml.benchmarks.report import metric_title, percent, statement
 from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
-from otdml.benchmarks.speed.harness import Measurement, geometric_mean, ratios
+from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
 
 HINT = """
@@ -21,7 +21,7 @@ HINT = """
 The figures below a title are published ones: whose, and second-hand where they were not read there.
 """
 
-__all__ = ["metrics_table", "show_catalogue", "show_measurements", "show_table", "watch"]
+__all__ = ["metrics_table", "show_catalogue", "show_measurements", "show_ratios", "show_table", "watch"]
 
 
 def watch(console: Console, states: Iterable[list[RunState]]) -> list[str]:
@@ -143,7 +143,7 @@ def show_catalogue(console: Console) -> None:
 
 
 def show_measurements(console: Console, measurements: Iterable[Measurement]) -> list[Measurement]:
-    """Print a speed table row by row as it is measured, then our ratio to the fastest correct peer of each case.
+    """Print a speed table row by row as it is measured.
 
     Returns:
         The measurements.
@@ -152,16 +152,35 @@ def show_measurements(console: Console, measurements: Iterable[Measurement]) -> 
     console.print(f"[dim]{'case':<44}{'contender':<28}{'ms':>12}{'MiB':>10}{'quality':>12}[/]", highlight=False)
     for one in measurements:
         kept.append(one)
-        case = " ".join(f"{key}={value}" for key, value in one.case.items())
         figures = f"{1e3 * one.seconds:>12.3f}{one.peak_mib:>10.1f}{one.quality:>12.3g}"
         remark = escape(one.note) if one.note else "" if one.correct else "not correct: out of the ratios"
-        line = f"{escape(case):<44}{escape(one.contender):<28}{figures}"
+        line = f"{escape(_case(one)):<44}{escape(one.contender):<28}{figures}"
         console.print(f"{line}  [yellow]{remark}[/]", highlight=False, soft_wrap=True)
-    found = list(ratios(kept))
+    return kept
+
+
+def show_ratios(console: Console, measurements: Sequence[Measurement]) -> None:
+    """Print our ratio to the fastest correct peer of each case, its mean, and that against each library alone."""
+    found = list(ratios(measurements))
     for ratio in found:
-        case = " ".join(f"{key}={value}" for key, value in ratio.case.items())
-        console.print(f"{case}: {ratio.value:.2f} × as fast as {ratio.peer}", highlight=False, markup=False)
+        line = f"{_case(ratio)}: {ratio.value:.2f} × as fast as {ratio.peer}"
+        console.print(line, highlight=False, markup=False)
     if found:
         mean = geometric_mean(ratio.value for ratio in found)
         console.print(f"[bold]Geometric mean of {len(found)} ratios: {mean:.2f}[/]", highlight=False)
-    return kept
+    names = dict.fromkeys(m.contender.replace(",", "").split()[0] for m in measurements)
+    for name in [name for name in names if not name.startswith("otdml")]:
+        console.print(_against(measurements, name), highlight=False, markup=False)
+
+
+def _against(measurements: Sequence[Measurement], name: str) -> str:
+    """Our mean ratio to the fastest correct setting of one library, and how often it has none."""
+    found = [ratio.value for ratio in ratios(measurements, name)]
+    tried = {_case(m) for m in measurements if m.contender.startswith(name)}
+    mean = f"geometric mean of {len(found)} ratios {geometric_mean(found):.2f}" if found else "no ratio"
+    missed = f"; not correct or not run in {len(tried) - len(found)} cases" if len(tried) > len(found) else ""
+    return f"  {name}: {mean}{missed}"
+
+
+def _case(one: Measurement | Ratio) -> str:
+    return " ".join(f"{key}={value}" for key, value in one.case.items())

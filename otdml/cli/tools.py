@@ -11,10 +11,16 @@ from otdml.cli.application import arguments, command, console, data_app, plain
 __all__ = ["check", "doctor", "speed"]
 
 
-@command("otdml speed sinkhorn --quick", "otdml speed retrieval --out retrieval.json")
+@command("otdml speed sinkhorn --quick", "otdml speed sinkhorn --only n=4096,d=16 --out sinkhorn.json")
 def speed(
     table: Annotated[str, typer.Argument(help="Name of a table; without one, they are listed.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="The small cases only.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", help="Cases with these parameters, e.g. n=4096,d=16; OUT keeps what it holds of others."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the measurements as JSON.")] = None,
 ) -> None:
     """Time this library beside its peers, in one process, with peak memory and the quality reached.
@@ -22,18 +28,20 @@ def speed(
     A peer that is fast and wrong is shown, and left out of the ratios.
     """
     from otdml._checks import check_known
-    from otdml.benchmarks.display import show_measurements
-    from otdml.benchmarks.speed import TABLES
-    from otdml.benchmarks.speed.harness import save
+    from otdml.benchmarks import display
+    from otdml.benchmarks.speed import TABLES, harness
 
     if not table:
         console.print("Tables: " + ", ".join(TABLES), highlight=False)
         return
     with arguments():
         module = import_module(TABLES[check_known("table", table, TABLES)])
-    measurements = show_measurements(console, module.measurements(quick))
+        wanted = harness.only(only or [])
+    measurements = display.show_measurements(console, module.measurements(quick, wanted))
     if out is not None:
-        save(out, measurements)
+        measurements = harness.save(out, measurements, merge=bool(only))
+    display.show_ratios(console, measurements)
+    if out is not None:
         console.print(f"\nMeasurements: [bold]{out}[/]", soft_wrap=True, highlight=False)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from rich.console import Console
 
-from otdml.benchmarks.display import metrics_table, show_catalogue, show_measurements, show_table, watch
+from otdml.benchmarks.display import metrics_table, show_catalogue, show_measurements, show_ratios, show_table, watch
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import Published, preset_files
@@ -81,15 +81,20 @@ def test_measurements_end_with_the_ratio_to_the_fastest_correct_peer(console):
     rows = [
         Measurement(case, "otdml", 0.5, 1.0, 1e-6, True),
         Measurement(case, "slow", 2.0, 1.0, 1e-6, True),
+        Measurement(case, "slower dense", 8.0, 1.0, 1e-6, True),
+        Measurement(case, "slower online", 16.0, 1.0, 1e-6, True),
         Measurement(case, "wrong", 0.1, 1.0, 0.5, False),
         Measurement(case, "absent", math.nan, math.nan, math.nan, False, "ImportError: [x]"),
     ]
     assert show_measurements(console, iter(rows)) == rows
+    show_ratios(console, rows)
     text = console.export_text()
     assert "n=8: 4.00 × as fast as slow" in text
     assert "not correct: out of the ratios" in text
     assert "ImportError: [x]" in text
     assert "Geometric mean of 1 ratios: 4.00" in text
+    assert "  slower: geometric mean of 1 ratios 16.00\n" in text
+    assert "  wrong: no ratio; not correct or not run in 1 cases" in text
 
 
 def test_catalogue_names_everything(console):

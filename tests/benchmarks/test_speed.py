@@ -1,10 +1,14 @@
 """The speed table of entropic transport: that contenders are judged by what they return, and on equal terms."""
 
+import importlib
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from otdml.benchmarks.speed import TABLES, harness
 from otdml.benchmarks.speed import sinkhorn as table
 from otdml.ot import sinkhorn
 
@@ -31,11 +35,93 @@ def test_contenders_return_potentials_of_one_convention(name):
 
 
 def test_a_contender_that_misses_the_tolerance_does_not_count():
-    x, y, eps = table.problem(20, 2, 0.2)
-    good = sinkhorn(x, y, eps=eps, tol=1e-4)
-    wrong = (good.f + eps, good.g)
-    settings = iter([lambda: wrong, lambda: (good.f, good.g)])
-    assert table._best({"n": 20}, "peer", settings, (x, y, eps)).correct
-    result = table._best({"n": 20}, "peer", iter([lambda: wrong]), (x, y, eps))
+    case = {"n": 20, "d": 2, "eps": 0.2, "gradient": False}
+
+    def contender(*settings):
+        return lambda x, y, eps, gradient: iter([lambda f=f: f(x, y, eps) for f in settings])
+
+    def good(x, y, eps):
+        found = sinkhorn(x, y, eps=eps, tol=1e-4)
+        return found.f, found.g
+
+    def wrong(x, y, eps):
+        f, g = good(x, y, eps)
+        return f + eps, g
+
+    def secretive(x, y, eps):
+        return lambda: good(x, y, eps)
+
+    assert table._contend(case, "peer", contender(wrong, good)).correct
+    assert table._contend(case, "peer", contender(secretive)).correct
+    result = table._contend(case, "peer", contender(wrong))
     assert not result.correct
     assert result.quality > 0.1
+
+
+def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):
+    case = {"n": 200, "d": 2, "eps": 0.2, "gradient": False}
+    monkeypatch.setattr(table, "LARGE", 100)
+    sizes = []
+
+    def peer(x, y, eps, gradient):
+        def solve():
+            sizes.append(len(x))
+            found = sinkhorn(x, y, eps=eps, tol=1e-4)
+            return found.f, found.g
+
+        yield solve
+
+    assert table._contend(case, "peer", peer).correct
+    assert set(sizes) == {50, 200}
+    monkeypatch.setattr(table, "PATIENCE", 1e-9)
+    sizes.clear()
+    result = table._contend(case, "peer", peer)
+    assert result.note.startswith("left out")
+    assert set(sizes) == {50}
+    assert table._contend(case, "otdml", peer).correct
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_geomloss_with_gradient_is_judged_by_its_potentials():
+    x, y, eps = table.problem(30, 64, 0.2)
+    *_, slowest = table.PEERS["geomloss tensorized"][1](x, y, eps, True)
+    potentials = slowest()()
+    assert table.marginal_error(x, y, potentials, eps) < 2e-3
+
+
+def test_pieces_of_a_table_are_merged(tmp_path):
+    def measured(n, seconds, contender="otdml"):
+        return harness.Measurement({"n": n}, contender, seconds, 1.0, 0.0, True)
+
+    path = tmp_path / "new" / "table.json"
+    harness.save(path, [measured(4096, 3.0), measured(128, 1.0)], merge=True)
+    merged = harness.save(path, [measured(4096, 2.0), measured(4096, 8.0, "peer")], merge=True)
+    assert merged == [measured(128, 1.0), measured(4096, 2.0), measured(4096, 8.0, "peer")]
+    content = json.loads(path.read_text())
+    assert [harness.Measurement(**row) for row in content["measurements"]] == merged
+    assert [piece["cases"] for piece in content["pieces"]] == [[{"n": 128}], [{"n": 4096}]]
+    assert content["pieces"][0]["environment"] == content["environment"]
+    assert content["geometric_mean_ratio"] == pytest.approx(4.0)
+    # Without merging the file is a new one.
+    assert harness.save(path, [measured(512, 1.0)]) == [measured(512, 1.0)]
+    assert json.loads(path.read_text())["measurements"] == [asdict(measured(512, 1.0))]
+
+
+def test_selections_must_name_parameters():
+    assert harness.only([])({"n": 8})
+    assert harness.only(["gradient=False"])({"n": 8, "gradient": False})
+    assert not harness.only(["d=2"])({"n": 8})
+    with pytest.raises(ValueError, match="`only` must be of the form key=value,key=value, got 'n'"):
+        harness.only(["n"])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_measure_nothing_that_is_not_wanted(name):
+    module = importlib.import_module(TABLES[name])
+    assert list(module.measurements(False, harness.only(["no=case"]))) == []
+
+
+def test_what_is_wrong_is_run_once():
+    runs = []
+    result = harness.measure({}, "otdml", lambda: runs.append(1), judge=lambda _: 2.0, accept=lambda q: q < 1)
+    assert (len(runs), result.quality, result.correct) == (1, 2.0, False)

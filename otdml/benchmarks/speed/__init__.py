@@ -1,6 +1,7 @@
 """Speed tables: this library beside its peers, in one process, with the ratio and the peak memory.
 
-A table is a module with a function ``measurements(quick: bool) -> Iterator[Measurement]``, registered here by name.
+A table is a module with a function ``measurements(quick: bool, wanted: Wanted) -> Iterator[Measurement]``, registered
+here by name; ``wanted(case)`` says whether a case is to be measured.
 """
 
 __all__ = ["TABLES"]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otdml.benchmarks.speed.harness import Case, Measurement, measure
+from otdml.benchmarks.speed.harness import Case, Measurement, Wanted, every_case, measure
 from otdml.losses import GCAINCE, InfoNCE, SupCon
 
 __all__ = ["measurements"]
@@ -26,21 +26,24 @@ LARGEST = {"torch dense": 8192, "SupConLoss": 4096, "NTXentLoss": 512}
 Contender = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def measurements(quick: bool) -> Iterator[Measurement]:
+def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
     """InfoNCE one-way, NT-Xent and SupCon on both views in one batch, and balanced InfoNCE."""
     for n in (512, 2048) if quick else (512, 2048, 8192, 16384):
-        yield from _family("infonce", n, _one_way, {"torch dense": _dense})
-        yield from _family("ntxent", n // 2, _joint, {"NTXentLoss": _pml("NTXentLoss")} | {"torch dense": _dense_joint})
-        yield from _family("supcon", n // 2, _supcon, {"SupConLoss": _pml("SupConLoss")})
-        yield from _family("gca-ince", n, _balanced, {})
+        joint = {"NTXentLoss": _pml("NTXentLoss")} | {"torch dense": _dense_joint}
+        yield from _family("infonce", n, wanted, _one_way, {"torch dense": _dense})
+        yield from _family("ntxent", n // 2, wanted, _joint, joint)
+        yield from _family("supcon", n // 2, wanted, _supcon, {"SupConLoss": _pml("SupConLoss")})
+        yield from _family("gca-ince", n, wanted, _balanced, {})
 
 
-def _family(name: str, n: int, ours: Contender, peers: dict[str, Contender]) -> Iterator[Measurement]:
+def _family(name: str, n: int, wanted: Wanted, ours: Contender, peers: dict[str, Contender]) -> Iterator[Measurement]:
+    case: Case = {"loss": name, "rows": n if name in ("infonce", "gca-ince") else 2 * n, "d": DIM}
+    if not wanted(case):
+        return
     generator = torch.Generator().manual_seed(n)
     z1 = torch.randn(n, DIM, generator=generator)
     z2 = z1 + torch.randn(n, DIM, generator=generator)
     labels = torch.arange(n) % CLASSES
-    case: Case = {"loss": name, "rows": n if name in ("infonce", "gca-ince") else 2 * n, "d": DIM}
     with torch.no_grad():
         exact = float(ours(z1.double(), z2.double(), labels))
     near = partial(_near, exact)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otdml.benchmarks.speed.harness import Measurement, measure
+from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.losses.dispersion import (
     kernel_dispersion,
     koleo,
@@ -48,14 +48,14 @@ _OURS: dict[str, Loss] = {
 }
 
 
-def measurements(quick: bool) -> Iterator[Measurement]:
+def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
     """Every regulariser; quality is its value, which peers must share (within 5 percent where slices are drawn)."""
     for n, d in _QUICK + ([] if quick else _FULL):
         z = F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(0)), dim=1)
         for name, loss in _OURS.items():
-            if n * d >= 10**7 and name not in _LARGEST:
-                continue
             case = {"loss": name, "n": n, "d": d}
+            if not wanted(case) or (n * d >= 10**7 and name not in _LARGEST):
+                continue
             ours = measure(case, "otdml", partial(_value, loss, z), budget=3.0)
             yield ours
             for peer, other in _peers(name, n):

@@ -10,19 +10,59 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from otdml._checks import argument_error
 from otdml.benchmarks.environment import environment
 
-__all__ = ["Measurement", "Ratio", "geometric_mean", "measure", "peak_memory", "ratios", "save"]
+__all__ = [
+    "FAILURES",
+    "Measurement",
+    "Ratio",
+    "Wanted",
+    "every_case",
+    "geometric_mean",
+    "measure",
+    "only",
+    "peak_memory",
+    "ratios",
+    "save",
+]
+
+# What a contender may raise without ending the table.
+FAILURES = (RuntimeError, ValueError, MemoryError, NotImplementedError)
 
 Case = dict[str, Any]
+# Whether a case is to be measured.
+Wanted = Callable[[Case], bool]
+
+
+def every_case(case: Case) -> bool:
+    """True."""
+    return True
+
+
+def only(selections: Sequence[str]) -> Wanted:
+    """The cases that agree with one of the selections, or all if there are none.
+
+    Raises:
+        ValueError: If a selection is not of the form ``key=value,key=value``.
+
+    Example:
+        >>> wanted = only(["n=4096,d=2", "n=128"])
+        >>> [wanted({"n": n, "d": 2}) for n in (128, 1024, 4096)]
+        [True, False, True]
+    """
+    for selection in selections:
+        if not all(part.count("=") == 1 for part in selection.split(",")):
+            raise argument_error("only", "be of the form key=value,key=value", repr(selection))
+    parsed = [dict(part.split("=") for part in selection.split(",")) for selection in selections]
+    return lambda case: not parsed or any(all(str(case.get(k)) == v for k, v in one.items()) for one in parsed)
 
 
 @dataclass(frozen=True)
@@ -65,21 +105,33 @@ class Ratio:
 def measure(
     case: Case,
     contender: str,
-    run: Callable[[], float],
+    run: Callable[[], Any],
     *,
+    judge: Callable[[Any], float] = float,
     accept: Callable[[float], bool] = lambda quality: True,
     repeats: int = 5,
     budget: float = 10.0,
 ) -> Measurement:
-    """Time ``run``: once to warm up and for its memory, then up to ``repeats`` times within ``budget`` seconds."""
+    """Time ``run``: once to warm up and for its memory, then up to ``repeats`` times within ``budget`` seconds.
+
+    Args:
+        case: The parameters of the problem.
+        contender: Who runs.
+        run: What is timed.
+        judge: The quality of what ``run`` returned, looked at when the clock has stopped.
+        accept: Whether a quality is good enough; if it is not, one run is all.
+        repeats: Most runs.
+        budget: Seconds that the repetitions may take.
+    """
     try:
         start = time.perf_counter()
-        quality, peak = peak_memory(run)
+        found, peak = peak_memory(run)
         elapsed = time.perf_counter() - start
-        times = [] if elapsed < budget else [elapsed]
-        while len(times) < repeats and sum(times) + elapsed < budget:
+        quality = judge(found)
+        times = [] if elapsed < budget and accept(quality) else [elapsed]
+        while len(times) < repeats and sum(times) + elapsed < budget and accept(quality):
             times.append(_timed(run))
-    except (RuntimeError, ValueError, MemoryError, NotImplementedError) as error:
+    except FAILURES as error:
         return Measurement(case, contender, math.nan, math.nan, math.nan, False, f"{type(error).__name__}: {error}")
     return Measurement(case, contender, min(times or [elapsed]), peak, quality, accept(quality))
 
@@ -135,15 +187,26 @@ def _resident() -> float:
     return int(statm.read_text().split()[1]) * 4096 / 2**20 if statm.exists() else math.nan
 
 
-def ratios(measurements: Iterable[Measurement]) -> Iterator[Ratio]:
-    """For each case in which we and a peer are correct: our fastest against the fastest peer."""
-    for _, group in groupby(measurements, key=lambda m: json.dumps(m.case)):
-        rows = [m for m in group if m.correct]
+def ratios(measurements: Iterable[Measurement], against: str = "") -> Iterator[Ratio]:
+    """For each case in which we and a peer are correct: our fastest against the fastest peer.
+
+    Args:
+        measurements: Cases in any order.
+        against: How the names of the peers begin that are looked at.
+    """
+    for rows in _by_case(m for m in measurements if m.correct).values():
         ours = [m for m in rows if m.contender.startswith("otdml")]
-        peers = [m for m in rows if not m.contender.startswith("otdml")]
+        peers = [m for m in rows if not m.contender.startswith("otdml") and m.contender.startswith(against)]
         if ours and peers:
             best, peer = (min(side, key=lambda m: m.seconds) for side in (ours, peers))
             yield Ratio(best.case, best.seconds, peer.contender, peer.seconds)
+
+
+def _by_case(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    found: dict[str, list[Measurement]] = {}
+    for one in measurements:
+        found.setdefault(json.dumps(one.case), []).append(one)
+    return found
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -152,14 +215,33 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
-def save(path: Path, measurements: list[Measurement]) -> None:
-    """Write the measurements, the ratios and the environment as JSON."""
-    found = [asdict(r) | {"ratio": r.value} for r in ratios(measurements)]
+def save(path: Path, measurements: list[Measurement], *, merge: bool = False) -> list[Measurement]:
+    """Write the measurements, the ratios and the environment as JSON.
+
+    Args:
+        path: The file.
+        measurements: What was measured now.
+        merge: Keep what the file holds of other cases; ``pieces`` then says which environment each case is from, and
+            ``environment`` is that of now.
+
+    Returns:
+        All measurements that are in the file.
+    """
+    old = json.loads(path.read_text()) if merge and path.exists() else {"measurements": [], "pieces": []}
+    now = {"environment": environment(), "cases": [rows[0].case for rows in _by_case(measurements).values()]}
+    kept = [Measurement(**row) for row in old["measurements"] if row["case"] not in now["cases"]]
+    pieces = [
+        piece | {"cases": [case for case in piece["cases"] if case not in now["cases"]]} for piece in old["pieces"]
+    ]
+    merged = sorted(kept + measurements, key=lambda m: [str(v).zfill(9) for v in m.case.values()])
+    found = [asdict(r) | {"ratio": r.value} for r in ratios(merged)]
     content = {
-        "environment": environment(),
-        "measurements": [asdict(m) for m in measurements],
+        "environment": now["environment"],
+        "pieces": [piece for piece in [*pieces, now] if piece["cases"]],
+        "measurements": [asdict(m) for m in merged],
         "ratios": found,
         "geometric_mean_ratio": geometric_mean(r["ratio"] for r in found),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))
+    return merged

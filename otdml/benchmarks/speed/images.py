@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from otdml.benchmarks.speed.harness import Measurement, measure
+from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb
 
 __all__ = ["measurements"]
@@ -22,7 +22,7 @@ _IMAGES = 16
 Transform = Callable[[Image.Image], Tensor]
 
 
-def measurements(quick: bool) -> Iterator[Measurement]:
+def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
     """Our crops, the same after full decoding, and torchvision's where it imports; quality is the mean pixel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -31,6 +31,8 @@ def measurements(quick: bool) -> Iterator[Measurement]:
             files = [_photograph(*size, seed=seed) for seed in range(_IMAGES)]
             for phase in ("train", "evaluate"):
                 case = {"width": size[0], "height": size[1], "phase": phase, "images": _IMAGES}
+                if not wanted(case):
+                    continue
                 for name, transform in _contenders(phase).items():
                     found = measure(case, name, partial(_mean_pixel, files, transform), budget=2.0 if quick else 10.0)
                     yield replace(found, note=found.note or f"{_IMAGES / found.seconds:.0f} images/s")

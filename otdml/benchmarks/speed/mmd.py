@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from otdml.benchmarks.speed.harness import Measurement, measure
+from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.losses.mmd import mmd
 
 __all__ = ["measurements"]
@@ -21,17 +21,20 @@ _BLOCK = 1024
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def measurements(quick: bool) -> Iterator[Measurement]:
+def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
     """Gaussian and energy kernels; quality is the relative error of the value against float64."""
     for n, d in _QUICK + ([] if quick else _FULL):
         generator = torch.Generator().manual_seed(0)
         x, y = torch.randn(2, n, d, generator=generator) / d**0.5
         y += 0.5 / d**0.5
         for kernel in ("gaussian", "energy"):
+            case = {"n": n, "d": d, "kernel": kernel}
+            if not wanted(case):
+                continue
             expected = _reference(x, y, kernel)
             for name, loss in _contenders(n, kernel):
                 run = partial(_error, loss, x, y, expected)
-                yield measure({"n": n, "d": d, "kernel": kernel}, name, run, accept=lambda q: q < 1e-2, budget=3.0)
+                yield measure(case, name, run, accept=lambda q: q < 1e-2, budget=3.0)
 
 
 def _contenders(n: int, kernel: str) -> Iterator[tuple[str, Loss]]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otdml.benchmarks.speed.harness import Measurement, measure
+from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.dml.retrieval import retrieval_metrics
 
 __all__ = ["measurements"]
@@ -18,7 +18,7 @@ _FULL, _QUICK = (60_502, 11_316, 512), (6_000, 1_200, 128)
 _BUDGET = 5.0
 
 
-def measurements(quick: bool) -> Iterator[Measurement]:
+def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
     """All metrics up to K, and FAISS's flat search for K neighbours alone; quality is the Recall@1 of either."""
     n, classes, dim = _QUICK if quick else _FULL
     generator = torch.Generator().manual_seed(0)
@@ -27,6 +27,8 @@ def measurements(quick: bool) -> Iterator[Measurement]:
     F.normalize(z, dim=1, out=z)
     for k in (10, 1000):
         case = {"n": n, "d": dim, "K": k}
+        if not wanted(case):
+            continue
         alone = measure(case, "faiss search alone", partial(_flat_search, z, labels, k), budget=_BUDGET)
         yield alone
         yield measure(
