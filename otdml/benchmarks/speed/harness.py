@@ -21,10 +21,8 @@ from otdml._checks import argument_error
 from otdml.benchmarks.environment import environment
 
 __all__ = [
-    "FAILURES",
     "Measurement",
     "Ratio",
-    "Wanted",
     "every_case",
     "geometric_mean",
     "measure",
