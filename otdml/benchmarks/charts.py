@@ -28,9 +28,9 @@ def _scale(low: float, high: float, start: float, stop: float) -> Callable[[floa
     return lambda value: round(start + (value - low) / span * (stop - start), 2)
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers within [low, high]."""
-    rough = (high - low) / count or 1.0
+def _ticks(low: float, high: float, count: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers within [low, high], ``least`` or more apart."""
+    rough = max(least, (high - low) / count) or 1.0
     magnitude = 10 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough * 0.999)
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
@@ -71,7 +71,8 @@ def _axes(
         y = to_y(tick)
         parts.append(f'<path class="grid" d="M{LEFT},{y}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{tick:g}{unit}</text>')
-    for tick in _ticks(*x_range):
+    # Epochs are whole numbers.
+    for tick in _ticks(*x_range, least=1.0):
         x = to_x(tick)
         parts.append(f'<path class="axis" d="M{x},{HEIGHT - BOTTOM}v4"/>')
         parts.append(f'<text class="tick" x="{x}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{tick:g}</text>')

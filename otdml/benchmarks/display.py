@@ -10,8 +10,9 @@ from rich.table import Table
 
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
-from otdml.benchmarks.presets import Published, preset, preset_files
-from otdml.benchmarks.report import metric_title, percent, statement
+from otdml.benchmarks.presets import Preset, Published, preset_files
+from otdml.benchmarks.presets import preset as read_preset
+from otdml.benchmarks.report import caveats, metric_title, percent, statement
 from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
@@ -70,7 +71,7 @@ def _ending(state: RunState) -> str:
     return f"[green]✓[/] {name}: {metric_title(metric)} {100 * value:.1f} in {found['seconds']:.0f} s"
 
 
-def show_table(console: Console, runs: Sequence[Finished], published: Iterable[Published] = ()) -> None:
+def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None = None) -> None:
     """The results in percent as mean ± standard deviation over seeds, what the literature has, and what NIR does."""
     rows, metrics = summary(runs), metrics_of(runs)
     checkpoints = len({row["checkpoint"] for row in rows}) > 1
@@ -79,7 +80,7 @@ def show_table(console: Console, runs: Sequence[Finished], published: Iterable[P
     if checkpoints:
         table.add_column("epoch")
     for name in [*(metric_title(metric) for metric in metrics), "seeds", "s"]:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold", min_width=len(name))
     for row in rows:
         figures = [row["metrics"].get(m, Figure(math.nan, math.nan, 0)) for m in metrics]
         cells = [percent(figure) if figure.n else "" for figure in figures]
@@ -89,9 +90,13 @@ def show_table(console: Console, runs: Sequence[Finished], published: Iterable[P
         figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
         table.add_row(RAW, *[""] * checkpoints, *figures, "", "", style="dim")
     console.print(table)
-    for theirs, ours in beside(published, runs):
-        here = "not run" if ours is None else f"{percent(ours)} here"
-        console.print(f"[dim]Published:[/] {escape(_cited([theirs]))}; {here}.", highlight=False)
+    for some in _by_source(preset.published if preset else ()):
+        pairs = [
+            f"{_value(one)} (here {'not run' if ours is None else percent(ours)})" for one, ours in beside(some, runs)
+        ]
+        console.print(f"[dim]Published:[/] {escape(_cited(some, ', '.join(pairs)))}", highlight=False)
+    for said in caveats(preset, runs) if preset else ():
+        console.print(f"[yellow]{escape(said)}[/]", highlight=False)
     found = comparisons(runs, metrics[0])
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
@@ -110,11 +115,14 @@ def metrics_table(metrics: dict[str, float]) -> Table:
     return table
 
 
-def _cited(figures: Sequence[Published]) -> str:
+def _value(figure: Published) -> str:
+    return f"{metric_title(figure.metric)} {100 * figure.value:.1f}"
+
+
+def _cited(figures: Sequence[Published], values: str) -> str:
     """Figures of one method and source in a phrase."""
     one = figures[0]
-    values = ", ".join(f"{metric_title(figure.metric)} {100 * figure.value:.1f}" for figure in figures)
-    return f"{one.method} {values} ({one.source}{', second-hand' * one.second_hand})"
+    return f"{one.method} {values}: {one.source}{', second-hand' * one.second_hand}"
 
 
 def _by_source(figures: Iterable[Published]) -> list[list[Published]]:
@@ -130,8 +138,11 @@ def show_catalogue(console: Console) -> None:
     benchmarks = Table("benchmark", "methods × seeds", "what", box=None, header_style="dim", padding=(0, 2, 0, 0))
     benchmarks.columns[0].no_wrap = True
     for name in preset_files():
-        one = preset(name)
-        what = [one.title, *(f"[dim]{escape(_cited(some))}[/]" for some in _by_source(one.published))]
+        one = read_preset(name)
+        what = [
+            one.title,
+            *(f"[dim]{escape(_cited(some, ', '.join(map(_value, some))))}[/]" for some in _by_source(one.published)),
+        ]
         benchmarks.add_row(name, f"{len(one.compare)} × {one.seeds}", "\n".join(what))
     console.print(benchmarks)
     console.print(HINT, highlight=False)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from otdml._checks import check_known
+from otdml._checks import argument_error, check_known
 from otdml._files import write_text
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
@@ -26,7 +26,7 @@ from otdml.benchmarks.runs import Run, RunFolder, plan
 if TYPE_CHECKING:
     from otdml.data import Distort
 
-__all__ = ["DATASETS", "RunState", "check_settings", "execute", "load_split", "run_grid"]
+__all__ = ["DATASETS", "RunState", "check_data", "check_settings", "execute", "load_split", "run_grid"]
 
 DATASETS = {
     "digits": "Digits",
@@ -72,6 +72,25 @@ def check_settings(run: Run) -> None:
         known = [name for name in inspect.signature(taker).parameters if name not in GIVEN]
         for name in getattr(run, table):
             check_known(f"setting of {table}", name, known)
+
+
+def check_data(run: Run, root: str | None) -> None:
+    """Raise where the data set is not there or not whole, once for all runs of a grid and before any of them.
+
+    Sets that live in memory are only looked for: to read them twice would take as long as a short run.
+
+    Raises:
+        FileNotFoundError: It is not there; the message says where it is published.
+        ValueError: It is not as published, or has fewer classes than a batch.
+    """
+    listed = hasattr(_kind(run.dataset), "protocol")
+    if listed or root is None or not Path(root).is_dir():
+        options = {name: value for name, value in run.data.items() if name != "on_corrupt"}
+        split = load_split(run.dataset, root, "train" if run.hold_out else "trainval", options)
+        wanted = run.training.get("classes_per_batch", 0)
+        if wanted > len(split.classes):
+            remedy = f"Pass --set training.classes_per_batch={len(split.classes)}, or less."
+            raise argument_error("classes_per_batch", f"be at most {len(split.classes)}, the classes", wanted, remedy)
 
 
 def _kind(dataset: str) -> Any:

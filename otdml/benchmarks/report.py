@@ -68,11 +68,12 @@ def write_report(
         failures: One message per run that failed.
     """
     galleries = list(_galleries(runs))
+    arms = {style: ARMS[arm] for arm, style in STYLES.items()} | {"dispersed": DISPERSED}
     content = {
         "preset": preset,
         "command": shlex.join(command),
         "failures": list(failures),
-        "arms": {style: ARMS[arm] for arm, style in STYLES.items()} | {"dispersed": DISPERSED},
+        "arms": {style: arms[style] for style in arms if style in {_style(run.method) for run in runs}},
         "style": _style,
         **_tables(preset, runs),
         "panels": list(_panels(runs)),

@@ -69,7 +69,7 @@ def benchmark(
     """
     from otdml.benchmarks.display import show_catalogue, watch
     from otdml.benchmarks.environment import cores
-    from otdml.benchmarks.experiment import check_settings, run_grid
+    from otdml.benchmarks.experiment import check_data, check_settings, run_grid
     from otdml.benchmarks.presets import named
     from otdml.benchmarks.results import collect
     from otdml.benchmarks.runs import Run, plan
@@ -90,6 +90,7 @@ def benchmark(
         for earlier in collect(folder):
             # What is there stands in the same table, so it must have had the same budget.
             earlier.folder.check(run_of(chosen.method(earlier.method), earlier.seed))
+    check_data(runs[0], root)
     jobs = jobs or max(1, cores() // threads)
     with closing(run_grid(folder, runs, root=root, jobs=jobs, threads=threads)) as states:
         failures = watch(console, states)
@@ -104,7 +105,7 @@ def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
 
     if results := export(folder):
         write_report(folder / "report.html", preset, results, ["otdml", *sys.argv[1:]], failures)
-        show_table(console, results, preset.published)
+        show_table(console, results, preset)
         console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True, highlight=False)
     if failures:
         raise RuntimeError(f"{len(failures)} of the runs failed. The first is {failures[0]}")

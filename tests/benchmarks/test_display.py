@@ -1,6 +1,7 @@
 """What a benchmark prints: every figure, every ending, and nothing cut off."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.console import Console
 from otdml.benchmarks.display import metrics_table, show_catalogue, show_measurements, show_ratios, show_table, watch
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import METHODS
-from otdml.benchmarks.presets import Published, preset_files
+from otdml.benchmarks.presets import Published, Weights, preset_files
 from otdml.benchmarks.results import collect
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.benchmarks.speed.harness import Measurement
@@ -29,15 +30,18 @@ def test_table_shows_means_over_seeds_whole_names_and_comparisons(console, finis
     assert "no difference shown" in text.replace("\n", " ")
 
 
-def test_published_figures_stand_below_the_table(console, finished):
-    published = [
+def test_published_figures_stand_below_the_table(console, finished, digits):
+    published = (
         Published("proxy-anchor", "recall@1", 0.697, "Doe 2020", second_hand=True),
+        Published("proxy-anchor", "map@r", 0.5, "Doe 2020", second_hand=True),
         Published("[theirs]", "recall@1", 0.8, "Roe 2021"),
-    ]
-    show_table(console, collect(finished), published)
+    )
+    show_table(console, collect(finished), replace(digits, published=published, weights=Weights("a net", "x.org")))
     text = " ".join(console.export_text().split())
-    assert "Published: proxy-anchor R@1 69.7 (Doe 2020, second-hand); 71.0 ± 1.0 here." in text
-    assert "Published: [theirs] R@1 80.0 (Roe 2021); not run." in text
+    ours = "R@1 69.7 (here 71.0 ± 1.0), MAP@R 50.0 (here 51.0 ± 1.0)"
+    assert f"Published: proxy-anchor {ours}: Doe 2020, second-hand" in text
+    assert "Published: [theirs] R@1 80.0 (here not run): Roe 2021" in text
+    assert "Not all networks started from a net, as the published ones did." in text
 
 
 def test_one_seed_makes_no_statement(console, tmp_path, write_run):
@@ -103,5 +107,5 @@ def test_catalogue_names_everything(console):
     for name in (*preset_files(), *METHODS):
         assert name in text
     words = " ".join(text.split())
-    assert "proxy-anchor R@1 69.9, R@2 79.6, R@4 86.6, R@8 91.4 (Kim et al. 2020, authors' code page)" in words
-    assert "ResNet-50, 512 dimensions, second-hand)" in words
+    assert "proxy-anchor R@1 69.9, R@2 79.6, R@4 86.6, R@8 91.4: Kim et al. 2020, authors' code page" in words
+    assert "ResNet-50, 512 dimensions, second-hand" in words
