@@ -13,6 +13,8 @@ __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "uniform
 _COINCIDENT = 16
 # How far they are moved apart: little on a sphere, and enough for a smooth kernel, whose force grows from zero.
 _STEP = 1e-3
+# Projections that tell rows apart: by chance two rows agree in one of them, not in all.
+_KEYS = 4
 
 
 def unit(z: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def distinct_directions(z: Tensor) -> Tensor:
     number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
     are. The move is a constant to autograd: the gradient is that of the loss at the moved points.
 
-    It costs a product with one vector, a sort, and memory for a few copies of z.
+    It costs products with a few vectors and a sort; where rows coincide, and on a GPU, memory for a few copies of z.
 
     Args:
         z: Vectors of any length, shape (..., n, d).
@@ -84,30 +86,45 @@ def distinct_directions(z: Tensor) -> Tensor:
         >>> bool((x[0] == x[1]).all()), x[2]
         (False, tensor([0., 1.]))
     """
+    x = unit(z)
     with torch.no_grad():
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        step = _STEP * norm * _coincident(unit(z)).unsqueeze(-1)
-        shift = torch.where(norm == 0, 1, step) * _scattered(z)
+        # In float64 unrelated rows have distinct projections, so none comes to lie between two equal ones.
+        precise = x.double()
+        keys = precise @ _scattered(_KEYS, precise).mT
+        order = keys[..., 0].argsort(dim=-1, stable=True)
+        if _all_distinct(keys, order, norm, torch.finfo(x.dtype).eps):
+            return x
+        step = _STEP * norm * _coincident(x, order).unsqueeze(-1)
+        shift = torch.where(norm == 0, 1, step) * _scattered(z.shape[-2], z)
     return unit(z + shift)
 
 
-def _coincident(x: Tensor) -> Tensor:
-    """Whether a row follows one that it coincides with, in the order of a projection that keeps equal rows together."""
-    # In float64 unrelated rows have distinct projections, so none comes to lie between two equal ones.
-    key = x.double() @ _scattered(x)[-1].double()
-    order = key.argsort(dim=-1, stable=True)
+def _all_distinct(keys: Tensor, order: Tensor, norm: Tensor, eps: float) -> bool:
+    """Whether a glance at the projections shows that nothing is to be moved; where a glance would cost more, False."""
+    if keys.device.type != "cpu" or torch.compiler.is_compiling():
+        # A GPU would have to be waited for, and a graph has no branches.
+        return False
+    gaps = keys.take_along_dim(order.unsqueeze(-1), -2).diff(dim=-2).abs_()
+    # A projection shortens a distance, but for the length of its vector, about one.
+    near = (gaps <= 2 * _COINCIDENT * eps).all(-1)
+    return not (near.any() or (norm == 0).any())
+
+
+def _coincident(x: Tensor, order: Tensor) -> Tensor:
+    """Whether a row follows one that it coincides with, in an order that keeps equal rows together."""
     ordered = x.take_along_dim(order.unsqueeze(-1), -2)
     gap = torch.linalg.vector_norm(ordered[..., 1:, :] - ordered[..., :-1, :], dim=-1)
     near = gap <= _COINCIDENT * torch.finfo(x.dtype).eps
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., 1:], near)
 
 
-def _scattered(z: Tensor) -> Tensor:
+def _scattered(n: int, like: Tensor) -> Tensor:
     """A fixed pseudo-random vector of length about one for each row number, shape (n, d)."""
-    n, d = z.shape[-2:]
+    d, options = like.shape[-1], {"device": like.device, "dtype": like.dtype}
     # The golden ratio is the number furthest from rational ones: no two rows are in phase.
-    phase = torch.arange(1, n + 1, device=z.device, dtype=z.dtype) * ((1 + math.sqrt(5)) / 2)
-    return torch.outer(phase, torch.arange(1, d + 1, device=z.device, dtype=z.dtype)).cos_().mul_(math.sqrt(2 / d))
+    phase = torch.arange(1, n + 1, **options) * ((1 + math.sqrt(5)) / 2)
+    return torch.outer(phase, torch.arange(1, d + 1, **options)).cos_().mul_(math.sqrt(2 / d))
 
 
 def uniform_points(

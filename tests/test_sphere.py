@@ -72,6 +72,21 @@ def test_distinct_directions_part_coincident_rows(dtype, d, generator):
     torch.testing.assert_close(x.norm(dim=1), torch.ones(50, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_glance_at_projections_changes_no_direction(dtype, generator, monkeypatch):
+    from otdml import sphere
+
+    apart = torch.randn(3, 400, 6, generator=generator, dtype=dtype)
+    zero, twins, near = apart.clone(), apart.clone(), apart.clone()
+    zero[1, 7], twins[2, 300] = 0, 3 * twins[2, 5]
+    near[0, 9] = near[0, 8] * (1 + 4 * torch.finfo(dtype).eps * torch.randn(6, generator=generator, dtype=dtype))
+    glances = [distinct_directions(z) for z in (apart, zero, twins, near)]
+    assert all((found != unit(z)).any() for found, z in zip(glances[1:], (zero, twins, near), strict=True))
+    monkeypatch.setattr(sphere, "_all_distinct", lambda *_: False)
+    for found, z in zip(glances, (apart, zero, twins, near), strict=True):
+        assert found.equal(distinct_directions(z))
+
+
 def test_distinct_directions_is_the_same_each_time_and_in_a_batch(generator):
     z = torch.randn(2, 20, 4, generator=generator)
     z[:, 5:] = z[:, :1]

@@ -21,7 +21,8 @@ from otdml.losses.dispersion import (
 
 __all__ = ["measurements"]
 
-_QUICK = [(256, 64), (1000, 64), (2000, 512)]
+# Batches and tables of prototypes, then data sets and vocabularies.
+_QUICK = [(128, 64), (128, 512), (1024, 64), (1024, 512), (4096, 64), (4096, 512)]
 _FULL = [(10_000, 64), (10_000, 512), (100_000, 64), (100_000, 512)]
 # Beyond this many points a matrix of cosines and its gradient take gigabytes.
 _DENSE = 10_000
@@ -77,17 +78,20 @@ def _near(expected: float, tolerance: float, value: float) -> bool:
 def _peers(name: str, n: int) -> Iterator[tuple[str, Loss]]:
     if n <= _DENSE and name in _DENSE_FORMS:
         yield "torch, dense", _DENSE_FORMS[name]
+    if n <= _DENSE and name in _PDIST_FORMS:
+        yield "torch, pdist", _PDIST_FORMS[name]
     if name == "koleo" and n > _DENSE:
         yield "torch, blocked", _blocked_koleo
     if name == "sliced wasserstein" and n <= _DENSE:
         yield "pot", _pot
 
 
-def _squared_distances(z: Tensor) -> Tensor:
-    """Of all pairs i < j, as a loss that keeps the matrix of cosines has them."""
+def _mean(kernel: Loss, z: Tensor) -> Tensor:
+    """Mean over pairs of a kernel of squared distances, from the matrix of cosines."""
     x = F.normalize(z, dim=1)
-    i, j = torch.triu_indices(len(z), len(z), offset=1)
-    return (2 - 2 * x @ x.T)[i, j].clamp_min(1e-12)
+    # One on the diagonal, where no kernel is singular.
+    k = kernel((2 - 2 * x @ x.T).clamp_min(1e-12) + torch.eye(len(z)))
+    return (k.sum() - k.diagonal().sum()) / (len(z) * (len(z) - 1))
 
 
 def _dense_koleo(z: Tensor) -> Tensor:
@@ -120,11 +124,22 @@ def _dense_cosines(z: Tensor) -> Tensor:
     return (x @ x.T - 2 * torch.eye(len(x))).amax(1)
 
 
+def _distances(z: Tensor) -> Tensor:
+    """Of all pairs, as the released code of most of these losses has them."""
+    return torch.pdist(F.normalize(z, dim=1))
+
+
+_PDIST_FORMS: dict[str, Loss] = {
+    "gaussian": lambda z: _distances(z).square().mul(-2).exp().mean().log(),
+    "laplacian": lambda z: _distances(z).mul(-2).exp().mean(),
+    "riesz": lambda z: _distances(z).reciprocal().mean(),
+    "log": lambda z: -_distances(z).log().mean(),
+}
 _DENSE_FORMS: dict[str, Loss] = {
-    "gaussian": lambda z: _squared_distances(z).mul(-2).exp().mean().log(),
-    "laplacian": lambda z: _squared_distances(z).sqrt().mul(-2).exp().mean(),
-    "riesz": lambda z: _squared_distances(z).rsqrt().mean(),
-    "log": lambda z: _squared_distances(z).log().mean() / -2,
+    "gaussian": lambda z: _mean(lambda r2: r2.mul(-2).exp(), z).log(),
+    "laplacian": lambda z: _mean(lambda r2: r2.sqrt().mul(-2).exp(), z),
+    "riesz": lambda z: _mean(Tensor.rsqrt, z),
+    "log": lambda z: _mean(Tensor.log, z) / -2,
     "koleo": _dense_koleo,
     "max min angle": lambda z: -_dense_cosines(z).acos().mean(),
     "max cosine": lambda z: _dense_cosines(z).mean(),

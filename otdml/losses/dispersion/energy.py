@@ -13,6 +13,8 @@ __all__ = ["KernelDispersion", "check_several", "kernel_dispersion", "zonal_kern
 
 KERNELS = ("gaussian", "laplacian", "riesz", "log")
 DISTANCES = ("chord", "geodesic")
+# Rates at which a Gaussian or a Laplacian is far from underflow at the diameter, by angle too.
+_TAME = 3.0
 
 
 @full_precision
@@ -43,7 +45,7 @@ def kernel_dispersion(
     force is proportional to the distance there.
 
     Args:
-        z: Points, shape (..., n, d), of any length: their directions are what counts.
+        z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
         kernel: ``"gaussian"`` :math:`e^{-\gamma r^2}`, ``"laplacian"`` :math:`e^{-\gamma r}`, ``"riesz"``
             :math:`r^{-s}`, or ``"log"`` :math:`-\log r`.
         distance: ``"chord"``, or ``"geodesic"`` for the angle in place of r. The Gaussian of the angle is not positive
@@ -57,7 +59,8 @@ def kernel_dispersion(
         One value per batch element, shape (...).
 
     Raises:
-        ValueError: If there are fewer than two points, an option is unknown, or ``log`` is asked of ``"log"``.
+        ValueError: If there are fewer than two points or two coordinates, an option is unknown, or ``log`` is asked of
+            ``"log"``.
 
     Example:
         >>> import torch
@@ -70,8 +73,9 @@ def kernel_dispersion(
     x = distinct_directions(z)
     n = z.shape[-2]
     uniform = x.new_full(x.shape[:-1], (n * (n - 1)) ** -0.5)
-    if not log:
-        return pair_sum(k, x, uniform, backend=backend)
+    if not log or (kernel in ("gaussian", "laplacian") and gamma < _TAME):
+        mean = pair_sum(k, x, uniform, backend=backend)
+        return mean.log() if log else mean
     # Relative to its largest term the sum lies between 1 / n² and 1, whatever gamma and s.
     largest, logarithm = k.relative_to(smallest_squared_distance(x).clamp_min(torch.finfo(x.dtype).eps ** 2))
     return pair_sum(largest, x, uniform, backend=backend).log() + logarithm[..., 0, 0]
@@ -95,7 +99,7 @@ def zonal_kernel(kernel: str, distance: str, gamma: float, s: float) -> RadialKe
 
 
 def check_several(z: Tensor) -> Tensor:
-    """``z``, if it holds at least two points.
+    """``z``, if it holds two points of two coordinates or more: on a line no way leads from one direction to the other.
 
     Example:
         >>> import torch
@@ -105,6 +109,8 @@ def check_several(z: Tensor) -> Tensor:
     """
     if check_points("z", z).shape[-2] < 2:
         raise argument_error("z", "hold at least two points", f"shape {tuple(z.shape)}")
+    if z.shape[-1] < 2:
+        raise argument_error("z", "have at least two coordinates", z.shape[-1])
     return z
 
 

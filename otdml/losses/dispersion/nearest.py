@@ -39,14 +39,14 @@ def koleo(z: Tensor, *, k: int = 1) -> Tensor:
     :func:`otdml.sphere.distinct_directions`.
 
     Args:
-        z: Points, shape (..., n, d), of any length: their directions are what counts.
+        z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
         k: Neighbours of each point, less than n.
 
     Returns:
         One value per batch element, shape (...), at least -log 2.
 
     Raises:
-        ValueError: If there are not more than k points.
+        ValueError: If there are not more than k points, or fewer than two coordinates.
 
     Example:
         >>> import torch
@@ -68,13 +68,13 @@ def max_min_angle(z: Tensor) -> Tensor:
     where the neighbours are unique. Cost, bias on minibatches and tie-break are those of :func:`koleo`.
 
     Args:
-        z: Points, shape (..., n, d), of any length: their directions are what counts.
+        z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
 
     Returns:
         One value per batch element, shape (...), in :math:`[-\pi, 0]`.
 
     Raises:
-        ValueError: If there are fewer than two points.
+        ValueError: If there are fewer than two points or two coordinates.
 
     Example:
         >>> import torch
@@ -96,13 +96,13 @@ def max_cosine(z: Tensor) -> Tensor:
     the neighbours are unique. Cost, bias on minibatches and tie-break are those of :func:`koleo`.
 
     Args:
-        z: Points, shape (..., n, d), of any length: their directions are what counts.
+        z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
 
     Returns:
         One value per batch element, shape (...), in [-1, 1].
 
     Raises:
-        ValueError: If there are fewer than two points.
+        ValueError: If there are fewer than two points or two coordinates.
 
     Example:
         >>> import torch
@@ -125,7 +125,10 @@ def neighbor_pairs(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if check_integer("k", k) >= n:
         raise argument_error("k", f"be less than the number of points, {n}", k)
     x = distinct_directions(z)
-    return x.unsqueeze(-2), x.reshape(-1, x.shape[-1])[nearest_indices(x, k)]
+    nearest = nearest_indices(x, k)
+    # Its gradient adds rows, where that of indexing sorts them first.
+    found = x.reshape(-1, x.shape[-1]).index_select(0, nearest.flatten())
+    return x.unsqueeze(-2), found.view(*nearest.shape, -1)
 
 
 @torch.no_grad()
@@ -142,7 +145,7 @@ def nearest_indices(x: Tensor, k: int) -> Tensor:
     if n <= _FEW:
         cosines = x @ x.mT
         cosines.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-        found = cosines.topk(k, dim=-1).indices
+        found = cosines.max(-1, keepdim=True).indices if k == 1 else cosines.topk(k, dim=-1).indices
     else:
         own = torch.arange(n, device=x.device)
         clouds = [nearest_neighbors(cloud, cloud, k, exclude=own)[1] for cloud in x.reshape(-1, n, d)]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_integer
+from otdml._checks import check_integer
 from otdml._precision import full_precision
 from otdml.losses.dispersion.energy import check_several
 from otdml.sphere import distinct_directions, great_circles
@@ -133,9 +133,7 @@ def circle_wasserstein(u: Tensor, *, unbiased: bool = False) -> Tensor:
 
 def _turns(z: Tensor, n_slices: int, axis_aligned: bool, generator: torch.Generator | None) -> Tensor:
     """Angles of the points on random great circles, in turns, shape (..., n_slices, n)."""
-    if check_several(z).shape[-1] < 2:
-        raise argument_error("z", "have at least two coordinates", z.shape[-1])
-    p, q = great_circles(n_slices, z, axis_aligned=axis_aligned, generator=generator)
+    p, q = great_circles(n_slices, check_several(z), axis_aligned=axis_aligned, generator=generator)
     x = distinct_directions(z)
     short = _SHORT * math.sqrt(2 / z.shape[-1])
     return _polar_angle(p @ x.mT, q @ x.mT, short) / (2 * math.pi)

@@ -82,8 +82,6 @@ def _check_kernel(kernel: str, distance: str, unbiased: bool | None) -> bool:
 
 
 def _check_dimension(kernel: str, s: float, d: int) -> None:
-    if d < 2:
-        raise argument_error("z", "have at least two coordinates", d)
     if kernel == "riesz" and s >= d - 1:
         remedy = "The uniform measure has infinite energy there: use kernel_dispersion."
         raise argument_error("s", f"be below d - 1 = {d - 1}", s, remedy)

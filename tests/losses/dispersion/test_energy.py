@@ -87,6 +87,8 @@ def test_optimal_codes_are_at_rest(name, backend):
         value = kernel_dispersion(x, **energy, backend=backend) * pairs
         (grad,) = torch.autograd.grad(value, x)
         assert grad.norm(dim=1).max() < 1e-9 * max(1, float(value.detach()) / 100)
+        # Of the mean over pairs, which is what is minimised:
+        assert grad.norm(dim=1).max() / pairs < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -231,6 +233,15 @@ def test_options_are_checked(options, message):
         kernel_dispersion(torch.eye(2), **options)
     with pytest.raises(ValueError, match=message):
         KernelDispersion(**options)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "laplacian"])
+def test_the_logarithm_of_a_slow_kernel_is_that_of_the_mean(kernel, generator):
+    """Where nothing can underflow the mean is not taken relative to its largest term, with the same result."""
+    z = torch.randn(20, 3, generator=generator)
+    for gamma in (2.999, 3.001):
+        value = kernel_dispersion(z.double(), kernel=kernel, gamma=gamma).log()
+        torch.testing.assert_close(kernel_dispersion(z, kernel=kernel, gamma=gamma, log=True), value.float())
 
 
 def test_one_point_has_no_energy():

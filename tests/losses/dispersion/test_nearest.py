@@ -132,3 +132,26 @@ def test_errors():
         koleo(torch.eye(4), k=4)
     with pytest.raises(ValueError, match="`k` must be an integer >= 1, got 0"):
         KoLeo(k=0)
+    with pytest.raises(ValueError, match="`z` must have at least two coordinates, got 1"):
+        koleo(torch.tensor([[1.0], [-1.0], [1.0]]))
+
+
+def test_an_embedding_table_and_a_linear_head_spread(generator):
+    """Of each the weight is the cloud: four rows in three dimensions end at the tetrahedron, whatever their lengths."""
+    torch.manual_seed(0)
+    for layer in (torch.nn.Embedding(4, 3), torch.nn.Linear(3, 4)):
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+        for step in range(200):
+            optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
+            optimizer.zero_grad()
+            koleo(layer.weight).backward()
+            optimizer.step()
+        assert float(max_min_angle(layer.weight.detach())) == pytest.approx(-math.acos(-1 / 3), abs=0.02)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_antipodes_are_at_rest(name):
+    z = torch.tensor([[0.0, 2.0, 0.0], [0.0, -1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    loss = LOSSES[name] if name != "koleo k=2" else koleo
+    (grad,) = torch.autograd.grad(loss(z), z)
+    assert grad.abs().max() < 1e-12
