@@ -121,10 +121,10 @@ def _coincident(x: Tensor, order: Tensor) -> Tensor:
 
 def _scattered(n: int, like: Tensor) -> Tensor:
     """A fixed pseudo-random vector of length about one for each row number, shape (n, d)."""
-    d, options = like.shape[-1], {"device": like.device, "dtype": like.dtype}
+    d = like.shape[-1]
+    rows, columns = (torch.arange(1, m + 1, device=like.device, dtype=like.dtype) for m in (n, d))
     # The golden ratio is the number furthest from rational ones: no two rows are in phase.
-    phase = torch.arange(1, n + 1, **options) * ((1 + math.sqrt(5)) / 2)
-    return torch.outer(phase, torch.arange(1, d + 1, **options)).cos_().mul_(math.sqrt(2 / d))
+    return torch.outer(rows * ((1 + math.sqrt(5)) / 2), columns).cos_().mul_(math.sqrt(2 / d))
 
 
 def uniform_points(
