@@ -22,9 +22,11 @@ from otdml._checks import argument_error, check_known
 from otdml._files import write_text
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
+from otdml.distributed import from_first, is_first
 
 if TYPE_CHECKING:
     from otdml.data import Distort
+    from otdml.dml import FitResult, ProxyDML, TrainingConfig
 
 __all__ = ["DATASETS", "RunState", "check_data", "check_settings", "execute", "load_split", "run_grid"]
 
@@ -105,26 +107,32 @@ def load_split(dataset: str, root: str | None, split: str, options: Mapping[str,
     return kind(root, split=split, **options)
 
 
-def execute(run: Run, path: Path, root: str | None = None, *, progress: bool = False) -> None:
+def execute(
+    run: Run, path: Path, root: str | None = None, *, progress: bool = False, devices: int | None = None
+) -> None:
     """Train, evaluate and leave everything a report needs in the folder ``path``; a finished run is not repeated.
 
-    A run that was stopped goes on from its last checkpoint and ends with the numbers it would have had.
+    A run that was stopped goes on from its last checkpoint and ends with the numbers it would have had. With
+    ``devices``, or under ``torchrun``, several processes share it, and the first one writes.
 
     Raises:
         ValueError: The folder holds a run of another configuration.
     """
     from otdml.dml import ProxyDML
-    from otdml.dml.training import TrainingConfig, embed, fit
+    from otdml.dml.training import fit
 
     folder = RunFolder(path)
-    folder.claim(run)
+    folder.check(run)
     if folder.finished:
         return
     names = ("train", "val", "test") if run.hold_out else ("trainval", "test")
     splits = {name: load_split(run.dataset, root, name, run.data) for name in names}
     train, test = splits[names[0]], splits["test"]
     module = ProxyDML(num_classes=len(train.classes), seed=run.seed, **run.model)
-    config = TrainingConfig(**{**run.training, "seed": run.seed, "ks": tuple(run.training.get("ks", (1, 2, 4, 8)))})
+    config = _budget(run, devices)
+    if is_first():
+        # Not before the data and the settings are known to be good.
+        folder.claim(run)
     found = fit(
         module,
         train,
@@ -135,14 +143,29 @@ def execute(run: Run, path: Path, root: str | None = None, *, progress: bool = F
         augment=_augmentation(run),
         progress=progress,
     )
-    save_exhibits(path / "exhibits.npz", exhibits(embed(module, test), test.labels, test.classes, thumbnails(test)))
+    from_first(lambda: _finish(folder, module, test, found, config.ks))
+
+
+def _budget(run: Run, devices: int | None) -> "TrainingConfig":
+    from otdml.dml.training import TrainingConfig
+
+    settings = {**run.training, "seed": run.seed, "ks": tuple(run.training.get("ks", (1, 2, 4, 8)))}
+    return TrainingConfig(**settings | ({"devices": devices} if devices else {}))
+
+
+def _finish(folder: RunFolder, module: "ProxyDML", test: Any, found: "FitResult", ks: tuple[int, ...]) -> None:
+    """Leave what a report shows, and then the metrics, which say that the run is finished."""
+    from otdml.dml.cache import embedding_file, kept_embedding
+
+    z = kept_embedding(embedding_file(folder.path / "last.ckpt", "test"), module, test)
+    save_exhibits(folder.path / "exhibits.npz", exhibits(z, test.labels, test.classes, thumbnails(test)))
     folder.finish(
         {
             "last": _on_test(found.last),
             "best": None if found.best is None else _on_test(found.best),
             "best_epoch": found.best_epoch,
             "seconds": found.seconds,
-            "raw_pixels": _raw_pixels(test, config.ks),
+            "raw_pixels": _raw_pixels(test, ks),
         }
     )
 

@@ -1,6 +1,7 @@
 """Trained models: read back from their checkpoints, and given images as they were in training."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GreyImage",
     "checkpoint_file",
+    "checkpoint_metrics",
     "embedded",
     "image_files",
     "image_transform",
@@ -94,10 +96,26 @@ def load_checkpoint(path: Path) -> "ProxyDML":
     if "num_classes" not in settings or "state_dict" not in content:
         raise ValueError(f"{file} is a checkpoint of another model: it lacks the settings of a ProxyDML.")
     try:
-        return ProxyDML.load_from_checkpoint(file, map_location="cpu", weights_only=True).eval()
-    except RuntimeError as error:
+        model = ProxyDML(**settings)
+        model.load_state_dict(content["state_dict"])
+    except (RuntimeError, TypeError) as error:
         remedy = "If its network or loss was a module, pass that to ProxyDML.load_from_checkpoint."
         raise ValueError(f"{file} is a checkpoint of another model: its weights do not fit. {remedy}") from error
+    return model.eval()
+
+
+def checkpoint_metrics(path: Path, preset: Preset | None, root: str | None, split: str, ks: tuple[int, ...]) -> Any:
+    """Retrieval metrics of a checkpoint on a split; its embeddings are those kept beside the checkpoint, or kept now.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: It is of another model, or nothing says which data set.
+    """
+    from otdml.dml.cache import embedding_file, kept_embedding
+    from otdml.dml.evaluation import metrics_of
+
+    model, images = load_checkpoint(path), split_for(path, preset, root, split)
+    return metrics_of(kept_embedding(embedding_file(checkpoint_file(path), split), model, images), images, ks)
 
 
 def _origin(checkpoint: Path) -> dict[str, Any]:
@@ -157,16 +175,30 @@ def image_files(paths: Sequence[Path], transform: Callable[["Image.Image"], Tens
 
 
 def embedded(
-    checkpoint: Path, paths: Sequence[Path], *, size: int | None = None, on_corrupt: str = "raise"
+    checkpoint: Path,
+    paths: Sequence[Path],
+    *,
+    size: int | None = None,
+    on_corrupt: str = "raise",
+    earlier: Path | None = None,
 ) -> tuple["EmbeddingIndex", dict[str, str]]:
-    """An index of images, and the files that were left out with the reason."""
+    """An index of images, and the files that were left out with the reason.
+
+    An ``earlier`` index that the same weights made of the same files is taken as it is.
+    """
+    from otdml.dml.cache import embedding_key
     from otdml.dml.index import EmbeddingIndex
     from otdml.dml.training import embed
 
     model = load_checkpoint(checkpoint)
     files = image_files(paths, image_transform(checkpoint, model, size), on_corrupt)
-    about = {"checkpoint": str(checkpoint_file(checkpoint).resolve()), "size": size}
     absolute = [str(Path(path).resolve()) for path in files.paths]
+    about = {"checkpoint": str(checkpoint_file(checkpoint).resolve()), "size": size, "key": embedding_key(model, files)}
+    if earlier is not None and about["key"] is not None:
+        with suppress(FileNotFoundError, ValueError):
+            there = EmbeddingIndex.load(earlier)
+            if (there.about, there.paths) == (about, absolute):
+                return there, files.skipped
     return EmbeddingIndex(embed(model, files), absolute, about), files.skipped
 
 

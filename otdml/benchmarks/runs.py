@@ -105,14 +105,19 @@ class RunFolder:
         with path.open(newline="", encoding="utf-8") as lines:
             return [{key: float(value) for key, value in row.items() if key and value} for row in csv.DictReader(lines)]
 
+    @property
+    def begun(self) -> bool:
+        """Whether an epoch has been trained here: a run that failed before leaves its folder to any other."""
+        return self.finished or (self.path / "last.ckpt").exists()
+
     def claim(self, run: Run) -> None:
         """Make this the folder of ``run``: write its configuration, or check the one that is there.
 
         Raises:
             ValueError: The folder holds a run of another configuration; the message says what differs.
         """
-        if (self.path / "config.json").exists():
-            self.check(run)
+        self.check(run)
+        if self.begun and (self.path / "config.json").exists():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"fingerprint": run.fingerprint, "run": run.config(), "environment": environment()}
@@ -123,7 +128,9 @@ class RunFolder:
         if not (self.path / "config.json").exists():
             return
         there = self.config()
-        if there["fingerprint"] != run.fingerprint:
+        if not isinstance(there, dict) or not {"fingerprint", "run"} <= there.keys():
+            raise ValueError(f"{self.path / 'config.json'} is of another program. Choose another folder with --out.")
+        if self.begun and there["fingerprint"] != run.fingerprint:
             differences = "; ".join(_differences(there["run"], run.config())) or "an earlier format"
             raise ValueError(
                 f"{self.path} holds a run of another configuration ({differences}). "

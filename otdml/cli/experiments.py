@@ -134,6 +134,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0)] = 0,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes, that share every batch.", min=1)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: runs/NAME/METHOD/seed-S.")] = None,
     preset: Recipe = None,
     weights: StartFrom = None,
@@ -150,6 +151,7 @@ def train(
     from otdml.benchmarks.experiment import check_settings, execute
     from otdml.benchmarks.presets import named
     from otdml.benchmarks.runs import Run, RunFolder
+    from otdml.distributed import is_first
 
     with arguments():
         chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
@@ -159,7 +161,9 @@ def train(
         folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
         folder.check(run)
         check_settings(run)
-    execute(run, folder.path, root, progress=console.is_terminal)
+    execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
+    if not is_first():
+        return
     found = folder.metrics()
     console.print(metrics_table(found["last"]))
     if found["best"]:

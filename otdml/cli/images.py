@@ -27,16 +27,15 @@ def evaluate(
     set with --dataset.
     """
     from otdml.benchmarks.display import metrics_table
-    from otdml.benchmarks.models import load_checkpoint, split_for
+    from otdml.benchmarks.models import checkpoint_metrics
     from otdml.benchmarks.presets import named
-    from otdml.dml.training import evaluate as metrics_on
 
     with arguments():
         numbers = tuple(_integers("--ks", ks))
         if protocol and dataset is None:
             raise ValueError("--protocol needs --dataset: without both, the set and protocol of the run are taken.")
         chosen = None if dataset is None else named(dataset, protocol)
-    found = metrics_on(load_checkpoint(checkpoint), split_for(checkpoint, chosen, root, split), ks=numbers)
+    found = checkpoint_metrics(checkpoint, chosen, root, split, numbers)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
@@ -50,11 +49,14 @@ def embed(
 ) -> None:
     """Embed images, and keep the vectors with the paths of their files as an index to search.
 
-    The index is a folder: index.faiss, which FAISS reads as well, and items.json with the paths.
+    The index is a folder: index.faiss, which FAISS reads as well, and items.json with the paths. Given again for the
+    same images and weights, the command finds them embedded.
     """
     from otdml.benchmarks.models import embedded
 
-    index, skipped = embedded(checkpoint, images, size=size, on_corrupt="skip" if skip_corrupt else "raise")
+    index, skipped = embedded(
+        checkpoint, images, size=size, on_corrupt="skip" if skip_corrupt else "raise", earlier=out
+    )
     for path, reason in skipped.items():
         errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
     index.save(out)

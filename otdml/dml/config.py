@@ -8,7 +8,7 @@ from otdml._checks import check_integer, check_known
 __all__ = ["TrainingConfig"]
 
 # A run may go on with others of these.
-MEANS = frozenset({"workers", "devices", "num_nodes", "strategy"})
+MEANS = frozenset({"workers", "devices", "num_nodes", "strategy", "tensorboard"})
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class TrainingConfig:
         num_nodes: Machines, likewise.
         strategy: Lightning's; ``"auto"`` is ``"ddp"`` where there are several processes.
         compile: Whether ``torch.compile`` runs the backbone.
+        tensorboard: Whether the curve is written for TensorBoard as well, into the run's folder ``tensorboard``.
 
     Raises:
         ValueError: If a number is out of range, or ``select`` is none of the metrics.
@@ -60,6 +61,7 @@ class TrainingConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     compile: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "classes_per_batch", "samples_per_class", "eval_batch_size", "num_nodes"):

@@ -9,7 +9,7 @@ from otdml.dml.loading import EvaluationBatches, LabelledImages, as_float
 from otdml.dml.module import ProxyDML
 from otdml.dml.retrieval import retrieval_metrics
 
-__all__ = ["embed", "evaluate"]
+__all__ = ["embed", "evaluate", "metrics_of"]
 
 
 def embed(
@@ -88,10 +88,11 @@ def evaluate(
         ['left_out', 'map@r', 'r_precision', 'recall@1']
     """
     z = embed(module, dataset, batch_size=batch_size, workers=workers, share=share)
-    return from_first(lambda: _metrics(z, dataset, ks)) if share else _metrics(z, dataset, ks)
+    return from_first(lambda: metrics_of(z, dataset, ks)) if share else metrics_of(z, dataset, ks)
 
 
-def _metrics(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...]) -> dict[str, float]:
+def metrics_of(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...]) -> dict[str, float]:
+    """What :func:`evaluate` returns, from the embeddings of the set."""
     queries = getattr(dataset, "is_query", None)
     if queries is None:
         return retrieval_metrics(z, dataset.labels, ks=ks)

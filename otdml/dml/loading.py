@@ -113,7 +113,7 @@ class EvaluationBatches:
         self, dataset: LabelledImages, *, batch_size: int, workers: int = 0, rows: range | None = None
     ) -> None:
         self.dataset, self.workers = dataset, workers
-        self.batches = torch.tensor(rows or range(len(dataset))).split(batch_size)
+        self.batches = torch.tensor(range(len(dataset)) if rows is None else rows).split(batch_size)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
 from otdml.distributed import gather, total
-from otdml.dml.backbones import BACKBONES, num_features
+from otdml.dml.backbones import LIBRARIES, num_features
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.dispersion import Dispersion
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
@@ -106,6 +107,8 @@ class ProxyDML(LightningModule):
 
     Attributes:
         backbone, head, loss, nir, dispersion: The parts; ``nir`` and ``dispersion`` are None where there is none.
+        start: What the network started from, which no checkpoint asks for again: a file of weights, or whether those of
+            its library.
 
     Raises:
         ValueError: If a name or a number is out of range; the message lists what there is.
@@ -148,8 +151,7 @@ class ProxyDML(LightningModule):
         super().__init__()
         check_integer("num_classes", num_classes, least=2)
         self._remember(locals())
-        self.lr = by_group("lr", lr)
-        self.weight_decay = by_group("weight_decay", weight_decay, default=0.0)
+        self.lr, self.weight_decay = by_group("lr", lr), by_group("weight_decay", weight_decay, default=0.0)
         self.optimizer_name = check_known("optimizer", optimizer, OPTIMIZERS)
         self.schedule_name = check_known("schedule", schedule, SCHEDULES)
         self.step_epochs = None if step_epochs is None else check_integer("step_epochs", step_epochs)
@@ -165,6 +167,7 @@ class ProxyDML(LightningModule):
             self.loss: Any = _loss(loss, num_classes, dim, loss_options)
             self.nir = _nir(dim, nir_options) if nir_weight else None
         self.dispersion = _dispersion(dispersion, self.loss)
+        _come_home(self, seed)
         # A part of the backbone that the caller has frozen stays frozen.
         self._learnt = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         self._unseen: list[tuple[Tensor, Tensor]] = []
@@ -173,12 +176,7 @@ class ProxyDML(LightningModule):
         """Keep the hyper-parameters that a checkpoint can hold as plain types."""
         names = [name for name in inspect.signature(ProxyDML.__init__).parameters if name != "self"]
         kept = {name: _plain(arguments[name]) for name in names if not isinstance(arguments[name], nn.Module)}
-        name, options = kept.get("backbone"), kept["backbone_options"]
-        if options and (name in BACKBONES or str(name).startswith("timm/")):
-            # The state holds them: a checkpoint must not ask again for the file that the network started from.
-            file = options.pop("weights", None)
-            if file is not None and name not in BACKBONES:
-                options["pretrained"] = False
+        self.start = _without_start(kept)
         self.save_hyperparameters(kept)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -261,10 +259,41 @@ class ProxyDML(LightningModule):
 @contextmanager
 def _started(seed: int | None) -> Iterator[None]:
     """Draw initial values from ``seed``, and leave the default generator as it was."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
+    if seed is None:
         yield
+        return
+    # Drawn on the CPU, and so the same wherever the module is to live.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _come_home(module: nn.Module, seed: int | None) -> None:
+    """Bring what was drawn on the CPU to the default device."""
+    if seed is not None and torch.get_default_device().type != "cpu":
+        module.to(torch.get_default_device())
+
+
+def _without_start(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the settings what the network starts from, and return it: the state holds the weights themselves.
+
+    A checkpoint must neither ask again for a file of weights, nor download those of another library. A folder of
+    transformers stays: it says what the network is.
+    """
+    name, options = str(settings.get("backbone")), dict(settings.get("backbone_options") or {})
+    library = name.partition("/")[0]
+    start = {}
+    if options.get("weights") is not None:
+        start["weights"] = Path(options["weights"]).name
+        if library == "hf":
+            return start
+    options.pop("weights", None)
+    if library in LIBRARIES:
+        start["pretrained"] = options.get("pretrained", True)
+        options["pretrained"] = False
+    if options or settings.get("backbone_options"):
+        settings["backbone_options"] = options
+    return start
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:

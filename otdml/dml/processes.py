@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 
 from otdml._checks import argument_error
 from otdml.dml.config import TrainingConfig
@@ -14,11 +16,12 @@ from otdml.dml.module import ProxyDML
 __all__ = ["make_trainer"]
 
 
-def make_trainer(config: TrainingConfig, module: ProxyDML, callbacks: Sequence[Callback]) -> Trainer:
+def make_trainer(config: TrainingConfig, module: ProxyDML, folder: Path, callbacks: Sequence[Callback]) -> Trainer:
     """A trainer without what a run does not use, or does itself.
 
     Raises:
         ValueError: If this process is connected to others that the trainer would not know of.
+        ModuleNotFoundError: If TensorBoard is asked for, and not installed.
     """
     devices, nodes = _processes(config)
     trainer = Trainer(
@@ -29,7 +32,8 @@ def make_trainer(config: TrainingConfig, module: ProxyDML, callbacks: Sequence[C
         strategy=_strategy(config, devices != 1 or nodes != 1, unused=module.frozen_epochs > 0),
         precision=config.precision,
         callbacks=list(callbacks),
-        logger=False,
+        logger=_tensorboard(folder) if config.tensorboard else False,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -42,6 +46,16 @@ def make_trainer(config: TrainingConfig, module: ProxyDML, callbacks: Sequence[C
         must = f"be as many as the {connected} processes that are connected already"
         raise argument_error("devices", must, trainer.world_size)
     return trainer
+
+
+def _tensorboard(folder: Path) -> Logger:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    try:
+        return TensorBoardLogger(folder, name="", version="tensorboard")
+    except ModuleNotFoundError as error:
+        remedy = "pip install tensorboard, or read curve.csv, which has the same figures"
+        raise ModuleNotFoundError(f"`tensorboard=True` needs TensorBoard: {remedy}.", name="tensorboard") from error
 
 
 def _started_by_torchrun() -> bool:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml._files import replacing, write_text
-from otdml.distributed import is_first
+from otdml.distributed import from_first, is_first
+from otdml.dml.cache import embedding_file, embedding_key, keep_embedding
 from otdml.dml.config import TrainingConfig
-from otdml.dml.evaluation import evaluate
+from otdml.dml.evaluation import embed, metrics_of
 from otdml.dml.loading import Augment, LabelledImages, epoch_seed
 from otdml.dml.module import ProxyDML
 
@@ -56,7 +57,12 @@ class RunRecord(Callback):
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """What must agree for one run to go on from another's checkpoint."""
-        return {"config": self.config.numbers(), "model": dict(self.module.hparams), "data": self.data}
+        return {
+            "config": self.config.numbers(),
+            "model": dict(self.module.hparams),
+            "start": self.module.start,
+            "data": self.data,
+        }
 
     def earlier(self, resume: bool) -> dict[str, Any] | None:
         """The checkpoint that the folder holds, if any."""
@@ -112,10 +118,12 @@ class RunRecord(Callback):
             raise FloatingPointError(f"the loss of epoch {epoch} is not finite ({terms}): lower `lr`, or set `clip`.")
         row = {"epoch": epoch, "step": trainer.global_step, "seconds": 0.0, **losses}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row |= self._metrics(*self._due(epoch))
+        row |= self._metrics(*self._due(epoch), keep=LAST if epoch + 1 == self.config.epochs else None)
         row["seconds"] = (self.rows[-1]["seconds"] if self.rows else 0.0) + time.perf_counter() - self.started
         self.rows.append(row)
         self._save(trainer, row)
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=trainer.global_step)
         if self.on_epoch is not None and trainer.is_global_zero:
             self.on_epoch(epoch, row)
 
@@ -126,17 +134,16 @@ class RunRecord(Callback):
         every = {"val": self.config.val_every, "test": self.config.test_every}
         return [name for name in self.unseen if every[name] and (epoch + 1) % every[name] == 0]
 
-    def _metrics(self, *sets: str) -> dict[str, float]:
+    def _metrics(self, *sets: str, keep: str | None = None) -> dict[str, float]:
+        """Metrics of some sets, whose embeddings are kept beside the checkpoint named ``keep``."""
         found: dict[str, float] = {}
         for name in sets:
-            metrics = evaluate(
-                self.module,
-                self.unseen[name],
-                ks=self.config.ks,
-                batch_size=self.config.eval_batch_size,
-                workers=self.config.workers,
-                share=True,
-            )
+            unseen = self.unseen[name]
+            size, workers = self.config.eval_batch_size, self.config.workers
+            z = embed(self.module, unseen, batch_size=size, workers=workers, share=True)
+            metrics = from_first(lambda z=z, unseen=unseen: metrics_of(z, unseen, self.config.ks))  # type: ignore[misc]
+            if keep and is_first():
+                keep_embedding(embedding_file(self.folder / keep, name), embedding_key(self.module, unseen), z)
             found |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         return found
 
@@ -175,12 +182,14 @@ class RunRecord(Callback):
         """Metrics with the weights of the selected epoch, on all sets; the module keeps those of the last one."""
         if self.best_epoch is None:
             return None
+        if self.best_epoch == self.rows[-1]["epoch"]:
+            return self.last()
         kept = {name: value.clone() for name, value in self.module.state_dict().items()}
         state = torch.load(self.folder / BEST, map_location=self.module.device, weights_only=True)
         self.module.load_state_dict(state["state_dict"])
         # Images of sets with random transforms are those of this evaluation, in a resumed run too.
         self.seed_all(epoch_seed(self.config.seed, self.best_epoch, stream=3))
-        found = self._metrics(*self.unseen)
+        found = self._metrics(*self.unseen, keep=BEST)
         self.module.load_state_dict(kept)
         return found
 

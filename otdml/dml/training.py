@@ -101,11 +101,11 @@ def fit(
     """
     config, folder = config or TrainingConfig(), Path(folder)
     _check_classes(module, train)
-    folder.mkdir(parents=True, exist_ok=True)
     run = RunRecord(module, folder, config, train=train, val=val, test=test, augment=augment, on_epoch=on_epoch)
     with seeded() as seed_all, _quiet():
         run.seed_all = seed_all
-        trainer = make_trainer(config, module, [run, *([ProgressLine()] if progress else [])])
+        trainer = make_trainer(config, module, folder, [run, *([ProgressLine()] if progress else [])])
+        folder.mkdir(parents=True, exist_ok=True)
         with held(folder) if trainer.is_global_zero else nullcontext():
             _go_on(trainer, run, _Batches(train, config, augment), resume)
             with _on(module, trainer.strategy.root_device):

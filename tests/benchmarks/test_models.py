@@ -1,11 +1,14 @@
 """Image files become what the model was trained on."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from otdml.benchmarks.models import GreyImage
-from otdml.data import crop_to_ink
+from otdml.benchmarks.models import GreyImage, checkpoint_metrics, embedded, load_checkpoint
+from otdml.benchmarks.presets import preset
+from otdml.data import Digits, crop_to_ink
+from otdml.dml import ProxyDML, cache, training
 
 
 def test_drawings_are_inverted_and_cropped_as_in_training(generator):
@@ -23,3 +26,50 @@ def test_grey_paper_is_no_ink():
     clean = np.where(scan > 128, 255, scan).astype(np.uint8)
     crop = GreyImage(12, invert=True, crop=True)
     assert torch.equal(crop(Image.fromarray(scan)), crop(Image.fromarray(clean)))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    module = ProxyDML(3, backbone_options={"widths": (4, 8)}, dim=8, seed=0)
+    torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "some.ckpt")
+    return tmp_path / "some.ckpt"
+
+
+@pytest.fixture
+def drawings(tmp_path):
+    for number in range(3):
+        path = tmp_path / "drawings" / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 60 * number).save(path)
+    return tmp_path / "drawings"
+
+
+def test_an_index_of_the_same_images_is_not_made_again(tmp_path, checkpoint, drawings, monkeypatch):
+    first, _ = embedded(checkpoint, [drawings])
+    first.save(tmp_path / "index")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "embed", lambda *_, **__: pytest.fail("was made again"))
+        again, _ = embedded(checkpoint, [drawings], earlier=tmp_path / "index")
+    assert torch.equal(again.z, first.z)
+    Image.new("L", (28, 28), 200).save(drawings / "a" / "3.png")
+    assert len(embedded(checkpoint, [drawings], earlier=tmp_path / "index")[0]) == 4
+    assert len(embedded(checkpoint, [drawings], size=14, earlier=tmp_path / "nothing")[0]) == 4
+
+
+def test_evaluation_uses_the_embeddings_beside_the_checkpoint(checkpoint, monkeypatch):
+    found = checkpoint_metrics(checkpoint, preset("digits"), None, "test", (1,))
+    digits = Digits(split="test")
+    assert found == training.evaluate(load_checkpoint(checkpoint), digits, ks=(1,))
+    monkeypatch.setattr(cache, "embed", lambda *_, **__: pytest.fail("was made again"))
+    assert checkpoint_metrics(checkpoint, preset("digits"), None, "test", (1,)) == found
+    assert set(checkpoint_metrics(checkpoint, preset("digits"), None, "test", (2, 4))) >= {"recall@2", "recall@4"}
+
+
+def test_checkpoints_of_other_models_are_named(checkpoint):
+    content = torch.load(checkpoint)
+    torch.save(content | {"hyper_parameters": content["hyper_parameters"] | {"dim": 4}}, checkpoint)
+    with pytest.raises(ValueError, match="its weights do not fit"):
+        load_checkpoint(checkpoint)
+    torch.save(content | {"hyper_parameters": content["hyper_parameters"] | {"colour": "red"}}, checkpoint)
+    with pytest.raises(ValueError, match="a checkpoint of another model"):
+        load_checkpoint(checkpoint)

@@ -60,6 +60,7 @@ def test_plan_names_folders_by_method_and_seed(tmp_path, run):
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_path, run, digits):
     folder = RunFolder(tmp_path / "proxy-anchor+nir" / "seed-1")
     folder.claim(run)
+    (folder.path / "last.ckpt").touch()
     folder.claim(run)
     changed = Run.of(digits, digits.method("proxy-anchor+nir"), 1, epochs=3)
     message = rf"training.epochs: {digits.training['epochs']} there, 3 here.*--out"
@@ -67,6 +68,21 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(tmp_pa
         folder.claim(changed)
     with pytest.raises(ValueError, match=message):
         plan(tmp_path, [changed])
+
+
+def test_a_run_that_failed_before_its_first_epoch_leaves_its_folder(tmp_path, run, digits):
+    folder = RunFolder(tmp_path)
+    folder.claim(run)
+    changed = Run.of(digits, digits.method("proxy-anchor+nir"), 1, epochs=3)
+    folder.claim(changed)
+    assert folder.config()["fingerprint"] == changed.fingerprint
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"fingerprint": "1"}'])
+def test_a_configuration_of_another_program_is_named(tmp_path, run, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is of another program.*--out"):
+        RunFolder(tmp_path).claim(run)
 
 
 def test_finished_once_the_metrics_are_there(tmp_path, run):

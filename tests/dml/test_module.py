@@ -19,6 +19,7 @@ from otdml.dml import (
     ProxyDML,
     SoftTriple,
     TrainingConfig,
+    backbones,
     fit,
     reference_flow,
     retrieval_metrics,
@@ -87,6 +88,25 @@ def test_seed_fixes_the_start_and_nothing_else():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     other = ProxyDML(3, **SMALL | {"seed": 1})
     assert not torch.equal(other.loss.proxies, first.loss.proxies)
+
+
+def test_seed_holds_under_another_default_device():
+    with torch.device("meta"):
+        state = torch.get_rng_state()
+        there = ProxyDML(3, **SMALL, nir_weight=1.0)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert {parameter.device.type for parameter in there.parameters()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_seed_gives_the_same_start_on_every_device():
+    here = ProxyDML(3, **SMALL, nir_weight=1.0)
+    with torch.device("cuda"):
+        there = ProxyDML(3, **SMALL, nir_weight=1.0)
+    assert all(
+        b.is_cuda and torch.equal(a, b.cpu()) for a, b in zip(here.parameters(), there.parameters(), strict=True)
+    )
 
 
 def test_the_flow_does_not_change_the_rest_of_the_start():
@@ -232,6 +252,21 @@ def test_checkpoints_do_not_ask_for_the_weights_they_started_from(tmp_path):
     again = ProxyDML(**content["hyper_parameters"])
     again.load_state_dict(content["state_dict"])
     assert torch.equal(again.backbone.conv1.weight, module.backbone.conv1.weight)
+
+
+def test_checkpoints_do_not_ask_other_libraries_for_their_weights(monkeypatch):
+    asked = []
+
+    def library(name, *, pretrained=True, width=4):
+        asked.append((name, pretrained))
+        return backbone("conv4", {"widths": (width,)})
+
+    monkeypatch.setitem(backbones.LIBRARIES, "timm", library)
+    first = ProxyDML(3, backbone="timm/net", backbone_options={"width": 8}, dim=8, seed=0)
+    assert ProxyDML(**first.hparams).backbone.num_features == 8
+    assert asked == [("net", True), ("net", False)]
+    assert first.start == {"pretrained": True}
+    assert ProxyDML(3, backbone="timm/net", backbone_options={"pretrained": False}).start == {"pretrained": False}
 
 
 def test_half_precision_training_is_finite(tmp_path):

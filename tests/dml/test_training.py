@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import importlib.util
 import json
 import os
 import random
@@ -42,7 +43,16 @@ def test_killed_run_goes_on_to_the_same_numbers(tmp_path, data):
     """Killed at random steps and while writing; every weight and every metric is then that of the run left alone."""
     steps = random.Random(data).sample(range(1, 12), 2)
     writes = ["before:best.ckpt", "before:last.ckpt", "after:last.ckpt"] if data == "batches" else []
-    moments = [*(f"step:{step}" for step in steps), *writes]
+    check_kills(tmp_path, data, [*(f"step:{step}" for step in steps), *writes])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["batches", "items"])
+def test_a_kill_between_any_two_steps_changes_no_number(tmp_path, data):
+    check_kills(tmp_path, data, [f"step:{step}" for step in range(12)])
+
+
+def check_kills(tmp_path: Path, data: str, moments: list[str]) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), str(tmp_path), data, "never", *moments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -66,7 +76,8 @@ def test_killed_run_goes_on_to_the_same_numbers(tmp_path, data):
 
 def test_run_leaves_curve_and_checkpoints(tmp_path):
     trained, found = run(tmp_path, val=Digits(split="val"), test=Digits(split="test"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "curve.csv", "last.ckpt"]
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".embeddings"}
+    assert left == {"best.ckpt", "curve.csv", "last.ckpt"}
     rows = curve(tmp_path)
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert [row["step"] for row in rows] == ["3", "6"]
@@ -164,6 +175,82 @@ def test_folder_of_another_run_is_refused(tmp_path):
         run(tmp_path, config=TrainingConfig(**{**vars(CONFIG), "epochs": 5}))
     with pytest.raises(ValueError, match="hold no run yet"):
         run(tmp_path, resume=False)
+
+
+def test_run_on_other_data_or_augmentation_is_refused(tmp_path):
+    run(tmp_path, augment=Distort(degrees=5))
+    with pytest.raises(ValueError, match=r"got augment 'Distort\(degrees=5.*there, 'Distort\(degrees=6.*here"):
+        run(tmp_path, augment=Distort(degrees=6))
+    with pytest.raises(ValueError, match=r"augment .* there, 'None' here"):
+        run(tmp_path)
+    with pytest.raises(ValueError, match=r"got val 0 there, 364 here"):
+        run(tmp_path, augment=Distort(degrees=5), val=Digits(split="val"))
+
+
+def test_run_goes_on_with_other_means(tmp_path):
+    """What does not change the numbers may change: here the workers, and what the curve is shown with."""
+    first, _ = run(tmp_path)
+    again, _ = run(tmp_path, config=TrainingConfig(**{**vars(CONFIG), "workers": 3, "devices": "auto"}))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_folder_is_held_while_training(tmp_path):
+    locks = []
+    run(tmp_path, on_epoch=lambda *_: locks.append((tmp_path / ".lock").exists()))
+    assert locks == [True, True]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_backbone_is_compiled(tmp_path, monkeypatch):
+    """One graph is compiled and gives the same weights; the backend that writes code is left out for its time."""
+    eager, _ = run(tmp_path / "eager")
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled, _ = run(tmp_path / "compiled", config=TrainingConfig(**{**vars(CONFIG), "compile": True}))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_mixed_precision_reaches_the_backbone_and_not_the_weights(tmp_path):
+    seen, losses = {}, {}
+    for precision in ("32-true", "bf16-mixed"):
+        trained = module()
+
+        def look(part, images, maps, name=precision):
+            seen[name, part.training] = maps.dtype
+
+        trained.backbone.register_forward_hook(look)
+        config = TrainingConfig(**{**vars(CONFIG), "precision": precision, "epochs": 1})
+        row = {}
+        run(tmp_path / precision, module=trained, config=config, on_epoch=lambda _, r, row=row: row.update(r))
+        losses[precision] = row["loss"]
+        assert {p.dtype for p in trained.parameters()} == {torch.float32}
+    assert seen["32-true", True] == torch.float32
+    assert seen["bf16-mixed", True] == torch.bfloat16
+    # bfloat16 keeps eight bits.
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2e-2)
+    assert losses["bf16-mixed"] != losses["32-true"]
+
+
+def test_tensorboard_shows_the_curve_or_is_missed_by_name(tmp_path):
+    config = TrainingConfig(**{**vars(CONFIG), "tensorboard": True})
+    if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"needs TensorBoard: pip install tensorboard, or read curve\.csv"
+        ):
+            run(tmp_path / "new", config=config)
+        assert not (tmp_path / "new").exists()
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, config=config, val=Digits(split="val"))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "val/map@r"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(int(row["step"]), pytest.approx(float(row[name]), rel=1e-6)) for row in curve(tmp_path)]
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):

@@ -13,4 +13,5 @@ TABLES: dict[str, str] = {
     "mmd": "otdml.benchmarks.speed.mmd",
     "retrieval": "otdml.benchmarks.speed.retrieval",
     "sinkhorn": "otdml.benchmarks.speed.sinkhorn",
+    "training": "otdml.benchmarks.speed.training",
 }

@@ -1,0 +1,143 @@
+"""Embeddings kept in a file, for as long as they are those of the weights and the images."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otdml._files import replacing
+from otdml.dml.evaluation import embed
+from otdml.dml.loading import LabelledImages
+from otdml.dml.module import ProxyDML
+
+__all__ = ["embedding_file", "embedding_key", "keep_embedding", "kept_embedding"]
+
+
+class _NotPlainError(Exception):
+    """Something whose content cannot be told from another's."""
+
+
+def embedding_file(checkpoint: Path, split: str) -> Path:
+    """Where the embeddings of a split are kept that the weights of a checkpoint made.
+
+    Example:
+        >>> embedding_file(Path("run/last.ckpt"), "test").name
+        'last-test.embeddings'
+    """
+    return checkpoint.with_name(f"{checkpoint.stem}-{split}.embeddings")
+
+
+def kept_embedding(
+    path: Path, module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0
+) -> Tensor:
+    """What :func:`otdml.dml.embed` returns, read from ``path`` where that holds it, and kept there otherwise.
+
+    Args:
+        path: The file. One that holds embeddings of other weights or images is replaced; one that cannot be written is
+            done without.
+        module: What embeds.
+        dataset: The images.
+        batch_size: Images at a time.
+        workers: Processes that load images of sets that do not live in memory.
+
+    Returns:
+        Shape (n, dim), on the CPU.
+    """
+    key = embedding_key(module, dataset)
+    found = _read(path, key) if key else None
+    if found is None:
+        found = embed(module, dataset, batch_size=batch_size, workers=workers)
+        keep_embedding(path, key, found)
+    return found
+
+
+def keep_embedding(path: Path, key: str | None, z: Tensor) -> None:
+    """Write embeddings with their key; without effect where there is no key, or the file cannot be written."""
+    if key is None:
+        return
+    # They are kept to save time, and nothing is lost without them.
+    with suppress(OSError, RuntimeError), replacing(path) as part:
+        torch.save({"key": key, "z": z}, part)
+
+
+def _read(path: Path, key: str) -> Tensor | None:
+    from otdml.dml.record import UNREADABLE
+
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, weights_only=True)
+    except UNREADABLE:
+        return None
+    return content["z"] if isinstance(content, dict) and content.get("key") == key else None
+
+
+def embedding_key(module: ProxyDML, dataset: LabelledImages) -> str | None:
+    """A hash of all that the embeddings depend on: network, weights, and images with their transform.
+
+    Images in memory count by their pixels, files by path, size and time of change.
+
+    Args:
+        module: What embeds.
+        dataset: The images.
+
+    Returns:
+        The hash, or None where the images or their transform are of a kind that it cannot see into, such as a function.
+
+    Example:
+        >>> from otdml.data import Digits
+        >>> key = embedding_key(ProxyDML(5, dim=8, seed=0), Digits(split="test"))
+        >>> key == embedding_key(ProxyDML(5, dim=8, seed=0), Digits(split="test"))
+        True
+        >>> key == embedding_key(ProxyDML(5, dim=8, seed=1), Digits(split="test"))
+        False
+    """
+    digest = hashlib.sha256()
+    try:
+        for part in (module.backbone, module.head):
+            _absorb(digest, [repr(part), getattr(part, "pool", None), dict(part.state_dict())])
+        _absorb(digest, _images(dataset))
+    except _NotPlainError:
+        return None
+    return digest.hexdigest()
+
+
+def _images(dataset: Any) -> list[Any]:
+    if isinstance(getattr(dataset, "images", None), Tensor) and hasattr(dataset, "batch"):
+        return [dataset.images]
+    if not hasattr(dataset, "paths"):
+        raise _NotPlainError
+    stats = [os.stat(path) for path in dataset.paths]
+    return [list(map(str, dataset.paths)), [(s.st_size, s.st_mtime_ns) for s in stats], dataset.transform]
+
+
+def _absorb(digest: "hashlib._Hash", value: Any) -> None:
+    """Feed ``value`` to the digest, so that another value feeds it something else."""
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        _absorb(digest, [entry for pair in value.items() for entry in pair])
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        digest.update(f"{len(value)}[".encode())
+        for entry in value:
+            _absorb(digest, entry)
+    elif value is None or isinstance(value, str | bytes | bool | int | float):
+        digest.update(f"{value!r};".encode())
+    elif _has_state(value):
+        _absorb(digest, [type(value).__module__, type(value).__qualname__, value.__getstate__()])
+    else:
+        raise _NotPlainError
+
+
+def _has_state(value: Any) -> bool:
+    """Whether its attributes are all there is to an object, as for pickle: not so for functions and what holds some."""
+    kind: Any = type(value)
+    plain = kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
+    return plain and not isinstance(value, type | FunctionType | MethodType | BuiltinFunctionType)

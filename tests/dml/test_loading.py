@@ -1,0 +1,78 @@
+"""Batches: what an image's transform draws depends on its place in the epoch, and on nothing else."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from otdml.dml import ClassBalancedBatchSampler
+from otdml.dml.loading import EvaluationBatches, TrainingBatches
+
+LABELS = torch.arange(24) % 4
+
+
+class Items:
+    """Each item is its index, a draw of every global generator, and the process that made it."""
+
+    labels, classes = LABELS, list("abcd")
+
+    def __len__(self):
+        return len(LABELS)
+
+    def __getitem__(self, index):
+        draws = torch.rand(()), random.random(), np.random.rand()  # noqa: NPY002
+        return torch.tensor([index, *draws, os.getpid()], dtype=torch.float64), int(LABELS[index])
+
+
+def batches(workers=0, rank=0, world_size=1):
+    sampler = ClassBalancedBatchSampler(LABELS, 4, 2, seed=3, rank=rank, world_size=world_size)
+    return TrainingBatches(Items(), sampler, seed=3, workers=workers)
+
+
+def epoch(source, number):
+    source.set_epoch(number)
+    return torch.stack([images for images, _ in source])
+
+
+def test_draws_do_not_depend_on_the_workers():
+    alone, helped = batches(), batches(workers=2)
+    for number in (0, 1):
+        assert torch.equal(epoch(alone, number)[..., :4], epoch(helped, number)[..., :4])
+
+
+def test_workers_live_as_long_as_the_run():
+    source = batches(workers=2)
+    first, second = (set(epoch(source, number)[..., 4].flatten().tolist()) for number in (0, 1))
+    assert first == second
+    assert len(first) == 2
+    assert os.getpid() not in first
+
+
+def test_processes_draw_what_one_would():
+    whole = epoch(batches(), 1)[..., :4]
+    shares = [epoch(batches(rank=rank, world_size=2), 1)[..., :4] for rank in range(2)]
+    assert torch.equal(torch.cat(shares, dim=1), whole)
+
+
+def test_draws_differ_by_place_and_epoch():
+    source = batches()
+    draws = torch.cat([epoch(source, number)[..., 1:4].flatten(0, 1) for number in (0, 1)])
+    assert all(len(column.unique()) == len(draws) for column in draws.T)
+
+
+def test_draws_leave_the_global_generators():
+    torch.manual_seed(0)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    epoch(batches(), 0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_takes_some_rows_in_order(workers):
+    found = EvaluationBatches(Items(), batch_size=4, workers=workers, rows=range(5, 15))
+    assert len(found) == 3
+    assert torch.cat([images[:, 0] for images, _ in found]).tolist() == list(range(5, 15))
