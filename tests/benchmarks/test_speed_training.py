@@ -23,8 +23,8 @@ def test_contenders_begin_with_the_same_loss(monkeypatch):
 
 
 def test_steps_move_network_and_proxies_alike_in_both_libraries():
-    ours, run = table._contender(SMALL, "otdml", nir=False)
-    theirs, run_peer = table._contender(SMALL, "pytorch-metric-learning", nir=False)
+    ours, run = table._contender(SMALL, "otdml")
+    theirs, run_peer = table._contender(SMALL, "pytorch-metric-learning")
     run()
     run_peer()
     start = table._module(SMALL, nir=False)
