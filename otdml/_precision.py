@@ -25,12 +25,17 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         values = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
         if not values:
             return function(*args, **kwargs)
-        dtype = functools.reduce(torch.promote_types, [v.dtype for v in values], torch.float32)
+        dtype = functools.reduce(torch.promote_types, {v.dtype for v in values}, torch.float32)
 
         def cast(value: Any) -> Any:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        with torch.autocast(values[0].device.type, enabled=False):
-            return function(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
+        args, kwargs = tuple(map(cast, args)), {k: cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]
+        device = values[0].device.type
+        # To switch off what is off takes as long as a small solve's iteration.
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
 
     return wrapper

@@ -75,8 +75,7 @@ class Bilinear:
 
     def scores(self, rows: slice, h: Tensor, out: Tensor | None = None) -> Tensor:
         """:math:`h_j - R_{ij}` for some rows, in ``out`` or in a new tensor."""
-        if self.q.ndim == 2:
-            return torch.addmm(h, self.q[rows], self.k.mT, out=out)
+        # A product and a sum take less time than torch.addmm, which copies h to all rows first.
         return torch.matmul(self.q[..., rows, :], self.k.mT, out=out).add_(h[..., None, :])
 
     def scaled(self, scale: Tensor | float) -> "Bilinear":
@@ -248,8 +247,9 @@ def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
     # centres are constants: the cost does not depend on them, and so neither does its gradient.
     p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
     x, y, t = x - p, y - q, p - q
-    u = x.square().sum(-1) + (2 * x * t).sum(-1) + t.square().sum(-1)
-    return Bilinear(2 * x, y, u, y.square().sum(-1) - (2 * y * t).sum(-1))
+    t2 = 2 * t
+    u, v = (x * (x + t2)).sum(-1) + t.square().sum(-1), (y * (y - t2)).sum(-1)
+    return Bilinear(2 * x, y, u, v)
 
 
 def _normalized(x: Tensor) -> Tensor:

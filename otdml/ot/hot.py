@@ -47,7 +47,9 @@ MOST = 30
 
 def reheated(engine: Engine, rows: Side, columns: Side, solution: Solution) -> tuple[Solution, Excess | None]:
     """The solution to all digits, and its excess, if no dimensionless cost is above one; else as it is, and None."""
-    if solution.n_iter > FEW or not bool((largest := _largest(engine.cost)) <= 1):
+    # A potential varies over twice the range of the costs at most.
+    low, high = torch.aminmax(solution.g, dim=-1)
+    if solution.n_iter > FEW or float((high - low).max()) > 4 or not bool((largest := _largest(engine.cost)) <= 1):
         return solution, None
     # From zero, as the potentials at hand are as inaccurate as a logarithm of one.
     f, g = torch.zeros_like(solution.f), torch.zeros_like(solution.g)

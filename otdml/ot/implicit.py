@@ -76,7 +76,11 @@ class _Envelope(torch.autograd.Function):
         elif any(needs):
             left, right = grad[..., None, None].expand(*hf.shape, 1), torch.ones_like(hg)[..., None]
             found = _pullback(ctx.problem, hf, hg, left, right, needs)
-        return None, None, None, None, None, None, grad[..., None] * da, grad[..., None] * db, *found
+        per_point = grad[..., None]
+        to_a, to_b = (
+            per_point * d if need else None for d, need in zip((da, db), ctx.needs_input_grad[6:8], strict=True)
+        )
+        return None, None, None, None, None, None, to_a, to_b, *found
 
 
 def envelope(

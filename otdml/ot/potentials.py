@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +40,11 @@ class Side:
         """The sum of the weights, shape (...)."""
         return self.weights.sum(-1)
 
+    @cached_property
+    def shares(self) -> Tensor:
+        """The weights over their sum."""
+        return self.weights / self.mass[..., None]
+
     def update(self, softmin: Tensor) -> Tensor:
         """The reduced potential that is optimal given the soft minimum over the other side."""
         if self.rho is None:
@@ -63,7 +69,7 @@ class Side:
     def error(self, f: Tensor, softmin: Tensor) -> Tensor:
         """L1 distance of the plan's marginal to its target, relative to the target's mass, shape (...)."""
         if self.rho is None:
-            return torch.expm1(f - softmin).abs_().mul_(self.weights).sum(-1) / self.mass
+            return torch.expm1(f - softmin).abs_().mul_(self.shares).sum(-1)
         marginal, target = self.weights * torch.exp(f - softmin), self.target(f)
         # The mass of an unbalanced plan can be any, and zero in the end.
         return (marginal - target).abs_().sum(-1) / target.sum(-1).clamp(min=torch.finfo(f.dtype).tiny)
@@ -149,8 +155,8 @@ class _Anderson:
     damping = 1e-6
 
     def __init__(self) -> None:
-        self.count = 0
         self.last: tuple[Tensor, Tensor] | None = None
+        self.differences: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.memory)
 
     def step(self, g: Tensor, new: Tensor) -> Tensor:
         """The next iterate, after the map took ``g`` to ``new``."""
@@ -158,26 +164,20 @@ class _Anderson:
         last, self.last = self.last, (residual, new)
         if last is None:
             return new
-        if self.count == 0:
-            shape = (*g.shape[:-1], self.memory, g.shape[-1])
-            self.residuals, self.values = g.new_zeros(shape), g.new_zeros(shape)
-        slot = self.count % self.memory
-        torch.sub(residual, last[0], out=self.residuals[..., slot, :])
-        torch.sub(new, last[1], out=self.values[..., slot, :])
-        self.count += 1
-        r, v = self.residuals, self.values
-        if self.count < self.memory:
-            r, v = r[..., : self.count, :], v[..., : self.count, :]
-        gram = r @ r.mT
-        diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        diagonal.mul_(1 + self.damping).add_(torch.finfo(g.dtype).tiny)
-        weights = torch.linalg.solve_ex(gram, r @ residual[..., None]).result
-        return new - (weights.mT @ v)[..., 0, :]
+        self.differences.append((residual - last[0], new - last[1]))
+        # The differences of residuals, and below them the residual: one product has all that the fit needs.
+        rows = torch.stack([*(r for r, _ in self.differences), residual], -2)
+        products = rows[..., :-1, :] @ rows.mT
+        gram, along = products[..., :-1], products[..., -1:]
+        gram.diagonal(dim1=-2, dim2=-1).mul_(1 + self.damping).add_(torch.finfo(g.dtype).tiny)
+        weights = torch.linalg.solve_ex(gram, along).result
+        return new - (weights.mT @ torch.stack([v for _, v in self.differences], -2))[..., 0, :]
 
     def retreat(self, plain: Tensor) -> Tensor:
         """The last iterate before the acceleration did harm, or else ``plain``; what was learnt is forgotten."""
         safe = plain if self.last is None else self.last[1]
-        self.count, self.last = 0, None
+        self.last = None
+        self.differences.clear()
         if not bool(safe.isfinite().all()):
             raise argument_error("x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY)
         return safe

@@ -197,9 +197,9 @@ def _solve(
 ) -> tuple[Problem, Solution]:
     tol, max_iter = limits
     problem = Problem(cost, soft, eps, *_sides(cost, weights, eps, penalties))
-    scale = problem.scale(1)
     if init is not None:
-        f, g = (None if h is None else _reduced(h, s, scale) for h, s in zip(init, problem.sides, strict=True))
+        offsets = zip(init, problem.sides, (cost.u, cost.v), strict=True)
+        f, g = (None if h is None else _reduced(h, side, u, problem.scale(1)) for h, side, u in offsets)
         return problem, potentials(soft, *problem.sides, tol=tol, max_iter=max_iter, init=(f, g))
     first = min(max_iter, PATIENCE)
     solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=(None, _start(soft, problem.sides)))
@@ -234,10 +234,13 @@ def _sides(
     cost: Ground, weights: tuple[Tensor, Tensor], eps: Tensor | float, penalties: tuple[float | None, float | None]
 ) -> tuple[Side, Side]:
     scale = 1 / (eps[..., None] if isinstance(eps, Tensor) else eps)
-    a, b = (
-        Side(w.detach(), None if u is None else u.detach() * scale, None if r is None else r * scale)
-        for w, u, r in zip(weights, (cost.u, cost.v), penalties, strict=True)
-    )
+
+    def side(w: Tensor, u: Tensor | None, rho: float | None) -> Side:
+        if rho is None:
+            return Side(w.detach())
+        return Side(w.detach(), None if u is None else u.detach() * scale, rho * scale)
+
+    a, b = map(side, weights, (cost.u, cost.v), penalties)
     return a, b
 
 
@@ -249,7 +252,8 @@ def _penalties(rho: Rho, a: Tensor, b: Tensor) -> tuple[float | None, float | No
         if value is not None:
             check_positive("rho", value)
     if pair == (None, None):
-        difference = float(((a.sum(-1) - b.sum(-1)).abs() / a.sum(-1)).detach().max())
+        mass = a.detach().sum(-1)
+        difference = float(((b.detach().sum(-1) - mass) / mass).abs().max())
         if difference > 1e-3 or math.isnan(difference):
             remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
             raise argument_error("b", "have the mass of `a`", f"a relative difference of {difference:.3g}", remedy)
@@ -262,12 +266,11 @@ def _temperature(cost: Ground, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(mean > 0, 0.05 * mean, torch.ones_like(mean))
 
 
-def _reduced(potential: Tensor, side: Side, scale: Tensor | float) -> Tensor:
+def _reduced(potential: Tensor, side: Side, offset: Tensor | None, scale: Tensor | float) -> Tensor:
     if potential.shape != side.weights.shape:
         must = f"hold potentials of the shapes of the weights, here {tuple(side.weights.shape)}"
         raise argument_error("init", must, tuple(potential.shape))
-    start = potential.detach() * scale
-    return start if side.offset is None else start - side.offset
+    return scale * (potential.detach() if offset is None else potential.detach() - offset.detach())
 
 
 def _warn(solution: Solution, tol: float, max_iter: int) -> None:
@@ -291,21 +294,16 @@ def _result(
     linked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *problem.cost.leaves))
     if linked:
         f, g = implicit_potentials(problem, f, g, a, b)
-    hf, hg = f + _log(a), g + _log(b)
+    hf, hg = f + _log(a, problem.rows), g + _log(b, problem.columns)
     full = _full_potentials(problem, f, g, a, b)
-    eps, mass = problem.eps, (a.detach().sum(-1), b.detach().sum(-1))
     terms = [_dual(w, h, r) for w, h, r in zip((a, b), full, penalties, strict=True)]
     # The column marginal is exact, so the mass of the plan is that of its target.
-    beyond = problem.columns.target(solution.g).sum(-1) - mass[0] * mass[1] if over is None else over.mass
-    value = terms[0][0] + terms[1][0] - eps * beyond
+    rows, columns = problem.sides
+    beyond = columns.target(solution.g).sum(-1) - rows.mass * columns.mass if over is None else over.mass
+    value = terms[0][0] + terms[1][0] - problem.eps * beyond
     if linked:
-        per_point = eps[..., None] if isinstance(eps, Tensor) else eps
-        slacks = [w.sum(-1, keepdim=True) - e for (_, _, e), w in zip(terms, (b, a), strict=True)]
-        if over is not None:
-            known = zip(slacks, (over.rows, over.columns), strict=True)
-            slacks = [slack - slack.detach() - exact for slack, exact in known]
-        duals = [d + per_point * slack for (_, d, _), slack in zip(terms, slacks, strict=True)]
-        value = envelope(problem, value.detach(), (duals[0], duals[1]), (hf, hg), a, b)
+        duals = _weight_duals(problem, terms, a, b, over) if a.requires_grad or b.requires_grad else (f, g)
+        value = envelope(problem, value.detach(), duals, (hf, hg), a, b)
     return OTResult(
         value,
         *full,
@@ -318,20 +316,43 @@ def _result(
     )
 
 
-def _log(a: Tensor) -> Tensor:
+def _weight_duals(
+    problem: Problem,
+    terms: list[tuple[Tensor, Tensor, Tensor | float]],
+    a: Tensor,
+    b: Tensor,
+    over: Excess | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the value in the weights."""
+    per_point = problem.eps[..., None] if isinstance(problem.eps, Tensor) else problem.eps
+    slacks = [w.sum(-1, keepdim=True) - e for (_, _, e), w in zip(terms, (b, a), strict=True)]
+    if over is not None:
+        known = zip(slacks, (over.rows, over.columns), strict=True)
+        slacks = [slack - slack.detach() - exact for slack, exact in known]
+    da, db = (d + per_point * slack for (_, d, _), slack in zip(terms, slacks, strict=True))
+    return da, db
+
+
+def _log(a: Tensor, side: Side) -> Tensor:
+    if not a.requires_grad:
+        return side.log
     # log 0 = -inf is meant, but its gradient, 0 times infinity, is not.
     return torch.where(a > 0, a, torch.ones_like(a)).log() + torch.where(a > 0, 0.0, -torch.inf).to(a.dtype)
 
 
 def _full_potentials(problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    per_point = problem.eps[..., None] if isinstance(problem.eps, Tensor) else problem.eps
-    f = per_point * f if problem.cost.u is None else per_point * f + problem.cost.u
-    g = per_point * g if problem.cost.v is None else per_point * g + problem.cost.v
+    f, g = _scaled(f, problem.eps, problem.cost.u), _scaled(g, problem.eps, problem.cost.v)
     if problem.balanced:
         # Only f + g is determined: halve the value between the two.
-        shift = ((a * f).sum(-1, keepdim=True) - (b * g).sum(-1, keepdim=True)) / (2 * a.sum(-1, keepdim=True))
-        return f - shift, g + shift
+        shift = ((a * f).sum(-1) - (b * g).sum(-1)) / (2 * a.sum(-1))
+        return f - shift[..., None], g + shift[..., None]
     return f, g
+
+
+def _scaled(f: Tensor, eps: Tensor | float, offset: Tensor | None) -> Tensor:
+    if isinstance(eps, Tensor):
+        return eps[..., None] * f if offset is None else torch.addcmul(offset, eps[..., None], f)
+    return eps * f if offset is None else torch.add(offset, f, alpha=eps)
 
 
 def _dual(a: Tensor, f: Tensor, rho: float | None) -> tuple[Tensor, Tensor, Tensor | float]:

@@ -1,23 +1,26 @@
 """Soft minima and plan products on a kernel matrix that is kept."""
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from otdml.costs import Ground, Pointwise
+from otdml.costs import Bilinear, Ground, Pointwise
 from otdml.ot.engines.streamed import Mask, Streamed, exponential
 
 __all__ = ["Dense"]
 
-# Smaller kernel entries are set to zero: products with denormal numbers are ten times slower.
+# Smaller kernel entries are made so large, or zero where pairs may be forbidden: products with denormal numbers are ten
+# times slower.
 NEGLIGIBLE = 1e-25
-# Potentials may leave the kernel's centre by this much before what was set to zero could matter: the entry of
-# the plan is then less than 1e-25 exp(2 DRIFT) = 2e-8 of the independent coupling's.
-DRIFT = 20.0
-# The same for a kernel of which nothing was set to zero, where it is single precision that ends.
+# Potentials may together leave the kernel's centre upwards by this much before what was negligible could matter: the
+# entry of the plan is then less than 1e-25 exp(REACH) = 2e-8 of the independent coupling's.
+REACH = 40.0
+# Each of them may leave it so far, and both together twice as far if nothing was negligible, before single precision
+# ends.
 SAFE = 60.0
+# Where the largest entry of a column is smaller than the exponential of minus this, the column has a centre of its own.
+LOW = 20.0
 # After so many centres that did not hold there is none that does, as in unbalanced problems at low temperatures,
 # whose potentials are far from a hard minimum: no kernel is kept then.
 MOST_CENTRES = 10
@@ -38,15 +41,14 @@ class Dense(Streamed):
             cost = cost.matrix
         super().__init__(cost, mask)
         self.kernel: Tensor | None = None
-        self.exact = self.shifts = False
+        self.shifts = False
         self.centres = 1
 
     @property
     def mT(self) -> "Dense":
         twin = Dense(self.cost.mT, self._mask_transposed())
         if self.kernel is not None:
-            twin.kernel, twin.f, twin.g, twin.exact = self.kernel.mT, self.g, self.f, self.exact
-            twin.shifts = self.shifts
+            twin.kernel, twin.f, twin.g, twin.shifts = self.kernel.mT, self.g, self.f, self.shifts
         return twin
 
     def centre(self, g: Tensor) -> None:
@@ -57,7 +59,7 @@ class Dense(Streamed):
         self.g = g
         columns = self._fill(g)
         # Where columns have mass already, as they do for clouds that overlap, one pass is enough.
-        if bool((columns < -DRIFT).any()):
+        if bool(columns.amin() < -LOW):
             columns.clamp_(min=torch.finfo(g.dtype).min)
             self.g = g - columns
             self._fill(g, columns)
@@ -65,26 +67,32 @@ class Dense(Streamed):
     def _fill(self, g: Tensor, columns: Tensor | None = None) -> Tensor:
         """Write the kernel centred at ``g - columns`` while its blocks are in the cache; the columns' log maxima."""
         assert self.kernel is not None
-        tops, highest, lowest = [], [], []
+        tops, highest = [], []
         for _, scores in self._blocks(g, out=self.kernel):
             top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(g.dtype).min)
             scores.sub_(top)
+            tops.append(top[..., 0])
             if columns is not None:
                 scores.sub_(columns[..., None, :])
-            tops.append(top[..., 0])
-            highest.append(scores.amax(-2))
-            lowest.append(scores.amin())
-            exponential(scores, NEGLIGIBLE)
-        self.f = torch.cat(tops, -1).neg_()
-        self.exact = bool(torch.stack(lowest).amin() >= math.log(NEGLIGIBLE))
-        return torch.stack(highest).amax(0)
+            else:
+                highest.append(scores.amax(-2))
+            exponential(scores, NEGLIGIBLE, zero=not isinstance(self.cost, Bilinear) or self.mask is not None)
+        self.f = _joined(tops).neg_()
+        return torch.stack(highest).amax(0) if len(highest) > 1 else highest[0] if highest else g
+
+    @property
+    def exact(self) -> bool:
+        """Whether no entry of the kernel was negligible."""
+        return self.kernel is not None and bool(self.kernel.amin() > 2 * NEGLIGIBLE)
 
     def recentre(self, f: Tensor, g: Tensor) -> bool:
         """Make the kernel fit these potentials, if it is not to be trusted there; whether that was so."""
         if self.kernel is None:
             return False
-        drift = torch.maximum((f - self.f).abs_().amax(), (g - self.g).abs_().amax())
-        if bool(drift <= (SAFE if self.exact else DRIFT)):
+        (low_f, high_f), (low_g, high_g) = (torch.aminmax(h, dim=-1) for h in (f - self.f, g - self.g))
+        reach = float((high_f + high_g).max())
+        near = max(*(float(high.max()) for high in (high_f, high_g)), *(-float(low.min()) for low in (low_f, low_g)))
+        if near <= SAFE and (reach <= REACH or (reach <= 2 * SAFE and self.exact)):
             return False
         first, self.shifts = not self.shifts, True
         if self.exact:
@@ -126,6 +134,10 @@ class Dense(Streamed):
             return super().product(hf, hg, v)
         left, right = self._scalings(hf, hg)
         return (self.kernel @ (right[..., None] * v)).mul_(left[..., None])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
 def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,14 +44,17 @@ class Streamed:
         return mask and (lambda rows, columns: mask(columns, rows).mT)
 
     def start(self, a: Tensor, b: Tensor, *, balanced: bool) -> Tensor:
-        """A column potential to start from: the optimal one between isotropic Gaussians of the points' spreads."""
+        r"""A column potential to start from: the optimal one between Gaussians of the points' spreads.
+
+        With independent coordinates, :math:`q_e` of variance S and :math:`k_e` of variance T, it is
+        :math:`-\sum_e k_e^2 S / (1 + \sqrt{1 + 4 S T})`.
+        """
         cost = self.cost
         if not isinstance(cost, Bilinear):
             return cost.leaves[0].new_zeros(*cost.shape[:-2], cost.shape[-1])
-        squares = cost.k.square().sum(-1)
-        # The floor is for points that are all one.
-        ratio = (cost.q.square().sum(-1).mean(-1) / squares.mean(-1).clamp(min=1e-30)).sqrt_()
-        return squares.mul_(-0.5 * ratio[..., None])
+        squares = cost.k.square()
+        s, t = cost.q.square().mean(-2), squares.mean(-2)
+        return -(squares @ (s / (1 + torch.sqrt(1 + 4 * s * t)))[..., None])[..., 0]
 
     def centre(self, g: Tensor) -> None:
         """Nothing: no kernel is kept."""
@@ -103,12 +106,14 @@ def _softmin(scores: Tensor) -> Tensor:
     return exponential(scores.sub_(top)).sum(-1).log_().add_(top[..., 0]).neg_()
 
 
-def exponential(scores: Tensor, low: float | None = None) -> Tensor:
-    """The exponential, in place, with zeros for what is below ``low``, by default the smallest normal numbers.
+def exponential(scores: Tensor, low: float | None = None, *, zero: bool = True) -> Tensor:
+    """The exponential, in place, with zeros, or else ``low``, for what is below that: the smallest normal numbers.
 
     Exponentials that come out denormal, and those of minus infinity, take several times as long as others do.
     """
     low = 16 * torch.finfo(scores.dtype).tiny if low is None else low
+    if not zero:
+        return scores.clamp_(min=math.log(low)).exp_()
     # One unit lower, so that rounding lifts nothing that is clamped above the threshold.
     scores.clamp_(min=math.log(low) - 1).exp_()
     return torch.nn.functional.threshold(scores, low, 0.0, inplace=True)
