@@ -20,6 +20,9 @@ BLOCK = 2**19
 class Streamed:
     r"""Soft minima of a dimensionless reduced cost, evaluated anew in blocks of rows.
 
+    Results are written in place: small tensors that outlive their block would keep the C library from giving its
+    memory back, up to that of the whole matrix.
+
     Args:
         cost: Reduced cost R, already divided by the temperature, shape (..., n, m).
         mask: Forbidden pairs: ``mask(rows, columns)`` is a boolean tensor, True where no mass may go, for two slices.
@@ -79,7 +82,10 @@ class Streamed:
 
     def rows(self, h: Tensor) -> Tensor:
         r""":math:`-\log \sum_j \exp(h_j - R_{ij})`, shape (..., n)."""
-        return torch.cat([_softmin(scores) for _, scores in self._blocks(h)], -1)
+        out = h.new_empty(self.shape[:-1])
+        for rows, scores in self._blocks(h):
+            out[..., rows] = _softmin(scores)
+        return out
 
     def columns(self, h: Tensor) -> Tensor:
         r""":math:`-\log \sum_i \exp(h_i - R_{ij})`, shape (..., m)."""
@@ -87,8 +93,10 @@ class Streamed:
 
     def excess(self, f: Tensor, g: Tensor, b: Tensor) -> Tensor:
         r""":math:`\sum_j b_j (\exp(f_i + g_j - R_{ij}) - 1)`, shape (..., n), to all digits where it is small."""
-        blocks = (scores.add_(f[..., rows, None]).expm1_() for rows, scores in self._blocks(g))
-        return torch.cat([(block @ b[..., None])[..., 0] for block in blocks], -1)
+        out = torch.empty_like(f)
+        for rows, scores in self._blocks(g):
+            out[..., rows] = (scores.add_(f[..., rows, None]).expm1_() @ b[..., None])[..., 0]
+        return out
 
     def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
         r"""Blocks of rows of the plan :math:`P_{ij} = \exp(h^f_i + h^g_j - R_{ij})`, each with its slice."""
@@ -97,7 +105,10 @@ class Streamed:
 
     def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
         """The plan times ``v``, shape (..., n, e)."""
-        return torch.cat([plan @ v for _, plan in self.plan(hf, hg)], -2)
+        out = v.new_empty(*self.shape[:-1], v.shape[-1])
+        for rows, plan in self.plan(hf, hg):
+            out[..., rows, :] = plan @ v
+        return out
 
 
 def _softmin(scores: Tensor) -> Tensor:
