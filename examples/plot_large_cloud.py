@@ -46,10 +46,10 @@ for name, run in contenders.items():
         figures[name, n] = time.perf_counter() - start, max(peak, 0.1)
 
 # %%
-# Memory of the dense form grows with the square of n. The streamed form needs a few MiB for its blocks, whatever n (what
-# is seen of it is mostly noise), the sliced one grows with n. Time grows with the square for both forms of Sinkhorn.
-# Sliced transport sorts, and so is faster by far; it is another distance, and has no plan. The
-# plan of 20,000 points is used here for its barycentric map, one product with the points, which is streamed as well.
+# Memory of the dense form grows with the square of n. The streamed form needs a few MiB for its blocks, whatever n
+# (what is seen of it is mostly noise), the sliced one grows with n. Time grows with the square for both forms of
+# Sinkhorn. Sliced transport sorts, and so is faster by far; it is another distance, and has no plan. The plan of 20,000
+# points is used here for its barycentric map, one product with the points, which is streamed as well.
 
 n = 20_000
 x, y = sphere(n), knot(n)

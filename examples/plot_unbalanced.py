@@ -43,9 +43,7 @@ def found_shift(rho, steps=60, rate=0.4):
 rhos = torch.logspace(-2, 2.5, 19)
 errors = [float((found_shift(float(rho)) - shift).norm()) for rho in rhos]
 balanced = float((found_shift(None) - shift).norm())
-print(
-    f"error of the shift: balanced {balanced:.3f}, at best {min(errors):.3f}, the shift is {float(shift.norm()):.3f} long"
-)
+print(f"error of the shift: balanced {balanced:.3f}, at best {min(errors):.3f}, its length {float(shift.norm()):.3f}")
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained", width_ratios=(1.2, 1.2, 0.9))
 for axis, rho in zip(axes[:2], (None, 1.0), strict=True):
