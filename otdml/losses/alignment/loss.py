@@ -1,6 +1,5 @@
 """Generalized contrastive alignment."""
 
-import dataclasses
 import math
 
 import torch
@@ -10,14 +9,18 @@ from otdml._checks import argument_error, check_views
 from otdml._precision import full_precision
 from otdml.distributed import gather as gather_rows
 from otdml.distributed import local_rows, total
+from otdml.losses.alignment.directions import factors
+from otdml.losses.alignment.first_order import first_order_only
 from otdml.losses.alignment.options import Marginals, Options
 from otdml.losses.alignment.pairing import joint, one_way
 from otdml.losses.alignment.problem import Alignment
 from otdml.losses.alignment.samples import Labels, Samples
 from otdml.losses.alignment.target import DomainTarget, Target, target_plan
-from otdml.sphere import unit
 
 __all__ = ["ContrastiveAlignment", "contrastive_alignment"]
+
+# Rows of this process, of the first and of the second set, or None for all.
+Anchors = tuple[Tensor | None, Tensor | None]
 
 
 def contrastive_alignment(
@@ -61,8 +64,8 @@ def contrastive_alignment(
     classes are uneven; a penalty between 0.1 and 10 for a mixture; ``"rince"`` where views are corrupted. The loss is
     smooth away from zero vectors. It costs O(n m d) in memory O((n + m) d): the matrix of similarities is never held
     unless it is small, or a ``target`` of its size is passed, or Sinkhorn's iterations run on a kernel of up to
-    256 MiB (``backend="streamed"`` forbids that). Gradients are those of the converged plan; there are no second
-    derivatives where it streams.
+    256 MiB (``backend="streamed"`` forbids that). Gradients are those of the converged plan. Second derivatives exist
+    for ``"rows"`` with ``backend="dense"``; elsewhere they raise an error.
 
     Args:
         z1: Anchors, shape (..., n, d), of any length: their directions are what counts.
@@ -105,12 +108,20 @@ def contrastive_alignment(
         tensor(0.3133)
     """
     options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
-    paired = form == "joint" or target is None or isinstance(target, DomainTarget) or isinstance(ids, Tensor)
+    eps = eps if isinstance(eps, Tensor) else options.check_temperature(eps, z1.dtype)
+    return _checked_alignment(z1, z2, target, ids, eps, options)
+
+
+def _checked_alignment(
+    z1: Tensor, z2: Tensor, target: Target, ids: Labels | None, eps: Tensor | float, options: Options
+) -> Tensor:
+    paired = options.form == "joint" or target is None or isinstance(target, DomainTarget) or isinstance(ids, Tensor)
     check_views(z1, z2, paired=paired or (isinstance(target, Tensor) and target.ndim == 1))
     samples = Samples.checked(target, ids, z1.shape[-2], z2.shape[-2])
-    eps = eps if isinstance(eps, Tensor) else options.check_temperature(eps, z1.dtype)
     if isinstance(eps, Tensor) and eps.numel() != 1:
         raise argument_error("eps", "be a number or a tensor of one element", f"shape {tuple(eps.shape)}")
+    if isinstance(eps, Tensor) and not float(eps.detach()) > 0:
+        raise argument_error("eps", "be positive", f"{float(eps.detach()):g}", "Learn its logarithm.")
     if z1.ndim == 2:
         return _alignment(z1, z2, eps, samples, options)
     views = (z.reshape(-1, *z.shape[-2:]) for z in (z1, z2))
@@ -120,31 +131,51 @@ def contrastive_alignment(
 
 @full_precision
 def _alignment(z1: Tensor, z2: Tensor, eps: Tensor | float, samples: Samples, options: Options) -> Tensor:
-    rows, columns = (torch.arange(len(z), device=z.device) for z in (z1, z2))
-    z1, z2 = unit(z1), unit(z2)
+    anchors: Anchors = (None, None)
+    both = options.form == "joint"
     if options.gather:
-        rows, columns = (index + local_rows(len(index), index.device).start for index in (rows, columns))
+        anchors = _numbers(len(z1), z1.device), _numbers(len(z2), z2.device)
         z1, z2 = gather_rows(z1), gather_rows(z2)
-    if options.form == "joint":
-        rows = columns = torch.cat([rows, columns + len(z1)])
-        z1 = z2 = torch.cat([z1, z2])
-    samples = samples.aligned(rows, (len(z1), len(z2)), joint=options.form == "joint", gathered=options.gather)
-    value = _direction(z1, z2, eps, rows, samples, options)
+        anchors = (torch.cat([anchors[0], anchors[1] + len(z1)]), None) if both else anchors
+    x, y = factors(z1, z2, eps, joint=both)
+    samples = samples.aligned(anchors[0], (len(x), len(y)), joint=both)
+    first = _problem(x, y, eps, samples, options)
     if options.form == "two-way":
-        value = (value + _direction(z2, z1, eps, columns, samples.swapped(), options)) / 2
+        second = _problem(y, x, eps, samples.swapped(), options)
+        transposed = samples.reversible and not isinstance(options.marginals, (tuple, list))
+        value = _mean_of_both(first, second, anchors, options, transposed=transposed)
+    else:
+        value = first.part(anchors[0]).value(first.potentials(options)[1], options)
+    value = value if options.marginals in ("rows", "none") else first_order_only(value)
     return total(value) if options.gather else value
 
 
-def _direction(
-    x: Tensor, y: Tensor, eps: Tensor | float, anchors: Tensor, samples: Samples, options: Options
-) -> Tensor:
-    """The part of these anchors in the value of ``x`` against ``y``."""
+def _numbers(n: int, device: torch.device) -> Tensor:
+    """The numbers of this process's rows among those of all processes."""
+    rows = local_rows(n, device)
+    return torch.arange(rows.start, rows.stop, device=device)
+
+
+def _problem(x: Tensor, y: Tensor, eps: Tensor | float, samples: Samples, options: Options) -> Alignment:
     n, m = len(x), len(y)
     pairing = joint(n // 2, x.device) if options.form == "joint" else one_way(n, m, x.device)
-    target = target_plan(samples.target, pairing, x)
-    whole = Alignment(x / eps, y, eps, pairing, target, samples.ids)
-    h = whole.potential(options)
-    return (whole.take(anchors) if len(anchors) < n else whole).value(h, options)
+    return Alignment(x, y, eps, pairing, target_plan(samples.target, pairing, x), samples.ids)
+
+
+def _mean_of_both(
+    first: Alignment, second: Alignment, anchors: Anchors, options: Options, *, transposed: bool
+) -> Tensor:
+    """The mean of the values from one side and from the other, whose plans may be each other's transposes."""
+    backward, forward = first.potentials(options)
+    if not transposed:
+        backward = second.potentials(options)[1]
+    value = None
+    if anchors[0] is None and options.shares_logits:
+        value = first.mutual_value(second, (backward, forward), options)
+    if value is None:
+        parts = (first.part(anchors[0]), forward), (second.part(anchors[1]), backward)
+        value = torch.stack([part.value(h, options) for part, h in parts]).sum()
+    return value / 2
 
 
 class ContrastiveAlignment(nn.Module):
@@ -207,4 +238,4 @@ class ContrastiveAlignment(nn.Module):
         return shown + (f", weight={o.weight:g}" if "+" in o.divergence else "") + (", gather=True" if o.gather else "")
 
     def forward(self, z1: Tensor, z2: Tensor, target: Target = None, ids: Labels | None = None) -> Tensor:
-        return contrastive_alignment(z1, z2, target, ids=ids, eps=self.eps, **dataclasses.asdict(self.options))
+        return _checked_alignment(z1, z2, target, ids, self.eps, self.options)

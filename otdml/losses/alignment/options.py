@@ -52,6 +52,16 @@ class Options:
         check_integer("max_iter", self.max_iter)
         check_choice("backend", self.backend, BACKENDS)
 
+    @property
+    def constant_potentials(self) -> bool:
+        """Whether potentials have no part in the first derivative of the divergence."""
+        return isinstance(self.marginals, str) and self.divergence == "kl"
+
+    @property
+    def shares_logits(self) -> bool:
+        """Whether both directions of a two-way loss can be had from the same logits."""
+        return self.constant_potentials and self.marginals != "none" and self.backend != "dense"
+
     def check_temperature(self, eps: float, dtype: torch.dtype = torch.float32) -> float:
         """``eps``, if the powers of the divergence can be represented."""
         check_positive("eps", eps)

@@ -19,12 +19,14 @@ class Pairing:
         m: Number of candidates.
         own: The candidate that is the other view of each anchor, shape (n,).
         itself: The candidate that is the anchor itself, shape (n,), or None where anchors are no candidates.
+        turn: The difference of the numbers of the other view and of the anchor, modulo m, if it is the same for all.
     """
 
     n: int
     m: int
     own: Tensor
     itself: Tensor | None = None
+    turn: int | None = None
 
     def take(self, anchors: Tensor) -> "Pairing":
         """The same candidates for some anchors."""
@@ -35,13 +37,14 @@ class Pairing:
 def one_way(n: int, m: int, device: torch.device) -> Pairing:
     """First views as anchors, second ones as candidates."""
     # Where they are not as many, no target gives weight to the other view.
-    return Pairing(n, m, torch.arange(n, device=device).clamp(max=m - 1))
+    own = torch.arange(n, device=device)
+    return Pairing(n, m, own, turn=0) if n == m else Pairing(n, m, own.clamp_(max=m - 1))
 
 
 def joint(n: int, device: torch.device) -> Pairing:
     """Both views of n samples as anchors and as candidates: the n first views, then the n second ones."""
     itself = torch.arange(2 * n, device=device)
-    return Pairing(2 * n, 2 * n, itself.roll(n), itself)
+    return Pairing(2 * n, 2 * n, itself.roll(n), itself, turn=n)
 
 
 def chosen(column: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -70,12 +73,12 @@ class Forbidden:
             found.append(self._repeated(self.ids, rows, columns))
         return functools.reduce(torch.logical_or, found)
 
-    def edit(self, scores: Tensor, rows: slice) -> None:
-        """Minus infinity in place of the logits of these rows' forbidden pairs."""
+    def edit(self, scores: Tensor, rows: slice, columns: slice) -> None:
+        """Minus infinity in place of the logits of forbidden pairs; the columns hold the anchors themselves."""
         if self.itself is not None:
-            scores.scatter_(1, self.itself[rows, None], -torch.inf)
+            scores.scatter_(1, self.itself[rows, None] - columns.start, -torch.inf)
         if self.ids is not None:
-            scores.masked_fill_(self._repeated(self.ids, rows, slice(0, scores.shape[1])), -torch.inf)
+            scores.masked_fill_(self._repeated(self.ids, rows, columns), -torch.inf)
 
     def _repeated(self, ids: tuple[Tensor, Tensor], rows: slice, columns: slice) -> Tensor:
         same = ids[0][rows, None] == ids[1][None, columns]

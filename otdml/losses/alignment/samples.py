@@ -43,24 +43,30 @@ class Samples:
         got = f"shape {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
         raise argument_error("target", must, got, kind=ValueError if isinstance(target, Tensor) else TypeError)
 
-    def aligned(self, anchors: Tensor, shape: tuple[int, int], *, joint: bool, gathered: bool) -> "Samples":
-        """Those of all processes if ``gathered``, and of both sets as one if ``joint``.
+    def aligned(self, anchors: Tensor | None, shape: tuple[int, int], *, joint: bool) -> "Samples":
+        """Those of all processes if ``anchors`` are some, and of both sets as one if ``joint``.
 
         Args:
-            anchors: Which anchors the rows of a matrix are.
+            anchors: Which anchors are those of this process, or None for all.
             shape: Number of all anchors, and of all candidates.
             joint: Whether all samples are anchors and candidates.
-            gathered: Whether there are other processes' samples.
         """
         found = self
         if isinstance(self.target, Tensor):
-            expected = (len(anchors), shape[1])
+            expected = (shape[0] if anchors is None else len(anchors), shape[1])
             if self.target.shape != expected:
                 raise argument_error("target", f"have shape {expected}", tuple(self.target.shape))
-            found = Samples(_gathered_matrix(self.target, anchors, shape[0]), self.ids) if gathered else self
-        if gathered:
+            if anchors is not None:
+                found = Samples(_gathered_matrix(self.target, anchors, shape[0]), self.ids)
+        if anchors is not None:
             found = found._map(lambda a, b: (gather(a), gather(b)), gather)
         return found._map(lambda a, b: (torch.cat([a, b]),) * 2, lambda d: d.repeat(2)) if joint else found
+
+    @property
+    def reversible(self) -> bool:
+        """Whether the plan of the swapped sets is the transpose: rows of the other forms are made equal either way."""
+        matrix = isinstance(self.target, Tensor) and self.target.dtype != torch.bool
+        return self.target is None or matrix
 
     def swapped(self) -> "Samples":
         """Those with the second set first."""

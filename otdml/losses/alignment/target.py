@@ -10,7 +10,7 @@ from torch import Tensor
 from otdml._checks import argument_error, check_labels, check_nonnegative
 from otdml.losses.alignment.pairing import Pairing, chosen
 
-__all__ = ["DenseTarget", "DomainTarget", "GroupTarget", "PairTarget", "Plan", "Target", "target_plan"]
+__all__ = ["DenseTarget", "DomainTarget", "GroupTarget", "MatchTarget", "PairTarget", "Plan", "Target", "target_plan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class Plan(Protocol):
     def rows(self) -> Tensor: ...
     @property
     def columns(self) -> Tensor: ...
-    def product(self, v: Tensor) -> Tensor:
-        """The plan times ``v``, shape (n, d)."""
+    def attraction(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sum over pairs of the plan times the scalar products of ``x``, shape (n, d), and ``y``, (m, d)."""
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         """Some rows and columns of the plan."""
@@ -69,8 +69,61 @@ class Plan(Protocol):
 
 
 @dataclass(frozen=True)
+class MatchTarget:
+    """The other view of each anchor, all of one mass.
+
+    Attributes:
+        pairing: A pairing with a ``turn``.
+        like: Any tensor of the dtype and on the device of the plan.
+    """
+
+    pairing: Pairing
+    like: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        return self.like.new_full((self.pairing.n,), 1 / self.pairing.n)
+
+    @property
+    def columns(self) -> Tensor:
+        return self.rows
+
+    def products(self, x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+        """The scalar product of each pair, plus the term of the candidate."""
+        found = (x * self._matched(y)).sum(-1)
+        return found if h is None else found + self._matched(h)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of one value for each pair."""
+        return values.mean()
+
+    def attraction(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.mean(self.products(x, y))
+
+    def _matched(self, v: Tensor) -> Tensor:
+        """What each anchor's candidate has."""
+        assert self.pairing.turn is not None
+        return v.roll(-self.pairing.turn, 0) if self.pairing.turn else v
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        return chosen(self.pairing.own, rows, columns) * self.like.new_tensor(1 / self.pairing.n)
+
+    def take(self, anchors: Tensor) -> "PairTarget":
+        i, j = torch.arange(len(anchors), device=anchors.device), self.pairing.own[anchors]
+        return PairTarget(len(i), self.pairing.m, i, j, self.rows[: len(i)])
+
+
+@dataclass(frozen=True)
 class PairTarget:
-    """A plan that lists its pairs in order of their rows."""
+    """A plan that lists its pairs in order of their rows.
+
+    Attributes:
+        n: Number of anchors.
+        m: Number of candidates.
+        i: Anchor of each pair.
+        j: Candidate of each pair.
+        mass: Mass of each pair.
+    """
 
     n: int
     m: int
@@ -86,8 +139,17 @@ class PairTarget:
     def columns(self) -> Tensor:
         return self.mass.new_zeros(self.m).index_add_(0, self.j, self.mass)
 
-    def product(self, v: Tensor) -> Tensor:
-        return v.new_zeros(self.n, v.shape[-1]).index_add(0, self.i, self.mass[:, None] * v[self.j])
+    def products(self, x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+        """The scalar product of each pair, plus the term of the candidate."""
+        found = (x.index_select(0, self.i) * y.index_select(0, self.j)).sum(-1)
+        return found if h is None else found + h[self.j]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of one value for each pair."""
+        return torch.dot(self.mass, values)
+
+    def attraction(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.mean(self.products(x, y))
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         start, stop = torch.searchsorted(self.i, torch.tensor([rows.start, rows.stop], device=self.i.device)).tolist()
@@ -117,8 +179,8 @@ class DenseTarget:
     def columns(self) -> Tensor:
         return self.T.sum(0)
 
-    def product(self, v: Tensor) -> Tensor:
-        return self.T @ v
+    def attraction(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x * (self.T @ y)).sum()
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         return self.T[rows, columns]
@@ -147,7 +209,10 @@ class GroupTarget:
 
     @property
     def rows(self) -> Tensor:
-        return self.product(self.scale.new_ones(self.pairing.m, 1))[:, 0]
+        own, group, anyone = self.weights
+        sizes = torch.bincount(self.groups[1], minlength=self.count).to(self.scale.dtype)
+        found = group * sizes[self.groups[0]] + (anyone * self.pairing.m + own)
+        return self.scale * (found if self.pairing.itself is None else found - (group + anyone))
 
     @property
     def columns(self) -> Tensor:
@@ -159,13 +224,21 @@ class GroupTarget:
             found.index_add_(0, self.pairing.itself, self.scale, alpha=-(group + anyone))
         return found
 
-    def product(self, v: Tensor) -> Tensor:
+    def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         own, group, anyone = self.weights
-        sums = v.new_zeros(self.count, v.shape[-1]).index_add(0, self.groups[1], v)
-        found = group * sums[self.groups[0]] + anyone * v.sum(0) + own * v[self.pairing.own]
+        x = self.scale[:, None] * x
+        found = group * (self._sums(x, 0) * self._sums(y, 1)).sum()
+        if anyone:
+            found = found + anyone * (x.sum(0) * y.sum(0)).sum()
+        if own:
+            found = found + own * (x * y.index_select(0, self.pairing.own)).sum()
         if self.pairing.itself is not None:
-            found = found - (group + anyone) * v[self.pairing.itself]
-        return self.scale[:, None] * found
+            found = found - (group + anyone) * (x * y.index_select(0, self.pairing.itself)).sum()
+        return found
+
+    def _sums(self, z: Tensor, side: int) -> Tensor:
+        """Sums over the groups, shape (count, d)."""
+        return z.new_zeros(self.count, z.shape[-1]).index_add(0, self.groups[side], z)
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         own, group, anyone = self.scale.new_tensor(self.weights)
@@ -200,7 +273,7 @@ def target_plan(target: Target, pairing: Pairing, like: Tensor) -> Plan:
         ValueError: If its shape does not fit, an entry is negative or not finite, or there is no positive pair.
     """
     if target is None:
-        return _pair_plan(pairing, like)
+        return MatchTarget(pairing, like)
     if isinstance(target, DomainTarget):
         weights = (1 - target.alpha, target.alpha - target.beta, target.beta)
         return _group_plan(target.domains, target.domains, weights, pairing, like)
@@ -214,11 +287,6 @@ def target_plan(target: Target, pairing: Pairing, like: Tensor) -> Plan:
     if T.dtype == torch.bool:
         return DenseTarget(values * _shares(values.sum(1))[:, None])
     return DenseTarget(_masses(values))
-
-
-def _pair_plan(pairing: Pairing, like: Tensor) -> PairTarget:
-    rows = torch.arange(pairing.n, device=like.device)
-    return PairTarget(pairing.n, pairing.m, rows, pairing.own, like.new_full((pairing.n,), 1 / pairing.n))
 
 
 def _group_plan(

@@ -11,7 +11,7 @@ def problem(n=7, m=5, d=3, seed=0):
     return [t.requires_grad_() for t in (x, y, h)]
 
 
-def forbid(scores, rows):
+def forbid(scores, rows, columns):
     """Pair (i, i) for i < 5."""
     for i in range(rows.start, min(rows.stop, 5)):
         scores[i - rows.start, i] = -torch.inf
@@ -47,7 +47,7 @@ def test_streamed_is_torch(edit):
 def test_row_without_pairs_is_the_least_number_and_has_no_gradient(backend):
     x, y, h = problem()
 
-    def forbid_first(scores, rows):
+    def forbid_first(scores, rows, columns):
         if rows.start == 0:
             scores[0] = -torch.inf
 

@@ -201,7 +201,7 @@ def test_plan_is_that_of_pot(rho):
     expected = ot.unbalanced.sinkhorn_unbalanced(
         a.numpy(), b.numpy(), -S.numpy(), 1.0, rho, reg_type="kl", c=ones, stopThr=1e-14, numItermax=20000
     )
-    h = problem.potential(options(rho))
+    h = problem.potentials(options(rho))[1]
     # The row potential is the optimal one; what is left is one factor, as h has mean zero.
     conditional = (S + h).softmax(1)
     close(conditional, expected / expected.sum(1, keepdims=True), tol=1e-6)
@@ -292,7 +292,9 @@ def test_columns_of_the_plan_are_those_of_the_target(eps, name):
     z1, z2 = views()
     target = {None: None, "labels": (LABELS, LABELS), "uneven": named("uneven")}[name]
     problem = problem_of(z1, z2, target, eps)
-    P = problem.target.rows[:, None] * (problem.x @ problem.y.mT + problem.potential(options("balanced"))).softmax(1)
+    P = problem.target.rows[:, None] * (problem.x @ problem.y.mT + problem.potentials(options("balanced"))[1]).softmax(
+        1
+    )
     close(P.sum(0), problem.target.columns, tol=1e-9)
 
 
@@ -316,6 +318,25 @@ def test_low_precision_is_near_float64(eps, marginals, dtype):
         # Rounding of the similarities shifts forces, which are up to 1 / eps, even where they balance.
         error = torch.linalg.vector_norm(a.grad.double() - b.grad) / (torch.linalg.vector_norm(b.grad) + 5e-3 / eps)
         assert error < {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 1e-2}[dtype]
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.005, 0.002])
+@pytest.mark.parametrize("rho", [0.1, 1.0, 10.0, (None, 1.0), (1.0, None)])
+def test_penalties_at_low_temperature(eps, rho):
+    """In single precision the masses of the points of such a plan overflow, and its derivative with them."""
+    exact = [z.detach().float().double().requires_grad_() for z in views(32, d=8)]
+    single = [z.detach().float().requires_grad_() for z in exact]
+    values = [contrastive_alignment(*z, eps=eps, marginals=rho, tol=1e-6) for z in (single, exact)]
+    torch.testing.assert_close(values[0].double(), values[1], rtol=1e-4, atol=1e-6 / eps)
+    gradients = [torch.autograd.grad(v, z) for v, z in zip(values, (single, exact), strict=True)]
+    for found, wanted in zip(*gradients, strict=True):
+        # Rounding of a cosine by 1e-7 moves a similarity by 1e-7 / eps, and a force of at most 1 / eps by as much.
+        assert (found - wanted).norm() < 1e-4 * wanted.norm() + 1e-6 / eps
+
+
+def test_error_penalty_below_the_lowest_temperature():
+    with pytest.raises(ValueError, match=r"`eps` must be at least 0.002 where `marginals` is a penalty, got 0.001"):
+        contrastive_alignment(*views(), eps=0.001, marginals=1.0)
 
 
 @pytest.mark.parametrize("eps", [0.5, 0.05, 0.01])
@@ -429,6 +450,61 @@ def test_duplicate_without_ids_is_a_negative_and_with_ids_is_not():
     S = similarities(z1, z2, 0.5)
     without_copies = (2 * S.exp().sum(1) - S.diag().exp()).log() - S.diag()
     close(contrastive_alignment(twice1, twice2, ids=torch.arange(6).repeat(2)), without_copies.mean())
+
+
+@pytest.mark.parametrize("form", ["one-way", "two-way", "joint"])
+@pytest.mark.parametrize("marginals", ["rows", "balanced", 1.0])
+def test_one_instance_many_times_leaves_nothing_to_contrast(form, marginals):
+    z1, z2 = views()
+    value = contrastive_alignment(z1, z2, ids=torch.zeros(6, dtype=torch.long), form=form, marginals=marginals)
+    value.backward()
+    close(value, 0.0)
+    close(z1.grad, torch.zeros_like(z1))
+
+
+def test_uniform_mass_is_the_uniformity_penalty_of_inverse_transport():
+    """IOT-uni: the divergence of the plan from the pairs, plus p times that from the uniform plan."""
+    z1, z2 = views()
+    penalty, n = 0.3, 6
+    uniform = torch.full((n,), 1 / n, dtype=torch.float64)
+    S = similarities(z1, z2, 0.5)
+    log_plan = (S + sinkhorn(S, uniform, uniform)[1]).log_softmax(1)
+    expected = -(log_plan.diagonal().mean() + penalty * log_plan.mean()) / (1 + penalty)
+    domain = DomainTarget(torch.zeros(n, dtype=torch.long), alpha=penalty / (n + penalty))
+    close(contrastive_alignment(z1, z2, domain, marginals="balanced", **TIGHT), expected)
+
+
+@pytest.mark.parametrize("form", ["one-way", "two-way", "joint"])
+def test_every_way_of_computing_is_the_same_at_real_sizes(form):
+    """Few logits by torch's cross-entropy, many in blocks; with and without the bound of the similarities."""
+    exact = [z.detach().requires_grad_() for z in views(700, d=16)]
+    for eps in (0.2, 0.01):
+        expected = contrastive_alignment(*exact, eps=eps, form=form, backend="dense")
+        wanted = torch.autograd.grad(expected, exact)
+        single = [z.detach().float().requires_grad_() for z in exact]
+        value = contrastive_alignment(*single, eps=eps, form=form)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+        for a, b in zip(torch.autograd.grad(value, single), wanted, strict=True):
+            assert (a - b).norm() < 1e-4 * b.norm()
+
+
+def test_second_derivatives_exist_where_the_matrix_is_held_and_are_refused_elsewhere():
+    z1, z2 = views(3, d=2)
+    for form in ("one-way", "two-way", "joint"):
+        held = lambda x, form=form: contrastive_alignment(x, z2.detach(), form=form, backend="dense")  # noqa: E731
+        assert torch.autograd.gradgradcheck(held, z1, eps=1e-5, atol=1e-6)
+    for settings in (
+        {"backend": "streamed"},
+        {"backend": "streamed", "form": "two-way"},
+        {"backend": "streamed", "form": "joint"},
+        {"backend": "streamed", "divergence": "rince"},
+        {"backend": "dense", "marginals": "balanced"},
+        {"backend": "dense", "marginals": 1.0},
+    ):
+        with pytest.raises(
+            NotImplementedError, match="second derivatives for `marginals`='rows' and `backend`='dense'"
+        ):
+            torch.autograd.grad(contrastive_alignment(z1, z2, **settings), z1, create_graph=True)
 
 
 @pytest.mark.parametrize("marginals", ["rows", "balanced", 1.0])
@@ -585,6 +661,11 @@ def test_error_sizes():
 def test_error_temperature_of_several_elements():
     with pytest.raises(ValueError, match="`eps` must be a number or a tensor of one element"):
         contrastive_alignment(*views(), eps=torch.ones(2))
+
+
+def test_error_temperature_that_is_not_positive():
+    with pytest.raises(ValueError, match=r"`eps` must be positive, got -0\.1"):
+        contrastive_alignment(*views(), eps=torch.tensor(-0.1, requires_grad=True))
 
 
 def test_warns_if_not_converged():

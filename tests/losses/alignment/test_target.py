@@ -3,7 +3,7 @@ import torch
 
 from otdml.losses import DomainTarget
 from otdml.losses.alignment.pairing import Forbidden, joint, one_way
-from otdml.losses.alignment.target import DenseTarget, GroupTarget, PairTarget, target_plan
+from otdml.losses.alignment.target import DenseTarget, GroupTarget, MatchTarget, PairTarget, target_plan
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -63,13 +63,14 @@ def test_every_form_is_its_definition(name, target, pairing, entry):
     torch.testing.assert_close(plan.rows, expected.sum(1))
     torch.testing.assert_close(plan.columns, expected.sum(0))
     v = torch.arange(12.0, dtype=torch.float64).reshape(6, 2)
-    torch.testing.assert_close(plan.product(v), expected @ v)
+    x = v.flip(0).square()
+    torch.testing.assert_close(plan.attraction(x, v), (expected * (x @ v.mT)).sum())
     anchors = torch.tensor([4, 0, 5])
     part = plan.take(anchors)
     torch.testing.assert_close(part.block(slice(0, 3), EVERYTHING), expected[anchors])
     torch.testing.assert_close(part.rows, expected[anchors].sum(1))
     torch.testing.assert_close(part.columns, expected[anchors].sum(0))
-    torch.testing.assert_close(part.product(v), expected[anchors] @ v)
+    torch.testing.assert_close(part.attraction(x[anchors], v), (expected[anchors] * (x[anchors] @ v.mT)).sum())
 
 
 @pytest.mark.parametrize("convert", [lambda T: T, torch.Tensor.to_sparse_coo, torch.Tensor.to_sparse_csr])
@@ -81,7 +82,7 @@ def test_numbers_are_the_plan_up_to_a_factor(convert):
 
 def test_forms_that_are_sparse_stay_so():
     pairing = one_way(3, 3, CPU)
-    assert isinstance(target_plan(None, pairing, LIKE), PairTarget)
+    assert isinstance(target_plan(None, pairing, LIKE), MatchTarget)
     assert isinstance(target_plan(VALUES.to_sparse_coo(), pairing, LIKE), PairTarget)
     assert isinstance(target_plan((LABELS[:3], LABELS[:3]), pairing, LIKE), GroupTarget)
     assert isinstance(target_plan(VALUES, pairing, LIKE), DenseTarget)
@@ -134,5 +135,5 @@ def test_forbidden_pairs():
     assert torch.equal(forbidden(EVERYTHING, EVERYTHING), expected)
     assert torch.equal(forbidden(slice(2, 5), slice(1, 3)), expected[2:5, 1:3])
     scores = torch.zeros(6, 6)
-    forbidden.edit(scores[2:4], slice(2, 4))
+    forbidden.edit(scores[2:4], slice(2, 4), EVERYTHING)
     assert torch.equal(scores[2:4] == -torch.inf, expected[2:4])
