@@ -4,7 +4,8 @@ Points as far apart as they can be
 
 Tammes' problem asks for n points of the sphere whose smallest angle is as large as possible. For 24 points the best
 is known: 43.69°, at the vertices of a snub cube. Each dispersion loss is minimised from the same random points, by the
-same optimiser: Adam on free vectors, since every loss looks at directions alone, with a step that falls to zero.
+same optimiser: Adam on free vectors, since every loss looks at directions alone, with a step that falls to zero. In
+the picture caps of the best possible radius are drawn around the points: red ones overlap others.
 """
 
 from functools import partial
@@ -12,20 +13,12 @@ from functools import partial
 import matplotlib.pyplot as plt
 import torch
 
-from otdml.losses import (
-    kernel_dispersion,
-    koleo,
-    lloyd_dispersion,
-    max_cosine,
-    max_min_angle,
-    sliced_dispersion,
-)
+from otdml.losses import kernel_dispersion, koleo, lloyd_dispersion, max_cosine, max_min_angle, sliced_dispersion
 from otdml.losses.dispersion import nearest_angles, spherical_code
 from otdml.sphere import uniform_points, unit
 
 BEST = {12: 63.4349488, 24: 43.6907671, 48: 30.7627855}
-n = 24
-generator = torch.Generator().manual_seed(0)
+n, generator = 24, torch.Generator().manual_seed(0)
 start = uniform_points(n, 3, generator=generator, dtype=torch.float64)
 
 
@@ -41,10 +34,9 @@ def minimised(loss, steps=500, rate=0.03):
 
 
 # %%
-# Losses on the nearest neighbour find the snub cube or nearly so. A Coulomb energy (``riesz``, s = 1) spreads the
-# points evenly, which is another problem with another optimum: Thomson's, whose smallest angle is 42.07°. Lloyd covers
-# the sphere, and slices compare moments with the uniform measure: neither asks for distance. The Gaussian sharpened
-# step by step, :func:`~otdml.losses.dispersion.spherical_code`, hardly ever sticks at a local optimum.
+# Losses on the nearest neighbour find the snub cube or nearly so, and so does the Gaussian energy sharpened step by
+# step, :func:`~otdml.losses.dispersion.spherical_code`. A Coulomb energy (``riesz``, s = 1) has another optimum:
+# Thomson's, with 42.07°. Lloyd covers the sphere, and slices compare it with the uniform measure: neither asks for it.
 
 found = {
     "random": start,
@@ -57,23 +49,32 @@ found = {
     "KoLeo": minimised(koleo),
     "spherical code": spherical_code(n, 3, generator=generator),
 }
-print(f"{'loss':20s} smallest  mean nearest angle")
-for name, x in found.items():
-    angles = nearest_angles(x)
-    print(f"{name:20s} {float(angles.min()):7.2f}°  {float(angles.mean()):7.2f}°")
 
-figure, axes = plt.subplots(3, 3, figsize=(8, 8.6), subplot_kw={"projection": "3d"})
+
+def draw_caps(axis, x, radius):
+    """The caps of that radius around the points, seen from the north pole; behind the horizon they are cut off."""
+    turn = torch.linspace(0, 2 * torch.pi, 90, dtype=x.dtype)[:, None]
+    for p, nearest in zip(x, nearest_angles(x).deg2rad(), strict=True):
+        u, v = torch.linalg.svd(p[None]).Vh[1:]
+        rim = radius.cos() * p + radius.sin() * (turn.cos() * u + turn.sin() * v)
+        if p[2] > -radius.sin():
+            seen = torch.where(rim[:, 2:] > 0, rim[:, :2], unit(rim[:, :2]))
+            axis.fill(*seen.T, facecolor=plt.cm.RdYlGn(float(4 * nearest / radius) - 7), edgecolor="black", alpha=0.6)
+    axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="grey"))
+
+
+figure, axes = plt.subplots(3, 3, figsize=(8, 8.6), constrained_layout=True)
 for axis, (name, x) in zip(axes.flat, found.items(), strict=True):
-    axis.scatter(*x.T, c=nearest_angles(x), vmin=20, vmax=BEST[n], s=60, depthshade=True)
-    axis.set_title(f"{name}\n{float(nearest_angles(x).min()):.2f}°", fontsize=9)
-    axis.set_box_aspect((1, 1, 1))
-    axis.set_axis_off()
-figure.suptitle(f"24 points, coloured by the angle to the nearest: the best is {BEST[n]:.2f}°")
+    draw_caps(axis, x, torch.tensor(BEST[n] / 2, dtype=x.dtype).deg2rad())
+    smallest, mean = (float(f(nearest_angles(x))) for f in (torch.min, torch.mean))
+    print(f"{name:20s} smallest angle {smallest:6.2f}°, mean angle to the nearest {mean:6.2f}°")
+    axis.axis("off")
+    axis.set(title=f"{name}: {smallest:.2f}°", aspect="equal")
+figure.suptitle(f"24 caps of {BEST[n] / 2:.2f}°: in the best arrangement they touch, in all others some overlap")
 plt.show()
 
 # %%
-# The best of five starts is as near the optimum for other numbers of points.
-
+# The best of five starts is as near the optimum for other n.
 for n, best in BEST.items():
     smallest = float(nearest_angles(spherical_code(n, 3, generator=generator)).min())
     print(f"n = {n}: {smallest:.4f}°, {100 * smallest / best:.3f} % of the best known")
