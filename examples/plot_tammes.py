@@ -3,9 +3,9 @@ Points as far apart as they can be
 ==================================
 
 Tammes' problem asks for n points of the sphere whose smallest angle is as large as possible. For 24 points the best
-is known: 43.69°, at the vertices of a snub cube. Each dispersion loss is minimised from the same random points, by the
-same optimiser: Adam on free vectors, since every loss looks at directions alone, with a step that falls to zero. In
-the picture caps of the best possible radius are drawn around the points: red ones overlap others.
+is known: 43.69°, at the vertices of a snub cube. Each dispersion loss is minimised from the same random points by Adam
+on free vectors, since every loss looks at directions alone. The picture draws caps of the best possible radius around
+the points: red ones overlap others.
 """
 
 from functools import partial
