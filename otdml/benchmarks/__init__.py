@@ -25,6 +25,7 @@ _HOMES = {
     "execute": "experiment",
     "export": "results",
     "figure": "results",
+    "half_width": "results",
     "preset": "presets",
     "preset_files": "presets",
     "run_grid": "experiment",

@@ -12,7 +12,7 @@ from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
 from otdml.benchmarks.presets import Preset, Published, preset_files
 from otdml.benchmarks.presets import preset as read_preset
-from otdml.benchmarks.report import caveats, metric_title, percent, statement
+from otdml.benchmarks.report import caveats, folded, metric_title, percent, readings, statement
 from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
@@ -40,16 +40,12 @@ def watch(console: Console, states: Iterable[list[RunState]]) -> list[str]:
             bars.update(total, total=len(last), completed=sum(state.status == "finished" for state in last))
             for state in last:
                 _show(bars, tasks, state)
-    return [f"{_title(state)}: {state.message}" for state in last if state.status == "failed"]
-
-
-def _title(state: RunState) -> str:
-    return f"{state.run.method}, seed {state.run.seed}"
+    return [f"{state.run.title}: {state.message}" for state in last if state.status == "failed"]
 
 
 def _show(bars: Progress, tasks: dict[str, TaskID], state: RunState) -> None:
     """A bar for a run that is running, and one line when it ends."""
-    name = _title(state)
+    name = state.run.title
     if state.status == "running":
         if name not in tasks:
             tasks[name] = bars.add_task(escape(name), note="")
@@ -63,7 +59,7 @@ def _show(bars: Progress, tasks: dict[str, TaskID], state: RunState) -> None:
 
 
 def _ending(state: RunState) -> str:
-    name = escape(_title(state))
+    name = escape(state.run.title)
     if state.status == "failed":
         return f"[red]✕[/] {name}: {escape(state.message)}"
     found = state.folder.metrics()
@@ -78,13 +74,13 @@ def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("method", no_wrap=True)
     if checkpoints:
-        table.add_column("epoch")
+        table.add_column("embedding" if folded(runs) else "epoch")
     for name in [*(metric_title(metric) for metric in metrics), "seeds", "s"]:
         table.add_column(name, justify="right", overflow="fold", min_width=len(name))
     for row in rows:
         figures = [row["metrics"].get(m, Figure(math.nan, math.nan, 0)) for m in metrics]
-        cells = [percent(figure) if figure.n else "" for figure in figures]
-        epoch = [row["checkpoint"]] if checkpoints else []
+        cells = [percent(figure, folded(runs)) if figure.n else "" for figure in figures]
+        epoch = [readings(runs)[row["checkpoint"]]] if checkpoints else []
         table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.0f}")
     if raw := raw_pixels(runs):
         figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]

@@ -14,14 +14,24 @@ from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbna
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
 from otdml.benchmarks.methods import ARMS, LOSSES, parts
 from otdml.benchmarks.presets import Preset
-from otdml.benchmarks.results import Comparison, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
+from otdml.benchmarks.results import (
+    Comparison,
+    Figure,
+    Finished,
+    beside,
+    comparisons,
+    half_width,
+    metrics_of,
+    raw_pixels,
+    summary,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
     from otdml.dml.index import Match
 
-__all__ = ["caveats", "metric_title", "percent", "statement", "write_matches", "write_report"]
+__all__ = ["caveats", "folded", "metric_title", "percent", "readings", "statement", "write_matches", "write_report"]
 
 TITLES = {
     "left_out": "queries without a counterpart",
@@ -30,6 +40,8 @@ TITLES = {
     "map@1000": "mAP@1000",
     "nmi": "NMI",
 }
+EPOCHS = {"last": "last", "best": "best"}
+FOLDED = {"last": "separated", "best": "concatenated"}
 STYLES = {"": "plain", "+nir": "nir", "+nir-control": "control"}
 DISPERSED = "with a dispersion loss"
 
@@ -44,15 +56,25 @@ def metric_title(name: str) -> str:
     return TITLES.get(name, name.replace("recall@", "R@"))
 
 
-def percent(value: Figure) -> str:
-    """A figure in percent, with its deviation where there is more than one seed.
+def percent(value: Figure, confidence: bool = False) -> str:
+    """A figure in percent, with its deviation, or 95% confidence interval, where there is more than one seed.
 
     Example:
         >>> percent(Figure(0.9234, 0.004, 3))
         '92.3 ± 0.4'
     """
     mean = f"{100 * value.mean:.1f}"
-    return mean if math.isnan(value.std) else f"{mean} ± {100 * value.std:.1f}"
+    return mean if math.isnan(value.std) else f"{mean} ± {100 * (half_width(value) if confidence else value.std):.1f}"
+
+
+def readings(runs: Iterable[Finished]) -> Mapping[str, str]:
+    """What the two figures of a run are called: those of two epochs, or of the Reality Check protocol."""
+    return FOLDED if folded(runs) else EPOCHS
+
+
+def folded(runs: Iterable[Finished]) -> bool:
+    """Whether the runs are of the Reality Check protocol."""
+    return any("fold" in run.folder.config()["run"]["data"] for run in runs)
 
 
 def write_report(
@@ -121,7 +143,7 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
     low, high = min(values), max(values)
     for row in rows:
         own = [run.metrics(row["checkpoint"]) for run in runs if run.method == row["method"]]
-        row["cells"] = [(percent(row["metrics"][m]), row["metrics"][m].mean == best[m]) for m in metrics]
+        row["cells"] = [(percent(row["metrics"][m], folded(runs)), row["metrics"][m].mean == best[m]) for m in metrics]
         mean = row["metrics"][leading].mean
         row["strip"] = strip([m[leading] for m in own if m], mean, low, high, _style(row["method"]))
     compared = comparisons(runs, leading)
@@ -139,6 +161,8 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
         "range": (100 * low, 100 * high),
         "seeds": sorted({run.seed for run in runs}),
         "seconds": sum(run.seconds for run in runs),
+        "called": readings(runs),
+        "folded": folded(runs),
         "held_out": any(run.best for run in runs),
     }
 
@@ -146,7 +170,7 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
 def _seed_row(run: Finished, checkpoint: str, metrics: Sequence[str]) -> dict[str, Any]:
     found = run.metrics(checkpoint)
     cells = [f"{100 * found[m]:.2f}" if m in found else "" for m in metrics]
-    epoch = run.best_epoch + 1 if checkpoint == "best" and run.best_epoch is not None else "last"
+    epoch = run.best_epoch + 1 if checkpoint == "best" and run.best_epoch is not None else readings([run])[checkpoint]
     return {"method": run.method, "seed": run.seed, "epoch": epoch, "cells": cells, "seconds": run.seconds}
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "comparisons",
     "export",
     "figure",
+    "half_width",
     "methods_of",
     "metrics_of",
 ]
@@ -141,6 +142,20 @@ def figure(values: Sequence[float]) -> Figure:
     return Figure(statistics.fmean(values) if values else math.nan, std, len(values))
 
 
+def half_width(value: Figure) -> float:
+    """Half the 95% confidence interval of a mean (Student's t); NaN for one seed.
+
+    Example:
+        >>> round(half_width(figure([0.0, 1.0])), 3)  # 12.706 times the standard error, 1/2
+        6.353
+    """
+    if value.n < 2:
+        return math.nan
+    from scipy.special import stdtrit
+
+    return float(stdtrit(value.n - 1, 0.975)) * value.std / math.sqrt(value.n)
+
+
 def _by_seed(runs: Iterable[Finished], method: str, metric: str, checkpoint: str) -> dict[int, float]:
     found = {run.seed: run.metrics(checkpoint) for run in runs if run.method == method}
     return {seed: metrics[metric] for seed, metrics in found.items() if metric in metrics}
@@ -158,12 +173,7 @@ def comparisons(runs: Sequence[Finished], metric: str = "recall@1", checkpoint: 
 def _compared(runs: Sequence[Finished], method: str, against: str, metric: str, checkpoint: str) -> Comparison:
     ours, theirs = (_by_seed(runs, name, metric, checkpoint) for name in (method, against))
     differences = figure([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
-    width = math.nan
-    if differences.n > 1:
-        from scipy.special import stdtrit
-
-        width = float(stdtrit(differences.n - 1, 0.975)) * differences.std / math.sqrt(differences.n)
-    mean = differences.mean
+    mean, width = differences.mean, half_width(differences)
     return Comparison(method, against, metric, mean, mean - width, mean + width, differences.n)
 
 
@@ -226,7 +236,9 @@ def _plain(value: Figure | Mapping[str, Figure]) -> dict[str, Any]:
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     columns = {"method": row["method"], "checkpoint": row["checkpoint"], "seeds": row["seconds"].n}
     for name, value in [*row["metrics"].items(), ("seconds", row["seconds"])]:
+        width = half_width(value)
         columns |= {f"{name}_mean": value.mean, f"{name}_std": "" if math.isnan(value.std) else value.std}
+        columns |= {} if math.isnan(width) else {f"{name}_ci95": width}
     return columns
 
 

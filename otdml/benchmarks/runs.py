@@ -71,6 +71,22 @@ class Run:
         images = {**preset.data, **(data or {})}
         return cls(method.name, seed, preset.dataset, images, preset.augment, model, settings, hold_out)
 
+    @property
+    def place(self) -> str:
+        """Its folder, below that of its benchmark."""
+        return "/".join([self.method, f"seed-{self.seed}", *([] if self.fold is None else [f"fold-{self.fold}"])])
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return f"{self.method}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def fold(self) -> int | None:
+        """The fold of the training classes that it is validated on, in the Reality Check protocol."""
+        fold = self.data.get("fold")
+        return fold if isinstance(fold, int) else None
+
     def config(self) -> dict[str, Any]:
         """Everything that determines the numbers, as plain types."""
         return json.loads(json.dumps(vars(self), default=dict))
@@ -143,8 +159,8 @@ class RunFolder:
 
 
 def plan(out: Path, runs: Sequence[Run]) -> dict[Path, Run]:
-    """The folder of each run, ``out/METHOD/seed-S``, after checking that none is another run's."""
-    folders = {out / run.method / f"seed-{run.seed}": run for run in runs}
+    """The folder of each run, ``out`` and its place, after checking that none is another run's."""
+    folders = {out / run.place: run for run in runs}
     for path, run in folders.items():
         RunFolder(path).check(run)
     return folders

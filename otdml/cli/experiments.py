@@ -17,6 +17,7 @@ from otdml.cli.options import (
     Epochs,
     HoldOut,
     Protocol,
+    RealityCheck,
     Recipe,
     Root,
     SkipCorrupt,
@@ -25,7 +26,11 @@ from otdml.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otdml.benchmarks.methods import Method
     from otdml.benchmarks.presets import Preset
+    from otdml.benchmarks.runs import Run
 
 __all__ = ["benchmark", "train"]
 
@@ -36,6 +41,7 @@ __all__ = ["benchmark", "train"]
     "otdml benchmark -d digits -m proxy-anchor -m proxy-anchor+nir --out runs/mine",
     "otdml benchmark -d digits -m proxy-nca --dispersion koleo:0.1 --dispersion uniformity:1@proxies",
     "otdml benchmark -d cub --root DATA --weights resnet50-0676ba61.pth",
+    "otdml benchmark -d omniglot -p small --root DATA --reality-check --seeds 5",
     "otdml benchmark -d cub -p r50-128 --root DATA --weights none --set model.backbone=resnet18",
 )
 def benchmark(
@@ -51,6 +57,7 @@ def benchmark(
     seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1)] = None,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
+    reality_check: RealityCheck = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1)] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1)] = 1,
@@ -69,32 +76,44 @@ def benchmark(
     """
     from otdml.benchmarks.display import show_catalogue, watch
     from otdml.benchmarks.environment import cores
-    from otdml.benchmarks.experiment import check_data, check_settings, run_grid
+    from otdml.benchmarks.experiment import check_data, run_grid
     from otdml.benchmarks.presets import named
-    from otdml.benchmarks.results import collect
-    from otdml.benchmarks.runs import Run, plan
+    from otdml.benchmarks.reality import assemble, fold_runs, protocol_of
+    from otdml.benchmarks.runs import Run
 
     if listed:
         show_catalogue(console)
         return
     with arguments():
         chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
-        names = [_dispersed(name, arm) for name in method or chosen.compare for arm in (None, *(dispersion or ()))]
-        methods = {one.name: one for one in map(chosen.method, names)}.values()
+        chosen = protocol_of(chosen) if reality_check else chosen
+        methods = _methods(chosen, method, dispersion)
         folder = out or Path("runs") / chosen.name
         data = _tolerance(allow_partial, skip_corrupt)
-        run_of = partial(Run.of, chosen, hold_out=hold_out, data=data, epochs=epochs)
-        runs = [run_of(one, seed) for seed in range(seeds or chosen.seeds) for one in methods]
-        check_settings(runs[0])
-        plan(folder, runs)
-        for earlier in collect(folder):
-            # What is there stands in the same table, so it must have had the same budget.
-            earlier.folder.check(run_of(chosen.method(earlier.method), earlier.seed))
+        run_of = partial(Run.of, chosen, hold_out=hold_out or reality_check, data=data, epochs=epochs)
+        seeded = [run_of(one, seed) for seed in range(seeds or chosen.seeds) for one in methods]
+        runs = [fold for run in seeded for fold in fold_runs(run)] if reality_check else seeded
+        _check(folder, runs, lambda name, seed: run_of(chosen.method(name), seed))
     check_data(runs[0], root)
-    jobs = jobs or max(1, cores() // threads)
-    with closing(run_grid(folder, runs, root=root, jobs=jobs, threads=threads)) as states:
+    with closing(run_grid(folder, runs, root=root, jobs=jobs or max(1, cores() // threads), threads=threads)) as states:
         failures = watch(console, states)
+    if reality_check:
+        assemble(folder, seeded, root)
     _report(folder, chosen, failures)
+
+
+def _check(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int], Run]") -> None:
+    """Raise unless the runs can be made, and what is in the folder can stand in one table with them."""
+    from otdml.benchmarks.experiment import check_settings
+    from otdml.benchmarks.reality import of_four_folds
+    from otdml.benchmarks.results import collect
+    from otdml.benchmarks.runs import plan
+
+    check_settings(runs[0])
+    plan(folder, runs)
+    for earlier in collect(folder):
+        run = run_of(earlier.method, earlier.seed)
+        earlier.folder.check(run if runs[0].fold is None else of_four_folds(run))
 
 
 def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
@@ -109,6 +128,12 @@ def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
         console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True, highlight=False)
     if failures:
         raise RuntimeError(f"{len(failures)} of the runs failed. The first is {failures[0]}")
+
+
+def _methods(preset: "Preset", names: list[str] | None, dispersion: list[str] | None) -> "list[Method]":
+    """The methods of these names, or those of the preset, without and with each dispersion loss."""
+    arms = [_dispersed(name, arm) for name in names or preset.compare for arm in (None, *(dispersion or ()))]
+    return list({one.name: one for one in map(preset.method, arms)}.values())
 
 
 def _dispersed(method: str, dispersion: str | None) -> str:

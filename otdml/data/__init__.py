@@ -16,6 +16,7 @@ _HOMES = {
     "Distort": "augment",
     "crop_to_ink": "tensors",
     "downscale": "tensors",
+    "class_folds": "split",
     "held_out_classes": "split",
     "ImageFiles": "files",
     "ImageFolder": "files",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_integer
-from otdml.data.split import held_out_classes, split_classes
+from otdml.data.split import split_classes
 from otdml.data.tensors import TensorImages, crop_to_ink, downscale, rotated_classes
 
 __all__ = ["Omniglot"]
@@ -76,6 +76,7 @@ class Omniglot(TensorImages):
             .08, to a third of the paper at least.
         rotations: Whether training characters turned by 90, 180 and 270 degrees are classes of their own, which makes
             four times as many. Splits ``val`` and ``test`` are never turned.
+        fold: Let ``val`` be this one of :func:`~otdml.data.class_folds`, and ``train`` the other three.
         on_corrupt: What to do with an image that cannot be read: ``"raise"`` an error that names it, or ``"skip"`` it.
 
     Attributes:
@@ -98,6 +99,7 @@ class Omniglot(TensorImages):
         size: int = 28,
         crop: bool = False,
         rotations: bool = False,
+        fold: int | None = None,
         on_corrupt: str = "raise",
     ) -> None:
         check_choice("protocol", protocol, ("small", "full"))
@@ -106,8 +108,7 @@ class Omniglot(TensorImages):
         self.skipped: list[str] = []
         part = "test" if split == "test" else "train"
         found = _read(_folder(root), *SOURCES[protocol, part], None if on_corrupt == "raise" else self.skipped)
-        held = [] if part == "test" else held_out_classes(found.classes)
-        classes = split_classes(split, found.classes, found.classes, held)
+        classes = split_classes(split, found.classes, found.classes, fold=fold)
         ink, labels = _selected(found, classes)
         images = _shrunk(ink, size, crop)
         if rotations and split in ("train", "trainval"):

@@ -80,6 +80,7 @@ class ProtocolImages(ImageFiles):
         transform: As for :class:`~otdml.data.ImageFiles`; if None, random parts of the image for the training splits
             and its middle for the others.
         size: Pixels per side of those.
+        fold: Let ``val`` be this one of :func:`~otdml.data.class_folds`, and ``train`` the other three.
         allow_partial: Whether to use what is there where it is not the whole official set.
         on_corrupt: ``"raise"`` an error that names an image that cannot be read, or ``"skip"`` such images.
 
@@ -97,6 +98,7 @@ class ProtocolImages(ImageFiles):
         transform: Callable[[Image.Image], Any] | None = None,
         *,
         size: int = 224,
+        fold: int | None = None,
         allow_partial: bool = False,
         on_corrupt: str = "raise",
     ) -> None:
@@ -105,7 +107,7 @@ class ProtocolImages(ImageFiles):
         if not allow_partial and (found := differences(self.protocol, listing)):
             remedy = "Pass allow_partial=True (--allow-partial) to use what is there."
             raise ValueError(f"{root} does not hold the whole {self.protocol.name}: {'; '.join(found)}. {remedy}")
-        entries = _selected(self.protocol, listing, split, set(missing(listing)) if allow_partial else set())
+        entries = _selected(self.protocol, listing, split, set(missing(listing)) if allow_partial else set(), fold)
         number = {name: label for label, name in enumerate(dict.fromkeys(entry.name for entry in entries))}
         queries = torch.tensor([entry.part == "query" for entry in entries])
         super().__init__(
@@ -118,11 +120,11 @@ class ProtocolImages(ImageFiles):
         )
 
 
-def _selected(protocol: Protocol, listing: Listing, split: str, absent: set[str]) -> list[Entry]:
+def _selected(protocol: Protocol, listing: Listing, split: str, absent: set[str], fold: int | None) -> list[Entry]:
     """The entries of a split. The classes of ``val`` are chosen among those listed, whatever images are there."""
     parts = _parts(protocol, split)
     names = list(dict.fromkeys(entry.name for entry in listing.entries if entry.part in parts))
-    wanted = set(split_classes(split, names, names) if split in SPLITS else names)
+    wanted = set(split_classes(split, names, names, fold=fold) if split in SPLITS else names)
     return [e for e in listing.entries if e.part in parts and e.name in wanted and e.path not in absent]
 
 

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from zlib import crc32
 
-from otdml._checks import argument_error, check_choice, check_fraction
+from otdml._checks import argument_error, check_choice, check_fraction, check_integer
 
-__all__ = ["SPLITS", "held_out_classes", "split_classes"]
+__all__ = ["FOLDS", "SPLITS", "class_folds", "held_out_classes", "split_classes"]
 
 SPLITS = ("train", "val", "trainval", "test")
+FOLDS = 4
 
 
 def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int = 0) -> list[str]:
@@ -37,7 +38,7 @@ def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int
     check_fraction("fraction", fraction)
     if len(classes) < 4:
         raise argument_error("classes", "be four or more: two to train on and two to validate on", len(classes))
-    group = {name: name.rpartition("/")[0] or name for name in classes}
+    group = {name: _group(name) for name in classes}
     drawn = sorted(set(group.values()), key=lambda name: crc32(f"{seed}:{name}".encode()))
     sizes, wanted, taken = Counter(group.values()), max(2.0, fraction * len(classes)), set[str]()
     while sum(sizes[name] for name in taken) < wanted:
@@ -49,7 +50,45 @@ def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int
     return found
 
 
-def split_classes(split: str, train: Sequence[str], test: Sequence[str], val: Sequence[str] | None = None) -> list[str]:
+def _group(name: str) -> str:
+    return name.rpartition("/")[0] or name
+
+
+def class_folds(classes: Sequence[str], folds: int = FOLDS) -> list[list[str]]:
+    """Training classes in ``folds`` disjoint parts of about equal size, of which each is validated on in turn.
+
+    Parts are of neighbours in the order of ``classes``, as in the Reality Check protocol :cite:p:`musgrave:20`, and of
+    whole groups where names have groups, ``group/name``: a group belongs to the part in which its middle lies.
+
+    Args:
+        classes: Names of the training classes; those of a group next to each other.
+        folds: Number of parts.
+
+    Returns:
+        The parts; together they are ``classes``, in order.
+
+    Raises:
+        ValueError: If a part has fewer than two classes, among which nothing could be told apart.
+
+    Example:
+        >>> class_folds("abcdefgh")
+        [['a', 'b'], ['c', 'd'], ['e', 'f'], ['g', 'h']]
+    """
+    names = list(dict.fromkeys(_group(name) for name in classes))
+    sizes, before, found = Counter(_group(name) for name in classes), 0, {}
+    for name in names:
+        found[name] = int(folds * (before + sizes[name] / 2) / len(classes))
+        before += sizes[name]
+    parts = [[name for name in classes if found[_group(name)] == fold] for fold in range(folds)]
+    if min(len(part) for part in parts) < 2:
+        counts = f"{len(classes)} classes in {len(names)} groups" if len(names) < len(classes) else len(classes)
+        raise argument_error("classes", f"make {folds} folds of two classes or more", counts)
+    return parts
+
+
+def split_classes(
+    split: str, train: Sequence[str], test: Sequence[str], val: Sequence[str] | None = None, fold: int | None = None
+) -> list[str]:
     """Classes of a split, in the order of the protocol's lists.
 
     ``train`` and ``val`` are disjoint parts of the protocol's training classes, ``trainval`` is all of them, ``test``
@@ -60,12 +99,13 @@ def split_classes(split: str, train: Sequence[str], test: Sequence[str], val: Se
         train: All training classes of the protocol.
         test: Its test classes.
         val: Training classes to hold out; :func:`held_out_classes` of ``train`` if None.
+        fold: Hold out this one of :func:`class_folds` of ``train`` instead.
 
     Returns:
         The names of the split's classes.
 
     Raises:
-        ValueError: If ``split`` is no split.
+        ValueError: If ``split`` is no split, or ``fold`` no fold.
 
     Example:
         >>> split_classes("train", train="abcde", test="fg", val="de")
@@ -74,5 +114,14 @@ def split_classes(split: str, train: Sequence[str], test: Sequence[str], val: Se
     check_choice("split", split, SPLITS)
     if split in ("trainval", "test"):
         return list(train if split == "trainval" else test)
-    held = set(held_out_classes(train) if val is None else val)
+    if fold is not None:
+        held = set(class_folds(train)[_checked_fold(fold)])
+    else:
+        held = set(held_out_classes(train) if val is None else val)
     return [name for name in train if (name in held) == (split == "val")]
+
+
+def _checked_fold(fold: int) -> int:
+    if check_integer("fold", fold, least=0) >= FOLDS:
+        raise argument_error("fold", f"be one of 0 to {FOLDS - 1}", fold)
+    return fold

@@ -2,7 +2,7 @@
 
 import pytest
 
-from otdml.data import held_out_classes, split_classes
+from otdml.data import class_folds, held_out_classes, split_classes
 from otdml.data.split import SPLITS
 
 ALPHABETS = [
@@ -49,3 +49,39 @@ def test_bad_arguments_are_named():
         held_out_classes(["a/1", "a/2", "a/3", "a/4"])
     with pytest.raises(ValueError, match="`fraction`"):
         held_out_classes(["a", "b", "c", "d"], fraction=0.9)
+
+
+@pytest.mark.parametrize("count", [8, 98, 100, 11318])
+def test_folds_are_disjoint_quarters_that_cover_the_classes(count):
+    names = [f"class {k}" for k in range(count)]
+    folds = class_folds(names)
+    assert [name for fold in folds for name in fold] == names
+    sizes = [len(fold) for fold in folds]
+    assert len(sizes) == 4
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_folds_hold_whole_groups():
+    folds = class_folds(ALPHABETS)
+    assert [name for fold in folds for name in fold] == ALPHABETS
+    groups = [{name.split("/")[0] for name in fold} for fold in folds]
+    # Their middles are at 4, 12, 20, 28 and 36 of 40.
+    assert groups == [{"Latin"}, {"Greek"}, {"Korean", "Balinese"}, {"Futurama"}]
+
+
+def test_each_class_is_validated_on_in_one_fold_and_trained_on_in_three():
+    names = [f"class {k}" for k in range(10)]
+    for fold, held in enumerate(class_folds(names)):
+        assert split_classes("val", names, ["t"], fold=fold) == held
+        assert split_classes("train", names, ["t"], fold=fold) == [name for name in names if name not in held]
+        assert split_classes("trainval", names, ["t"], fold=fold) == names
+        assert split_classes("test", names, ["t"], fold=fold) == ["t"]
+
+
+def test_folds_that_could_not_be_validated_on():
+    with pytest.raises(ValueError, match="`classes` must make 4 folds of two classes or more, got 7"):
+        class_folds("abcdefg")
+    with pytest.raises(ValueError, match="got 8 classes in 2 groups"):
+        class_folds([f"{group}/{k}" for group in "ab" for k in range(4)])
+    with pytest.raises(ValueError, match="`fold` must be one of 0 to 3, got 4"):
+        split_classes("val", "abcdefgh", "i", fold=4)

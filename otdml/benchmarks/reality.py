@@ -1,0 +1,120 @@
+"""The Reality Check protocol: four networks per seed, each selected on another quarter of the training classes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
+from otdml.benchmarks.experiment import load_split
+from otdml.benchmarks.models import load_checkpoint
+from otdml.benchmarks.presets import Preset
+from otdml.benchmarks.runs import Run, RunFolder
+from otdml.data.split import FOLDS
+
+__all__ = ["DIM", "EACH", "assemble", "concatenated", "fold_runs", "of_four_folds", "protocol_of"]
+
+DIM = 128
+# What the configuration of a seed says where that of a network names its fold.
+EACH = "each of 4"
+NOTE = """\
+After Musgrave et al. 2020: the training classes make four disjoint folds; four networks of 128 dimensions are \
+trained, each without one fold, on which its epoch is selected by MAP@R; the test classes are looked at once. \
+"Separated" is the mean of the four networks, "concatenated" one embedding of 512 dimensions. Network, batches and \
+optimiser are those of the preset, the same for all methods."""
+LEADING = ("map@r", "r_precision", "recall@1")
+
+
+def protocol_of(preset: Preset) -> Preset:
+    """A preset under this protocol: 128 dimensions, and no published figures, as those are of another protocol."""
+    return replace(
+        preset,
+        name=f"{preset.name}-reality-check",
+        title=f"Reality Check protocol: {preset.title}",
+        model={**preset.model, "dim": DIM},
+        published=(),
+        note=NOTE,
+    )
+
+
+def fold_runs(run: Run) -> list[Run]:
+    """The four networks of a seed."""
+    return [replace(run, data={**run.data, "fold": fold}) for fold in range(FOLDS)]
+
+
+def of_four_folds(run: Run) -> Run:
+    """The seed as a whole, as its folder describes it."""
+    return replace(run, data={**run.data, "fold": EACH})
+
+
+def concatenated(parts: Sequence[Tensor]) -> Tensor:
+    r"""Unit embeddings of several networks as one: :math:`(z_1, ..., z_k) / \sqrt k`, each part of norm one.
+
+    Its inner products are the means of the parts' cosine similarities.
+
+    Args:
+        parts: Embeddings of the same images, shape (n, d) each, of any norm.
+
+    Returns:
+        Shape (n, k d).
+
+    Example:
+        >>> concatenated([torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])])
+        tensor([[0.7071, 0.0000, 0.0000, 0.7071]])
+    """
+    return F.normalize(torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1), dim=-1)
+
+
+def assemble(out: Path, runs: Iterable[Run], root: str | None = None) -> None:
+    """Make one finished run of the four networks of every seed of which all four are finished.
+
+    Its ``metrics.json`` has the mean of the four as ``last``, and their concatenation as ``best``.
+
+    Args:
+        out: Folder of the benchmark.
+        runs: One per method and seed, as :func:`fold_runs` took them.
+        root: Folder of the data set.
+    """
+    waiting = [(run, RunFolder(out / run.place)) for run in runs]
+    waiting = [(run, folder) for run, folder in waiting if not folder.finished and _folds(folder)]
+    if waiting:
+        test = load_split(waiting[0][0].dataset, root, "test", waiting[0][0].data)
+        for run, folder in waiting:
+            folder.claim(of_four_folds(run))
+            _assemble(folder, tuple(run.training.get("ks", (1, 2, 4, 8))), test)
+
+
+def _folds(folder: RunFolder) -> list[RunFolder]:
+    """The folders of the four networks, none unless all are finished."""
+    found = [RunFolder(folder.path / f"fold-{fold}") for fold in range(FOLDS)]
+    return found if all(fold.finished for fold in found) else []
+
+
+def _assemble(folder: RunFolder, ks: tuple[int, ...], test: Any) -> None:
+    from otdml.dml.cache import embedding_file, kept_embedding
+    from otdml.dml.evaluation import metrics_of
+
+    folds = _folds(folder)
+    selected = [fold.path / "best.ckpt" for fold in folds]
+    z = concatenated([kept_embedding(embedding_file(p, "test"), load_checkpoint(p), test) for p in selected])
+    each = [fold.metrics() for fold in folds]
+    save_exhibits(folder.path / "exhibits.npz", exhibits(z, test.labels, test.classes, thumbnails(test)))
+    folder.finish(
+        {
+            "last": _ordered({name: fmean(found["best"][name] for found in each) for name in each[0]["best"]}),
+            "best": _ordered(metrics_of(z, test, ks)),
+            "best_epoch": None,
+            "seconds": sum(found["seconds"] for found in each),
+            "raw_pixels": each[0].get("raw_pixels") and _ordered(each[0]["raw_pixels"]),
+        }
+    )
+
+
+def _ordered(metrics: dict[str, float]) -> dict[str, float]:
+    """The protocol's metrics first."""
+    return {name: metrics[name] for name in (*LEADING, *metrics)}
