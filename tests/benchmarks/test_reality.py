@@ -10,6 +10,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from otdml.benchmarks.experiment import check_settings, execute, load_split
+from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import preset
 from otdml.benchmarks.reality import DIM, assemble, concatenated, fold_runs, of_four_folds, protocol_of
 from otdml.benchmarks.report import write_report
@@ -17,6 +18,7 @@ from otdml.benchmarks.results import collect, figure, half_width
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.cli import app
 from otdml.dml import retrieval_metrics
+from otdml.dml.training import embed
 
 TINY = (
     "model.backbone=resnet",
@@ -75,7 +77,7 @@ def test_separated_is_the_mean_of_the_folds_and_concatenated_a_metric_of_all(see
     assert list(found.last)[:3] == ["map@r", "r_precision", "recall@1"]
     best = [json.loads((fold / "metrics.json").read_text())["best"] for fold in folds]
     assert found.last["map@r"] == pytest.approx(sum(metrics["map@r"] for metrics in best) / 4)
-    parts = [torch.load(fold / "best-test.embeddings")["z"] for fold in folds]
+    parts = [embed(load_checkpoint(fold / "best.ckpt"), test) for fold in folds]
     assert [part.shape for part in parts] == [(12, 128)] * 4
     for part, metrics in zip(parts, best, strict=True):
         # What was kept is the epoch that was selected.
