@@ -5,22 +5,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from otdml.costs import Bilinear, Ground, Pointwise
+from otdml.costs import Ground, Pointwise
 from otdml.ot.engines.streamed import Mask, Streamed, exponential
 
 __all__ = ["Dense"]
 
-# Smaller kernel entries are made so large, or zero where pairs may be forbidden: products with denormal numbers are ten
-# times slower.
+# Smaller kernel entries are set to zero: products with denormal numbers are ten times slower. Raised to this instead,
+# they would link points that have nothing to do with each other, and lead the acceleration astray.
 NEGLIGIBLE = 1e-25
-# Potentials may together leave the kernel's centre upwards by this much before what was negligible could matter: the
-# entry of the plan is then less than 1e-25 exp(REACH) = 2e-8 of the independent coupling's.
-REACH = 40.0
-# Each of them may leave it so far, and both together twice as far if nothing was negligible, before single precision
-# ends.
+# Potentials may leave the kernel's centre by this much before what was set to zero could matter: the entry of
+# the plan is then less than 1e-25 exp(2 DRIFT) = 2e-8 of the independent coupling's. Likewise, a column whose largest
+# entry is smaller than the exponential of minus this gets a centre of its own.
+DRIFT = 20.0
+# The same for a kernel of which nothing was set to zero, where it is single precision that ends.
 SAFE = 60.0
-# Where the largest entry of a column is smaller than the exponential of minus this, the column has a centre of its own.
-LOW = 20.0
 # After so many centres that did not hold there is none that does, as in unbalanced problems at low temperatures,
 # whose potentials are far from a hard minimum: no kernel is kept then.
 MOST_CENTRES = 10
@@ -59,7 +57,7 @@ class Dense(Streamed):
         self.g = g
         columns = self._fill(g)
         # Where columns have mass already, as they do for clouds that overlap, one pass is enough.
-        if bool(columns.amin() < -LOW):
+        if bool(columns.amin() < -DRIFT):
             columns.clamp_(min=torch.finfo(g.dtype).min)
             self.g = g - columns
             self._fill(g, columns)
@@ -76,23 +74,21 @@ class Dense(Streamed):
                 scores.sub_(columns[..., None, :])
             else:
                 highest.append(scores.amax(-2))
-            exponential(scores, NEGLIGIBLE, zero=not isinstance(self.cost, Bilinear) or self.mask is not None)
+            exponential(scores, NEGLIGIBLE)
         self.f = _joined(tops).neg_()
         return torch.stack(highest).amax(0) if len(highest) > 1 else highest[0] if highest else g
 
     @property
     def exact(self) -> bool:
-        """Whether no entry of the kernel was negligible."""
-        return self.kernel is not None and bool(self.kernel.amin() > 2 * NEGLIGIBLE)
+        """Whether no entry of the kernel was set to zero."""
+        return self.kernel is not None and bool(self.kernel.amin() > 0)
 
     def recentre(self, f: Tensor, g: Tensor) -> bool:
         """Make the kernel fit these potentials, if it is not to be trusted there; whether that was so."""
         if self.kernel is None:
             return False
-        (low_f, high_f), (low_g, high_g) = (torch.aminmax(h, dim=-1) for h in (f - self.f, g - self.g))
-        reach = float((high_f + high_g).max())
-        near = max(*(float(high.max()) for high in (high_f, high_g)), *(-float(low.min()) for low in (low_f, low_g)))
-        if near <= SAFE and (reach <= REACH or (reach <= 2 * SAFE and self.exact)):
+        drift = torch.maximum((f - self.f).abs_().amax(), (g - self.g).abs_().amax())
+        if bool(drift <= DRIFT) or (bool(drift <= SAFE) and self.exact):
             return False
         first, self.shifts = not self.shifts, True
         if self.exact:

@@ -117,14 +117,12 @@ def _softmin(scores: Tensor) -> Tensor:
     return exponential(scores.sub_(top)).sum(-1).log_().add_(top[..., 0]).neg_()
 
 
-def exponential(scores: Tensor, low: float | None = None, *, zero: bool = True) -> Tensor:
-    """The exponential, in place, with zeros, or else ``low``, for what is below that: the smallest normal numbers.
+def exponential(scores: Tensor, low: float | None = None) -> Tensor:
+    """The exponential, in place, with zeros for what is below ``low``, by default the smallest normal numbers.
 
     Exponentials that come out denormal, and those of minus infinity, take several times as long as others do.
     """
     low = 16 * torch.finfo(scores.dtype).tiny if low is None else low
-    if not zero:
-        return scores.clamp_(min=math.log(low)).exp_()
     # One unit lower, so that rounding lifts nothing that is clamped above the threshold.
     scores.clamp_(min=math.log(low) - 1).exp_()
     return torch.nn.functional.threshold(scores, low, 0.0, inplace=True)
