@@ -8,13 +8,24 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from otdml.distributed import Gathered, from_first, gather, is_first, local_rows, total
+from otdml.dml import ProxyAnchor, ProxyNCA, SoftTriple
 from otdml.losses import (
     MMD,
     ContrastiveAlignment,
+    Distortion,
     DomainTarget,
+    EntropicOT,
+    GromovMongeGap,
     KernelDispersion,
     KoLeo,
+    LloydDispersion,
+    MaxCosine,
+    MaxMinAngle,
+    MMDToUniform,
+    MongeGap,
     SinkhornDivergence,
+    SlicedDispersion,
+    SlicedWasserstein,
 )
 
 # Uneven on purpose: the last batch of an epoch is.
@@ -72,24 +83,46 @@ def alignment_cases():
             lambda rows: {"target": sparse(matrix(2 * N, 2 * N)[joint_rows(rows)])},
         ),
         ("attraction", {"marginals": "none"}, lambda rows: {}),
+        ("learnt temperature", {"form": "two-way", "learnable": True}, lambda rows: {}),
+        ("learnt temperature of a plan", {"learnable": True, **full}, lambda rows: {"target": LABELS[rows]}),
     ]
+
+
+def generator():
+    return torch.Generator().manual_seed(3)
 
 
 def gathered_cases():
+    """Name, the loss, and the number of point clouds that it takes."""
     return [
         ("MMD", lambda: MMD(), 2),
         ("SinkhornDivergence", lambda: SinkhornDivergence(eps=1.0, tol=1e-10), 2),
+        ("EntropicOT", lambda: EntropicOT(eps=1.0, tol=1e-10), 2),
+        ("SlicedWasserstein", lambda: SlicedWasserstein(n_projections=8, generator=generator()), 2),
+        ("MongeGap", lambda: MongeGap(eps=1.0, tol=1e-10), 2),
+        ("Distortion", lambda: Distortion(), 2),
+        ("GromovMongeGap", lambda: GromovMongeGap(eps=1.0), 2),
         ("KernelDispersion", lambda: KernelDispersion(), 1),
+        ("MMDToUniform", lambda: MMDToUniform(), 1),
         ("KoLeo", lambda: KoLeo(), 1),
+        ("MaxMinAngle", lambda: MaxMinAngle(), 1),
+        ("MaxCosine", lambda: MaxCosine(), 1),
+        ("LloydDispersion", lambda: LloydDispersion(n_samples=64, generator=generator()), 1),
+        ("SlicedDispersion", lambda: SlicedDispersion(n_slices=8, generator=generator()), 1),
     ]
 
 
-def run(step):
-    """The value of ``step`` and its gradient in the network, as DistributedDataParallel leaves it."""
+def proxy_cases():
+    """Losses whose mean over a batch is no mean of the means of its parts, and two that are."""
+    return [(make.__name__, make) for make in (ProxyAnchor, ProxyNCA, SoftTriple)]
+
+
+def run(loss, step):
+    """The value of ``step`` and its gradient in network and loss, as DistributedDataParallel leaves it."""
     net = network()
     value = step(net)
     value.backward()
-    gradients = [p.grad for p in net.parameters()]
+    gradients = [p.grad for p in (*net.parameters(), *loss.parameters())]
     if dist.is_initialized():
         for g in gradients:
             dist.all_reduce(g)
@@ -101,11 +134,15 @@ def results(rows):
     z1, z2 = (z[rows] for z in inputs())
     found = {}
     for name, settings, arguments in alignment_cases():
-        loss = ContrastiveAlignment(gather=True, **settings)
-        found[name] = run(lambda net, loss=loss, a=arguments: loss(net(z1), net(z2), **a(rows)))
+        loss = ContrastiveAlignment(gather=True, **settings).double()
+        found[name] = run(loss, lambda net, loss=loss, a=arguments: loss(net(z1), net(z2), **a(rows)))
     for name, make, views in gathered_cases():
         loss = Gathered(make())
-        found[name] = run(lambda net, loss=loss, views=views: loss(*(net(z) for z in (z1, z2)[:views])))
+        found[name] = run(loss, lambda net, loss=loss, views=views: loss(*(net(z) for z in (z1, z2)[:views])))
+    for name, make in proxy_cases():
+        torch.manual_seed(1)
+        loss = Gathered(make(3, 4)).double()
+        found[name] = run(loss, lambda net, loss=loss: loss(net(z1), LABELS[rows]))
     return found
 
 
@@ -162,7 +199,7 @@ def alone():
     return results(slice(0, N))
 
 
-@pytest.mark.parametrize("name", [case[0] for case in (*alignment_cases(), *gathered_cases())])
+@pytest.mark.parametrize("name", [case[0] for case in (*alignment_cases(), *gathered_cases(), *proxy_cases())])
 def test_two_processes_are_one(processes, alone, name):
     for found in processes:
         for actual, expected in zip(found["losses"][name], alone[name], strict=True):
