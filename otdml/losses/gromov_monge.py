@@ -171,7 +171,9 @@ def gromov_monge_gap(
         cost_x: Cost between points: ``sqeuclidean``, ``cosine``, ``inner`` or another name of
             :func:`otdml.costs.ground`, a :class:`ScaledCost`, or a symmetric function of two sets of points.
         cost_y: Cost between images.
-        eps: Temperature, in units of the product of the two costs. 0.005 times the product of the mean costs if None.
+        eps: Temperature, in units of the product of the two costs. 0.02 times the product of the root mean squares of
+            the two costs, centred, if None; the paper scales with the product of the means, which in high dimension
+            exceeds what the costs differ by.
         tol: Tolerance of the solver, see :func:`otdml.ot.gromov`.
         max_iter: Most linearisations.
         init: Plan to start from: "best", "identity" or "product", see :func:`otdml.ot.gromov`.

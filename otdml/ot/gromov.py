@@ -12,9 +12,8 @@ from torch.autograd.function import once_differentiable
 from otdml._checks import argument_error, check_choice, check_clouds, check_equal_mass, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml.measures import weights
-from otdml.ot.engines import Engine, engine
+from otdml.ot.descent import Rest, Start, descend, settled
 from otdml.ot.intrinsic import IntrinsicCost, intrinsic
-from otdml.ot.potentials import Side, potentials
 from otdml.ot.quadratic import Coupling, Quadratic
 from otdml.ot.result import OTResult
 from otdml.ot.sinkhorn import entropic
@@ -23,22 +22,14 @@ __all__ = ["GromovResult", "gromov"]
 
 STARTS = ("best", "identity", "product")
 
-# The temperature over the product of the two mean costs, where none is given.
-EPS = 0.005
+# The temperature where none is given, over the product of the root mean squares of the two centred costs.
+EPS = 0.02
 
-# Over the same product, the temperature at which the product start begins, and by what it falls in each step. Plans
-# that are forced early are worse: of random problems with six points, this raised the share solved to the global
-# optimum from some 60% to 90%.
-HOT = 0.2
-COOLING = 0.8
+# Over the same product, the temperature at which descents begin.
+HOT = 1.0
 
-# Sinkhorn iterations per linearisation, and linearisations per check of convergence.
-INNER = 10
-CHECK = 5
-LONGEST = 100
-
-# A step of the cost that is smaller than this share of it, in units of the precision, is rounding.
-ROUNDING = 10
+# Marginals of single precision are met no better than to this many rounding units.
+ROUNDING = 64
 
 
 @dataclass(frozen=True)
@@ -134,15 +125,16 @@ def gromov(
             (an object with a name ``cost`` and a ``scale``, such as :class:`otdml.losses.ScaledCost`), or a
             symmetric function of two sets of points.
         cost_y: Cost between second points.
-        eps: Temperature, in units of the product of the two costs, a number or one per batch element. 0.005 times
-            the product of the mean costs if None.
+        eps: Temperature, in units of the product of the two costs, a number or one per batch element. 0.02 times
+            the product of the root mean squares of the two costs, centred, if None.
         tol: When to stop: at a marginal error below ``tol``, and a step of the linearised cost below ``tol * eps``,
             in root mean square.
         max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so.
         init: The plan to start from: "identity" (equal indices are paired; for clouds of equal size and weights),
             "product" (independence, cooled down to ``eps`` in steps, and tilted to pair points that look alike from
-            the extreme point of their cloud, since independence itself is a stationary point for centred clouds
-            under ``cosine`` and ``inner``), "best" (both, and the better result for each batch element), an
+            the extreme point of their cloud, or that look least alike, whichever ends better: independence itself
+            is a stationary point for centred clouds under ``cosine`` and ``inner``), "best" (all of these, and the
+            best result for each batch element), an
             :class:`OTResult`, or a plan of shape (..., n, m). Clouds that cannot be paired start from the product.
         backend: "auto", "dense" or "streamed", as in :func:`sinkhorn`.
 
@@ -172,13 +164,10 @@ def gromov(
     problem = Quadratic(left, right, a.detach(), b.detach())
     frozen = problem.detach()
     eps, hot = _temperatures(frozen, eps)
-    starts = _starts(frozen, init, shared is not None, (hot / eps).clamp(min=1))
-    rest = _descend(frozen, starts, eps, tol, max_iter, backend)
+    rest = descend(frozen, _starts(frozen, init, shared is not None), eps, hot, tol, max_iter, backend)
+    transport, rest = _polished(frozen, rest, eps, tol, max_iter, backend)
     if not bool(rest.converged.all()):
         _warn(tol, max_iter)
-    # The last marginals are met to the tolerance, which the iterations inside are too few to promise.
-    cost = frozen.cost(rest.pull)
-    transport = entropic(cost, frozen.a, frozen.b, eps=eps, tol=tol, init=rest.potentials, backend=backend)
     return _result(problem, transport, rest, shared, (a, b), eps)
 
 
@@ -194,106 +183,60 @@ def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) ->
 
 def _temperatures(problem: Quadratic, eps: float | Tensor | None) -> tuple[Tensor, Tensor]:
     """The temperature to solve at, shape (...) or (), and the one to cool down from."""
-    scale = problem.left.spread(problem.a) * problem.right.spread(problem.b) / problem.mass
+    scale = problem.left.size(problem.a) * problem.right.size(problem.b) * problem.mass
     # The floor is for clouds that are a single point, on which every temperature gives the same plan.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     if isinstance(eps, Tensor):
         return eps.detach(), HOT * scale
-    return scale.new_full((), check_positive("eps", eps)) if eps is not None else EPS * scale, HOT * scale
+    return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), HOT * scale
 
 
-@dataclass(frozen=True)
-class _Starts:
-    """Moments of the plans to start from, stacked in a first dimension, and the temperatures to start at."""
-
-    moment: Tensor
-    heat: Tensor
-
-
-def _starts(problem: Quadratic, init: str | Coupling | Tensor, paired: bool, heat: Tensor) -> _Starts:
-    still = torch.ones_like(heat)
+def _starts(problem: Quadratic, init: str | Coupling | Tensor, paired: bool) -> list[Start]:
     if isinstance(init, Tensor):
         shape = (problem.a.shape[-1], problem.b.shape[-1])
         if init.shape[-2:] != shape:
             raise argument_error("init", f"be a plan of shape (..., {shape[0]}, {shape[1]})", tuple(init.shape))
-        return _Starts((init if problem.right.z is None else init @ problem.right.z)[None], still[None])
+        return [Start(init if problem.right.z is None else init @ problem.right.z, held=True)]
     if not isinstance(init, str):
-        return _Starts(problem.read(init)[0].detach()[None], still[None])
+        return [Start(problem.read(init)[0].detach(), held=True)]
     check_choice("init", init, STARTS)
+    pairing = [Start(problem.pairing(), held=True)] if paired and init != "product" else []
     if init == "identity" and paired:
-        return _Starts(problem.pairing()[None], still[None])
-    if init == "product" or not paired:
-        return _Starts(problem.independence()[None], heat[None])
-    return _Starts(torch.stack([problem.pairing(), problem.independence()]), torch.stack([still, heat]))
+        return pairing
+    return pairing + [Start(problem.independence(tilt), held=False) for tilt in (1, -1)]
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The plan of an engine at given potentials, logarithms of weights included."""
-
-    engine: Engine
-    hf: Tensor
-    hg: Tensor
-
-    @property
-    def plan(self) -> Tensor:
-        return torch.cat([block for _, block in self.engine.plan(self.hf, self.hg)], -2)
-
-    def apply(self, v: Tensor) -> Tensor:
-        return self.engine.product(self.hf, self.hg, v)
-
-    def apply_transpose(self, v: Tensor) -> Tensor:
-        return self.engine.mT.product(self.hg, self.hf, v)
-
-
-@dataclass(frozen=True)
-class _Rest:
-    """Where the best start of each batch element came to rest: its cost, potentials, and whether it is at rest."""
+class _Converged:
+    """The cost of the last transport problem, whether its plan has the same cost, and the steps in all."""
 
     pull: Tensor
-    potentials: tuple[Tensor, Tensor]
     converged: Tensor
     n_iter: int
 
 
-def _descend(problem: Quadratic, starts: _Starts, eps: Tensor, tol: float, max_iter: int, backend: str) -> _Rest:
-    """Majorise, minimise: each linearisation is a transport problem, whose plan gives the next."""
-    rows, columns = (Side(w.expand(*starts.moment.shape[:-2], -1)) for w in (problem.a, problem.b))
-    rounding = ROUNDING * torch.finfo(eps.dtype).eps
-    pull, heat, g, inner = problem.pull(starts.moment), starts.heat, None, INNER
-    for iteration in range(1, max_iter + 1):
-        soft = engine(problem.cost(pull), heat * eps, backend)
-        solution = potentials(soft, rows, columns, tol=tol, max_iter=inner, init=(None, g))
-        plan = _Plan(soft, solution.f + rows.log, solution.g + columns.log)
-        moment, _ = problem.read(plan)
-        new = problem.pull(moment)
-        if iteration % CHECK == 0 or iteration == max_iter:
-            step = problem.size(new - pull)
-            converged = solution.converged & (step <= tol * eps + rounding * problem.size(pull))
-            f, g = (eps[..., None] * h for h in (solution.f, solution.g))
-            dual = (problem.a * f).sum(-1) + (problem.b * g).sum(-1)
-            best = (dual + (pull * moment).sum((-2, -1)) - 0.5 * (new * moment).sum((-2, -1))).argmin(0)
-            rest = _Rest(_pick(pull, best), (_pick(f, best), _pick(g, best)), _pick(converged, best), iteration)
-            if iteration == max_iter or bool(rest.converged.all() & (heat == 1).all()):
-                return rest
-            # Where steps are small and marginals are not met, the transport problems are what takes time.
-            inner = inner if bool(solution.converged.all()) else min(2 * inner, LONGEST)
-        cooler = (COOLING * heat).clamp(min=1)
-        # Dimensionless potentials are in units of the temperature, which falls.
-        pull, g, heat = new, (heat / cooler)[..., None] * solution.g, cooler
+def _polished(
+    problem: Quadratic, rest: Rest, eps: Tensor, tol: float, max_iter: int, backend: str
+) -> tuple[OTResult, _Converged]:
+    """Steps whose plans meet their marginals, until one moves the cost by less than the tolerance."""
+    pull, g, last = rest.pull, eps[..., None] * rest.g, max(max_iter, rest.n_iter + 1)
+    inner, least = tol, min(tol, max(tol / 10, ROUNDING * torch.finfo(g.dtype).eps))
+    for iteration in range(rest.n_iter + 1, last + 1):
+        options: dict[str, Any] = {"eps": eps, "tol": inner, "init": (None, g), "backend": backend}
+        transport = entropic(problem.cost(pull), problem.a, problem.b, **options)
+        new = problem.pull(problem.read(transport)[0])
+        converged = settled(problem, pull, new, eps, tol)
+        if iteration == last or bool(converged.all()):
+            return transport, _Converged(pull, converged, iteration)
+        # Within their tolerance marginals go to and fro, and with them the cost.
+        pull, g, inner = new, transport.g, max(inner / 2, least)
     raise AssertionError
-
-
-def _pick(stack: Tensor, index: Tensor) -> Tensor:
-    """The entry ``index`` of the first dimension, for each batch element."""
-    index = index[(None, ..., *(None,) * (stack.ndim - 1 - index.ndim))]
-    return torch.take_along_dim(stack, index, 0)[0]
 
 
 def _result(
     problem: Quadratic,
     transport: OTResult,
-    rest: _Rest,
+    rest: _Converged,
     shared: Tensor | None,
     live: tuple[Tensor, Tensor],
     eps: Tensor,

@@ -60,21 +60,16 @@ class Intrinsic:
         assert self.z is not None
         return self.sigma * (self.z @ (self.z.mT @ v))
 
-    def spread(self, a: Tensor) -> Tensor:
-        r"""The mean self-cost :math:`\sum_i a_i |K_{ii}|`: the mean cost of ``sqeuclidean`` and of ``cosine``."""
-        if self.matrix is not None:
-            diagonal = self.matrix.diagonal(dim1=-2, dim2=-1)
-        else:
-            assert self.z is not None
-            diagonal = self.z.square().sum(-1) * self.sigma[..., 0]
-        return (a * diagonal.abs()).sum(-1)
-
     def energies(self, a: Tensor) -> Tensor:
         r""":math:`\sum_k a_k K_{ik}^2`, shape (..., n)."""
         if self.matrix is not None:
             return (self.matrix.square() @ a[..., None])[..., 0]
         assert self.z is not None
         return (self.sigma * (self.z @ (self.z.mT @ (a[..., None] * self.z))) * self.sigma * self.z).sum(-1)
+
+    def size(self, a: Tensor) -> Tensor:
+        """Root mean square of K, shape (...)."""
+        return (a * self.energies(a)).sum(-1).clamp(min=0).sqrt() / a.sum(-1)
 
     def detach(self) -> "Intrinsic":
         z, matrix = (t if t is None else t.detach() for t in (self.z, self.matrix))

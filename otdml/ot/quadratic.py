@@ -57,28 +57,36 @@ class Quadratic:
         return Quadratic(self.left.detach(), self.right.detach(), self.a.detach(), self.b.detach())
 
     def read(self, plan: Coupling) -> tuple[Tensor, Tensor]:
-        r"""The moment of the plan, and :math:`P \beta`."""
-        beta = self.right.alpha[..., None]
-        if self.right.z is None:
-            moment = plan.plan.detach()
-            return moment, (moment @ beta)[..., 0]
-        both = plan.apply(torch.cat([self.right.z, beta], -1))
-        return both[..., :-1], both[..., -1]
+        r"""The moment of the plan, and :math:`P \beta`, with its rows scaled to their exact mass.
+
+        What potentials are rounded to, over a low temperature, shows in the mass of a plan before it shows elsewhere.
+        """
+        right = self.right
+        z = plan.plan.detach() if right.z is None else right.z
+        columns = [right.alpha[..., None], torch.ones_like(right.alpha)[..., None]]
+        read = (
+            torch.cat([z, z @ torch.cat(columns, -1)], -1)
+            if right.z is None
+            else plan.apply(torch.cat([z, *columns], -1))
+        )
+        mass = torch.where(read[..., -1:] > 0, read[..., -1:], 1.0)
+        read = read[..., :-1] * (self.a[..., None] / mass)
+        return read[..., :-1], read[..., -1]
 
     def pairing(self) -> Tensor:
         """The moment of the plan that pairs equal indices."""
         return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
 
-    def independence(self) -> Tensor:
-        r"""The moment of the plan :math:`a_i b_j (1 + h_i h'_j / 2)`, with centred functions h of the points.
+    def independence(self, tilt: float) -> Tensor:
+        r"""The moment of the plan :math:`a_i b_j (1 + t h_i h'_j / 2)`, with centred functions h of the points.
 
-        At independence itself the gradient of Q can vanish. So the plan is tilted to pair points that look alike
-        from the extreme point of their cloud.
+        At independence itself the gradient of Q can vanish. So the plan is tilted, for t = 1 to pair points that look
+        alike from the extreme point of their cloud, for -1 to pair those that do not.
         """
         h, other = _view(self.left, self.a), _view(self.right, self.b)
         a, b = self.a[..., None], (self.b / self.mass[..., None])[..., None, :]
-        tilt, factors = 0.5 * a * h[..., None], b * other[..., None, :]
-        return a * b + tilt * factors if self.right.z is None else tilt * (factors @ self.right.z)
+        rows, columns = 0.5 * tilt * a * h[..., None], b * other[..., None, :]
+        return a * b + rows * columns if self.right.z is None else rows * (columns @ self.right.z)
 
     def pull(self, moment: Tensor) -> Tensor:
         """Left factor of the gradient of <K P L, P>: with Z, or with the identity, as the right one."""

@@ -80,7 +80,7 @@ LOSSES = [
     Loss(
         "gromov_monge_gap",
         "paired",
-        lambda: GromovMongeGap(eps=1e-2, tol=3e-6, max_iter=2000),
+        lambda: GromovMongeGap(eps=1e-2, tol=1e-5, max_iter=2000),
         {**STOPS, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
     ),
     Loss(

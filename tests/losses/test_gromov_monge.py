@@ -64,8 +64,8 @@ def test_gap_of_float32_keeps_its_digits():
     x = cloud(64, 10)
     y = x + 1e-3 * cloud(64, 10, seed=1)
     eps = 1e-4
-    exact = gromov_monge_gap(x, y, eps=eps)
-    single = gromov_monge_gap(x.float(), y.float(), eps=eps)
+    exact = gromov_monge_gap(x, y, eps=eps, tol=1e-7)
+    single = gromov_monge_gap(x.float(), y.float(), eps=eps, tol=1e-7)
     torch.testing.assert_close(float(single), float(exact), rtol=0, atol=1e-8)
 
 
@@ -153,10 +153,11 @@ def test_errors_name_the_argument():
 def test_memory_of_a_large_batch():
     from otdml.benchmarks.speed.harness import peak_memory
 
-    x, y = (torch.randn(4096, 10, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
+    x, noise = (torch.randn(4096, 10, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    x, y = x.requires_grad_(), (x + 0.3 * noise).requires_grad_()
     gromov_monge_gap(x[:64], y[:64]).backward()
 
     def run():
-        gromov_monge_gap(x, y, max_iter=300, tol=1e-2).backward()
+        gromov_monge_gap(x, y, tol=1e-2).backward()
 
     assert peak_memory(run)[1] < 200

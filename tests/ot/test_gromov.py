@@ -101,7 +101,7 @@ def test_most_unrelated_clouds_reach_the_best_permutation(cost):
     found = gromov(x, y, cost_x=cost, cost_y=cost, eps=0.005 * scale).gap
     best = torch.stack([brute_force(*pair)[0] for pair in zip(A, B, strict=True)])
     assert (found < best + 1e-6 * scale).all()
-    assert (found > best - 0.01 * scale).double().mean() >= 0.6
+    assert (found > best - 0.01 * scale).double().mean() >= 0.75
 
 
 @pytest.mark.parametrize("cost", ["sqeuclidean", "cosine"])
@@ -171,8 +171,10 @@ def test_factored_equals_matrix(cost, backend):
     def matrix(x, y):
         return intrinsic_block("x", x, y, cost)
 
-    factored = gromov(x, y, a, b, cost_x=cost, cost_y=cost, eps=2.0, tol=1e-6, backend=backend)
-    full = gromov(x, y, a, b, cost_x=matrix, cost_y=matrix, eps=2.0, tol=1e-6)
+    # Well above the rounding of the costs, which moves a plan by its share of the temperature.
+    eps = 8.0 if cost == "sqeuclidean" else 2.0
+    factored = gromov(x, y, a, b, cost_x=cost, cost_y=cost, eps=eps, tol=1e-6, backend=backend)
+    full = gromov(x, y, a, b, cost_x=matrix, cost_y=matrix, eps=eps, tol=1e-6)
     torch.testing.assert_close(factored.value, full.value, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(factored.plan, full.plan, rtol=0, atol=1e-5)
 

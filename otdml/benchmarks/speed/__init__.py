@@ -9,6 +9,7 @@ __all__ = ["TABLES"]
 TABLES: dict[str, str] = {
     "alignment": "otdml.benchmarks.speed.alignment",
     "dispersion": "otdml.benchmarks.speed.dispersion",
+    "gromov": "otdml.benchmarks.speed.gromov",
     "images": "otdml.benchmarks.speed.images",
     "mmd": "otdml.benchmarks.speed.mmd",
     "retrieval": "otdml.benchmarks.speed.retrieval",

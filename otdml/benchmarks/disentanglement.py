@@ -1,0 +1,205 @@
+"""Sprites with known factors, and how well codes separate the factors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error
+
+__all__ = ["DCI", "FACTORS", "dci", "dci_scores", "importances", "load_dsprites", "mutual_information_gap", "sprites"]
+
+# Names of the factors and the number of their values, in the order of dSprites.
+FACTORS = {"shape": 3, "scale": 6, "rotation": 40, "x": 32, "y": 32}
+
+
+def sprites(
+    n: int, *, size: int = 64, supersampling: int = 2, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images of random sprites, drawn anew: a square, an ellipse or a heart, scaled, rotated and moved.
+
+    The factors and their ranges are those of dSprites :cite:p:`matthey:17`; the drawings are this library's own.
+
+    Args:
+        n: Number of images.
+        size: Height and width in pixels.
+        supersampling: Samples per pixel along each axis.
+        generator: Source of the factors.
+
+    Returns:
+        Images in [0, 1], shape (n, 1, size, size), and the indices of their factors, shape (n, 5).
+
+    Example:
+        >>> images, factors = sprites(2, size=16)
+        >>> images.shape, factors.shape
+        (torch.Size([2, 1, 16, 16]), torch.Size([2, 5]))
+    """
+    factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in FACTORS.values()], 1)
+    return torch.cat([_draw(part, size, supersampling) for part in factors.split(512)]), factors
+
+
+def _draw(factors: Tensor, size: int, supersampling: int) -> Tensor:
+    shape, scale, rotation, x, y = factors.unbind(1)
+    side = size * supersampling
+    grid = (torch.arange(side) + 0.5) / side
+    radius = (0.07 + 0.014 * scale)[:, None, None]
+    u = (grid[None, None, :] - (0.25 + 0.5 * x / 31)[:, None, None]) / radius
+    v = ((0.25 + 0.5 * y / 31)[:, None, None] - grid[None, :, None]) / radius
+    angle = (2 * torch.pi * rotation / 40)[:, None, None]
+    u, v = angle.cos() * u + angle.sin() * v, angle.cos() * v - angle.sin() * u
+    heart = ((1.2 * u).square() + (1.2 * v).square() - 1).pow(3) < (1.2 * u).square() * (1.2 * v).pow(3)
+    inside = torch.stack([torch.maximum(u.abs(), v.abs()) < 0.85, u.square() + (2 * v).square() < 1.2, heart])
+    chosen = inside[shape, torch.arange(len(shape))].float()
+    return torch.nn.functional.avg_pool2d(chosen[:, None], supersampling)
+
+
+def load_dsprites(path: str | Path, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Random images of the dSprites archive, as from :func:`sprites`.
+
+    Args:
+        path: The archive ``dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz``.
+        n: Number of images.
+        generator: Source of the choice.
+
+    Returns:
+        Images in [0, 1], shape (n, 1, 64, 64), and the indices of their factors, shape (n, 5).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else.
+    """
+    with np.load(path) as archive:
+        if not {"imgs", "latents_classes"} <= set(archive.files):
+            raise argument_error("path", "hold the arrays 'imgs' and 'latents_classes'", archive.files)
+        images, classes = archive["imgs"], archive["latents_classes"]
+    chosen = torch.randperm(len(images), generator=generator)[:n].numpy()
+    # The first latent is the colour, of which there is one.
+    return torch.from_numpy(images[chosen])[:, None].float(), torch.from_numpy(classes[chosen, 1:]).long()
+
+
+@dataclass(frozen=True)
+class DCI:
+    """Disentanglement, completeness, and informativeness (the mean test accuracy of the classifiers), in [0, 1]."""
+
+    disentanglement: float
+    completeness: float
+    informativeness: float
+
+
+def dci_scores(importance: Tensor) -> tuple[float, float]:
+    r"""Disentanglement and completeness from the importance of each code for each factor.
+
+    .. math:: D = \sum_i \rho_i \bigl( 1 - H_K(R_{i\cdot} / \textstyle\sum_j R_{ij}) \bigr), \qquad
+        \rho_i = \textstyle\sum_j R_{ij} / \sum R
+
+    with the entropy in base K, the number of factors; completeness likewise over the codes of each factor, weighted
+    by the factors' shares :cite:p:`eastwood:18`. A code is disentangled if it matters for one factor only, a factor
+    complete if one code captures it.
+
+    Args:
+        importance: R, non-negative, shape (codes, factors).
+
+    Returns:
+        The two scores, in [0, 1]; zero where nothing matters at all.
+
+    Example:
+        >>> import torch
+        >>> dci_scores(torch.eye(3))
+        (1.0, 1.0)
+        >>> dci_scores(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+        (0.0, 0.0)
+    """
+    if importance.ndim != 2 or bool((importance < 0).any()):
+        raise argument_error("importance", "be a non-negative matrix (codes, factors)", tuple(importance.shape))
+    R = importance.double()
+    return _concentration(R), _concentration(R.mT)
+
+
+def _concentration(R: Tensor) -> float:
+    total = R.sum()
+    if total == 0:
+        return 0.0
+    mass = R.sum(1)
+    shares = R / mass.clamp(min=torch.finfo(R.dtype).tiny)[:, None]
+    entropy = torch.special.entr(shares).sum(1) / torch.tensor(float(max(2, R.shape[1])), dtype=R.dtype).log()
+    return float((mass / total * (1 - entropy)).sum())
+
+
+def importances(codes: Tensor, factors: Tensor, classifier: Callable[[], Any]) -> tuple[Tensor, list[Any]]:
+    """Feature importances of one classifier per factor, shape (codes, factors), and the fitted classifiers."""
+    fitted = [classifier().fit(codes.numpy(), column.numpy()) for column in factors.unbind(1)]
+    return torch.stack([torch.as_tensor(model.feature_importances_) for model in fitted], 1), fitted
+
+
+def dci(codes: Tensor, factors: Tensor, *, n_train: int, classifier: Callable[[], Any] | None = None) -> DCI:
+    """DCI of codes for known factors.
+
+    The figure depends on the classifier: name it beside the figure.
+
+    Args:
+        codes: Shape (n, codes); for a variational encoder the posterior means.
+        factors: Integer factors, shape (n, factors).
+        n_train: How many rows train the classifiers; the others give the informativeness.
+        classifier: Makes one classifier with ``feature_importances_``. scikit-learn's ``GradientBoostingClassifier``
+            of the source if None, which takes minutes for thousands of rows.
+
+    Returns:
+        The three scores.
+
+    Raises:
+        ValueError: If no row is left to test on.
+    """
+    if not 0 < n_train < len(codes):
+        raise argument_error("n_train", f"lie between 0 and the number of rows, {len(codes)}", n_train)
+    if classifier is None:
+        from sklearn.ensemble import GradientBoostingClassifier as classifier
+    codes, factors = codes.detach().cpu(), factors.cpu()
+    matrix, fitted = importances(codes[:n_train], factors[:n_train], classifier)
+    rest = codes[n_train:].numpy()
+    accuracy = [m.score(rest, f.numpy()) for m, f in zip(fitted, factors[n_train:].unbind(1), strict=True)]
+    return DCI(*dci_scores(matrix), float(np.mean(accuracy)))
+
+
+def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) -> float:
+    r"""Mutual information gap :math:`\operatorname{mean}_j (I_{1j} - I_{2j}) / H(v_j)` :cite:p:`chen:18`.
+
+    I1 and I2 are the two largest mutual informations of factor j with a code, each cut into ``bins`` equal bins.
+
+    Args:
+        codes: Shape (n, codes).
+        factors: Integer factors, shape (n, factors).
+        bins: Number of bins of each code.
+
+    Returns:
+        The gap, in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> factor = torch.arange(40) % 2
+        >>> mutual_information_gap(torch.stack([factor.float(), torch.zeros(40)], 1), factor[:, None])
+        1.0
+    """
+    low, high = codes.amin(0), codes.amax(0)
+    width = torch.where(high > low, high - low, torch.ones_like(high))
+    cells = ((codes - low) / width * bins).long().clamp(max=bins - 1)
+    gaps = []
+    for factor in factors.unbind(1):
+        top = (
+            torch.tensor([_mutual_information(c, factor) for c in cells.unbind(1)], dtype=torch.float64).topk(2).values
+        )
+        gaps.append(float(top[0] - top[1]) / _mutual_information(factor, factor))
+    return sum(gaps) / len(gaps)
+
+
+def _mutual_information(u: Tensor, v: Tensor) -> float:
+    joint = torch.zeros(int(u.max()) + 1, int(v.max()) + 1, dtype=torch.float64)
+    joint.index_put_((u, v), torch.ones(len(u), dtype=torch.float64), accumulate=True)
+    joint /= len(u)
+    return float(
+        (torch.special.entr(joint.sum(0)).sum() + torch.special.entr(joint.sum(1)).sum())
+        - torch.special.entr(joint).sum()
+    )

@@ -1,0 +1,111 @@
+"""DCI and MIG on matrices and codes whose scores are known, and the sprites by what they show."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from otdml.benchmarks.disentanglement import (
+    FACTORS,
+    dci,
+    dci_scores,
+    load_dsprites,
+    mutual_information_gap,
+    sprites,
+)
+
+
+def test_one_code_per_factor_is_perfect():
+    assert dci_scores(torch.eye(5)) == (1.0, 1.0)
+    assert dci_scores(torch.diag(torch.tensor([0.1, 1.0, 7.0]))) == (1.0, 1.0)
+
+
+def test_nothing_matters():
+    assert dci_scores(torch.zeros(10, 5)) == (0.0, 0.0)
+
+
+def test_everything_matters_alike():
+    disentanglement, completeness = dci_scores(torch.ones(10, 5))
+    assert abs(disentanglement) < 1e-12
+    assert abs(completeness) < 1e-12
+
+
+def test_each_code_twice():
+    # Five factors and ten codes: still disentangled, but each factor is shared by two of the ten.
+    disentanglement, completeness = dci_scores(torch.eye(5).repeat(2, 1))
+    assert disentanglement == 1.0
+    assert math.isclose(completeness, 1 - math.log(2) / math.log(10))
+
+
+def test_codes_count_by_their_importance():
+    # A dead code counts for nothing, and a mixed one by its share: 3/4 * 1 + 1/4 * 0.
+    R = torch.tensor([[3.0, 0.0], [0.5, 0.5], [0.0, 0.0]])
+    assert math.isclose(dci_scores(R)[0], 0.75)
+
+
+def test_negative_importance_is_an_error():
+    with pytest.raises(ValueError, match="`importance` must be a non-negative matrix"):
+        dci_scores(-torch.eye(3))
+
+
+def test_dci_of_factors_is_perfect_and_of_their_rotation_less():
+    tree = pytest.importorskip("sklearn.tree").DecisionTreeClassifier
+    factors = torch.randint(4, (600, 3), generator=torch.Generator().manual_seed(0))
+    own = dci(factors.float(), factors, n_train=400, classifier=tree)
+    assert own.disentanglement == own.completeness == own.informativeness == 1
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
+    mixed = dci(factors.float() @ rotation, factors, n_train=400, classifier=tree)
+    assert mixed.disentanglement < 0.6
+
+
+def test_default_classifier_is_boosted_trees():
+    pytest.importorskip("sklearn")
+    factors = torch.randint(2, (60, 2), generator=torch.Generator().manual_seed(0))
+    assert dci(factors.float(), factors, n_train=40).disentanglement > 0.99
+
+
+def test_no_rows_to_test_on_is_an_error():
+    with pytest.raises(ValueError, match="`n_train` must lie between 0 and the number of rows, 5, got 5"):
+        dci(torch.zeros(5, 2), torch.zeros(5, 2).long(), n_train=5)
+
+
+def test_gap_of_shared_information():
+    factor = torch.arange(400) % 4
+    codes = torch.stack([factor.float(), (factor // 2).float()], 1)
+    # The second code holds one of the factor's two bits.
+    assert math.isclose(mutual_information_gap(codes, factor[:, None]), 0.5, abs_tol=1e-9)
+
+
+def test_sprites_move_with_their_factors():
+    images, factors = sprites(200, size=32, generator=torch.Generator().manual_seed(0))
+    assert images.shape == (200, 1, 32, 32)
+    assert 0 <= images.min() <= images.max() == 1
+    assert (factors.amax(0) < torch.tensor(list(FACTORS.values()))).all()
+    mass = images.sum((1, 2, 3))
+    columns = (images.sum((1, 2)) * torch.arange(32)).sum(1) / mass
+    rows = (images.sum((1, 3)) * torch.arange(32)).sum(1) / mass
+    for centre, position in ((columns, factors[:, 3]), (rows, factors[:, 4])):
+        assert torch.corrcoef(torch.stack([centre, position.float()]))[0, 1] > 0.98
+    assert torch.corrcoef(torch.stack([mass, (0.07 + 0.014 * factors[:, 1]).square()]))[0, 1] > 0.9
+    # No sprite leaves the picture.
+    assert images[..., 0, :].sum() == 0
+
+
+def test_sprites_repeat_with_their_seed():
+    first, second = (sprites(8, size=16, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+
+
+def test_dsprites_archive(tmp_path):
+    images = np.zeros((6, 64, 64), dtype=np.uint8)
+    images[3] = 1
+    classes = np.arange(36).reshape(6, 6)
+    np.savez(tmp_path / "dsprites.npz", imgs=images, latents_classes=classes)
+    loaded, factors = load_dsprites(tmp_path / "dsprites.npz", 6)
+    assert loaded.shape == (6, 1, 64, 64)
+    bright = loaded.sum((1, 2, 3)).argmax()
+    assert factors[bright].tolist() == [19, 20, 21, 22, 23]
+    np.savez(tmp_path / "other.npz", imgs=images)
+    with pytest.raises(ValueError, match="`path` must hold the arrays 'imgs' and 'latents_classes'"):
+        load_dsprites(tmp_path / "other.npz", 1)
