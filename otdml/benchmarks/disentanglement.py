@@ -155,13 +155,17 @@ def dci(codes: Tensor, factors: Tensor, *, n_train: int, classifier: Callable[[]
     """
     if not 0 < n_train < len(codes):
         raise argument_error("n_train", f"lie between 0 and the number of rows, {len(codes)}", n_train)
-    if classifier is None:
-        from sklearn.ensemble import GradientBoostingClassifier as classifier
     codes, factors = codes.detach().cpu(), factors.cpu()
-    matrix, fitted = importances(codes[:n_train], factors[:n_train], classifier)
+    matrix, fitted = importances(codes[:n_train], factors[:n_train], classifier or _boosted_trees())
     rest = codes[n_train:].numpy()
     accuracy = [m.score(rest, f.numpy()) for m, f in zip(fitted, factors[n_train:].unbind(1), strict=True)]
     return DCI(*dci_scores(matrix), float(np.mean(accuracy)))
+
+
+def _boosted_trees() -> Callable[[], Any]:
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    return GradientBoostingClassifier
 
 
 def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) -> float:

@@ -59,7 +59,8 @@ class Rest:
     def best(self) -> "Rest":
         """The best start of each batch element, in a first dimension of one."""
         index = self.objective.argmin(0)
-        return Rest(*(_pick(t, index) for t in (self.objective, self.pull, self.g)), self.n_iter)
+        objective, pull, g = (_pick(t, index) for t in (self.objective, self.pull, self.g))
+        return Rest(objective, pull, g, self.n_iter)
 
 
 def descend(
@@ -106,8 +107,8 @@ def _begin(problem: Quadratic, starts: Sequence[Start]) -> Rest:
 
 
 def _joined(rests: list[Rest]) -> Rest:
-    stacks = (torch.cat([getattr(rest, name) for rest in rests]) for name in ("objective", "pull", "g"))
-    return Rest(*stacks, max(rest.n_iter for rest in rests))
+    objective, pull, g = (torch.cat([getattr(rest, name) for rest in rests]) for name in ("objective", "pull", "g"))
+    return Rest(objective, pull, g, max(rest.n_iter for rest in rests))
 
 
 def _follow(
@@ -151,8 +152,11 @@ def _objective(problem: Quadratic, plan: "_Rough", pull: Tensor, new: Tensor, mo
 class _Rough:
     """A plan near its marginals, with potentials over the temperature: f is optimal given g."""
 
-    f: Tensor
     g: Tensor
+
+    @property
+    def f(self) -> Tensor:
+        raise NotImplementedError
 
     @property
     def plan(self) -> Tensor:
@@ -203,8 +207,12 @@ class _Iterated(_Rough):
         self.engine: Engine = engine(problem.cost(pull), eps, backend)
         rows, columns = (Side(w.expand(*pull.shape[:-2], -1)) for w in (problem.a, problem.b))
         solution = potentials(self.engine, rows, columns, tol=1e-2, max_iter=SWEEPS, init=(None, g))
-        self.f, self.g = solution.f, solution.g
+        self._f, self.g = solution.f, solution.g
         self.hf, self.hg = solution.f + rows.log, solution.g + columns.log
+
+    @property
+    def f(self) -> Tensor:
+        return self._f
 
     @property
     def plan(self) -> Tensor:

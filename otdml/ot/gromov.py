@@ -164,8 +164,8 @@ def gromov(
     problem = Quadratic(left, right, a.detach(), b.detach())
     frozen = problem.detach()
     eps, hot = _temperatures(frozen, eps)
-    rest = descend(frozen, _starts(frozen, init, shared is not None), eps, hot, tol, max_iter, backend)
-    transport, rest = _polished(frozen, rest, eps, tol, max_iter, backend)
+    near = descend(frozen, _starts(frozen, init, shared is not None), eps, hot, tol, max_iter, backend)
+    transport, rest = _polished(frozen, near, eps, tol, max_iter, backend)
     if not bool(rest.converged.all()):
         _warn(tol, max_iter)
     return _result(problem, transport, rest, shared, (a, b), eps)
