@@ -197,12 +197,10 @@ def _solve(
 ) -> tuple[Problem, Solution]:
     tol, max_iter = limits
     problem = Problem(cost, soft, eps, *_sides(cost, weights, eps, penalties))
-    if init is not None:
-        offsets = zip(init, problem.sides, (cost.u, cost.v), strict=True)
-        f, g = (None if h is None else _reduced(h, side, u, problem.scale(1)) for h, side, u in offsets)
-        return problem, potentials(soft, *problem.sides, tol=tol, max_iter=max_iter, init=(f, g))
     first = min(max_iter, PATIENCE)
-    solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=(None, _start(soft, problem.sides)))
+    # Given potentials may be those of another problem: where they do not help soon, they are left as well.
+    start = (None, _start(soft, problem.sides)) if init is None else _given(init, cost, problem)
+    solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=start)
     if first == max_iter or bool(solution.converged.all()):
         return problem, solution
     spent, g = first, None
@@ -216,6 +214,14 @@ def _solve(
     left = max(1, max_iter - spent)
     final = potentials(soft, *problem.sides, tol=tol, max_iter=left, init=(None, solution.g if g is None else g))
     return problem, dataclasses.replace(final, n_iter=spent + final.n_iter)
+
+
+def _given(
+    init: tuple[Tensor | None, Tensor | None], cost: Ground, problem: Problem
+) -> tuple[Tensor | None, Tensor | None]:
+    offsets = zip(init, problem.sides, (cost.u, cost.v), strict=True)
+    f, g = (None if h is None else _reduced(h, side, u, problem.scale(1)) for h, side, u in offsets)
+    return f, g
 
 
 def _start(soft: Engine, sides: tuple[Side, Side]) -> Tensor:

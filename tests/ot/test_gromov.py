@@ -211,7 +211,8 @@ def test_negative_gap_is_flagged():
     y = x + 0.1 * noise
     A, B = inner_costs(x, y, "sqeuclidean", "sqeuclidean")
     options = {"eps": 1e-3 * float(A.mean() * B.mean())}
-    starts = (torch.eye(7, dtype=x.dtype)[torch.randperm(7)] / 7 for _ in range(20))
+    generator = torch.Generator().manual_seed(1)
+    starts = (torch.eye(7, dtype=x.dtype)[torch.randperm(7, generator=generator)] / 7 for _ in range(20))
     poor = min((gromov(x, y, init=start, **options) for start in starts), key=lambda result: float(result.gap))
     assert poor.gap < 0
     assert poor.negative_gap
