@@ -164,7 +164,8 @@ def full_table(measured: list[Measurement]) -> str:
         rows = list(group)
         contenders = list(dict.fromkeys(m.contender for m in rows))
         heads = "".join(f"<th>{escape(head)}</th>" for head in (*keys, "ratio", *contenders))
-        body = "".join(
+        # A line each, as lines of more than 10,000 characters are an error.
+        body = "\n".join(
             f"<tr>{''.join(cells(keys, contenders, list(case)))}</tr>"
             for _, case in groupby(rows, key=lambda m: json.dumps(m.case))
         )

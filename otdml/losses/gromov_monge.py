@@ -189,7 +189,7 @@ def gromov_monge_gap(
         >>> import torch
         >>> x, y = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [3.0], [1.0]])
         >>> # y is x in another order, so that all of the distortion is avoidable: (9 - 1)^2 * 4 / (2 * 9).
-        >>> gromov_monge_gap(x, y, cost_x="sqeuclidean", cost_y="sqeuclidean", eps=0.01, tol=1e-6)
+        >>> gromov_monge_gap(x, y, cost_x="sqeuclidean", cost_y="sqeuclidean", eps=0.01)
         tensor(14.2222)
     """
     check_paired(x, y)

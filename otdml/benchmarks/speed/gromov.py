@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml.benchmarks.speed.harness import Measurement, measure
+from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.costs import cost_matrix
 from otdml.ot.gromov import gromov
 
@@ -36,16 +36,19 @@ Clouds = tuple[Tensor, Tensor]
 Solver = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def measurements(quick: bool) -> Iterator[Measurement]:
+def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
     """Value and gradient in both clouds; quality is the objective above the best known, over the mean costs."""
     for n, d, e in _QUICK + ([] if quick else _FULL):
+        case = {"n": n, "d_x": d, "d_y": e}
+        if not wanted(case):
+            continue
         x, y = _clouds(n, d, e)
         A, B = (cost_matrix(z, z, "cosine") for z in (x, y))
         best = min(attained(A, B, plan) for plan in _references(x, y))
         quality = partial(_excess, A, B, best)
         for name, solvers in _contenders(x, y).items():
             run = _fastest([partial(_run, solver, x, y, quality) for solver in solvers])
-            yield measure({"n": n, "d_x": d, "d_y": e}, name, run, accept=_good, budget=5.0 if n <= 256 else 60.0)
+            yield measure(case, name, run, accept=_good, budget=5.0 if n <= 256 else 60.0)
 
 
 def _clouds(n: int, d: int, e: int) -> Clouds:
