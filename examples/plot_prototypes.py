@@ -61,7 +61,9 @@ def accuracy(kind, data, d, seed, steps=250, scale=10.0):
 
 
 # %%
-# Few coordinates are where dispersion matters: random directions then lie near each other by chance.
+# On digits in three coordinates, where random directions lie near each other by chance, dispersion gains some points
+# and is level with the learned head. On 136 characters it hardly differs from random directions, and a learned head,
+# which can put similar characters side by side, does better than both.
 
 root = Path(os.environ.get("OTDML_DATA", ""))
 sets = {"digits": digits} | ({"Omniglot": omniglot} if (root / "images_background_small1.zip").is_file() else {})
