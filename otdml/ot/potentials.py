@@ -15,6 +15,8 @@ from otdml.ot.progress import Progress
 
 __all__ = ["Side", "Solution", "potentials"]
 
+EVERY = slice(None)
+
 
 @dataclass(frozen=True)
 class Side:
@@ -45,12 +47,12 @@ class Side:
         """The weights over their sum."""
         return self.weights / self.mass[..., None]
 
-    def update(self, softmin: Tensor) -> Tensor:
-        """The reduced potential that is optimal given the soft minimum over the other side."""
+    def update(self, softmin: Tensor, points: slice = EVERY) -> Tensor:
+        """The reduced potential that is optimal given the soft minimum over the other side, of some or all points."""
         if self.rho is None:
             return softmin
         tau = self.rho / (1 + self.rho)
-        return tau * softmin if self.offset is None else tau * softmin - (1 - tau) * self.offset
+        return tau * softmin if self.offset is None else tau * softmin - (1 - tau) * self.offset[..., points]
 
     def target(self, f: Tensor) -> Tensor:
         """The marginal that the optimal plan has at the potential ``f``."""
@@ -118,8 +120,7 @@ def _iterate(
     every = 1 if g.device.type == "cpu" else 4
     best, last = math.inf, max_iter
     for iteration in itertools.count(1):
-        f = rows.update(engine.rows(g + columns.log))
-        softmin = engine.columns(f + rows.log)
+        f, softmin = engine.sweep(g + columns.log, rows.log, rows.update)
         new = columns.update(softmin)
         if iteration % every == 0 or iteration >= last:
             error = columns.error(g, softmin)

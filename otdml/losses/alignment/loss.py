@@ -64,8 +64,9 @@ def contrastive_alignment(
     classes are uneven; a penalty between 0.1 and 10 for a mixture; ``"rince"`` where views are corrupted. The loss is
     smooth away from zero vectors. It costs O(n m d) in memory O((n + m) d): the matrix of similarities is never held
     unless it is small, or a ``target`` of its size is passed, or Sinkhorn's iterations run on a kernel of up to
-    256 MiB (``backend="streamed"`` forbids that). Gradients are those of the converged plan. Second derivatives exist
-    for ``"rows"`` with ``backend="dense"``; elsewhere they raise an error.
+    256 MiB (``backend="streamed"`` forbids that). Gradients are those of the converged plan, and resolved to
+    ``tol`` as it is: lower it where the plan is nearer to its target than that. Second derivatives exist for
+    ``"rows"`` with ``backend="dense"``; elsewhere they raise an error.
 
     Args:
         z1: Anchors, shape (..., n, d), of any length: their directions are what counts.

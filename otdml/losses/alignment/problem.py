@@ -82,10 +82,12 @@ class Alignment:
             # Masses of the points of an unbalanced plan differ by up to the exponential of twice that.
             self._check_steepness()
             x, y, a, b = x.double(), y.double(), a.double(), b.double()
-        with torch.no_grad():
+        mass: Tensor | float = 0.0
+        if not isinstance(options.marginals, str):
             # A common factor of the kernel does not change the shape of the plan. This one gives the kernel a mass of
             # one, as the exponentials of an unbalanced plan's potentials could overflow else.
-            mass = self._normaliser(None, options).logsumexp(0).to(x.dtype)
+            with torch.no_grad():
+                mass = self._normaliser(None, options).logsumexp(0).to(x.dtype)
         dense = x.element_size() * len(x) * len(y) <= _KERNEL_BYTES
         result = entropic(
             # With these offsets the reference measure is that of the similarities, not the product of the marginals.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from otdml.costs import Ground, Pointwise
-from otdml.ot.engines.streamed import Mask, Streamed, exponential
+from otdml.ot.engines.streamed import Mask, Streamed, Update, exponential
 
 __all__ = ["Dense"]
 
@@ -105,6 +105,9 @@ class Dense(Streamed):
 
     def columns(self, h: Tensor) -> Tensor:
         return super().columns(h) if self.kernel is None else self._softmin(self.kernel.mT, h - self.f, self.g)
+
+    def sweep(self, h: Tensor, log: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+        return self._two_passes(h, log, update)
 
     def _softmin(self, kernel: Tensor, h: Tensor, centre: Tensor) -> Tensor:
         # Plans of little mass, as unbalanced problems have them, lie far from the centre in one direction only.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml.costs import Bilinear, Ground, Pointwise
-from otdml.ot.engines.streamed import Mask, Streamed
+from otdml.ot.engines.streamed import Mask, Streamed, Update
 
 __all__ = ["Symbolic"]
 
@@ -52,6 +52,9 @@ class Symbolic(Streamed):
 
     def columns(self, h: Tensor) -> Tensor:
         return self.mT.rows(h)
+
+    def sweep(self, h: Tensor, log: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+        return self._two_passes(h, log, update)
 
     def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
         scores = self._scores(hg.clamp(min=LOWEST)) + self._at_rows(hf.clamp(min=LOWEST)[..., None])

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from otdml.costs import Bilinear, Ground
 
-__all__ = ["Mask", "Streamed", "exponential"]
+__all__ = ["Mask", "Streamed", "Update", "exponential"]
 
 Mask = Callable[[slice, slice], Tensor]
+# From soft minima of some rows to their potentials.
+Update = Callable[[Tensor, slice], Tensor]
 
 # Entries of a block: small enough to stay in the cache between the passes of max, exp and sum, large enough that the
 # overhead of a call does not show.
@@ -90,6 +92,32 @@ class Streamed:
     def columns(self, h: Tensor) -> Tensor:
         r""":math:`-\log \sum_i \exp(h_i - R_{ij})`, shape (..., m)."""
         return Streamed(self.cost.mT, self._mask_transposed()).rows(h)
+
+    def sweep(self, h: Tensor, log: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+        """The ``update`` f of ``rows(h)``, and ``columns(f + log)``: one evaluation of the cost where that is safe.
+
+        Args:
+            h: Shape (..., m).
+            log: Shape (..., n).
+            update: Takes some of ``rows(h)``, and which these are.
+        """
+        if bool(h.isneginf().any()):
+            # A column without mass has a soft minimum all the same, to which its potential in ``h`` is no key.
+            return self._two_passes(h, log, update)
+        f, sums = torch.empty_like(log), torch.zeros_like(h)
+        for rows, scores in self._blocks(h):
+            top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(h.dtype).min)
+            powers = exponential(scores.sub_(top))
+            f[..., rows] = update(powers.sum(-1).log_().add_(top[..., 0]).neg_(), rows)
+            masses = (f[..., rows] + log[..., rows]).add_(top[..., 0]).exp_()
+            sums += (masses[..., None, :] @ powers)[..., 0, :]
+        # In single precision a column that is far below its rows' largest entries has lost them to underflow.
+        safe = (sums > torch.finfo(h.dtype).tiny ** 0.5) & sums.isfinite()
+        return (f, h - sums.log_()) if bool(safe.all()) else (f, self.columns(f + log))
+
+    def _two_passes(self, h: Tensor, log: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+        f = update(self.rows(h), slice(None))
+        return f, self.columns(f + log)
 
     def excess(self, f: Tensor, g: Tensor, b: Tensor) -> Tensor:
         r""":math:`\sum_j b_j (\exp(f_i + g_j - R_{ij}) - 1)`, shape (..., n), to all digits where it is small."""
