@@ -6,11 +6,11 @@ float64: the peers compute the same function.
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from otdml.benchmarks.speed.harness import Case, Measurement, Wanted, every_case, measure
 from otdml.losses import GCAINCE, InfoNCE, SupCon
@@ -30,13 +30,16 @@ Contender = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
     """InfoNCE one way and both, NT-Xent and SupCon on both views in one batch, and balanced InfoNCE."""
+    # Losses are made once, as in training.
+    one_way, two_way, joint = (_of_views(InfoNCE(eps=EPS, form=form)) for form in ("one-way", "two-way", "joint"))
+    balanced, supcon = _of_views(GCAINCE(eps=EPS, tol=TOL)), SupCon(eps=EPS)
     for n in (128, 512, 2048) if quick else (128, 256, 512, 2048, 8192, 16384):
-        joint = {"NTXentLoss": _pml("NTXentLoss")} | {"torch dense": _dense_joint}
-        yield from _family("infonce", n, wanted, _one_way, {"torch dense": _dense})
-        yield from _family("clip", n, wanted, _two_way, {"torch dense": _dense_two_way})
-        yield from _family("ntxent", n // 2, wanted, _joint, joint)
-        yield from _family("supcon", n // 2, wanted, _supcon, {"SupConLoss": _pml("SupConLoss")})
-        yield from _family("gca-ince", n, wanted, _balanced, {"torch unrolled": _unrolled})
+        peers = {"NTXentLoss": _pml("NTXentLoss")} | {"torch dense": _dense_joint}
+        yield from _family("infonce", n, wanted, one_way, {"torch dense": _dense})
+        yield from _family("clip", n, wanted, two_way, {"torch dense": _dense_two_way})
+        yield from _family("ntxent", n // 2, wanted, joint, peers)
+        yield from _family("supcon", n // 2, wanted, supcon, {"SupConLoss": _pml("SupConLoss")})
+        yield from _family("gca-ince", n, wanted, balanced, {"torch unrolled": _unrolled})
 
 
 def _family(name: str, n: int, wanted: Wanted, ours: Contender, peers: dict[str, Contender]) -> Iterator[Measurement]:
@@ -70,24 +73,8 @@ def _step(loss: Contender, z1: Tensor, z2: Tensor, labels: Tensor) -> float:
     return float(value.detach())
 
 
-def _one_way(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-    return InfoNCE(eps=EPS)(z1, z2)
-
-
-def _two_way(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-    return InfoNCE(eps=EPS, form="two-way")(z1, z2)
-
-
-def _joint(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-    return InfoNCE(eps=EPS, form="joint")(z1, z2)
-
-
-def _supcon(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-    return SupCon(eps=EPS)(z1, z2, labels)
-
-
-def _balanced(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-    return GCAINCE(eps=EPS, tol=TOL)(z1, z2)
+def _of_views(loss: nn.Module) -> Contender:
+    return lambda z1, z2, labels: loss(z1, z2)
 
 
 def _scores(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,9 +108,14 @@ def _dense_joint(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
 
 def _pml(name: str) -> Contender:
     def contender(z1: Tensor, z2: Tensor, labels: Tensor) -> Tensor:
-        from pytorch_metric_learning import losses
-
         groups = labels if name == "SupConLoss" else torch.arange(len(z1), device=z1.device)
-        return getattr(losses, name)(temperature=EPS)(torch.cat([z1, z2]), groups.repeat(2))
+        return _pml_loss(name)(torch.cat([z1, z2]), groups.repeat(2))
 
     return contender
+
+
+@cache
+def _pml_loss(name: str) -> nn.Module:
+    from pytorch_metric_learning import losses
+
+    return getattr(losses, name)(temperature=EPS)
