@@ -10,6 +10,7 @@ targets. The temperature ``eps`` decides how sharp the plan is. Here it is a mul
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.colors import to_rgb
 
 from otdml.costs import cost_matrix
 from otdml.ot import exact, sinkhorn
@@ -28,10 +29,10 @@ levels = (1.0, 0.05, 0.001)
 results = [sinkhorn(ring, moons, eps=level * float(cost.mean()), max_iter=10_000) for level in levels]
 
 # %%
-# Above, where the mass of three points goes: the area of a target is the share that it gets. Hot, every point sends
-# mass to nearly every other, and all arrows of the map end near the middle: the images have lost nearly all variance
-# of the moons. Cold, a point has few partners and the images lie on the moons, at the price of more iterations. The
-# transport cost :math:`\langle P, C \rangle` tends to that of exact transport.
+# Above, where the mass of three points goes: the area of a target is the share that it gets, and its colour mixes those
+# of the senders. Hot, every target gets nearly the same mixture, and all arrows of the map end near the middle: the
+# images have lost nearly all variance of the moons. Cold, a point has few partners and the images lie on the moons, at
+# the price of more iterations. The transport cost :math:`\langle P, C \rangle` tends to that of exact transport.
 
 print(f"{'eps / mean cost':>16s}{'transport cost':>16s}{'partners':>10s}{'variance kept':>15s}{'iterations':>12s}")
 for level, result in zip(levels, results, strict=True):
@@ -41,12 +42,13 @@ for level, result in zip(levels, results, strict=True):
     print(f"{level:16g}{float((result.plan * cost).sum()):16.3f}{partners:10.1f}{kept:15.2f}{result.n_iter:12d}")
 print(f"{'exact':>16s}{float(exact(ring, moons).value):16.3f}{1.0:10.1f}{1.0:15.2f}")
 
+sources, palette = (25, 52, 78), torch.tensor([to_rgb(color) for color in COLORS[:3]])
 figure, axes = plt.subplots(2, len(levels), figsize=(11, 4.4), sharex=True, sharey=True, layout="constrained")
 for (top, bottom), level, result in zip(axes.T, levels, results, strict=True):
     top.scatter(*torch.cat([ring, moons]).T, s=6, color="0.8")
-    for i, color in zip((25, 52, 78), COLORS, strict=False):
-        top.scatter(*ring[i], s=60, color=color, marker="*")
-        top.scatter(*moons.T, s=400 * n * result.plan[i], color=color, alpha=0.6, linewidths=0)
+    given = n * result.plan[list(sources)].T  # What each target gets of the mass of the three.
+    top.scatter(*moons.T, s=300 * given.sum(1), c=given @ palette / given.sum(1, keepdim=True), linewidths=0)
+    top.scatter(*ring[list(sources)].T, s=90, c=palette, marker="*")
     image = result.barycentric_map()
     bottom.quiver(*ring.T, *(image - ring).T, angles="xy", scale_units="xy", scale=1, width=0.002, color="0.75")
     bottom.scatter(*moons.T, s=12, color="0.85")

@@ -56,7 +56,8 @@ for axis, name, cells in (
     axis.set(xticks=[], yticks=[], title=name)
 for name, cells, color in (("nearest", nearest, COLORS[1]), ("transport", assigned, COLORS[0])):
     load = torch.bincount(cells, minlength=40).sort(descending=True).values / len(pupils) * 40
-    axes[2].bar(range(40), load.numpy(), alpha=0.6, color=color, label=name)
+    axes[2].step(range(41), [*load.tolist(), float(load[-1])], where="post", color=color, label=name)
+    axes[2].fill_between(range(41), [*load.tolist(), float(load[-1])], step="post", alpha=0.2, color=color)
 axes[2].set(xlabel="school, by load", ylabel="load, 1 is full")
 axes[2].legend()
 plt.show()

@@ -68,8 +68,7 @@ for axis, (name, x) in zip(axes.flat, found.items(), strict=True):
     draw_caps(axis, x, torch.tensor(BEST[n] / 2, dtype=x.dtype).deg2rad())
     smallest, mean = (float(f(nearest_angles(x))) for f in (torch.min, torch.mean))
     print(f"{name:20s} smallest angle {smallest:6.2f}°, mean angle to the nearest {mean:6.2f}°")
-    axis.axis("off")
-    axis.set(title=f"{name}: {smallest:.2f}°", aspect="equal")
+    axis.set(title=f"{name}: {smallest:.2f}°", aspect="equal", xticks=[], yticks=[], frame_on=False)
 figure.suptitle(f"24 caps of {BEST[n] / 2:.2f}°: in the best arrangement they touch, in all others some overlap")
 plt.show()
 

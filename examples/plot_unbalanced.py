@@ -11,6 +11,7 @@ replaced by noise far away.
 import matplotlib.pyplot as plt
 import torch
 
+from otdml.costs import cost_matrix
 from otdml.losses import sinkhorn_divergence
 from otdml.ot import sinkhorn
 from otdml.plot import COLORS, transport_plan
@@ -35,15 +36,17 @@ def found_shift(rho, steps=60, rate=0.4):
 
 
 # %%
-# The unit of ``rho`` is that of the cost, here squared distance: mass whose way would cost several times ``rho`` stays
-# where it is. So there is a plateau, between the cost of the true shift (about 1) and that of the way to the outliers
-# (about 17). Further right outliers are served; further left the shape itself is left out, and the gradient vanishes
-# before the two meet.
+# The unit of ``rho`` is that of the cost, here squared distance: mass whose way would cost many times ``rho`` stays
+# where it is. So there is a plateau, here from a tenth of what the true shift costs to a tenth of what the way to the
+# outliers costs (dotted). Further right outliers are served; further left the shape itself is left out, and the
+# gradient vanishes before the two meet.
 
 rhos = torch.logspace(-2, 2.5, 19)
 errors = [float((found_shift(float(rho)) - shift).norm()) for rho in rhos]
 balanced = float((found_shift(None) - shift).norm())
+costs = [float(shift.square().sum()), float(cost_matrix(shape, target[:outliers]).mean())]
 print(f"error of the shift: balanced {balanced:.3f}, at best {min(errors):.3f}, its length {float(shift.norm()):.3f}")
+print(f"the shift costs {costs[0]:.2f}, the way to the outliers {costs[1]:.1f}")
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 3), layout="constrained", width_ratios=(1.2, 1.2, 0.9))
 for axis, rho in zip(axes[:2], (None, 1.0), strict=True):
@@ -55,6 +58,8 @@ for axis, rho in zip(axes[:2], (None, 1.0), strict=True):
     axis.set(xticks=[], yticks=[])
 axes[2].semilogx(rhos, errors, "o-", color=COLORS[0], markersize=4, label="unbalanced")
 axes[2].axhline(balanced, color=COLORS[1], label="balanced")
+for cost in costs:
+    axes[2].axvline(cost / 10, color="0.6", linestyle=":")
 axes[2].set(xlabel="rho", ylabel="error of the shift found", ylim=(0, None))
 axes[2].legend()
 plt.show()

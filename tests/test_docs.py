@@ -60,8 +60,10 @@ def test_every_link_leads_to_a_page():
         linked += [("{}", name) for name in re.findall(r"\.\. (?:include|image|figure):: (\S+)", text)]
         for form, name in linked:
             where = page.parent / form.format(name)
-            # The gallery's start page is made of the one of the examples.
-            where = ROOT / "examples/README.rst" if where == DOCS / "gallery/index.rst" else where
+            # The gallery is made of the examples, and its start page of theirs.
+            if where.parent == DOCS / "gallery":
+                example = "README.rst" if where.stem == "index" else f"{where.stem}.py"
+                where = ROOT / "examples" / example
             assert where.exists(), f"{page.name} links to {name}"
 
 
@@ -104,6 +106,17 @@ def test_every_printed_command_exists_with_its_options():
         assert {word for word in words if word.startswith("-")} <= options, where
 
 
+def test_every_printed_line_of_the_command_line_is_read():
+    """Lines after a prompt have all arguments, of the right kind."""
+    group = get_command(importlib.import_module("otdml.cli").app)
+    for page in PAGES:
+        for line in re.findall(r"^\s*\$ otdml (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            command, words = group, shlex.split(line, comments=True)
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+            assert command.make_context("otdml", words), line
+
+
 def test_every_printed_target_of_make_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     found = list(commands("make"))
@@ -116,6 +129,39 @@ def test_every_speed_table_is_on_its_page():
     page = (DOCS / "performance.rst").read_text(encoding="utf-8")
     tables = importlib.import_module("otdml.benchmarks.speed").TABLES
     assert not [name for name in tables if f"otdml speed {name}" not in page]
+
+
+def test_examples_are_short_and_end_in_one_picture():
+    examples = sorted((ROOT / "examples").glob("plot_*.py"))
+    assert len(examples) > 8
+    for example in examples:
+        text = example.read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 80, example.name
+        assert text.count("plt.show()") == 1, example.name
+        assert text.startswith(('r"""', '"""')), example.name
+
+
+def guide(section: str) -> str:
+    """The first table of a section of the guide to metric learning."""
+    page = (DOCS / "metric_learning.rst").read_text(encoding="utf-8")
+    return re.split(rf"^{section}\n[-~]+\n", page, flags=re.MULTILINE)[1].split("list-table::")[1].split("\n\n", 2)[1]
+
+
+def test_published_figures_of_the_guide_are_those_of_the_recipes():
+    presets = importlib.import_module("otdml.benchmarks.presets")
+    known = {f"{100 * one.value:.1f}" for name in presets.preset_files() for one in presets.preset(name).published}
+    said = {figure for row in guide("Recipes").split("   * - ") for figure in re.findall(r"\b\d\d\.\d\b", row)}
+    assert len(said) > 15
+    assert said <= known
+
+
+def test_counts_of_the_guide_are_those_that_data_are_held_to():
+    modules = [importlib.import_module(f"otdml.data.{name}") for name in ("cars", "cub", "inshop", "sop")]
+    protocols = [thing for module in modules for thing in vars(module).values() if hasattr(thing, "counts")]
+    known = {f"{images:,}" for protocol in protocols for images, _ in protocol.counts.values()}
+    said = set(re.findall(r"(\d+,\d+) (?:images|queries|of 1)", guide("Layouts of the published sets")))
+    assert len(said) > 5
+    assert said <= known
 
 
 def cited() -> set[str]:

@@ -1,6 +1,7 @@
 """What the site is built with: formulas that browsers draw, links that lead somewhere, readable speed tables."""
 
 import importlib
+import json
 import math
 import re
 from pathlib import Path
@@ -123,6 +124,23 @@ def test_every_case_is_a_row_with_its_ratio_first(extension):
     ]
     assert rows[2][6] == "–<small>RuntimeError: no &lt;room&gt; for *all*</small>"
     assert rows[2][7] == "–<small>some 40 s</small>"
+
+
+def test_pieces_say_where_each_was_measured(extension, tmp_path):
+    """Two pieces of one machine are one place; a third with other threads is another."""
+    file, rows = tmp_path / "sinkhorn.json", measured()
+    save(file, rows[:3])
+    save(file, rows[3:], merge=True)
+    assert "Measured on " in extension("speed_tables").report(tmp_path)
+    content = json.loads(file.read_text())
+    content["pieces"][1]["environment"]["threads"] = "many"
+    file.write_text(json.dumps(content))
+    text = extension("speed_tables").report(tmp_path)
+    assert "#. 1 case: " in text
+    assert ", many threads, " in text
+    table = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    assert [re.findall(r"<t[dh]>(.*?)</t[dh]>", row)[0] for row in table] == ["piece", "1", "2"]
+    assert "Measured in pieces" in parsed(text)
 
 
 def test_tables_of_several_problems_are_parted(extension):

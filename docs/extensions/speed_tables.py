@@ -8,7 +8,7 @@ import importlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -24,10 +24,23 @@ from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, r
 WORST = 5
 
 
-def read(path: Path) -> tuple[list[Measurement], dict[str, str]]:
-    """The measurements of a file and where they were made."""
+# Where some cases were measured: processor, threads and versions, and these cases.
+Place = tuple[dict[str, str], list[dict[str, Any]]]
+
+
+def read(path: Path) -> tuple[list[Measurement], list[Place]]:
+    """The measurements of a file, and the places they were made at; pieces of one place are one."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    return [Measurement(**row) for row in content["measurements"]], content["environment"]
+    measured = [Measurement(**row) for row in content["measurements"]]
+    everything = {"environment": content["environment"], "cases": [m.case for m in measured]}
+    places: list[Place] = []
+    for piece in content.get("pieces") or [everything]:
+        same = [cases for environment, cases in places if environment == piece["environment"]]
+        if same:
+            same[0].extend(piece["cases"])
+        else:
+            places.append((piece["environment"], list(piece["cases"])))
+    return measured, places
 
 
 def duration(seconds: float) -> str:
@@ -73,7 +86,7 @@ def overview(tables: dict[str, list[Measurement]]) -> str:
     return list_table(heads, rows, "14 14 18 54", "stacked")
 
 
-def section(name: str, measured: list[Measurement], made: dict[str, str]) -> str:
+def section(name: str, measured: list[Measurement], places: Sequence[Place]) -> str:
     """Everything about one table."""
     told = importlib.import_module(TABLES[name]).__doc__ or ""
     found = list(ratios(measured))
@@ -86,8 +99,9 @@ def section(name: str, measured: list[Measurement], made: dict[str, str]) -> str
         parts.append(f"Where we look worst:\n\n{list_table(heads, shown, '40 15 33 12', 'stacked')}")
     absent = "\n".join(f"* {line}" for line in left_out(measured))
     parts += [f"Left out of the ratios:\n\n{absent}"] if absent else []
-    parts += [folded(f"Every case ({len({case_text(m.case) for m in measured})})", full_table(measured))]
-    parts += [f".. code-block:: console\n\n   $ otdml speed {name} --out docs/figures/speed/{name}.json", machine(made)]
+    parts += [folded(f"Every case ({len({case_text(m.case) for m in measured})})", full_table(measured, places))]
+    parts += [f".. code-block:: console\n\n   $ otdml speed {name} --out docs/figures/speed/{name}.json"]
+    parts += [where(places)]
     return "\n\n".join(parts) + "\n\n"
 
 
@@ -132,13 +146,21 @@ def plain(note: str, length: int = 120) -> str:
     return "".join(f"\\{c}" if c in r"\*_`|<>" else c for c in line)
 
 
+def where(places: Sequence[Place]) -> str:
+    """One sentence, or one for each place with the number that the table of all cases gives it."""
+    if len(places) == 1:
+        return f"Measured on {machine(places[0][0])}."
+    rows = [f"#. {len(cases)} {'case' if len(cases) == 1 else 'cases'}: {machine(made)}." for made, cases in places]
+    return "Measured in pieces, numbered in the table of every case:\n\n" + "\n".join(rows)
+
+
 def machine(made: dict[str, str]) -> str:
     known = {"processor", "threads", "gpu", "system", "otdml", "python"}
     versions = ", ".join(f"{name} {version}" for name, version in made.items() if name not in known)
     accelerator = "" if made.get("gpu", "none") == "none" else f" and {made['gpu']}"
     return (
-        f"Measured on {made.get('processor', 'an unnamed processor')}{accelerator}, {made.get('threads', '?')} threads,"
-        f" Python {made.get('python', '?')}, otdml {made.get('otdml', '?')}, {versions}."
+        f"{made.get('processor', 'an unnamed processor')}{accelerator}, {made.get('threads', '?')} threads,"
+        f" Python {made.get('python', '?')}, otdml {made.get('otdml', '?')}, {versions}"
     )
 
 
@@ -157,19 +179,26 @@ def folded(title: str, body: str) -> str:
     return ".. raw:: html\n\n   " + inside.replace("\n", "\n   ")
 
 
-def full_table(measured: list[Measurement]) -> str:
-    """Cases as rows and contenders as columns; one table for each set of parameters."""
+def full_table(measured: list[Measurement], places: Sequence[Place] = ()) -> str:
+    """Cases as rows and contenders as columns; one table for each set of parameters.
+
+    Where there are several places, a first column has the number of each case's.
+    """
+    several = len(places) > 1
+    number = {json.dumps(case): i for i, (_, cases) in enumerate(places, 1) for case in cases}
     parts = []
     for keys, group in groupby(measured, key=lambda m: tuple(m.case)):
         rows = list(group)
         contenders = list(dict.fromkeys(m.contender for m in rows))
-        heads = "".join(f"<th>{escape(head)}</th>" for head in (*keys, "ratio", *contenders))
+        titles = [*(["piece"] if several else []), *keys, "ratio", *contenders]
+        heads = "".join(f"<th>{escape(title)}</th>" for title in titles)
+        body = []
+        for key, case in groupby(rows, key=lambda m: json.dumps(m.case)):
+            piece = [f"<td>{number.get(key, '')}</td>"] if several else []
+            body.append(f"<tr>{''.join([*piece, *cells(keys, contenders, list(case))])}</tr>")
         # A line each, as lines of more than 10,000 characters are an error.
-        body = "\n".join(
-            f"<tr>{''.join(cells(keys, contenders, list(case)))}</tr>"
-            for _, case in groupby(rows, key=lambda m: json.dumps(m.case))
-        )
-        parts.append(f'<div class="table-wrapper"><table class="docutils"><tr>{heads}</tr>{body}</table></div>')
+        table = f'<table class="docutils"><tr>{heads}</tr>{chr(10).join(body)}</table>'
+        parts.append(f'<div class="table-wrapper">{table}</div>')
     return "\n".join(parts)
 
 
@@ -209,7 +238,7 @@ def report(folder: Path) -> str:
     absent = [f"``otdml speed {name}``" for name in TABLES if name not in found]
     text = overview({name: measured for name, (measured, _) in found.items()}) + "\n\n" if found else ""
     text += f"Not measured here: {', '.join(absent)}.\n\n" if absent else ""
-    return text + "".join(section(name, measured, made) for name, (measured, made) in found.items())
+    return text + "".join(section(name, measured, places) for name, (measured, places) in found.items())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
