@@ -56,7 +56,7 @@ sphinx_gallery_conf = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["gallery"],
     "filename_pattern": r"/plot_",
-    "within_subsection_order": "ExampleTitleSortKey",
+    "within_subsection_order": "extensions.gallery.Order",
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,

@@ -26,6 +26,12 @@ def extension(monkeypatch):
     return lambda name: importlib.import_module(f"extensions.{name}")
 
 
+def test_the_gallery_begins_with_transport_and_ends_with_what_has_no_place(extension):
+    order = extension("gallery").Order("examples")
+    files = ["plot_a_new_one.py", "plot_tammes.py", "plot_bias.py", "plot_plan_and_map.py"]
+    assert sorted(files, key=order) == files[::-1]
+
+
 def formulas() -> list[tuple[str, bool]]:
     """Every formula of the library, its pages and examples, and whether it stands on a line of its own."""
     found = []

@@ -83,7 +83,7 @@ def overview(tables: dict[str, list[Measurement]]) -> str:
         faster = f"{sum(value > 1 for value in values)} of {len(values)}"
         rows.append((f"`{name}`_", mean, faster, worst))
     heads = ("table", "mean ratio", "we are faster in", "smallest ratio, and where")
-    return list_table(heads, rows, "14 14 18 54", "stacked")
+    return list_table(heads, rows, "14 14 18 54", "stacked labelled overview")
 
 
 def section(name: str, measured: list[Measurement], places: Sequence[Place]) -> str:
@@ -96,7 +96,7 @@ def section(name: str, measured: list[Measurement], places: Sequence[Place]) -> 
         shown = [
             (case_text(r.case), duration(r.ours), f"{duration(r.theirs)}, {r.peer}", f"{r.value:.2f}") for r in rows
         ]
-        parts.append(f"Where we look worst:\n\n{list_table(heads, shown, '40 15 33 12', 'stacked')}")
+        parts.append(f"Where we look worst:\n\n{list_table(heads, shown, '40 15 33 12', 'stacked labelled worst')}")
     absent = "\n".join(f"* {line}" for line in left_out(measured))
     parts += [f"Left out of the ratios:\n\n{absent}"] if absent else []
     parts += [folded(f"Every case ({len({case_text(m.case) for m in measured})})", full_table(measured, places))]
