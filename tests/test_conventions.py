@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from otdml.costs import cost_matrix
-from otdml.ot import gromov, sinkhorn
+from otdml.ot import gromov, sinkhorn, sinkhorn_matrix
 
 TIGHT = {"tol": 1e-9, "max_iter": 20_000}
 
@@ -38,6 +38,7 @@ def test_blur_and_reach_of_geomloss(p, reach):
 
 
 def test_tau_of_ott():
+    """Its entropy is not relative to the weights, which is a matter of the cost where the marginals are free."""
     pytest.importorskip("ott")
     from ott.geometry import pointcloud
     from ott.problems.linear import linear_problem
@@ -50,7 +51,8 @@ def test_tau_of_ott():
         geometry = pointcloud.PointCloud(x.numpy(), y.numpy(), epsilon=eps)
         problem = linear_problem.LinearProblem(geometry, a=a.numpy(), b=b.numpy(), tau_a=tau, tau_b=tau)
         theirs = np.asarray(ott_sinkhorn.Sinkhorn(threshold=1e-6)(problem).matrix)
-    ours = sinkhorn(x, y, a, b, eps=eps, rho=tau / (1 - tau) * eps, **TIGHT)
+    cost = cost_matrix(x, y) + eps * (a[:, None] * b).log()
+    ours = sinkhorn_matrix(cost, a, b, eps=eps, rho=tau / (1 - tau) * eps, **TIGHT)
     np.testing.assert_allclose(ours.plan.numpy(), theirs, atol=1e-5)
 
 
