@@ -7,13 +7,16 @@ the cost has come to rest.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import ceil, inf, log
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from otdml.ot.engines import Engine, engine
 from otdml.ot.potentials import Side, potentials
-from otdml.ot.quadratic import Quadratic
+from otdml.ot.quadratic import Coupling, Quadratic
 
 __all__ = ["Rest", "Start", "descend", "settled"]
 
@@ -21,19 +24,29 @@ __all__ = ["Rest", "Start", "descend", "settled"]
 # start meanwhile, only its potentials have to follow.
 COOLING, QUICK = 0.8, 0.3
 
-# Scalings per linearisation, and linearisations per check of convergence.
-SWEEPS, CHECK = 6, 4
+# Scalings per linearisation while it cools down, and afterwards; and linearisations per check of convergence.
+FEW, SWEEPS, MOST, CHECK = 3, 6, 16, 2
+
+# By how much of itself a step is lengthened: saddle points, of which unrelated clouds have many, are left sooner.
+AHEAD = 0.5
 
 # Entries of all plans up to which a kernel is made for each linearisation, and all starts are solved at once; larger
 # problems are left to the engines, one start after another in the same memory.
 SMALL = 2**20
 
-# The steps, over the temperature, below which starts are compared, and below which the best is left to plans that
-# meet their marginals; and after how many steps it is left to them in any case.
-LOOSE, CLOSE, MOST = 1.0, 0.01, 60
+# Starts are compared where their steps, over the temperature, are below LOOSE, or after that many steps at the last
+# temperature: what is still on its way then seldom wins.
+LOOSE, COMPARE = 1.0, 24
+
+# The best start is left to plans that meet their marginals when its steps, over the temperature, are below CLOSE, or
+# after this share of the steps that are left.
+CLOSE, SHARE = 0.01, 0.5
+
+# Smaller logarithms of a kernel's entries are raised to this.
+NEGLIGIBLE = -57.0
 
 # A step of the cost that is smaller than this share of it, in units of the precision, is rounding.
-ROUNDING = 10
+ROUNDING = 40
 
 
 @dataclass(frozen=True)
@@ -46,21 +59,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Rest:
-    """Where descents are: their objectives, costs and column potentials over the temperature, and steps taken.
-
-    Several starts have a first dimension of their own.
-    """
+    """Where a descent is: its objective, cost and column potential over the temperature, and the steps taken."""
 
     objective: Tensor
     pull: Tensor
     g: Tensor
     n_iter: int
 
-    def best(self) -> "Rest":
-        """The best start of each batch element, in a first dimension of one."""
-        index = self.objective.argmin(0)
-        objective, pull, g = (_pick(t, index) for t in (self.objective, self.pull, self.g))
-        return Rest(objective, pull, g, self.n_iter)
+    def each(self) -> list["Rest"]:
+        """The entries of the first dimension."""
+        return [Rest(*parts, self.n_iter) for parts in zip(self.objective, self.pull, self.g, strict=True)]
 
 
 def descend(
@@ -78,163 +86,178 @@ def descend(
         backend: As in :func:`otdml.ot.gromov`.
 
     Returns:
-        Where the best start of each batch element is, without the dimension of the starts.
+        Where the best start of each batch element is.
     """
     heat = (hot / eps).clamp(min=1).expand(problem.mass.shape)
-    entries = problem.a.numel() * problem.b.shape[-1]
-    together = len(starts) * entries <= SMALL
-    groups = [starts] if together else [[start] for start in starts]
-    rests = [_follow(problem, _begin(problem, group), eps, heat, LOOSE, max_iter, backend, group) for group in groups]
-    rest = rests[0] if together else _joined(rests)
-    found, left = rest.best(), min(MOST, max_iter - rest.n_iter)
-    if left > 0:
-        found = _follow(problem, found, eps, torch.ones_like(heat), max(tol, CLOSE), left, backend)
-    return Rest(found.objective[0], found.pull[0], found.g[0], found.n_iter)
+    small = len(starts) * problem.a.numel() * problem.b.shape[-1] <= SMALL
+    groups = [starts] if small else [[start] for start in starts]
+    cooled = [_cooled(problem, group, eps, heat, max_iter, backend) for group in groups]
+    rest = _best(cooled[0].each() if small and len(starts) > 1 else cooled)
+    return _followed(problem, rest, eps, max(tol, CLOSE), int(SHARE * (max_iter - rest.n_iter)), backend)
 
 
 def settled(problem: Quadratic, pull: Tensor, new: Tensor, eps: Tensor, tol: float) -> Tensor:
     """Whether the step of the cost from ``pull`` to ``new`` is small, shape (...); NaN does not change any more."""
-    step = problem.size(new - pull)
-    rounding = ROUNDING * torch.finfo(step.dtype).eps
-    return ~(step > tol * eps + rounding * problem.size(pull))
+    step, size = problem.size(torch.stack([new - pull, pull])).unbind()
+    return ~(step > tol * eps + ROUNDING * torch.finfo(step.dtype).eps * size)
 
 
-def _begin(problem: Quadratic, starts: Sequence[Start]) -> Rest:
-    moment = torch.stack([start.moment for start in starts])
-    pull = problem.pull(moment)
+def _cooled(
+    problem: Quadratic, starts: Sequence[Start], eps: Tensor, heat: Tensor, max_iter: int, backend: str
+) -> Rest:
+    """Some starts at the temperature ``eps``; where they are several they have a first dimension of their own."""
+    pull, held = problem.pull(_stacked([start.moment for start in starts])), _held(starts)
     g = torch.zeros_like(problem.b).expand(*pull.shape[:-2], -1)
-    return Rest(pull.new_zeros(pull.shape[:-2]), pull, g, 0)
+    cooling = QUICK if all(start.held for start in starts) else COOLING
+    steps = _count(heat, cooling, max_iter - 1)
+    for _ in range(steps):
+        step = _step(problem, pull, g, heat * eps, FEW, backend)
+        cooler = (cooling * heat).clamp(min=1)
+        # What is cold waits for the rest of its batch. Potentials over the temperature grow as it falls.
+        hot = heat > 1
+        g = torch.where(hot[..., None], (heat / cooler)[..., None] * step.g, g)
+        pull, heat = torch.where(hot[..., None, None] & ~held, step.pull, pull), cooler
+    rest = Rest(pull.new_zeros(pull.shape[:-2]), pull, g, steps)
+    return _followed(problem, rest, eps, LOOSE, min(COMPARE, max_iter - steps), backend)
 
 
-def _joined(rests: list[Rest]) -> Rest:
-    objective, pull, g = (torch.cat([getattr(rest, name) for rest in rests]) for name in ("objective", "pull", "g"))
+def _count(heat: Tensor, cooling: float, most: int) -> int:
+    """The steps until the temperature has fallen by ``heat``."""
+    hottest = float(heat.max())
+    return min(ceil(log(hottest) / -log(cooling)), most) if 1 < hottest < inf else 0
+
+
+def _followed(problem: Quadratic, rest: Rest, eps: Tensor, tol: float, most: int, backend: str) -> Rest:
+    """At most so many steps on, until no start's cost moves by more than ``tol`` times the temperature."""
+    pull, g = rest.pull, rest.g
+    for iteration in range(1, most + 1):
+        step = _step(problem, pull, g, eps, min(SWEEPS + iteration // CHECK, MOST), backend)
+        new = step.pull + AHEAD * (step.pull - pull), step.g
+        if iteration == most or iteration % CHECK == 0:
+            done = settled(problem, pull, step.pull, eps, tol)
+            # The starts of one problem are compared together, and each problem of a batch on its own.
+            done = done.all(0) if done.ndim > problem.mass.ndim else done
+            if iteration == most or bool(done.all()):
+                return Rest(step.objective(problem, eps), step.pull, step.g, rest.n_iter + iteration)
+            new = torch.where(done[..., None, None], pull, new[0]), torch.where(done[..., None], g, new[1])
+        pull, g = new
+    return rest
+
+
+def _held(starts: Sequence[Start]) -> Tensor:
+    moment = starts[0].moment
+    return _stacked([moment.new_full((1,) * moment.ndim, start.held, dtype=torch.bool) for start in starts])
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0]
+
+
+def _best(rests: Sequence[Rest]) -> Rest:
+    """The best rest of each batch element."""
+    if len(rests) == 1:
+        return rests[0]
+    index = torch.stack([rest.objective for rest in rests]).argmin(0)
+    objective, pull, g = (
+        _pick(torch.stack([getattr(rest, name) for rest in rests]), index) for name in ("objective", "pull", "g")
+    )
     return Rest(objective, pull, g, max(rest.n_iter for rest in rests))
 
 
-def _follow(
-    problem: Quadratic,
-    rest: Rest,
-    eps: Tensor,
-    heat: Tensor,
-    tol: float,
-    max_iter: int,
-    backend: str,
-    starts: Sequence[Start] = (),
-) -> Rest:
-    """Steps until the temperature is ``eps`` and no start's cost moves by more than ``tol`` of it."""
-    pull, g = rest.pull, rest.g
-    held = torch.tensor([s.held for s in starts], device=g.device)[(..., *(None,) * (pull.ndim - 1))]
-    cooling = QUICK if starts and all(s.held for s in starts) else COOLING
-    hottest = float(heat.max())
-    for iteration in range(1, max_iter + 1):
-        plan = _rough(problem, pull, g, heat * eps, backend)
-        # Only f + g is determined, and single precision is lost on constants that add up.
-        g = plan.g - (problem.b * plan.g).sum(-1, keepdim=True) / problem.mass[..., None]
-        moment, _ = problem.read(plan)
-        new = problem.pull(moment)
-        cold = hottest <= 1
-        look = cold and iteration % CHECK == 0
-        if iteration == max_iter or (look and bool(settled(problem, pull, new, eps, tol).all())):
-            return Rest(_objective(problem, plan, pull, new, moment, eps), new, g, rest.n_iter + iteration)
-        pull = new if cold or not starts else torch.where(held, pull, new)
-        cooler = (cooling * heat).clamp(min=1)
-        # Potentials over the temperature grow as it falls.
-        g, heat, hottest = (heat / cooler)[..., None] * g, cooler, hottest * cooling
-    raise AssertionError
+def _pick(stack: Tensor, index: Tensor) -> Tensor:
+    """The entry ``index`` of the first dimension, for each batch element."""
+    index = index[(None, ..., *(None,) * (stack.ndim - 1 - index.ndim))]
+    return torch.take_along_dim(stack, index, 0)[0]
 
 
-def _objective(problem: Quadratic, plan: "_Rough", pull: Tensor, new: Tensor, moment: Tensor, eps: Tensor) -> Tensor:
-    """The entropic objective, shape (...), up to a constant: the dual value of the linearised one, made quadratic."""
-    dual = (problem.a * plan.f).sum(-1) + (problem.b * plan.g).sum(-1)
-    return eps * dual + ((pull - 0.5 * new) * moment).sum((-2, -1))
+@dataclass(frozen=True)
+class _Step:
+    """The plan of a linearisation, its moment and cost, and the cost ``last`` that it is of."""
 
-
-class _Rough:
-    """A plan near its marginals, with potentials over the temperature: f is optimal given g."""
-
+    plan: "_Rough"
+    last: Tensor
+    moment: Tensor
+    pull: Tensor
     g: Tensor
 
+    def objective(self, problem: Quadratic, eps: Tensor) -> Tensor:
+        """The entropic objective, shape (...), up to a constant: the dual one of the linearised problem."""
+        dual = (problem.a * self.plan.f).sum(-1) + (problem.b * self.plan.g).sum(-1)
+        return eps * dual + ((self.last - 0.5 * self.pull) * self.moment).sum((-2, -1))
+
+
+def _step(problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, sweeps: int, backend: str) -> _Step:
+    small = backend in ("auto", "dense") and pull.shape[:-1].numel() * problem.b.shape[-1] <= SMALL
+    plan = (_Scaled if small else partial(_Iterated, backend=backend))(problem, pull, g, eps, sweeps)
+    moment = plan.moment(problem)
+    # Only f + g is determined, and single precision is lost on constants that add up.
+    g = plan.g - (problem.b_shares * plan.g).sum(-1, keepdim=True)
+    return _Step(plan, pull, moment, problem.pull(moment), g)
+
+
+class _Rough(Coupling, Protocol):
+    """A plan near its marginals, with potentials over the temperature, one of them optimal given the other."""
+
+    @property
+    def f(self) -> Tensor: ...
+    @property
+    def g(self) -> Tensor: ...
+    def moment(self, problem: Quadratic) -> Tensor: ...
+
+
+class _Scaled:
+    """The kernel at the potentials so far, with one as the largest entry of each row, scaled a few times."""
+
+    def __init__(self, problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, sweeps: int) -> None:
+        a, b = problem.a[..., None], problem.b[..., None]
+        scores = problem.cost(pull).scaled(eps.reciprocal()).scores(slice(None), g + problem.log_b)
+        self.top = scores.amax(-1, keepdim=True)
+        # A column that no row is near is linked to all of them: it must not lose its mass, nor be denormal.
+        self.kernel = scores.sub_(self.top).clamp_(min=NEGLIGIBLE).exp_()
+        columns, self.u = self.kernel.mT, a / self.kernel.sum(-1, keepdim=True)
+        for _ in range(sweeps):
+            self.v = b / (columns @ self.u)
+            self.u = a / (self.kernel @ self.v)
+        self.g = (g + self.v[..., 0].log()).masked_fill_(problem.absent, 0.0)
+
     @property
     def f(self) -> Tensor:
-        raise NotImplementedError
+        return -(self.top + (self.kernel @ self.v).log_())[..., 0]
 
     @property
     def plan(self) -> Tensor:
-        raise NotImplementedError
+        return self.u * self.kernel * self.v.mT
+
+    def moment(self, problem: Quadratic) -> Tensor:
+        # Rows have their mass already.
+        return self.plan if problem.right.z is None else self.apply(problem.right.z)
 
     def apply(self, v: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.u * (self.kernel @ (self.v * v))
 
     def apply_transpose(self, v: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.v * (self.kernel.mT @ (self.u * v))
 
 
-class _Scaled(_Rough):
-    """The kernel at the potentials so far, with rows of mass one, scaled a few times."""
-
-    def __init__(self, problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor) -> None:
-        cost, a, b = problem.cost(pull).scaled(1 / eps), problem.a, problem.b
-        self.scores = cost.scores(slice(None), g + b.log())
-        self.kernel = self.scores.softmax(-1)
-        columns, tiny = self.kernel.mT, torch.finfo(g.dtype).tiny
-        self.u = a.expand(self.kernel.shape[:-1])
-        for sweep in range(SWEEPS):
-            scale = _times(columns, self.u).clamp_(min=tiny).reciprocal_()
-            self.v = b * scale
-            if sweep < SWEEPS - 1:
-                self.u = a / _times(self.kernel, self.v)
-        self.g = g + scale.log_()
-
-    @property
-    def f(self) -> Tensor:
-        return -(self.scores.logsumexp(-1) + _times(self.kernel, self.v).log_())
-
-    @property
-    def plan(self) -> Tensor:
-        return self.u[..., None] * self.kernel * self.v[..., None, :]
-
-    def apply(self, v: Tensor) -> Tensor:
-        return self.u[..., None] * (self.kernel @ (self.v[..., None] * v))
-
-    def apply_transpose(self, v: Tensor) -> Tensor:
-        return self.v[..., None] * (self.kernel.mT @ (self.u[..., None] * v))
-
-
-class _Iterated(_Rough):
+class _Iterated:
     """The plan of an engine after a few iterations of the Sinkhorn loop."""
 
-    def __init__(self, problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, backend: str) -> None:
+    def __init__(self, problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, sweeps: int, *, backend: str) -> None:
         self.engine: Engine = engine(problem.cost(pull), eps, backend)
         rows, columns = (Side(w.expand(*pull.shape[:-2], -1)) for w in (problem.a, problem.b))
-        solution = potentials(self.engine, rows, columns, tol=1e-2, max_iter=SWEEPS, init=(None, g))
-        self._f, self.g = solution.f, solution.g
+        solution = potentials(self.engine, rows, columns, tol=1e-2, max_iter=sweeps, init=(None, g))
+        self.f, self.g = solution.f, solution.g
         self.hf, self.hg = solution.f + rows.log, solution.g + columns.log
-
-    @property
-    def f(self) -> Tensor:
-        return self._f
 
     @property
     def plan(self) -> Tensor:
         return torch.cat([block for _, block in self.engine.plan(self.hf, self.hg)], -2)
+
+    def moment(self, problem: Quadratic) -> Tensor:
+        return problem.read(self)[0]
 
     def apply(self, v: Tensor) -> Tensor:
         return self.engine.product(self.hf, self.hg, v)
 
     def apply_transpose(self, v: Tensor) -> Tensor:
         return self.engine.mT.product(self.hg, self.hf, v)
-
-
-def _rough(problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, backend: str) -> _Rough:
-    small = backend in ("auto", "dense") and pull.shape[:-1].numel() * problem.b.shape[-1] <= SMALL
-    return _Scaled(problem, pull, g, eps) if small else _Iterated(problem, pull, g, eps, backend)
-
-
-def _times(kernel: Tensor, v: Tensor) -> Tensor:
-    return (kernel @ v[..., None])[..., 0]
-
-
-def _pick(stack: Tensor, index: Tensor) -> Tensor:
-    """The entry ``index`` of the first dimension, for each batch element; the dimension stays."""
-    index = index[(None, ..., *(None,) * (stack.ndim - 1 - index.ndim))]
-    return torch.take_along_dim(stack, index, 0)

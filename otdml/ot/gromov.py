@@ -28,7 +28,7 @@ EPS = 0.02
 # Over the same product, the temperature at which descents begin.
 HOT = 1.0
 
-# Marginals of single precision are met no better than to this many rounding units.
+# Marginals are met no better than to this many rounding units.
 ROUNDING = 64
 
 
@@ -183,12 +183,15 @@ def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) ->
 
 def _temperatures(problem: Quadratic, eps: float | Tensor | None) -> tuple[Tensor, Tensor]:
     """The temperature to solve at, shape (...) or (), and the one to cool down from."""
-    scale = problem.left.size(problem.a) * problem.right.size(problem.b) * problem.mass
+    left, right, a, b = problem.left, problem.right, problem.a, problem.b
+    scale, hot = (left.size(a, k) * right.size(b, k) * problem.mass for k in (1, 2))
+    shifts = (a * left.alpha.square()).sum(-1) * (b * right.alpha.square()).sum(-1)
+    hot = HOT * (hot + 2 * shifts.sqrt())
     # The floor is for clouds that are a single point, on which every temperature gives the same plan.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     if isinstance(eps, Tensor):
-        return eps.detach(), HOT * scale
-    return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), HOT * scale
+        return eps.detach(), hot
+    return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), hot
 
 
 def _starts(problem: Quadratic, init: str | Coupling | Tensor, paired: bool) -> list[Start]:
@@ -203,7 +206,7 @@ def _starts(problem: Quadratic, init: str | Coupling | Tensor, paired: bool) -> 
     pairing = [Start(problem.pairing(), held=True)] if paired and init != "product" else []
     if init == "identity" and paired:
         return pairing
-    return pairing + [Start(problem.independence(tilt), held=False) for tilt in (1, -1)]
+    return pairing + [Start(moment, held=False) for moment in problem.independents()]
 
 
 @dataclass(frozen=True)
@@ -220,17 +223,23 @@ def _polished(
 ) -> tuple[OTResult, _Converged]:
     """Steps whose plans meet their marginals, until one moves the cost by less than the tolerance."""
     pull, g, last = rest.pull, eps[..., None] * rest.g, max(max_iter, rest.n_iter + 1)
-    inner, least = tol, min(tol, max(tol / 10, ROUNDING * torch.finfo(g.dtype).eps))
+    resolved = _resolved(problem, rest, eps)
+    inner, least = max(tol, resolved), max(tol / 10, resolved)
     for iteration in range(rest.n_iter + 1, last + 1):
-        options: dict[str, Any] = {"eps": eps, "tol": inner, "init": (None, g), "backend": backend}
+        options: dict[str, Any] = {"eps": eps, "tol": inner, "init": (None, g), "backend": backend, "quiet": True}
         transport = entropic(problem.cost(pull), problem.a, problem.b, **options)
         new = problem.pull(problem.read(transport)[0])
-        converged = settled(problem, pull, new, eps, tol)
+        converged = settled(problem, pull, new, eps, tol) & transport.converged
         if iteration == last or bool(converged.all()):
             return transport, _Converged(pull, converged, iteration)
         # Within their tolerance marginals go to and fro, and with them the cost.
         pull, g, inner = new, transport.g, max(inner / 2, least)
     raise AssertionError
+
+
+def _resolved(problem: Quadratic, rest: Rest, eps: Tensor) -> float:
+    """The error of marginals that rounding of the costs over the temperature leaves."""
+    return torch.finfo(eps.dtype).eps * max(ROUNDING, 3 * float((problem.size(rest.pull) / eps).max()))
 
 
 def _result(
@@ -259,7 +268,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.clone()
+        return value.view_as(value)
 
     @staticmethod
     @once_differentiable

@@ -11,7 +11,7 @@ costs :math:`K = \sigma Z Z^\top` with centred features Z, which no matrix of nÂ
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -67,9 +67,18 @@ class Intrinsic:
         assert self.z is not None
         return (self.sigma * (self.z @ (self.z.mT @ (a[..., None] * self.z))) * self.sigma * self.z).sum(-1)
 
-    def size(self, a: Tensor) -> Tensor:
-        """Root mean square of K, shape (...)."""
-        return (a * self.energies(a)).sum(-1).clamp(min=0).sqrt() / a.sum(-1)
+    def size(self, a: Tensor, power: int = 1) -> Tensor:
+        r"""The norm :math:`(\sum_k \lambda_k^{2 p})^{1 / 2 p}` of the eigenvalues of K as a kernel, shape (...).
+
+        It is the root mean square of K at the power 1, and tends to the largest eigenvalue.
+        """
+        if self.matrix is None:
+            assert self.z is not None
+            gram = self.sigma * (self.z.mT @ (a[..., None] * self.z))
+        else:
+            root = a.sqrt()
+            gram = root[..., None] * self.matrix * root[..., None, :]
+        return torch.linalg.matrix_norm(torch.linalg.matrix_power(gram, power)) ** (1 / power) / a.sum(-1)
 
     def detach(self) -> "Intrinsic":
         z, matrix = (t if t is None else t.detach() for t in (self.z, self.matrix))
@@ -82,11 +91,12 @@ def intrinsic(name: str, x: Tensor, a: Tensor, cost: IntrinsicCost) -> Intrinsic
     Features are kept where they are fewer than the points, and the matrix otherwise: the smaller of the two.
     """
     scale = x.new_ones(())
-    if isinstance(cost, ScaledCostLike):
+    if not isinstance(cost, str) and isinstance(cost, ScaledCostLike):
         scale, cost = cost.scale.to(x), check_choice(name, cost.cost, COSTS)
     total = a.sum(-1, keepdim=True)
     if isinstance(cost, str) and check_choice(name, cost, COSTS) in _FEATURES:
-        return _from_features(x, a / total, cost, scale)
+        form = _from_features if x.shape[-2] > x.shape[-1] else _from_products
+        return form(x, a / total, cost, scale)
     matrix = scale * intrinsic_block(name, x, x, cost)
     potential = (matrix @ (a / total)[..., None])[..., 0]
     mean = (potential * a / total).sum(-1)
@@ -122,13 +132,71 @@ def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> Intrinsic:
     else:
         mean = (1.0 if cost == "cosine" else 0.0) - centre.square().sum(-1)
         alpha = -(z @ centre[..., None])[..., 0]
-    sigma = (scale * _FEATURES[cost])[..., None, None]
-    n, e = z.shape[-2:]
-    K = sigma * (z @ z.mT) if n <= e else None
-    return Intrinsic(scale * mean, scale[..., None] * alpha, z if K is None else None, sigma, K)
+    return Intrinsic(scale * mean, scale[..., None] * alpha, z, _sigma(cost, scale), None)
+
+
+def _from_products(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> Intrinsic:
+    """The same from scalar products, so that many features are passed over few times."""
+    products = _Products.apply(x, cost == "cosine")
+    between, along, square = products[..., :-1, :-1], products[..., :-1, -1], products[..., -1, -1]
+    potential = (between @ p[..., None])[..., 0]
+    offset = (p * potential).sum(-1)[..., None]
+    centred = between - potential[..., :, None] - (potential - offset)[..., None, :]
+    if cost == "sqeuclidean":
+        squares = centred.diagonal(dim1=-2, dim2=-1)
+        half = (p * squares).sum(-1)
+        mean, alpha = 2 * half, squares - half[..., None]
+    else:
+        turned = potential + along
+        shift = (p * turned).sum(-1)
+        mean = (1.0 if cost == "cosine" else 0.0) - shift - (p * along).sum(-1) - square
+        alpha = shift[..., None] - turned
+    sigma = _sigma(cost, scale)
+    return Intrinsic(scale * mean, scale[..., None] * alpha, None, sigma, sigma * centred)
+
+
+def _sigma(cost: str, scale: Tensor) -> Tensor:
+    return (scale * _FEATURES[cost])[..., None, None]
+
+
+class _Products(torch.autograd.Function):
+    r"""Scalar products of n points, of unit length if that is asked for, taken from their mean; the mean comes last.
+
+    Shape (..., n + 1, n + 1). The slope is a matrix of n (n + 1) entries times the same rows: one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, unit: bool) -> Tensor:
+        n, d = x.shape[-2:]
+        rows = x.new_empty(*x.shape[:-2], n + 1, d)
+        points, mean = rows[..., :-1, :], rows[..., -1:, :]
+        norm = _norm(x) if unit else x.new_ones(())
+        torch.div(x, norm, out=points)
+        torch.mean(points, -2, keepdim=True, out=mean)
+        points.sub_(mean)
+        products = rows @ rows.mT
+        ctx.unit = unit
+        ctx.save_for_backward(rows, products, norm)
+        return products
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        rows, products, norm = ctx.saved_tensors
+        weights = (grad + grad.mT)[..., :-1, :]
+        if ctx.unit:
+            # Along itself a point of unit length does not move.
+            along = (weights * (products[..., :-1, :] + products[..., -1:, :])).sum(-1)
+            weights.diagonal(dim1=-2, dim2=-1).sub_(along)
+            weights[..., -1].sub_(along)
+            weights.div_(norm)
+        return weights @ rows, None
 
 
 def _unit(x: Tensor) -> Tensor:
+    return x / _norm(x)
+
+
+def _norm(x: Tensor) -> Tensor:
     # A zero row stays zero and its slope finite; normalize() would divide it by 1e-12.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.where(norm > 0, 1.0)
+    return norm.where(norm > 0, 1.0)

@@ -12,6 +12,7 @@ so that only :math:`Q(P) = 2 s \langle \alpha, P \beta \rangle + \langle K P L, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -49,9 +50,51 @@ class Quadratic:
     a: Tensor
     b: Tensor
 
-    @property
+    @cached_property
     def mass(self) -> Tensor:
         return self.a.sum(-1)
+
+    @cached_property
+    def b_shares(self) -> Tensor:
+        return self.b / self.mass[..., None]
+
+    @cached_property
+    def log_b(self) -> Tensor:
+        return self.b.log()
+
+    @cached_property
+    def absent(self) -> Tensor:
+        """Which second points have no weight."""
+        return self.b <= 0
+
+    @cached_property
+    def _tilt(self) -> Tensor:
+        return (2 * self.mass[..., None] * self.left.alpha)[..., None]
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        """What a plan is read through: Z where it is kept, beta, and ones."""
+        beta = self.right.alpha[..., None]
+        return torch.cat([*([] if self.right.z is None else [self.right.z]), beta, torch.ones_like(beta)], -1)
+
+    @cached_property
+    def _lift(self) -> Tensor:
+        """Twice the left factor of K, or K itself, times the factor of L where the moment has none of it."""
+        left, scale = self.left, 2 * (1 if self.right.matrix is not None else self.right.sigma)
+        if left.matrix is not None:
+            return scale * left.matrix
+        assert left.z is not None
+        return scale * left.sigma * left.z
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        assert self.right.z is not None
+        return self.right.z.mT @ (self.b[..., None] * self.right.z)
+
+    @cached_property
+    def _right_factor(self) -> Tensor:
+        assert self.right.z is not None
+        return torch.cat([self.right.alpha[..., None], self.right.z], -1)
 
     def detach(self) -> "Quadratic":
         return Quadratic(self.left.detach(), self.right.detach(), self.a.detach(), self.b.detach())
@@ -61,47 +104,46 @@ class Quadratic:
 
         What potentials are rounded to, over a low temperature, shows in the mass of a plan before it shows elsewhere.
         """
-        right = self.right
-        z = plan.plan.detach() if right.z is None else right.z
-        columns = [right.alpha[..., None], torch.ones_like(right.alpha)[..., None]]
-        read = (
-            torch.cat([z, z @ torch.cat(columns, -1)], -1)
-            if right.z is None
-            else plan.apply(torch.cat([z, *columns], -1))
-        )
-        mass = torch.where(read[..., -1:] > 0, read[..., -1:], 1.0)
-        read = read[..., :-1] * (self.a[..., None] / mass)
+        if self.right.z is None:
+            matrix = plan.plan.detach()
+            read = torch.cat([matrix, matrix @ self._columns], -1)
+        else:
+            read = plan.apply(self._columns)
+        # A point without weight has a row of zeros, which stays one.
+        mass = read[..., -1:].clamp(min=torch.finfo(read.dtype).tiny)
+        read = (read[..., :-1] / mass).mul_(self.a[..., None])
         return read[..., :-1], read[..., -1]
 
     def pairing(self) -> Tensor:
         """The moment of the plan that pairs equal indices."""
         return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
 
-    def independence(self, tilt: float) -> Tensor:
-        r"""The moment of the plan :math:`a_i b_j (1 + t h_i h'_j / 2)`, with centred functions h of the points.
+    def independents(self) -> tuple[Tensor, Tensor]:
+        r"""The moments of the plans :math:`a_i b_j (1 \pm h_i h'_j / 2)`, with centred functions h of the points.
 
-        At independence itself the gradient of Q can vanish. So the plan is tilted, for t = 1 to pair points that look
-        alike from the extreme point of their cloud, for -1 to pair those that do not.
+        At independence itself the gradient of Q can vanish. So the plan is tilted, one way to pair points that look
+        alike from the extreme point of their cloud, and the other to pair those that do not.
         """
-        h, other = _view(self.left, self.a), _view(self.right, self.b)
-        a, b = self.a[..., None], (self.b / self.mass[..., None])[..., None, :]
-        rows, columns = 0.5 * tilt * a * h[..., None], b * other[..., None, :]
-        return a * b + rows * columns if self.right.z is None else rows * (columns @ self.right.z)
+        a, b = self.a[..., None], self.b_shares[..., None, :]
+        rows = 0.5 * a * _view(self.left, self.a)[..., None]
+        columns = b * _view(self.right, self.b)[..., None, :]
+        if self.right.z is not None:
+            tilt = rows * (columns @ self.right.z)
+            return tilt, -tilt
+        return a * b + rows * columns, a * b - rows * columns
 
     def pull(self, moment: Tensor) -> Tensor:
         """Left factor of the gradient of <K P L, P>: with Z, or with the identity, as the right one."""
-        right = self.right
-        return 2 * self.left.times(right.sigma * moment if right.matrix is None else moment @ right.matrix)
+        v = moment if self.right.matrix is None else moment @ self.right.matrix
+        return self._lift @ (v if self.left.z is None else self.left.z.mT @ v)
 
     def cost(self, pull: Tensor) -> Bilinear | Matrix:
         """Minus the gradient of Q, up to constants of rows and columns, which transport ignores."""
-        alpha = 2 * self.mass[..., None] * self.left.alpha
         if self.right.z is None:
-            return Matrix(-alpha[..., :, None] * self.right.alpha[..., None, :] - pull)
+            return Matrix(-self._tilt * self.right.alpha[..., None, :] - pull)
         batch = pull.shape[:-2]
-        q = torch.cat([alpha[..., None].expand(*batch, -1, -1), pull], -1)
-        k = torch.cat([self.right.alpha[..., None], self.right.z], -1)
-        return Bilinear(q, k.expand(*batch, -1, -1))
+        q = torch.cat([self._tilt.expand(*batch, -1, -1), pull], -1)
+        return Bilinear(q, self._right_factor.expand(*batch, -1, -1))
 
     def size(self, pull: Tensor) -> Tensor:
         """Root mean square of the costs that ``pull`` stands for, shape (...)."""
@@ -109,7 +151,7 @@ class Quadratic:
             square = (self.a * (pull.square() @ self.b[..., None])[..., 0]).sum(-1)
         else:
             left = pull.mT @ (self.a[..., None] * pull)
-            square = (left * (self.right.z.mT @ (self.b[..., None] * self.right.z))).sum((-2, -1))
+            square = (left * self._gram).sum((-2, -1))
         return square.clamp(min=0).sqrt() / self.mass
 
     def linear(self, transported: Tensor) -> Tensor:

@@ -144,6 +144,7 @@ def entropic(
     init: Init = None,
     backend: str = "auto",
     mask: Mask | None = None,
+    quiet: bool = False,
 ) -> OTResult:
     """Entropic transport for a cost in any form; what :func:`sinkhorn` and other solvers of the library call.
 
@@ -158,6 +159,7 @@ def entropic(
         init: As in :func:`sinkhorn`.
         backend: As in :func:`sinkhorn`.
         mask: Forbidden pairs: ``mask(rows, columns)`` for two slices, True where no mass may go.
+        quiet: Whether the caller looks at ``converged`` itself, so that no warning is due.
 
     Returns:
         The result, differentiable in the leaves of the cost and in the weights.
@@ -175,7 +177,7 @@ def entropic(
     with torch.no_grad():
         problem, solution = _solve(cost, soft, (a, b), eps, penalties, init, (tol, max_iter), (backend, mask))
         solution, over = reheated(soft, *problem.sides, solution)
-    if not bool(solution.converged.all()):
+    if not quiet and not bool(solution.converged.all()):
         _warn(solution, tol, max_iter)
     return _result(problem, solution, a, b, penalties, over)
 
