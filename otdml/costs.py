@@ -24,6 +24,7 @@ __all__ = [
     "Ground",
     "Matrix",
     "Pointwise",
+    "check_cost",
     "cost_matrix",
     "ground",
     "mean_cost",
@@ -197,6 +198,11 @@ def _per_batch(scale: Tensor | float) -> Tensor | float:
     return scale[..., None, None] if isinstance(scale, Tensor) else scale
 
 
+def check_cost(cost: Cost) -> Cost:
+    """``cost``, if it is a function or the name of one."""
+    return cost if callable(cost) else check_choice("cost", cost, COSTS)
+
+
 def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Pointwise:
     r"""The cost between the points ``x`` and ``y``, in the form in which solvers use it.
 
@@ -229,9 +235,9 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
         tensor([[9.],
                 [1.]])
     """
+    check_cost(cost)
     if callable(cost):
         return Pointwise(cost, x, y)
-    check_choice("cost", cost, COSTS)
     if cost == "sqeuclidean":
         return _sqeuclidean(x, y)
     if cost == "euclidean":
@@ -272,7 +278,8 @@ def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
 
     def symbolic(x: Any, y: Any) -> Any:
         z, far = (x - y) - t[..., None, :], t.norm(dim=-1)[..., None, None]
-        return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / (_euclidean_symbol(x, y) + far)
+        both = _euclidean_symbol(x, y) + far + torch.finfo(t.dtype).tiny
+        return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / both
 
     return Pointwise(excess, x, y, t.norm(dim=-1).expand(x.shape[:-1]), symbolic=symbolic)
 
@@ -302,7 +309,9 @@ class _Excess(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         along = 2 * ((x @ t.mT) - (y @ t.mT).mT)
-        excess = (along + _distances(x, y).square()) / (_distances(x + t, y) + t.norm(dim=-1, keepdim=True))
+        both = _distances(x + t, y) + t.norm(dim=-1, keepdim=True)
+        # Zero over zero where points meet, in a batch element whose centres do.
+        excess = (along + _distances(x, y).square()) / both.clamp(min=torch.finfo(x.dtype).tiny)
         ctx.save_for_backward(x, y, t, excess)
         return excess
 

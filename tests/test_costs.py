@@ -64,6 +64,15 @@ def test_geodesic_is_exact_at_small_angles_and_at_the_antipode():
     torch.testing.assert_close(cost_matrix(torch.tensor([[1.0, 0.0]]), y, "geodesic")[0], angle, rtol=1e-5, atol=2e-7)
 
 
+def test_points_that_meet_beside_clouds_that_are_far():
+    # One batch element makes the far form worth while; in the other the clouds, and so their centres, are the same.
+    x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = (x + torch.tensor([0.0, 1000.0])[:, None, None]).requires_grad_()
+    distances = cost_matrix(x, y, "euclidean")
+    torch.testing.assert_close(distances[0], torch.cdist(x[0], x[0]))
+    assert torch.autograd.grad(distances.sum(), y)[0].isfinite().all()
+
+
 def test_distances_keep_their_digits_far_from_the_origin():
     x = torch.tensor([[1e6, 0.0], [1e6 + 1, 0.0]])
     y = torch.tensor([[-1e6, 0.0], [-1e6 + 2, 0.0]])
