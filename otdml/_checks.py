@@ -158,13 +158,13 @@ def check_equal_mass(a: Tensor, b: Tensor) -> None:
         raise argument_error("b", "have the mass of `a`", got, "Normalise the weights.")
 
 
-def check_paired(x: Tensor, y: Tensor) -> None:
+def check_paired(x: Tensor, y: Tensor, second: str = "y") -> None:
     """Raise unless row i of ``y`` is the image of row i of ``x``: equal shapes up to the features."""
     check_points("x", x)
-    check_points("y", y)
+    check_points(second, y)
     if x.shape[-2] != y.shape[-2]:
-        raise argument_error("y", f"hold one row per row of `x`, {x.shape[-2]}", y.shape[-2])
-    _check_alike(x, y)
+        raise argument_error(second, f"hold one row per row of `x`, {x.shape[-2]}", y.shape[-2])
+    _check_alike(x, y, second=second)
 
 
 def check_views(z1: Tensor, z2: Tensor, *, paired: bool) -> None:

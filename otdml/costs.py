@@ -24,7 +24,6 @@ __all__ = [
     "Ground",
     "Matrix",
     "Pointwise",
-    "check_cost",
     "cost_matrix",
     "ground",
     "mean_cost",

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from otdml._checks import check_choice, check_integer, check_measures, check_paired, check_positive
+from otdml._checks import argument_error, check_choice, check_integer, check_paired, check_positive, check_weights
 from otdml._precision import full_precision
-from otdml.costs import Cost, cost_matrix
+from otdml.costs import Cost, check_cost, cost_matrix
 from otdml.measures import weights
 from otdml.ot.engines import BACKENDS
 from otdml.ot.sinkhorn import sinkhorn
@@ -63,8 +63,10 @@ def monge_gap(
         >>> monge_gap(x, x.flip(0), eps=1.0)  # 100, which no move would save; and eps log 2
         tensor(99.3069)
     """
-    check_paired(x, tx)
-    check_measures(x, tx, a, a)
+    check_paired(x, tx, second="tx")
+    if x.shape[-1] != tx.shape[-1]:
+        raise argument_error("tx", f"have the features of `x`, {x.shape[-1]}", tx.shape[-1])
+    check_weights("a", a, x)
     paired = cost_matrix(x[..., None, :], tx[..., None, :], cost)[..., 0, 0]
     options: dict[str, Any] = {"cost": cost, "eps": eps, "tol": tol, "max_iter": max_iter, "backend": backend}
     return (weights(x, a) * paired).sum(-1) - sinkhorn(x, tx, a, a, **options).value
@@ -83,7 +85,7 @@ class MongeGap(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.cost = cost
+        self.cost = check_cost(cost)
         self.eps = eps if eps is None else check_positive("eps", eps)
         self.tol = check_positive("tol", tol)
         self.max_iter = check_integer("max_iter", max_iter)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_integer, check_positive
-from otdml.ot.sliced import sliced
+from otdml._checks import check_integer
+from otdml.ot.sliced import check_exponent, sliced
 
 __all__ = ["SlicedWasserstein", "sliced_wasserstein"]
 
@@ -42,7 +42,7 @@ def sliced_wasserstein(
         One value per batch element, shape (...), in the units of the points to the power p.
 
     Raises:
-        ValueError: If shapes do not fit, or an option is out of range.
+        ValueError: If shapes do not fit, masses differ, or an option is out of range.
 
     Example:
         >>> import torch
@@ -59,7 +59,7 @@ class SlicedWasserstein(nn.Module):
     def __init__(self, *, n_projections: int = 64, p: float = 2.0, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.n_projections = check_integer("n_projections", n_projections)
-        self.p = check_positive("p", p)
+        self.p = check_exponent(p)
         self.generator = generator
 
     def extra_repr(self) -> str:

@@ -18,7 +18,7 @@ from otdml.ot.implicit import Problem, envelope, implicit_potentials, plan_produ
 from otdml.ot.potentials import Side, Solution, potentials
 from otdml.ot.result import OTResult
 
-__all__ = ["Rho", "entropic", "sinkhorn", "sinkhorn_matrix"]
+__all__ = ["Rho", "check_rho", "entropic", "sinkhorn", "sinkhorn_matrix"]
 
 Rho = float | tuple[float | None, float | None] | None
 Init = tuple[Tensor | None, Tensor | None] | None
@@ -252,20 +252,26 @@ def _sides(
     return a, b
 
 
-def _penalties(rho: Rho, a: Tensor, b: Tensor) -> tuple[float | None, float | None]:
+def check_rho(rho: Rho) -> tuple[float | None, float | None]:
+    """The penalties of both marginals, if they are positive numbers or None."""
     pair = rho if isinstance(rho, (tuple, list)) else (rho, rho)
     if len(pair) != 2:
         raise argument_error("rho", "be a number, a pair of numbers, or None", rho)
     for value in pair:
         if value is not None:
             check_positive("rho", value)
+    return pair[0], pair[1]
+
+
+def _penalties(rho: Rho, a: Tensor, b: Tensor) -> tuple[float | None, float | None]:
+    pair = check_rho(rho)
     if pair == (None, None):
         mass = a.detach().sum(-1)
         difference = float(((b.detach().sum(-1) - mass) / mass).abs().max())
         if difference > 1e-3 or math.isnan(difference):
             remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
             raise argument_error("b", "have the mass of `a`", f"a relative difference of {difference:.3g}", remedy)
-    return pair[0], pair[1]
+    return pair
 
 
 def _temperature(cost: Ground, a: Tensor, b: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_measures
+from otdml._checks import argument_error, check_equal_mass, check_integer, check_measures
 from otdml._precision import full_precision
 from otdml.measures import weights
 
-__all__ = ["directions", "sliced", "wasserstein_1d"]
+__all__ = ["check_exponent", "directions", "sliced", "wasserstein_1d"]
 
 
 def directions(d: int, n: int, *, generator: torch.Generator | None = None, like: Tensor | None = None) -> Tensor:
@@ -45,23 +45,27 @@ def wasserstein_1d(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | No
         Shape (...), in the units of the points to the power p.
 
     Raises:
-        ValueError: If shapes do not fit or p < 1.
+        ValueError: If shapes do not fit, masses differ, or p < 1.
 
     Example:
         >>> import torch
         >>> wasserstein_1d(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]), p=1)  # 0 to 1, and 1 to 3
         tensor(1.5000)
     """
-    _check_exponent(p)
+    check_exponent(p)
     check_measures(x[..., None], y[..., None], a, b)
     if a is None and b is None and x.shape[-1] == y.shape[-1]:
         return (x.sort(-1).values - y.sort(-1).values).abs().pow(p).mean(-1)
-    return _quantile_distance(x, y, weights(x[..., None], a), weights(y[..., None], b), p)
+    a, b = weights(x[..., None], a), weights(y[..., None], b)
+    check_equal_mass(a, b)
+    return _quantile_distance(x, y, a, b, p)
 
 
-def _check_exponent(p: float) -> None:
+def check_exponent(p: float) -> float:
+    """``p``, if it is the exponent of a distance."""
     if not 1 <= p < float("inf"):
         raise argument_error("p", "be a number in [1, infinity)", p)
+    return p
 
 
 def _quantile_distance(x: Tensor, y: Tensor, a: Tensor, b: Tensor, p: float) -> Tensor:
@@ -109,7 +113,7 @@ def sliced(
         Shape (...).
 
     Raises:
-        ValueError: If shapes do not fit, or an option is out of range.
+        ValueError: If shapes do not fit, masses differ, or an option is out of range.
 
     Example:
         >>> import torch
@@ -119,7 +123,7 @@ def sliced(
     """
     check_measures(x, y, a, b)
     check_integer("n_projections", n_projections)
-    _check_exponent(p)
+    check_exponent(p)
     theta = directions(x.shape[-1], n_projections, generator=generator, like=x)
     u, v = (theta @ x.mT), (theta @ y.mT)
     if a is not None or b is not None:

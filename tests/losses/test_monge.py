@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from otdml.costs import cost_matrix
-from otdml.losses import monge_gap
+from otdml.losses import MongeGap, monge_gap
 from otdml.ot import sinkhorn
 
 
@@ -71,12 +71,27 @@ def test_paired_cost_keeps_its_gradient():
     assert all(g.abs().max() < 1e-12 for g in gradients)
 
 
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine", "geodesic"])
+def test_points_that_stay(cost):
+    # The first point moves to the place of the second and back, the others stay: two moves too many.
+    x = cloud(n=5).requires_grad_()
+    tx = x.detach()[[1, 0, 2, 3, 4]].requires_grad_()
+    value = monge_gap(x, tx, cost=cost, eps=1e-3)
+    moved = cost_matrix(x.detach(), x.detach(), cost)[0, 1]
+    torch.testing.assert_close(value.detach(), 2 * moved / 5, rtol=0, atol=1e-3 * math.log(5) * 1.001)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value, (x, tx)))
+
+
 def test_callable_cost():
     x, tx = cloud(), cloud(seed=1)
     named = monge_gap(x, tx, cost="euclidean", eps=0.5, tol=1e-8)
     torch.testing.assert_close(monge_gap(x, tx, cost=torch.cdist, eps=0.5, tol=1e-8), named)
 
 
-def test_error_other_space():
-    with pytest.raises(ValueError, match="features"):
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="`tx` must have the features of `x`, 3, got 2"):
         monge_gap(cloud(), cloud(d=2))
+    with pytest.raises(ValueError, match="`tx` must hold one row per row of `x`, 12, got 5"):
+        monge_gap(cloud(), cloud(n=5))
+    with pytest.raises(ValueError, match="`cost` must be one of 'sqeuclidean'"):
+        MongeGap(cost="squared")

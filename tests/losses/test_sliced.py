@@ -69,3 +69,8 @@ def test_errors_name_the_argument():
         sliced_wasserstein(x, y, p=0.5)
     with pytest.raises(ValueError, match="`n_projections` must be an integer >= 1, got 0"):
         SlicedWasserstein(n_projections=0)
+    with pytest.raises(ValueError, match="`p` must be a number in"):
+        SlicedWasserstein(p=0.5)
+    a = torch.full((9,), 0.2, dtype=x.dtype)
+    with pytest.raises(ValueError, match=r"`b` must have the mass of `a`, got a relative difference of 0.444"):
+        sliced_wasserstein(x, y, a)
