@@ -1,6 +1,5 @@
 """Entropic transport and the Sinkhorn divergence."""
 
-import weakref
 from typing import Any
 
 import torch
@@ -8,11 +7,12 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_choice, check_integer, check_measures, check_positive
 from otdml._precision import full_precision
-from otdml.costs import Cost, ground, mean_cost
+from otdml.costs import Cost, check_cost, ground, mean_cost
+from otdml.losses._kept import Kept
 from otdml.measures import weights
 from otdml.ot.engines import BACKENDS
 from otdml.ot.self_transport import self_transport
-from otdml.ot.sinkhorn import Rho, entropic, sinkhorn
+from otdml.ot.sinkhorn import Rho, check_rho, entropic, sinkhorn
 
 __all__ = ["EntropicOT", "SinkhornDivergence", "entropic_ot", "self_term", "sinkhorn_divergence"]
 
@@ -218,9 +218,10 @@ class EntropicOT(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.cost = cost
+        self.cost = check_cost(cost)
         self.eps = eps if eps is None else check_positive("eps", eps)
         self.rho = rho
+        check_rho(rho)
         self.tol = check_positive("tol", tol)
         self.max_iter = check_integer("max_iter", max_iter)
         self.backend = check_choice("backend", backend, BACKENDS)
@@ -259,26 +260,19 @@ class SinkhornDivergence(EntropicOT):
         if cache_second and eps is None:
             raise argument_error("eps", "be a number where `cache_second` is on", eps)
         self.cache_second = cache_second
-        self._cached: tuple[list[tuple[weakref.ref[Tensor], int]], Tensor] | None = None
+        self._kept = Kept()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cached": None}
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", cache_second={self.cache_second}"
 
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-        return sinkhorn_divergence(x, y, a, b, **self._options(), second=self._second(y, b))
+        return sinkhorn_divergence(x, y, a, b, **self._options(), second=self._second(x, y, a, b))
 
-    def _second(self, y: Tensor, b: Tensor | None) -> Tensor | None:
-        if not self.cache_second or y.requires_grad or (b is not None and b.requires_grad):
+    def _second(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        if not self.cache_second:
             return None
-        given = [t for t in (y, b) if t is not None]
-        if self._cached is None or not _same(self._cached[0], given):
-            key = [(weakref.ref(t), t._version) for t in given]
-            self._cached = key, self_term(y, b, **self._options())
-        return self._cached[1]
-
-
-def _same(key: list[tuple[weakref.ref[Tensor], int]], tensors: list[Tensor]) -> bool:
-    """Whether these are the tensors of the key, not written to since."""
-    return len(key) == len(tensors) and all(
-        ref() is t and version == t._version for (ref, version), t in zip(key, tensors, strict=True)
-    )
+        check_measures(x, y, a, b)
+        options = self._options()
+        # A cost may have parameters, which a gradient step writes to.
+        given = (y, b, *self.parameters())
+        return self._kept(lambda: self_term(y, b, **options), given, options)

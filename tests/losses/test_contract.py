@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import otdml.losses
 from otdml.losses import (
     MMD,
     ContrastiveAlignment,
@@ -61,13 +62,17 @@ ASYMMETRIC = "it scores a map, and the image comes second"
 BIASED = "the entropy blurs the plan, so the value of equal measures is not zero"
 BELOW_ZERO = "the entropy blurs the plan, so the gap of an optimal map is below zero"
 OF_THE_OBJECTIVE = "it is that of the entropic objective, which the value leaves out; see tests/ot/test_gromov.py"
-DRAWS = {"compile": "a graph takes no torch.Generator; without one it compiles, see test_sliced.py"}
+DRAWS = {"compile": "a graph takes no torch.Generator; without one slices compile, see test_sliced.py"}
 STOPS = {"compile": "the solver stops on convergence, which reads a number from the device"}
 
-UNBIASED = "the U-statistic leaves out the pairs of a point with itself, which the law counts"
+PAIRS = dict.fromkeys(
+    ("zero on equal measures", "nonnegative", "doubled point", "one point"),
+    "the U-statistic leaves out the pairs of a point with itself, which the law counts",
+)
+MEDIAN = "the median distance is one of points, and does not look at their weights"
+FROZEN = "the bandwidth carries no gradient; see test_mmd.py"
 PLAIN = {"repr": "it has no parameter"}
 TRACED = {"compile": "tracing a custom function warns of a deprecation within torch"}
-DRAWS = {"compile": "a generator is no part of a graph"}
 
 
 def seeded() -> torch.Generator:
@@ -77,6 +82,12 @@ def seeded() -> torch.Generator:
 LOSSES = [
     Loss("distortion", "paired", Distortion),
     Loss("entropic_ot", "measures", lambda: EntropicOT(eps=2.0, tol=2e-6), {**STOPS, "zero on equal measures": BIASED}),
+    Loss(
+        "entropic_ot unbalanced",
+        "measures",
+        lambda: EntropicOT(cost="cosine", eps=0.5, rho=(2.0, None), tol=2e-6, backend="streamed"),
+        {**STOPS, "zero on equal measures": BIASED, "symmetry": "the penalty is on the first measure alone"},
+    ),
     Loss(
         "gromov_monge_gap",
         "paired",
@@ -89,17 +100,40 @@ LOSSES = [
         lambda: MongeGap(eps=2.0, tol=2e-6),
         {**STOPS, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
     ),
+    Loss(
+        "monge_gap euclidean",
+        "paired",
+        lambda: MongeGap(cost="euclidean", eps=0.5, tol=2e-6, backend="streamed"),
+        {**STOPS, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
+    ),
     Loss("sinkhorn_divergence", "measures", lambda: SinkhornDivergence(eps=2.0, tol=2e-6), STOPS),
+    Loss(
+        "sinkhorn_divergence kept",
+        "measures",
+        lambda: SinkhornDivergence(cost="euclidean", eps=0.5, tol=2e-6, backend="streamed", cache_second=True),
+        STOPS,
+    ),
     Loss("sinkhorn_divergence unbalanced", "measures", lambda: SinkhornDivergence(eps=2.0, rho=3.0, tol=2e-6), STOPS),
     Loss("sliced_wasserstein", "measures", lambda: SlicedWasserstein(n_projections=8, generator=seeded()), DRAWS),
+    Loss(
+        "sliced_wasserstein_1", "measures", lambda: SlicedWasserstein(n_projections=8, p=1.0, generator=seeded()), DRAWS
+    ),
     Loss("mmd", "measures", MMD),
+    Loss("mmd_kept", "measures", lambda: MMD(cache_second=True), {"compile": "a graph holds no weak reference"}),
     Loss("mmd_laplacian", "measures", lambda: MMD(kernel="laplacian", bandwidth=[0.5, 2.0])),
     Loss("mmd_energy", "measures", lambda: MMD(kernel="energy", backend="streamed"), TRACED),
     Loss(
-        "mmd_unbiased",
+        "mmd_imq",
         "measures",
-        lambda: MMD(unbiased=True),
-        dict.fromkeys(("zero on equal measures", "nonnegative", "doubled point", "zero weight"), UNBIASED),
+        lambda: MMD(kernel="imq", bandwidth="median"),
+        {"doubled point": MEDIAN, "zero weight": MEDIAN, "gradient": FROZEN},
+    ),
+    Loss("mmd_unbiased", "measures", lambda: MMD(unbiased=True), PAIRS),
+    Loss(
+        "mmd_unbiased_streamed",
+        "measures",
+        lambda: MMD(kernel="laplacian", unbiased=True, backend="streamed"),
+        PAIRS | TRACED,
     ),
     Loss("kernel_dispersion", "points", KernelDispersion),
     Loss("kernel_dispersion_riesz", "points", lambda: KernelDispersion(kernel="riesz", distance="geodesic", log=True)),
@@ -349,15 +383,44 @@ def test_gradient_mode_is_left_alone(loss):
 
 
 @obeys("not a number")
-def test_not_a_number_is_not_hidden(loss):
+@pytest.mark.parametrize("position", [0, 1])
+def test_not_a_number_is_not_hidden(loss, position):
     points = points_of(loss)
-    points[0][0, 0] = torch.nan
+    points[min(position, len(points) - 1)][0, 0] = torch.nan
     try:
         value = loss(*points)
     except ValueError as error:
         assert "finite" in str(error) or "NaN" in str(error)  # noqa: PT017 -- either answer is right.
     else:
         assert not value.isfinite()
+
+
+@obeys("one point", "measures", "paired")
+def test_one_point(loss):
+    points = [p[:1].clone().requires_grad_() for p in points_of(loss)]
+    value = loss(*points)
+    close(value, loss(*points, *weights_of(loss, points)))
+    assert value.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value, points))
+
+
+@obeys("points that meet", "measures", "paired", "points")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_that_meet_have_a_gradient(loss, dtype):
+    x, *rest = points_of(loss, dtype=dtype)
+    points = [p.requires_grad_() for p in (torch.cat([x[:1], x[:-1]]), *(x[: len(p)].clone() for p in rest))]
+    value = loss(*points)
+    assert value.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value, points))
+
+
+@obeys("layout")
+def test_layout_in_memory_is_immaterial(loss):
+    points = points_of(loss, batch=(2,))
+    tensors = points + weights_of(loss, points)
+    # The batch axis last in memory, and one batch element expanded.
+    close(loss(*(t.movedim(0, -1).contiguous().movedim(-1, 0) for t in tensors)), loss(*tensors))
+    close(loss(*(t[:1].expand_as(t) for t in tensors)), loss(*(t[0] for t in tensors)).expand(2))
 
 
 @obeys("inputs untouched")
@@ -404,6 +467,27 @@ def test_error_weights_of_another_length(loss):
         loss(*points, torch.full((4,), 0.25, dtype=torch.float64))
 
 
+@obeys("errors", "measures")
+def test_error_weights_of_the_second_measure(loss):
+    points = points_of(loss)
+    with pytest.raises(ValueError, match=r"`b` must hold one weight per point, shape \(5,\), got \(6,\). Pass None"):
+        loss(*points, None, torch.full((6,), 1 / 6, dtype=torch.float64))
+
+
+@obeys("errors", "measures", "paired")
+def test_error_integer_weights(loss):
+    points = points_of(loss)
+    with pytest.raises(TypeError, match=r"`a` must be of floating point, got torch.int64. Convert it"):
+        loss(*points, torch.ones(6, dtype=torch.long))
+
+
+@obeys("errors", "measures")
+def test_error_other_features(loss):
+    x, y = points_of(loss)
+    with pytest.raises(ValueError, match=r"`y` must have the features of `x`, 3, got 2. Use a Gromov loss"):
+        loss(x, y[:, :2])
+
+
 @obeys("errors", "measures", "paired", "views")
 def test_error_unequal_batches(loss):
     x, y = points_of(loss, batch=(2,))
@@ -416,6 +500,13 @@ def test_error_unequal_rows(loss):
     x, y = points_of(loss)
     with pytest.raises(ValueError, match=r"`\w+` must hold one row per row of `\w+`, 6, got 5"):
         loss(x, y[:5])
+
+
+def test_every_loss_is_in_the_contract():
+    public = (getattr(otdml.losses, name) for name in otdml.losses.__all__)
+    modules = {one for one in public if isinstance(one, type) and issubclass(one, nn.Module)}
+    # A learnt cost is an argument of losses.
+    assert {type(loss.make()) for loss in LOSSES} == modules - {otdml.losses.ScaledCost}
 
 
 def test_waived_laws_exist_and_say_why():

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from otdml.benchmarks.speed.harness import peak_memory
 from otdml.losses.mmd import MMD, median_distance, mmd, mmd_self_term
 
 PROFILES = {
@@ -158,7 +159,7 @@ def test_module_is_the_function_and_shows_its_options(generator):
     x, y = torch.randn(2, 5, 2, generator=generator)
     loss = MMD(kernel="imq", bandwidth=[1.0, 2.0], unbiased=True)
     torch.testing.assert_close(loss(x, y), mmd(x, y, kernel="imq", bandwidth=[1.0, 2.0], unbiased=True))
-    assert repr(loss) == "MMD(kernel='imq', bandwidth=[1.0, 2.0], unbiased=True)"
+    assert repr(loss) == "MMD(kernel='imq', bandwidth=[1.0, 2.0], unbiased=True, cache_second=False)"
     assert pickle.loads(pickle.dumps(loss))(x, y) == loss(x, y)
 
 
@@ -182,6 +183,39 @@ def test_options_are_checked(options, message):
         MMD(**options)
 
 
+@pytest.mark.parametrize("bandwidth", [None, torch.tensor(1.0), True, ["wide"]])
+def test_bandwidth_of_another_type(bandwidth):
+    with pytest.raises(TypeError, match="`bandwidth` must be a"):
+        MMD(bandwidth=bandwidth)
+
+
+@pytest.mark.parametrize("kernel", PROFILES)
+def test_median_bandwidth_far_from_the_origin(kernel, generator):
+    x, y = 1000 + torch.randn(2, 30, 3, generator=generator)
+    expected = mmd(x.double(), y.double(), kernel=kernel, bandwidth="median")
+    torch.testing.assert_close(mmd(x, y, kernel=kernel, bandwidth="median").double(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_one_point_has_no_unbiased_form():
     with pytest.raises(ValueError, match="`unbiased` must be False where a measure has one point"):
         mmd(torch.zeros(1, 1), torch.zeros(2, 1), unbiased=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["gaussian", "energy"])
+def test_fifty_thousand_points_below_500_mib(kernel, generator):
+    # 500 points, each a hundred times over, are 500 weighted points: the exact value of the large problem is cheap.
+    # With the nearest pairs at distance zero this is the hardest case for the energy, too.
+    few = [torch.randn(500, 64, generator=generator) / 8 + shift for shift in (0.0, 0.05)]
+    x, y = (z.repeat(100, 1)[torch.randperm(50_000, generator=generator)] for z in few)
+    x.requires_grad_()
+
+    def run():
+        value = mmd(x, y, kernel=kernel)
+        value.backward()
+        return value.detach()
+
+    value, peak = peak_memory(run)
+    expected = mmd(*(z.double() for z in few), kernel=kernel)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-3, atol=0)
+    assert peak < 500
