@@ -98,6 +98,7 @@ class Pointwise:
         u: Row offsets, shape (..., n), or None for zero.
         v: Column offsets, shape (..., m), or None for zero.
         symbolic: The function of two symbolic points, where it can be compiled.
+        norm: The factor, a number or shape (...), where the function is one of the distance, up to a constant.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -106,6 +107,7 @@ class Pointwise:
     u: Tensor | None = None
     v: Tensor | None = None
     symbolic: Callable[[Any, Any], Any] | None = None
+    norm: Tensor | float | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -121,7 +123,8 @@ class Pointwise:
             return self.function(y, x).mT
 
         symbolic = self.symbolic
-        return Pointwise(transposed, self.y, self.x, self.v, self.u, symbolic and (lambda y, x: symbolic(x, y)))
+        swapped = symbolic and (lambda y, x: symbolic(x, y))
+        return Pointwise(transposed, self.y, self.x, self.v, self.u, swapped, self.norm)
 
     def block(self, rows: slice) -> Tensor:
         values = self.function(self.x[..., rows, :], self.y)
@@ -139,7 +142,9 @@ class Pointwise:
 
         symbolic = self.symbolic
         factor = scale[..., None, None, None] if isinstance(scale, Tensor) else scale
-        return Pointwise(function, self.x, self.y, symbolic=symbolic and (lambda x, y: symbolic(x, y) * factor))
+        scaled = symbolic and (lambda x, y: symbolic(x, y) * factor)
+        norm = None if self.norm is None else self.norm * scale
+        return Pointwise(function, self.x, self.y, symbolic=scaled, norm=norm)
 
     def detach(self) -> "Pointwise":
         return dataclasses.replace(self, x=self.x.detach(), y=self.y.detach())
@@ -253,7 +258,8 @@ def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
     p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
     x, y, t = x - p, y - q, p - q
     t2 = 2 * t
-    u, v = (x * (x + t2)).sum(-1) + t.square().sum(-1), (y * (y - t2)).sum(-1)
+    # The square of the distance of the clouds is all in v: it would drown what a penalty on the rows compares u with.
+    u, v = (x * (x + t2)).sum(-1), (y * (y - t2)).sum(-1) + t.square().sum(-1)
     return Bilinear(2 * x, y, u, v)
 
 
@@ -270,7 +276,7 @@ def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
     if not bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any()):
-        return Pointwise(_euclidean, x, y, symbolic=_euclidean_symbol)
+        return Pointwise(_euclidean, x, y, symbolic=_euclidean_symbol, norm=1.0)
 
     def excess(x: Tensor, y: Tensor) -> Tensor:
         return _Excess.apply(x - p, y - q, t)
@@ -280,7 +286,7 @@ def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
         both = _euclidean_symbol(x, y) + far + torch.finfo(t.dtype).tiny
         return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / both
 
-    return Pointwise(excess, x, y, t.norm(dim=-1).expand(x.shape[:-1]), symbolic=symbolic)
+    return Pointwise(excess, x, y, None, t.norm(dim=-1).expand(y.shape[:-1]), symbolic, 1.0)
 
 
 def _euclidean_symbol(x: Any, y: Any) -> Any:

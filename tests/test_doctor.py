@@ -7,8 +7,10 @@ import pytest
 from otdml import doctor
 from otdml.doctor import ENGINES, Engine, examine, probe
 
+GEOMLOSS = pytest.param("geomloss", marks=[pytest.mark.keops, pytest.mark.xdist_group("keops")])
 
-@pytest.mark.parametrize("name", ["torch", "pot", "geomloss", "faiss", "zuko", "sklearn", "matplotlib", "pillow"])
+
+@pytest.mark.parametrize("name", ["torch", "pot", GEOMLOSS, "faiss", "zuko", "sklearn", "matplotlib", "pillow"])
 def test_probes_of_present_engines_say_what_worked(name):
     pytest.importorskip({"sklearn": "sklearn", "pot": "ot", "pillow": "PIL"}.get(name, name))
     assert probe(name)

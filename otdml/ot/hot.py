@@ -47,9 +47,8 @@ MOST = 30
 
 def reheated(engine: Engine, rows: Side, columns: Side, solution: Solution) -> tuple[Solution, Excess | None]:
     """The solution to all digits, and its excess, if no dimensionless cost is above one; else as it is, and None."""
-    # A potential varies over twice the range of the costs at most.
-    low, high = torch.aminmax(solution.g, dim=-1)
-    if solution.n_iter > FEW or float((high - low).max()) > 4 or not bool((largest := _largest(engine.cost)) <= 1):
+    far = _far_from_one(solution, balanced=rows.rho is None and columns.rho is None)
+    if solution.n_iter > FEW or far or not bool((largest := _largest(engine.cost)) <= 1):
         return solution, None
     # From zero, as the potentials at hand are as inaccurate as a logarithm of one.
     f, g = torch.zeros_like(solution.f), torch.zeros_like(solution.g)
@@ -64,6 +63,16 @@ def reheated(engine: Engine, rows: Side, columns: Side, solution: Solution) -> t
             over = Excess(by_row, twin.excess(g, f, rows.weights), (rows.weights * by_row).sum(-1))
             return dataclasses.replace(solution, f=f, g=g), over
     return solution, None
+
+
+def _far_from_one(solution: Solution, *, balanced: bool) -> bool:
+    """Whether the sums of potentials are large, each of which varies over twice the range of the costs at most.
+
+    They are where the mass is far from one. Without balance a potential alone means something, and holds the offset.
+    """
+    (low, high), (other_low, other_high) = torch.aminmax(solution.f, dim=-1), torch.aminmax(solution.g, dim=-1)
+    limits = [high + other_high, -low - other_low, *(() if balanced else (high, -low, other_high, -other_low))]
+    return bool(torch.stack(limits).max() > 4)
 
 
 def _log_sum(excess: Tensor, weights: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ The value depends on its inputs through the plan only to second order, so its gr
 fixed. Potentials and plans are implicit functions of the inputs; their derivatives solve a linear system.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from otdml.costs import Bilinear, Ground, Matrix, Pointwise
 from otdml.ot.engines import Engine
@@ -57,6 +57,45 @@ class Problem:
         return 1 / (self.eps[(..., *(None,) * dims)] if isinstance(self.eps, Tensor) else self.eps)
 
 
+class _Last(torch.autograd.Function):
+    """A gradient that may not be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        raise NotImplementedError(
+            "Potentials, plans and maps have no second derivatives, values have no third ones, and those of a "
+            "pointwise cost need backend='dense', which keeps its matrix, for their second ones."
+        )
+
+
+def _last(gradients: Gradients, sources: Iterable[Tensor | None]) -> Gradients:
+    """``gradients``, which raise an error when they are differentiated as functions of ``sources``."""
+    if not torch.is_grad_enabled():
+        return gradients
+    live = [t for t in sources if t is not None and t.requires_grad]
+    return tuple(t if t is None else _Last.apply(t, *live) for t in gradients)
+
+
+def _final(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """A backward pass that is not differentiable, and says so.
+
+    ``once_differentiable`` of torch looks at the incoming gradient alone: it takes the outgoing one for a constant
+    where that is one, as it is for a loss.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor | None) -> Gradients:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        return _last(found, (*grads, *ctx.saved_tensors, *ctx.problem.cost.leaves))
+
+    return wrapper
+
+
 class _Envelope(torch.autograd.Function):
     """A value with given gradients in the weights, and with the plan as its gradient in the cost."""
 
@@ -70,12 +109,10 @@ class _Envelope(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         da, db, hf, hg, _, _, *leaves = ctx.saved_tensors
         needs = ctx.needs_input_grad[8:]
-        found: Gradients = (None,) * len(leaves)
         if any(needs) and torch.is_grad_enabled():
             found = _linked_pullback(ctx.problem, hf, hg, leaves, grad)
-        elif any(needs):
-            left, right = grad[..., None, None].expand(*hf.shape, 1), torch.ones_like(hg)[..., None]
-            found = _pullback(ctx.problem, hf, hg, left, right, needs)
+        else:
+            found = _held_pullback(ctx.problem, hf, hg, needs, grad)
         per_point = grad[..., None]
         to_a, to_b = (
             per_point * d if need else None for d, need in zip((da, db), ctx.needs_input_grad[6:8], strict=True)
@@ -90,13 +127,23 @@ def envelope(
     return _Envelope.apply(problem, value, *duals, *plan, a, b, *problem.cost.leaves)
 
 
+def _held_pullback(problem: Problem, hf: Tensor, hg: Tensor, needs: tuple[bool, ...], grad: Tensor) -> Gradients:
+    left, right = grad[..., None, None].expand(*hf.shape, 1), torch.ones_like(hg)[..., None]
+    return _pullback(problem, hf, hg, left, right, needs)
+
+
 def _pullback(
     problem: Problem, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor, needs: tuple[bool, ...]
 ) -> Gradients:
     r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle C_{ij}` in the cost's leaves, P held fixed."""
     cost, engine = problem.cost, problem.engine
+    if not any(needs):
+        return (None,) * len(needs)
     if isinstance(cost, Matrix):
-        return (torch.cat([p * (left[..., rows, :] @ right.mT) for rows, p in engine.plan(hf, hg)], -2),)
+        out = hf.new_empty(cost.shape)
+        for rows, plan in engine.plan(hf, hg):
+            out[..., rows, :] = plan.mul_(left[..., rows, :] @ right.mT)
+        return (out,)
     if isinstance(cost, Pointwise):
         return _pointwise_pullback(cost, engine, hf, hg, left, right)
     dq = dk = du = dv = None
@@ -113,27 +160,27 @@ def _factor_pullback(
     if left.shape[-1] == 1:
         both = engine.product(hf, hg, torch.cat([k, torch.ones_like(right)], -1) * right).mul_(left)
         return both[..., :-1].neg(), both[..., -1]
-    dq, du = [], []
+    dq, du = hf.new_empty(*hf.shape, k.shape[-1]), torch.empty_like(hf)
     for rows, plan in engine.plan(hf, hg):
         plan *= left[..., rows, :] @ right.mT
-        dq.append(plan @ k)
-        du.append(plan.sum(-1))
-    return torch.cat(dq, -2).neg_(), torch.cat(du, -1)
+        dq[..., rows, :] = plan @ k
+        du[..., rows] = plan.sum(-1)
+    return dq.neg_(), du
 
 
 def _pointwise_pullback(
     cost: Pointwise, engine: Engine, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor
 ) -> Gradients:
     y = cost.y.detach().requires_grad_()
-    dx, dy = [], torch.zeros_like(y)
+    dx, dy = torch.empty_like(cost.x), torch.zeros_like(cost.y)
     for rows, plan in engine.plan(hf, hg):
         x = cost.x[..., rows, :].detach().requires_grad_()
         with torch.enable_grad():
             block = cost.function(x, y)
         part, rest = torch.autograd.grad(block, (x, y), plan.mul_(left[..., rows, :] @ right.mT))
-        dx.append(part)
+        dx[..., rows, :] = part
         dy += rest
-    return torch.cat(dx, -2), dy
+    return dx, dy
 
 
 def _linked_pullback(problem: Problem, hf: Tensor, hg: Tensor, leaves: list[Tensor], grad: Tensor) -> Gradients:
@@ -142,9 +189,9 @@ def _linked_pullback(problem: Problem, hf: Tensor, hg: Tensor, leaves: list[Tens
         scores = hf[..., :, None] + hg[..., None, :] - leaves[0] * problem.scale(2)
         return (per_point[..., None] * scores.exp(),)
     if isinstance(cost, Pointwise):
-        raise NotImplementedError(
-            "Second derivatives of a pointwise cost need backend='dense', which keeps its matrix."
-        )
+        with torch.no_grad():
+            found = _held_pullback(problem, hf, hg, (True, True), grad)
+        return _last(found, (hf, hg, grad, *leaves))
     q, k = leaves[:2]
     row = plan_product(problem, hf, hg, torch.cat([k, torch.ones_like(k[..., :1])], -1))
     column = plan_product(problem.mT, hg, hf, torch.cat([q, torch.ones_like(q[..., :1])], -1))
@@ -161,7 +208,7 @@ class _PlanProduct(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @_final
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         hf, hg, v, result = ctx.saved_tensors
         dv = ctx.problem.engine.mT.product(hg, hf, grad)
@@ -188,23 +235,34 @@ class _Implicit(torch.autograd.Function):
         return f, g
 
     @staticmethod
-    @once_differentiable
+    @_final
     def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> Gradients:
         # The gradient of the value alone, which is that of the envelope, comes by here with nothing.
         if df is None and dg is None:
             return (None,) * len(ctx.needs_input_grad)
         f, g, a, b = ctx.saved_tensors
         df, dg = torch.zeros_like(f) if df is None else df, torch.zeros_like(g) if dg is None else dg
-        problem = ctx.problem
+        problem, needs = ctx.problem, ctx.needs_input_grad[5:]
         lam, mu = _adjoint(problem, f, g, df, dg)
-        left, right = torch.stack([lam, a], -1) * problem.scale(2), torch.stack([b, mu], -1)
-        leaves = _pullback(problem, f, g, left, right, (True,) * 4)
+        over_f, over_g = problem.rows.softmin(f), problem.columns.softmin(g)
+        leaves = _sum(
+            _pullback(problem, over_f, g, lam[..., None] * problem.scale(2), b[..., None], needs),
+            _pullback(problem, f, over_g, a[..., None] * problem.scale(2), mu[..., None], needs),
+        )
         if isinstance(problem.cost, Bilinear):
             dq, dk, du, dv = leaves
-            leaves = dq, dk, du - df * problem.scale(1), dv - dg * problem.scale(1)
-        da = -problem.engine.product(f, g, mu[..., None])[..., 0]
-        db = -problem.engine.mT.product(g, f, lam[..., None])[..., 0]
+            leaves = dq, dk, _less(du, df * problem.scale(1)), _less(dv, dg * problem.scale(1))
+        da = -problem.engine.product(f, over_g, mu[..., None])[..., 0]
+        db = -problem.engine.mT.product(g, over_f, lam[..., None])[..., 0]
         return None, None, None, da, db, *leaves
+
+
+def _sum(first: Gradients, second: Gradients) -> Gradients:
+    return tuple(None if s is None or t is None else s + t for s, t in zip(first, second, strict=True))
+
+
+def _less(gradient: Tensor | None, part: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient - part
 
 
 def implicit_potentials(problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,30 +273,40 @@ def implicit_potentials(problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Te
 def _adjoint(problem: Problem, f: Tensor, g: Tensor, df: Tensor, dg: Tensor) -> tuple[Tensor, Tensor]:
     r"""The multipliers of the optimality conditions for cotangents ``df``, ``dg`` of the potentials.
 
-    With :math:`\kappa = \exp(f + g - R)` the conditions are :math:`\kappa b = e^{-f/\rho_a}` and
-    :math:`\kappa^T a = e^{-g/\rho_b}`, whose derivatives have the diagonals p, q. The multipliers are
-    :math:`\lambda = df / p + a l` and :math:`\mu = dg / q + b r`, where r solves a symmetric positive system by
+    With :math:`\kappa = \exp(f + g - R)` the conditions are :math:`\kappa b = s = e^{-f/\rho_a}` and
+    :math:`\kappa^T a = t = e^{-g/\rho_b}` (of the full potentials), whose derivatives have the diagonals p s and q t
+    with :math:`p = 1 + 1/\rho_a`, :math:`q = 1 + 1/\rho_b`. The multipliers, returned as :math:`s \lambda` and
+    :math:`t \mu` since s and t leave the range of floating point where mass is given up, are
+    :math:`s \lambda = df / p + a l` and :math:`t \mu = dg / q + b r`, where r solves a symmetric positive system by
     conjugate gradients. So points without weight are no exception.
     """
-    a, b = problem.rows.weights, problem.columns.weights
-    p, q = problem.rows.curvature(f), problem.columns.curvature(g)
-    columns = problem.engine.mT
+    rows, columns, engine, twin = *problem.sides, problem.engine, problem.engine.mT
+    p, q = _stiffness(rows), _stiffness(columns)
+    over_f, over_g = rows.softmin(f), columns.softmin(g)
 
     def to_rows(mu: Tensor) -> Tensor:
-        return -problem.engine.product(f, g, mu[..., None])[..., 0] / p
+        return -engine.product(f, over_g, mu[..., None])[..., 0] / p
 
     def to_columns(lam: Tensor) -> Tensor:
-        return -columns.product(g, f, lam[..., None])[..., 0] / q
+        return -twin.product(g, over_f, lam[..., None])[..., 0] / q
 
     def operator(r: Tensor) -> Tensor:
-        return r - to_columns(a * to_rows(b * r))
+        return r - to_columns(rows.weights * to_rows(columns.weights * r))
 
     start_rows, start_columns = df / p, dg / q
+    metric = torch.softmax(over_g - g + columns.log, -1)
     r = _conjugate_gradients(
-        operator, to_columns(start_rows + a * to_rows(start_columns)), b * q, singular=problem.balanced
+        operator,
+        to_columns(start_rows + rows.weights * to_rows(start_columns)),
+        metric,
+        singular=problem.balanced,
     )
-    mu = start_columns + b * r
-    return start_rows + a * to_rows(mu), mu
+    mu = start_columns + columns.weights * r
+    return start_rows + rows.weights * to_rows(mu), mu
+
+
+def _stiffness(side: Side) -> Tensor | float:
+    return 1.0 if side.rho is None else 1 + 1 / side.rho
 
 
 def _conjugate_gradients(operator: Operator, rhs: Tensor, metric: Tensor, *, singular: bool) -> Tensor:

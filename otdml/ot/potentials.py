@@ -61,12 +61,11 @@ class Side:
         full = f if self.offset is None else f + self.offset
         return self.weights * torch.exp(-full / self.rho)
 
-    def curvature(self, f: Tensor) -> Tensor:
-        """The derivative in ``f`` of the optimality condition of one unit of weight, at the solution."""
+    def softmin(self, f: Tensor) -> Tensor:
+        """The soft minimum of which ``f`` is the update, the inverse of :meth:`update`."""
         if self.rho is None:
-            return torch.ones_like(f)
-        full = f if self.offset is None else f + self.offset
-        return (1 + 1 / self.rho) * torch.exp(-full / self.rho)
+            return f
+        return f + (f if self.offset is None else f + self.offset) / self.rho
 
     def error(self, f: Tensor, softmin: Tensor) -> Tensor:
         """L1 distance of the plan's marginal to its target, relative to the target's mass, shape (...)."""

@@ -65,7 +65,9 @@ def sinkhorn(
         max_iter: Most iterations; beyond them the result has ``converged`` False, and a warning says so.
         init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
         backend: "dense" keeps the matrix; "streamed" needs memory linear in n and m; "keops" does too and is compiled
-            at first use, for few features. "auto" is dense where the matrix takes at most 1 GiB, and streamed beyond.
+            at first use, for few features; "multiscale" is "streamed" from potentials of GeomLoss, for balanced
+            problems without batch and three features at most. "auto" is dense where the matrix takes at most 1 GiB,
+            and streamed beyond.
 
     Returns:
         The result; its value has shape (...).
@@ -81,9 +83,10 @@ def sinkhorn(
     """
     check_measures(x, y, a, b)
     a, b = weights(x, a), weights(y, b)
-    result = entropic(
-        ground(x, y, cost), a, b, eps=eps, rho=rho, tol=tol, max_iter=max_iter, init=init, backend=backend
-    )
+    # What all costs have in common belongs to the side whose potential is free up to a constant.
+    columns_only = isinstance(rho, (tuple, list)) and rho[0] is None and isinstance(cost, str)
+    between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
+    result = entropic(between, a, b, eps=eps, rho=rho, tol=tol, max_iter=max_iter, init=init, backend=backend)
     return dataclasses.replace(result, _y=y)
 
 
@@ -201,7 +204,7 @@ def _solve(
     problem = Problem(cost, soft, eps, *_sides(cost, weights, eps, penalties))
     first = min(max_iter, PATIENCE)
     # Given potentials may be those of another problem: where they do not help soon, they are left as well.
-    start = (None, _start(soft, problem.sides)) if init is None else _given(init, cost, problem)
+    start = (None, _near(soft, problem.sides, *limits)) if init is None else _given(init, cost, problem)
     solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=start)
     if first == max_iter or bool(solution.converged.all()):
         return problem, solution
@@ -229,6 +232,13 @@ def _given(
 def _start(soft: Engine, sides: tuple[Side, Side]) -> Tensor:
     rows, columns = sides
     return soft.start(rows.weights, columns.weights, balanced=rows.rho is None and columns.rho is None)
+
+
+def _near(soft: Engine, sides: tuple[Side, Side], tol: float, max_iter: int) -> Tensor:
+    """The start, or what iterations over few of the pairs make of it."""
+    g = _start(soft, sides)
+    sparse = soft.sparse(sides[1].weights, g)
+    return g if sparse is None else potentials(sparse, *sides, tol=tol / 2, max_iter=max_iter, init=(None, g)).g
 
 
 def _temperatures(cost: Ground, weights: tuple[Tensor, Tensor], eps: Tensor | float) -> list[float]:

@@ -440,6 +440,44 @@ def test_unbalanced_clouds_far_apart_give_up(backend):
     torch.testing.assert_close(result.plan, torch.zeros(7, 9))
 
 
+@pytest.mark.parametrize("backend", ["streamed"])
+@pytest.mark.parametrize("eps", [0.1, 1.0, 1e3])
+@pytest.mark.parametrize("distance", [0.0, 3.0, 100.0])
+def test_two_diracs_with_penalties_have_a_closed_form(distance, eps, backend):
+    x, y = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True), torch.full((1, 2), distance, dtype=torch.float64)
+    a = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    result = sinkhorn(x, y, a, a.detach(), eps=eps, rho=2.0, backend=backend, tol=1e-12)
+    # The mass p is optimal where C + (eps + 2 rho) log p = 0.
+    p = math.exp(-2 * distance**2 / (eps + 4))
+    to_x, to_a = torch.autograd.grad(result.value, (x, a), retain_graph=True)
+    torch.testing.assert_close(result.value.item(), (eps + 4) * (1 - p))
+    torch.testing.assert_close(result.plan.item(), p)
+    torch.testing.assert_close(result.apply(y)[0, 0].item(), p * distance)
+    torch.testing.assert_close(to_x[0, 0].item(), -2 * p * distance)
+    # In the weight: of eps KL(P | a b) + rho KL(p | a), at fixed p.
+    torch.testing.assert_close(to_a.item(), (eps + 2) * (1 - p))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rho", [(0.7, None), (None, 0.7)])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_one_penalty_between_far_clouds_costs_no_digits(cost, rho, backend):
+    """A translation by t adds a constant to the costs, and with one marginal fixed nothing else to the value."""
+    x, y, a, b = (t.float() for t in clouds(8, 6))
+    t = torch.tensor([2.0**12, 0.0, 0.0])
+    # On a grid, and orthogonally to the translation, so that distances are translated exactly.
+    x, y = ((8 * z).round() / 8 * torch.tensor([0.0, 1.0, 1.0]) for z in (x, y))
+    options = {"cost": cost, "eps": 0.5, "rho": rho, "backend": backend, "tol": 1e-4}
+    near, far = (sinkhorn(x, z, a, b, **options) for z in (y, y + t))
+    if cost == "sqeuclidean":
+        torch.testing.assert_close(far.plan, near.plan, rtol=1e-3, atol=1e-5)
+        # Numbers of single precision are two apart there.
+        torch.testing.assert_close(far.value, near.value + 2.0**24, rtol=0, atol=4.0)
+    else:
+        torch.testing.assert_close(far.plan.sum(), torch.tensor(1.0), rtol=1e-3, atol=0)
+        torch.testing.assert_close(far.value, torch.tensor(2.0**12), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_solved_in_single(dtype):
     x, y, _, _ = (t.to(dtype) for t in clouds())

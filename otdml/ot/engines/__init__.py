@@ -10,14 +10,16 @@ from otdml._checks import check_choice
 from otdml.costs import Ground
 from otdml.ot.engines.dense import Dense
 from otdml.ot.engines.keops import Symbolic
+from otdml.ot.engines.multiscale import Multiscale
 from otdml.ot.engines.streamed import Mask, Streamed, Update
 
-__all__ = ["BACKENDS", "Dense", "Engine", "Mask", "Streamed", "Symbolic", "engine"]
+__all__ = ["BACKENDS", "Dense", "Engine", "Mask", "Multiscale", "Streamed", "Symbolic", "engine"]
 
 _ENGINES: dict[str, type[Streamed]] = {
     "dense": Dense,
     "streamed": Streamed,
     "keops": Symbolic,
+    "multiscale": Multiscale,
 }
 BACKENDS = ("auto", *_ENGINES)
 
@@ -44,6 +46,7 @@ class Engine(Protocol):
     def excess(self, f: Tensor, g: Tensor, b: Tensor) -> Tensor: ...
     def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]: ...
     def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor: ...
+    def sparse(self, b: Tensor, g: Tensor) -> "Engine | None": ...
 
 
 def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask | None = None) -> Engine:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from otdml.costs import Bilinear, Ground
 
-__all__ = ["Mask", "Streamed", "Update", "exponential"]
+__all__ = ["Mask", "Streamed", "Update", "exponential", "softmin"]
 
 Mask = Callable[[slice, slice], Tensor]
 # From soft minima of some rows to their potentials.
@@ -86,7 +86,7 @@ class Streamed:
         r""":math:`-\log \sum_j \exp(h_j - R_{ij})`, shape (..., n)."""
         out = h.new_empty(self.shape[:-1])
         for rows, scores in self._blocks(h):
-            out[..., rows] = _softmin(scores)
+            out[..., rows] = softmin(scores)
         return out
 
     def columns(self, h: Tensor) -> Tensor:
@@ -138,8 +138,13 @@ class Streamed:
             out[..., rows, :] = plan @ v
         return out
 
+    def sparse(self, b: Tensor, g: Tensor) -> "Streamed | None":
+        """An engine of few of the pairs, which is as good near the potential ``g``; None where there is none."""
+        return None
 
-def _softmin(scores: Tensor) -> Tensor:
+
+def softmin(scores: Tensor) -> Tensor:
+    r""":math:`-\log \sum_j \exp s_{ij}`, which overwrites ``scores``."""
     # A row without any admissible pair has a maximum of -inf; the clamp lets it come out as +inf rather than NaN.
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     return exponential(scores.sub_(top)).sum(-1).log_().add_(top[..., 0]).neg_()
