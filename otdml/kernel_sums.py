@@ -26,7 +26,9 @@ _TILE = {"cpu": 2**21, "cuda": 2**26}
 _NEAR = 256
 # Coordinates up to which differences cost no more than the product form.
 _FEW = 8
-# Points nearer than this many rounding units of their norms have no direction between them, and exert no force.
+# Points of two clouds nearer than this many rounding units of their norms have no direction between them, and exert no
+# force. Those of one cloud do, down to a single unit: rounding may turn the force of such a pair, which outweighs all
+# others, but without it the pair would never part.
 _COINCIDENT = 16
 
 
@@ -155,8 +157,10 @@ class _KernelSum(torch.autograd.Function):
         sums = _keops_sums if backend == "keops" else _tile_sums
         # A sum of radial kernels is the same around any origin; near zero the products keep their digits.
         origin = y.mean(-2, keepdim=True)
+        near_x = x - origin
+        near_y = near_x if pairs else y - origin
         wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
-        kb, ka, force_x, force_y = sums(kernel, x - origin, a, y - origin, b, pairs, wanted)
+        kb, ka, force_x, force_y = sums(kernel, near_x, a, near_y, b, pairs, wanted)
         ctx.save_for_backward(kb, ka, force_x, force_y, x, a, y, b)
         return (a * kb).sum(-1)
 
@@ -166,8 +170,8 @@ class _KernelSum(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, *_differentiable_gradients(ctx, inputs, grad)
         scale = 2 * grad if ctx.pairs else grad
-        gradients = (force_x, kb, force_y, ka)
-        return None, None, None, *(None if g is None else g * _expand(scale, g) for g in gradients)
+        found = zip((force_x, kb, force_y, ka), ctx.needs_input_grad[3:], strict=True)
+        return None, None, None, *(g * _expand(scale, g) if needed else None for g, needed in found)
 
 
 def _expand(scale: Tensor, like: Tensor) -> Tensor:
@@ -190,14 +194,11 @@ def _tile_sums(
     kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bool, wanted: tuple[bool, bool]
 ) -> Sums:
     """K b, Kᵀ a, and the gradients in x and y; where pairs are wanted, those of x alone count and Kᵀ a is K b."""
-    kb, ka = torch.zeros_like(a), torch.zeros_like(b)
-    # Columns (w z, w): their products with the slopes give both parts of Σ_j w_j k'(r²) (z_i - z_j).
-    by, ax = torch.cat([b[..., None] * y, b[..., None]], -1), torch.cat([a[..., None] * x, a[..., None]], -1)
+    kb, by = torch.zeros_like(a), _moments(y, b)
+    ka, ax = (kb, by) if pairs else (torch.zeros_like(b), _moments(x, a))
     sx, sy = torch.zeros_like(ax) if wanted[0] else None, torch.zeros_like(by) if wanted[1] else None
     least = kernel.least(x.dtype)
-    coincident = _scale(x, y) * (_COINCIDENT * torch.finfo(x.dtype).eps) ** 2
-    for rows, cols, r2, near in _tiles(x, y, pairs, exact=not kernel.smooth):
-        meet = r2 <= coincident if near else None
+    for rows, cols, r2, meet in _tiles(x, y, pairs, exact=not kernel.smooth):
         k, slope = kernel(r2 if kernel.smooth else r2.clamp_(min=least))
         if meet is not None:
             slope.masked_fill_(meet, 0)
@@ -205,24 +206,23 @@ def _tile_sums(
         if pairs and not mirrored:
             k.diagonal(dim1=-2, dim2=-1).zero_()
             slope.diagonal(dim1=-2, dim2=-1).zero_()
-        kb[..., rows] += (k @ b[..., cols, None])[..., 0]
+        kb[..., rows].add_((k @ b[..., cols, None])[..., 0])
         if sx is not None:
-            sx[..., rows, :] += slope @ by[..., cols, :]
+            sx[..., rows, :].add_(slope @ by[..., cols, :])
         if mirrored:
-            kb[..., cols] += (k.mT @ b[..., rows, None])[..., 0]
+            kb[..., cols].add_((k.mT @ b[..., rows, None])[..., 0])
             if sx is not None:
-                sx[..., cols, :] += slope.mT @ by[..., rows, :]
+                sx[..., cols, :].add_(slope.mT @ by[..., rows, :])
         elif not pairs:
-            ka[..., cols] += (k.mT @ a[..., rows, None])[..., 0]
+            ka[..., cols].add_((k.mT @ a[..., rows, None])[..., 0])
             if sy is not None:
-                sy[..., cols, :] += slope.mT @ ax[..., rows, :]
+                sy[..., cols, :].add_(slope.mT @ ax[..., rows, :])
     return kb, ka, _force(sx, x, a), _force(sy, y, b)
 
 
-def _scale(x: Tensor, y: Tensor) -> Tensor:
-    """The largest squared norm of x plus that of y, shape (..., 1, 1)."""
-    norms = [z.square().sum(-1, keepdim=True).amax(-2, keepdim=True) for z in (x, y)]
-    return norms[0] + norms[1]
+def _moments(z: Tensor, w: Tensor) -> Tensor:
+    """Columns (w z, w): their products with slopes s_ij give both parts of Σ_j w_j s_ij (z_i - z_j)."""
+    return torch.cat([w[..., None] * z, w[..., None]], -1)
 
 
 def _force(s: Tensor | None, x: Tensor, a: Tensor) -> Tensor | None:
@@ -230,9 +230,9 @@ def _force(s: Tensor | None, x: Tensor, a: Tensor) -> Tensor | None:
     return None if s is None else 2 * a[..., None] * (x * s[..., -1:] - s[..., :-1])
 
 
-def _tiles(x: Tensor, y: Tensor, pairs: bool, exact: bool) -> Iterator[tuple[slice, slice, Tensor, bool]]:
-    """Blocks of squared distances; for pairs of one cloud the blocks on and above the diagonal, infinite
-    from a point to itself."""
+def _tiles(x: Tensor, y: Tensor, pairs: bool, exact: bool) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+    """Blocks of squared distances, and where points coincide; for pairs of one cloud the blocks on and above the
+    diagonal, infinite from a point to itself."""
     n, m = x.shape[-2], y.shape[-2]
     batch = max(1, x.shape[:-2].numel())
     size = max(64, int((_TILE.get(x.device.type, _TILE["cuda"]) / batch) ** 0.5))
@@ -247,22 +247,27 @@ class _SquaredDistances:
     """Blocks of squared distances: one product of matrices, or differences where its rounding would show."""
 
     def __init__(self, x: Tensor, y: Tensor, exact: bool) -> None:
-        self.x, self.y, self.exact = x, y, exact
-        x2, y2 = x.square().sum(-1, keepdim=True), y.square().sum(-1, keepdim=True)
+        self.x, self.y, self.exact, self.eps = x, y, exact, torch.finfo(x.dtype).eps
+        self.x2 = x.square().sum(-1, keepdim=True)
+        self.y2 = self.x2 if y is x else y.square().sum(-1, keepdim=True)
         one = torch.ones_like
-        self.left = torch.cat([-2 * x, x2, one(x2)], -1)
-        self.right = torch.cat([y, one(y2), y2], -1)
-        self.near = _NEAR * torch.finfo(x.dtype).eps * _scale(x, y)
+        self.left = torch.cat([-2 * x, self.x2, one(self.x2)], -1)
+        self.right = torch.cat([y, one(self.y2), self.y2], -1)
 
-    def __call__(self, rows: slice, cols: slice, own: bool) -> tuple[Tensor, bool]:
-        """A block, and whether it may hold points so near that they coincide (which a smooth kernel does not mind)."""
+    def largest(self) -> Tensor:
+        """The largest squared norm of x plus that of y, shape (..., 1, 1)."""
+        return self.x2.amax(-2, keepdim=True) + self.y2.amax(-2, keepdim=True)
+
+    def __call__(self, rows: slice, cols: slice, own: bool) -> tuple[Tensor, Tensor | None]:
+        """A block, and which of its points coincide, or None if none do or a smooth kernel does not mind."""
         if not self.exact or self.x.shape[-1] > _FEW:
             r2 = _without_own(self.left[..., rows, :] @ self.right[..., cols, :].mT, own)
-            if not self.exact or (r2.amin((-2, -1), keepdim=True) >= self.near).all():
-                return r2, False
-        x, y = self.x[..., rows, :], self.y[..., cols, :]
-        r = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-        return _without_own(r.square_(), own), True
+            if not self.exact or (r2.amin((-2, -1), keepdim=True) >= _NEAR * self.eps * self.largest()).all():
+                return r2, None
+        ends = self.x[..., rows, :], self.y[..., cols, :]
+        r2 = _without_own(torch.cdist(*ends, compute_mode="donot_use_mm_for_euclid_dist").square_(), own)
+        units = 1 if self.x is self.y else _COINCIDENT
+        return r2, r2 <= self.largest() * (units * self.eps) ** 2
 
 
 def _without_own(r2: Tensor, own: bool) -> Tensor:

@@ -22,7 +22,8 @@ def unit(z: Tensor) -> Tensor:
 
     .. math:: z_i / \lVert z_i \rVert
 
-    A row of zeros has no direction and stays zero, with the gradient of the identity.
+    A row of zeros has no direction and stays zero, with the gradient of the identity; so does one whose entries are
+    all below the smallest normal number, 1e-38 in float32. Rows of any other length keep their digits.
 
     Args:
         z: Vectors, shape (..., d).
@@ -36,8 +37,16 @@ def unit(z: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / torch.where(norm == 0, 1, norm)
+    return _directions(z)[0]
+
+
+def _directions(z: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`unit`, and which rows have no direction, shape (..., 1)."""
+    largest = torch.linalg.vector_norm(z.detach(), torch.inf, dim=-1, keepdim=True)
+    none = largest < torch.finfo(z.dtype).tiny
+    # Relative to the largest entry, for the squares of 1e30 overflow and those of 1e-30 vanish.
+    x = z / torch.where(none, 1, largest)
+    return x / torch.where(none, 1, torch.linalg.vector_norm(x, dim=-1, keepdim=True)), none
 
 
 def angle(x: Tensor, y: Tensor) -> Tensor:
@@ -72,6 +81,9 @@ def distinct_directions(z: Tensor) -> Tensor:
     number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
     are. The move is a constant to autograd: the gradient is that of the loss at the moved points.
 
+    The row of zeros that ``padding_idx`` keeps in an ``nn.Embedding`` would be moved like any other: give a loss the
+    other rows alone, such as ``table.weight[1:]``.
+
     It costs products with a few vectors and a sort; where rows coincide, and on a GPU, memory for a few copies of z.
 
     Args:
@@ -86,29 +98,28 @@ def distinct_directions(z: Tensor) -> Tensor:
         >>> bool((x[0] == x[1]).all()), x[2]
         (False, tensor([0., 1.]))
     """
-    x = unit(z)
+    x, none = _directions(z)
     with torch.no_grad():
-        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         # In float64 unrelated rows have distinct projections, so none comes to lie between two equal ones.
         precise = x.double()
         keys = precise @ _scattered(_KEYS, precise).mT
         order = keys[..., 0].argsort(dim=-1, stable=True)
-        if _all_distinct(keys, order, norm, torch.finfo(x.dtype).eps):
+        if _all_distinct(keys, order, none, torch.finfo(x.dtype).eps):
             return x
-        step = _STEP * norm * _coincident(x, order).unsqueeze(-1)
-        shift = torch.where(norm == 0, 1, step) * _scattered(z.shape[-2], z)
-    return unit(z + shift)
+        moved = _coincident(x, order).unsqueeze(-1)
+        shift = torch.where(none, 1, _STEP * moved) * _scattered(z.shape[-2], z)
+    return torch.where(moved | none, unit(x + shift), x)
 
 
-def _all_distinct(keys: Tensor, order: Tensor, norm: Tensor, eps: float) -> bool:
+def _all_distinct(keys: Tensor, order: Tensor, none: Tensor, eps: float) -> bool:
     """Whether a glance at the projections shows that nothing is to be moved; where a glance would cost more, False."""
     if keys.device.type != "cpu" or torch.compiler.is_compiling():
         # A GPU would have to be waited for, and a graph has no branches.
         return False
-    gaps = keys.take_along_dim(order.unsqueeze(-1), -2).diff(dim=-2).abs_()
+    gaps = keys.gather(-2, order.unsqueeze(-1).expand_as(keys)).diff(dim=-2).abs_()
     # A projection shortens a distance, but for the length of its vector, about one.
     near = (gaps <= 2 * _COINCIDENT * eps).all(-1)
-    return not (near.any() or (norm == 0).any())
+    return not (near.any() or none.any())
 
 
 def _coincident(x: Tensor, order: Tensor) -> Tensor:

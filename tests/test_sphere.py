@@ -28,6 +28,34 @@ def test_unit_gradient_is_tangential_and_finite_at_zero():
     torch.testing.assert_close(z.grad, torch.tensor([[0.128, -0.096], [1.0, 0.0]]))
 
 
+@pytest.mark.parametrize(("dtype", "lengths"), [(torch.float32, (1e-37, 1e37)), (torch.float64, (1e-300, 1e300))])
+def test_very_long_and_very_short_rows_keep_their_digits(dtype, lengths, generator):
+    z = torch.randn(9, 5, generator=generator, dtype=dtype).requires_grad_()
+    (expected,) = torch.autograd.grad(unit(z)[:, 0].sum(), z)
+    for length in lengths:
+        scaled = (z.detach() * length).requires_grad_()
+        torch.testing.assert_close(unit(scaled), unit(z), rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+        (grad,) = torch.autograd.grad(unit(scaled)[:, 0].sum(), scaled)
+        torch.testing.assert_close(grad * length, expected)
+        twice = torch.cat([scaled.detach(), 2 * scaled.detach()])
+        apart = distinct_directions(twice)
+        assert apart[:9].equal(unit(twice)[:9])
+        torch.testing.assert_close(
+            (apart[9:] - apart[:9]).norm(dim=1), torch.full((9,), 1e-3).to(dtype), rtol=0.9, atol=0
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_below_the_normal_numbers_count_as_zero(dtype):
+    z = torch.full((3, 4), torch.finfo(dtype).tiny / 2, dtype=dtype).requires_grad_()
+    (grad,) = torch.autograd.grad(unit(z).sum(), z)
+    assert grad.equal(torch.ones_like(z))
+    x = distinct_directions(z)
+    assert torch.pdist(x).min() > 0.1
+    (grad,) = torch.autograd.grad(x[:, 0].sum(), z)
+    assert grad.isfinite().all()
+
+
 @pytest.mark.parametrize("degrees", [0, 1e-9, 1e-3, 30, 90, 180 - 1e-9, 180])
 def test_angle_keeps_its_digits_everywhere(degrees):
     found = angle(on_circle(0.0), on_circle(degrees))

@@ -153,6 +153,23 @@ def test_coincident_rows_are_pushed_apart(options, backend, dtype, generator):
         assert not torch.allclose(*(moved[k] / moved[k].norm() for k in (i, j)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("d", [3, 20])
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_rows_just_too_far_apart_to_be_moved_repel(options, backend, d, generator):
+    """Rows within 16 rounding units are moved apart; those of 19 have to part by their own force."""
+    x = uniform_points(30, d, generator=generator, dtype=torch.float64)
+    aside = x[2] - (x[2] @ x[1]) * x[1]
+    x[2] = x[1] + 19 * torch.finfo(torch.float32).eps * aside / aside.norm()
+    z = x.float().requires_grad_()
+    (grad,) = torch.autograd.grad(kernel_dispersion(z, **options, backend=backend), z)
+    apart = (z[2] - z[1]).detach()
+    force = (grad[1] - grad[2]) @ apart / apart.norm()
+    # A smooth kernel has none at such a distance, and a capped one little.
+    if options.get("kernel") != "gaussian" and options.get("s") != 20.0:
+        assert force > 0.1 * grad.norm(dim=1).max()
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_collapsed_cloud_has_finite_gradients(options):
     for z in (torch.ones(300, 64), torch.zeros(300, 64)):
