@@ -2,10 +2,9 @@ r"""
 Points as far apart as they can be
 ==================================
 
-Tammes' problem asks for n points of the sphere whose smallest angle is as large as possible. For 24 points the best
-is known: 43.69°, at the vertices of a snub cube. Each dispersion loss is minimised from the same random points by Adam
-on free vectors, since every loss looks at directions alone. The picture draws caps of the best possible radius around
-the points: red ones overlap others.
+Tammes' problem asks for n points of the sphere whose smallest angle is as large as possible: for 24 points 43.69°, at
+the vertices of a snub cube. Each dispersion loss is minimised from the same random points by Adam on free vectors, as
+every loss looks at directions alone. The picture draws caps of the best radius around the points: red ones overlap.
 """
 
 from functools import partial
@@ -66,14 +65,14 @@ def draw_caps(axis, x, radius):
 figure, axes = plt.subplots(3, 3, figsize=(8, 8.6), constrained_layout=True)
 for axis, (name, x) in zip(axes.flat, found.items(), strict=True):
     draw_caps(axis, x, torch.tensor(BEST[n] / 2, dtype=x.dtype).deg2rad())
-    smallest, mean = (float(f(nearest_angles(x))) for f in (torch.min, torch.mean))
-    print(f"{name:20s} smallest angle {smallest:6.2f}°, mean angle to the nearest {mean:6.2f}°")
-    axis.set(title=f"{name}: {smallest:.2f}°", aspect="equal", xticks=[], yticks=[], frame_on=False)
+    angles = nearest_angles(x)
+    print(f"{name:20s} smallest angle {angles.min():6.2f}°, mean angle to the nearest {angles.mean():6.2f}°")
+    axis.set(title=f"{name}: {angles.min():.2f}°", aspect="equal", xticks=[], yticks=[], frame_on=False)
 figure.suptitle(f"24 caps of {BEST[n] / 2:.2f}°: in the best arrangement they touch, in all others some overlap")
 plt.show()
 
 # %%
 # The best of five starts is as near the optimum for other n.
 for n, best in BEST.items():
-    smallest = float(nearest_angles(spherical_code(n, 3, generator=generator)).min())
+    smallest = nearest_angles(spherical_code(n, 3, generator=generator)).min()
     print(f"n = {n}: {smallest:.4f}°, {100 * smallest / best:.3f} % of the best known")
