@@ -8,6 +8,7 @@ import torch
 
 from otdml.losses import SlicedDispersion, sliced_dispersion, sliced_wasserstein_to_uniform
 from otdml.losses.dispersion.sliced import circle_wasserstein
+from otdml.sphere import great_circles
 
 
 def seeded(function, seed=3, **options):
@@ -25,6 +26,20 @@ def bernoulli_form(u):
 def test_circle_wasserstein_is_the_quadratic_form(n, generator):
     u = torch.rand(5, n, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(circle_wasserstein(u), bernoulli_form(u), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("axis_aligned", [False, True])
+def test_slices_are_the_quadratic_form_on_their_great_circles(axis_aligned, generator):
+    z = torch.randn(30, 5, generator=generator, dtype=torch.float64)
+    options = {"axis_aligned": axis_aligned, "generator": torch.Generator().manual_seed(3)}
+    p, q = great_circles(7, z, **options)
+    w2 = bernoulli_form(torch.atan2(z @ q.T, z @ p.T).T / (2 * math.pi))
+    for function, expected in (
+        (sliced_wasserstein_to_uniform, w2.mean()),
+        (sliced_dispersion, (2 * math.pi**2 * (w2 - 1 / (12 * 30**2))).mean()),
+    ):
+        value = seeded(function, n_slices=7, axis_aligned=axis_aligned)(z)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_circle_wasserstein_does_not_depend_on_where_the_circle_is_cut(generator):
