@@ -69,7 +69,7 @@ for k, (name, arm) in enumerate(arms.items()):
     print(name, *(f"{x.mean():.2f} ± {x.std():.2f}" for x in found), sep=", ")
     axes[0].plot(range(0, 5 * len(forces[0]), 5), torch.tensor(forces).median(0).values, color=f"C{k}", label=name)
     axes[1].plot([k - 0.1] * seeds, seen, "o", [k + 0.1] * seeds, spreads, "x", color=f"C{k}")
-axes[2].plot(range(len(arms)), torch.stack(recalls), "o-", linewidth=0.5)
+axes[2].plot(range(len(arms)), torch.stack(recalls), "o-", color="grey", linewidth=0.5)
 axes[0].set(yscale="log", xlabel="step", title="gradient of the flow's term \nover that of the proxy loss")
 axes[1].set(yscale="log", title="spread of trained (o) and new (x)\nclasses, degrees, one mark per seed")
 axes[2].set(title="Recall@1 of new classes, percent,\none line per seed")
