@@ -58,12 +58,8 @@ class Bilinear:
     @property
     def leaves(self) -> tuple[Tensor, ...]:
         q, k = self.q, self.k
-        return (
-            q,
-            k,
-            *(q.new_zeros(q.shape[:-1]) if self.u is None else self.u,),
-            *(k.new_zeros(k.shape[:-1]) if self.v is None else self.v,),
-        )
+        u = q.new_zeros(q.shape[:-1]) if self.u is None else self.u
+        return q, k, u, k.new_zeros(k.shape[:-1]) if self.v is None else self.v
 
     @property
     def mT(self) -> "Bilinear":
@@ -253,14 +249,11 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
 
 
 def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
-    # Each cloud is centred on its own, so that no digit of a distance inside a cloud is lost to its position. The
-    # centres are constants: the cost does not depend on them, and so neither does its gradient.
+    # Each cloud is centred on its own, so that no digit of a distance inside it is lost to its position. The centres
+    # are constants. Their distance is all in v: it would drown what a penalty on the rows compares u with.
     p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
     x, y, t = x - p, y - q, p - q
-    t2 = 2 * t
-    # The square of the distance of the clouds is all in v: it would drown what a penalty on the rows compares u with.
-    u, v = (x * (x + t2)).sum(-1), (y * (y - t2)).sum(-1) + t.square().sum(-1)
-    return Bilinear(2 * x, y, u, v)
+    return Bilinear(2 * x, y, (x * (x + 2 * t)).sum(-1), (y - t).square().sum(-1))
 
 
 def _normalized(x: Tensor) -> Tensor:
@@ -282,9 +275,8 @@ def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
         return _Excess.apply(x - p, y - q, t)
 
     def symbolic(x: Any, y: Any) -> Any:
-        z, far = (x - y) - t[..., None, :], t.norm(dim=-1)[..., None, None]
-        both = _euclidean_symbol(x, y) + far + torch.finfo(t.dtype).tiny
-        return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / both
+        z, far = (x - y) - t[..., None, :], t.norm(dim=-1)[..., None, None] + torch.finfo(t.dtype).tiny
+        return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / (_euclidean_symbol(x, y) + far)
 
     return Pointwise(excess, x, y, None, t.norm(dim=-1).expand(y.shape[:-1]), symbolic, 1.0)
 
