@@ -59,7 +59,11 @@ class Side:
         if self.rho is None:
             return self.weights
         full = f if self.offset is None else f + self.offset
-        return self.weights * torch.exp(-full / self.rho)
+        return self._weighted(torch.exp(-full / self.rho))
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        # A point without weight may have any potential, and its exponential may be infinite.
+        return torch.where(self.weights > 0, self.weights * values, 0.0)
 
     def softmin(self, f: Tensor) -> Tensor:
         """The soft minimum of which ``f`` is the update, the inverse of :meth:`update`."""
@@ -71,7 +75,7 @@ class Side:
         """L1 distance of the plan's marginal to its target, relative to the target's mass, shape (...)."""
         if self.rho is None:
             return torch.expm1(f - softmin).abs_().mul_(self.shares).sum(-1)
-        marginal, target = self.weights * torch.exp(f - softmin), self.target(f)
+        marginal, target = self._weighted(torch.exp(f - softmin)), self.target(f)
         # The mass of an unbalanced plan can be any, and zero in the end.
         return (marginal - target).abs_().sum(-1) / target.sum(-1).clamp(min=torch.finfo(f.dtype).tiny)
 

@@ -384,7 +384,8 @@ def _dual(a: Tensor, f: Tensor, rho: float | None) -> tuple[Tensor, Tensor, Tens
     if rho is None:
         return (a * f).sum(-1), f, 1.0
     gradient = -rho * torch.expm1(-f / rho)
-    return (a * gradient).sum(-1), gradient, torch.exp(-f / rho)
+    # Without weight a point counts for nothing, even where its potential is beyond all numbers.
+    return torch.where(a > 0, a * gradient, 0.0).sum(-1), gradient, torch.exp(-f / rho)
 
 
 def _plan(problem: Problem, hf: Tensor, hg: Tensor) -> Tensor:

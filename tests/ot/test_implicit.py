@@ -59,7 +59,8 @@ def test_potentials_of_mass_that_is_given_up_have_derivatives(rho, backend):
     """Where next to nothing of the mass is moved the potentials are large, and their derivatives ordinary."""
 
     def potentials(x, y, shift):
-        options = TIGHT if x.dtype == torch.float64 else {"eps": 0.5, "tol": 1e-4}
+        # Potentials of some hundreds of temperatures are rounded to some 1e-14 of one.
+        options = {"eps": 0.5, "tol": 1e-11 if x.dtype == torch.float64 else 1e-4}
         result = sinkhorn(x, y + shift, rho=rho, backend=backend, **options)
         return result.f / 100, result.g / 100
 

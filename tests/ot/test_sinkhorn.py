@@ -478,6 +478,21 @@ def test_one_penalty_between_far_clouds_costs_no_digits(cost, rho, backend):
         torch.testing.assert_close(far.value, torch.tensor(2.0**12), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("backend", ["streamed"])
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_point_without_weight_may_have_a_potential_beyond_all_numbers(columns, backend):
+    """Mass would gain exp(10000 / 0.7) there; but there is none, and the marginal of the other side is a constraint."""
+    x, y = torch.tensor([[0.0], [100.0]], dtype=torch.float64), torch.tensor([[100.0]], dtype=torch.float64)
+    a, b = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    options = {"eps": 0.5, "backend": backend, "tol": 1e-9}
+    if columns:
+        result = sinkhorn(y, x, b, a, rho=(None, 0.7), **options)
+    else:
+        result = sinkhorn(x, y, a, b, rho=(0.7, None), **options)
+    torch.testing.assert_close(result.value.item(), 1e4)
+    torch.testing.assert_close(result.plan.flatten(), a)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_solved_in_single(dtype):
     x, y, _, _ = (t.to(dtype) for t in clouds())
