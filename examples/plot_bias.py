@@ -39,7 +39,7 @@ def fitted(loss, steps=100, rate=0.5):
 # The biased loss gathers the points in ever fewer places, at high temperature in one. The divergence keeps the spread
 # of the target at every temperature, but the hotter, the flatter it is in the details: 100 steps have found the shape
 # only at the lowest. On the right, the target is compared with itself, scaled: the divergence is smallest where the two
-# are equal, the biased loss where the cloud is too small.
+# are equal; the biased loss where the cloud is too small, the hotter the smaller.
 
 levels = (0.02, 0.2, 1.0)
 figure, axes = plt.subplot_mosaic("012v;345v", figsize=(11, 5), width_ratios=(1, 1, 1, 1.4), layout="constrained")

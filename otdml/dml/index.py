@@ -32,8 +32,7 @@ class EmbeddingIndex:
     r"""Embeddings with the paths of their images, searched by cosine similarity, exactly.
 
     On disk it is a folder: ``index.faiss``, a flat inner-product index of the unit embeddings that FAISS reads without
-    this library, and ``items.json`` with the paths and what else is known. A search costs n d multiplications: some
-    milliseconds for a hundred thousand images.
+    this library, and ``items.json`` with the paths and what else is known. A search costs n d multiplications.
 
     Args:
         z: Embeddings, shape (n, d); they are normalised.

@@ -27,8 +27,8 @@ def exact(
     .. math:: \min_{P \ge 0} \langle P, C \rangle \quad \text{with} \quad P 1 = a, \; P^\top 1 = b
 
     Solved on the CPU in float64 by the network simplex of POT :cite:p:`flamary:21` :cite:p:`bonneel:11`, in some
-    :math:`O(n^2 m)`: a few seconds for 5,000 points. The value is piecewise smooth in the points and the weights; where
-    several plans are optimal, the gradient is one of its subgradients.
+    :math:`O(n^2 m)`: for thousands of points, not tens of thousands. The value is piecewise smooth in the points and
+    the weights; where several plans are optimal, the gradient is one of its subgradients.
 
     Args:
         x: First points, shape (..., n, d).

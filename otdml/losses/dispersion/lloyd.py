@@ -37,7 +37,7 @@ def lloyd_dispersion(
     With free weights, the default, a point whose cell is empty feels no force. ``balanced`` gives each point the same
     share 1/n of the samples: semi-discrete optimal transport from the uniform measure to z :cite:p:`merigot:11`. It is
     solved on the samples by :func:`otdml.ot.sinkhorn` at a temperature of a tenth of the free value, and the value
-    includes that much entropy. It costs some hundred times more.
+    includes that much entropy. It costs that problem of n_samples × n per call.
 
     Args:
         z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
