@@ -16,7 +16,7 @@ from otdml.costs import Bilinear, Ground, Matrix, Pointwise
 from otdml.ot.engines import Engine
 from otdml.ot.potentials import Side
 
-__all__ = ["Problem", "envelope", "implicit_potentials", "plan_product"]
+__all__ = ["Problem", "conditional_product", "envelope", "implicit_potentials", "plan_product"]
 
 Gradients = tuple[Tensor | None, ...]
 Operator = Callable[[Tensor], Tensor]
@@ -221,6 +221,13 @@ class _PlanProduct(torch.autograd.Function):
 def plan_product(problem: Problem, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
     """The plan exp(hf + hg - R / eps) times ``v``, differentiable in everything."""
     return _PlanProduct.apply(problem, hf, hg, v, *problem.cost.leaves)
+
+
+def conditional_product(problem: Problem, hg: Tensor, v: Tensor) -> Tensor:
+    """The plan with rows that sum to one, times ``v``: up to a factor for each row, on which no quotient depends."""
+    with torch.no_grad():
+        f = problem.engine.rows(hg)
+    return plan_product(problem, f, hg, v)
 
 
 class _Implicit(torch.autograd.Function):

@@ -37,6 +37,8 @@ class OTResult:
     _product_transpose: Callable[[Tensor], Tensor] = field(repr=False)
     _plan: Callable[[], Tensor] = field(repr=False)
     _y: Tensor | None = field(default=None, repr=False)
+    # The same products, of rows that are scaled to sum to one or nearly so.
+    _product_per_mass: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
     def plan(self) -> Tensor:
@@ -73,6 +75,8 @@ class OTResult:
     def barycentric_map(self, y: Tensor | None = None) -> Tensor:
         r"""Where the plan sends each point of x on average, :math:`\sum_j P_{ij} y_j / \sum_j P_{ij}`.
 
+        A point without weight, or whose mass is given up, is sent where a little of it would go.
+
         Args:
             y: Values at the second points, shape (..., m, e). The points themselves if None.
 
@@ -85,7 +89,8 @@ class OTResult:
         y = self._y if y is None else y
         if y is None:
             raise argument_error("y", "be given where the problem was a matrix", "None", "Pass the points.")
-        image = self.apply(torch.cat([y, torch.ones_like(y[..., :1])], -1))
+        product = self._product_per_mass or self._product
+        image = _columns(product, torch.cat([y, torch.ones_like(y[..., :1])], -1), self.g)
         return image[..., :-1] / image[..., -1:]
 
 

@@ -14,7 +14,7 @@ from otdml.costs import Cost, Ground, Matrix, Pointwise, ground, mean_cost
 from otdml.measures import weights
 from otdml.ot.engines import Engine, Mask, engine
 from otdml.ot.hot import Excess, reheated
-from otdml.ot.implicit import Problem, envelope, implicit_potentials, plan_product
+from otdml.ot.implicit import Problem, conditional_product, envelope, implicit_potentials, plan_product
 from otdml.ot.potentials import Side, Solution, potentials
 from otdml.ot.result import OTResult
 
@@ -337,6 +337,7 @@ def _result(
         functools.partial(plan_product, problem, hf, hg),
         functools.partial(plan_product, problem.mT, hg, hf),
         functools.partial(_plan, problem, hf, hg),
+        _product_per_mass=functools.partial(conditional_product, problem, hg),
     )
 
 

@@ -334,6 +334,27 @@ def test_masked_pairs_get_no_mass(backend):
     torch.testing.assert_close(result.value, sinkhorn_matrix(forbidden, a, b, eps=1.0, tol=1e-9).value)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rho", [None, 1.0])
+def test_a_point_without_weight_is_mapped_as_one_of_little_weight(rho, backend):
+    x, y, a, b = clouds()
+    maps = []
+    for weight in (0.0, 1e-12):
+        w = torch.cat([a[:2], a.new_tensor([weight]), a[3:]])
+        result = sinkhorn(x.requires_grad_(), y, w / w.sum(), b, eps=0.5, rho=rho, backend=backend, tol=1e-11)
+        image = result.barycentric_map()
+        maps.append((image.detach(), *torch.autograd.grad(image[2].sum(), x)))
+    for found, expected in zip(*maps, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_mass_that_is_given_up_is_mapped_to_the_nearest():
+    x, y = torch.zeros(1, 2), torch.tensor([[50.0, 0.0], [60.0, 0.0]])
+    result = sinkhorn(x, y, eps=0.1, rho=1.0)
+    assert float(result.plan.sum()) == 0
+    torch.testing.assert_close(result.barycentric_map(), y[:1])
+
+
 def test_factors_of_any_origin_are_a_cost():
     generator = torch.Generator().manual_seed(0)
     q, k, u, v = (torch.randn(s, dtype=torch.float64, generator=generator) for s in ((7, 2), (9, 2), (7,), (9,)))
