@@ -165,6 +165,46 @@ def test_embed_names_an_image_that_cannot_be_read_and_writes_nothing(otdml_, tra
     assert "is no image file" in str(otdml_("embed", trained, images / "absent.png").exception)
 
 
+def test_evaluate_on_a_folder_of_folders(otdml_, trained, tmp_path):
+    """Four digits of each class as pictures of paper: the metrics are those of their pixels as a set in memory."""
+    from PIL import Image
+
+    from otdml.benchmarks.models import load_checkpoint
+    from otdml.data import Digits
+    from otdml.dml import embed, retrieval_metrics
+
+    digits = Digits(split="test")
+    rows = [i for c in range(5) for i in (digits.labels == c).nonzero()[:4, 0].tolist()]
+    for place, i in enumerate(rows):
+        path = tmp_path / "own" / digits.classes[digits.labels[i]] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - digits.images[i, 0].numpy()).save(path)
+    result = otdml_("evaluate", trained, "--images", tmp_path / "own", "--ks", "1,4", "--json")
+    assert result.exit_code == 0, result.output
+    z = embed(load_checkpoint(trained), digits)[rows]
+    expected = retrieval_metrics(z, digits.labels[rows], ks=(1, 4))
+    assert json.loads(result.output) == pytest.approx(expected)
+    (tmp_path / "own" / "5" / "broken.png").write_bytes(b"no image")
+    assert "broken.png" in str(otdml_("evaluate", trained, "--images", tmp_path / "own").exception)
+    result = otdml_("evaluate", trained, "--images", tmp_path / "own", "--skip-corrupt")
+    assert "left out" in result.output
+    assert "R@8" in result.output
+    one = otdml_("evaluate", trained, "--images", tmp_path / "own" / "6")
+    assert "two classes or more" in str(one.exception)
+    both = otdml_("evaluate", trained, "--images", tmp_path / "own", "-d", "digits")
+    assert both.exit_code == 2
+
+
+def test_networks_of_libraries_that_are_absent_are_refused_at_once(otdml_, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    words = ("--root", tmp_path, "--weights", "none", "--out", tmp_path / "runs")
+    for command in ("benchmark", "train"):
+        result = otdml_(command, "-d", "cub", "-p", "vit-s", *words)
+        assert "needs timm, which does not import" in str(result.exception)
+        assert "pip install timm, or use a network of this library: conv4" in str(result.exception)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_search_in_an_index_that_does_not_name_its_checkpoint(otdml_, trained, images, tmp_path):
     import torch
 

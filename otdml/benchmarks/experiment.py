@@ -20,6 +20,7 @@ import torch
 
 from otdml._checks import argument_error, check_known
 from otdml._files import write_text
+from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
 from otdml.distributed import from_first, is_first
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from otdml.data import Distort
     from otdml.dml import FitResult, ProxyDML, TrainingConfig
 
-__all__ = ["DATASETS", "RunState", "check_data", "check_settings", "execute", "load_split", "run_grid"]
+__all__ = ["DATASETS", "RunState", "check_data", "check_settings", "execute", "load_split", "run_grid", "takes"]
 
 DATASETS = {
     "digits": "Digits",
@@ -64,9 +65,11 @@ def check_settings(run: Run) -> None:
 
     Raises:
         ValueError: The message names the setting, and the one that may have been meant.
+        ModuleNotFoundError: The network is of a library that is not installed.
     """
     from otdml.data import Distort
     from otdml.dml import ProxyDML
+    from otdml.dml.backbones import check_importable
     from otdml.dml.training import TrainingConfig
 
     takers = {"model": ProxyDML, "training": TrainingConfig, "augment": Distort, "data": _kind(run.dataset)}
@@ -74,6 +77,7 @@ def check_settings(run: Run) -> None:
         known = [name for name in inspect.signature(taker).parameters if name not in GIVEN]
         for name in getattr(run, table):
             check_known(f"setting of {table}", name, known)
+    check_importable(str(run.model.get("backbone")))
 
 
 def check_data(run: Run, root: str | None) -> None:
@@ -97,6 +101,11 @@ def check_data(run: Run, root: str | None) -> None:
 
 def _kind(dataset: str) -> Any:
     return getattr(importlib.import_module("otdml.data"), DATASETS[check_known("data set", dataset, DATASETS)])
+
+
+def takes(dataset: str, option: str) -> bool:
+    """Whether the data set of that name has an argument of that name."""
+    return option in inspect.signature(_kind(dataset)).parameters
 
 
 def load_split(dataset: str, root: str | None, split: str, options: Mapping[str, Any]) -> Any:
@@ -188,7 +197,14 @@ def _on_test(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def run_grid(
-    out: Path, runs: Sequence[Run], *, root: str | None = None, jobs: int = 1, threads: int = 1, poll: float = 0.5
+    out: Path,
+    runs: Sequence[Run],
+    *,
+    root: str | None = None,
+    jobs: int | None = 1,
+    threads: int = 1,
+    devices: int | None = None,
+    poll: float = 0.5,
 ) -> Generator[list[RunState], None, None]:
     """Execute the runs that are not finished, ``jobs`` at a time in processes of ``threads`` threads each.
 
@@ -198,8 +214,9 @@ def run_grid(
         out: Folder of the benchmark; the runs get ``out/METHOD/seed-S``.
         runs: What to run.
         root: Folder of the data set.
-        jobs: Processes.
+        jobs: Processes; as many as there are cores for if None.
         threads: Threads of each.
+        devices: GPUs, or processes, that share every batch of a run, as in :func:`execute`.
         poll: Seconds between two reports.
 
     Yields:
@@ -208,7 +225,7 @@ def run_grid(
     Raises:
         ValueError: A folder holds a run of another configuration.
     """
-    folders = plan(out, runs)
+    folders, jobs = plan(out, runs), jobs or max(1, cores() // (threads * (devices or 1)))
     out.mkdir(parents=True, exist_ok=True)
     waiting = [path for path in folders if not RunFolder(path).finished]
     running: dict[Future, Path] = {}
@@ -217,7 +234,7 @@ def run_grid(
         while waiting or running:
             while waiting and len(running) < jobs:
                 path = waiting.pop(0)
-                running[pool.submit(execute, folders[path], path, root)] = path
+                running[pool.submit(execute, folders[path], path, root, devices=devices)] = path
             done, _ = wait(running, timeout=poll, return_when=FIRST_COMPLETED)
             for future in done:
                 path = running.pop(future)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otdml._checks import argument_error
 from otdml.benchmarks.experiment import load_split
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder
@@ -26,6 +27,7 @@ __all__ = [
     "checkpoint_file",
     "checkpoint_metrics",
     "embedded",
+    "folder_metrics",
     "image_files",
     "image_transform",
     "load_checkpoint",
@@ -116,6 +118,26 @@ def checkpoint_metrics(path: Path, preset: Preset | None, root: str | None, spli
 
     model, images = load_checkpoint(path), split_for(path, preset, root, split)
     return metrics_of(kept_embedding(embedding_file(checkpoint_file(path), split), model, images), images, ks)
+
+
+def folder_metrics(
+    checkpoint: Path, folder: Path, ks: tuple[int, ...], *, size: int | None = None, on_corrupt: str = "raise"
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Retrieval metrics of a checkpoint on the images below a folder, and those left out with the reason.
+
+    The class of an image is the folder it lies in.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint, or no image.
+        ValueError: All images lie in one folder.
+    """
+    from otdml.dml.evaluation import embed, metrics_of
+
+    model = load_checkpoint(checkpoint)
+    files = image_files([folder], image_transform(checkpoint, model, size), on_corrupt)
+    if len(files.classes) < 2:
+        raise argument_error("images", "hold a folder for each of two classes or more", f"{folder}, which is one class")
+    return metrics_of(embed(model, files), files, ks), files.skipped
 
 
 def _origin(checkpoint: Path) -> dict[str, Any]:

@@ -107,8 +107,12 @@ class Preset:
         Raises:
             ValueError: The preset needs weights and none are given, or the other way round, or there is no such file.
         """
-        given = "weights" in self.model.get("backbone_options", {})
-        if str(weights) == "none" or (weights is None and (given or self.weights is None)):
+        options = dict(self.model.get("backbone_options", {}))
+        if str(weights) == "none":
+            # Other libraries would download their own weights unless told not to.
+            elsewhere = "/" in str(self.model.get("backbone")) and "weights" not in options
+            return self._with({**options, "pretrained": False}) if elsewhere else self
+        if weights is None and ("weights" in options or self.weights is None):
             return self
         if weights is None:
             raise ValueError(f"{self.name} starts from pretrained weights, and none are given. {_remedy(self.weights)}")
@@ -116,7 +120,9 @@ class Preset:
             raise ValueError(f"{self.name} starts from random weights: --weights is not for it.")
         if not Path(weights).exists():
             raise ValueError(f"--weights: there is no file {weights}. {_remedy(self.weights)}")
-        options = {**self.model.get("backbone_options", {}), "weights": str(Path(weights).resolve())}
+        return self._with({**options, "weights": str(Path(weights).resolve())})
+
+    def _with(self, options: Mapping[str, Any]) -> "Preset":
         return replace(self, model={**self.model, "backbone_options": options})
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from otdml._checks import argument_error
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
-from otdml.benchmarks.experiment import load_split
+from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import Run, RunFolder
@@ -31,7 +32,15 @@ LEADING = ("map@r", "r_precision", "recall@1")
 
 
 def protocol_of(preset: Preset) -> Preset:
-    """A preset under this protocol: 128 dimensions, and no published figures, as those are of another protocol."""
+    """A preset under this protocol: 128 dimensions, and no published figures, as those are of another protocol.
+
+    Raises:
+        ValueError: Its data set has too few training classes for four folds.
+    """
+    if not takes(preset.dataset, "fold"):
+        must = f"have training classes for {FOLDS} folds of two or more"
+        remedy = "Of the sets that need no photographs, omniglot has: --dataset omniglot --protocol small."
+        raise argument_error("dataset", must, preset.dataset, remedy)
     return replace(
         preset,
         name=f"{preset.name}-reality-check",

@@ -12,6 +12,7 @@ from otdml._files import write_text
 from otdml.benchmarks.environment import environment, native_precision
 from otdml.benchmarks.methods import Method
 from otdml.benchmarks.presets import Preset
+from otdml.dml.config import MEANS
 from otdml.dml.optim import PART_NAMES
 
 __all__ = ["Run", "RunFolder", "plan"]
@@ -88,13 +89,13 @@ class Run:
         return fold if isinstance(fold, int) else None
 
     def config(self) -> dict[str, Any]:
-        """Everything that determines the numbers, as plain types."""
+        """Every setting, as plain types."""
         return json.loads(json.dumps(vars(self), default=dict))
 
     @property
     def fingerprint(self) -> str:
-        """A hash of :meth:`config`."""
-        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of all that determines the numbers."""
+        return hashlib.sha256(json.dumps(_numbers(self.config()), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class RunFolder:
         if not isinstance(there, dict) or not {"fingerprint", "run"} <= there.keys():
             raise ValueError(f"{self.path / 'config.json'} is of another program. Choose another folder with --out.")
         if self.begun and there["fingerprint"] != run.fingerprint:
-            differences = "; ".join(_differences(there["run"], run.config())) or "an earlier format"
+            differences = "; ".join(_differences(_numbers(there["run"]), _numbers(run.config()))) or "an earlier format"
             raise ValueError(
                 f"{self.path} holds a run of another configuration ({differences}). "
                 "Choose another folder with --out, or delete that one."
@@ -171,6 +172,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}). Delete its folder to repeat that run.") from error
+
+
+def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what only says how a machine gets to the numbers, such as the workers that load."""
+    training = {name: value for name, value in config["training"].items() if name not in MEANS}
+    return {**config, "training": training}
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

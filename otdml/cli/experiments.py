@@ -14,6 +14,7 @@ from otdml.cli.options import (
     AllowPartial,
     Change,
     Dataset,
+    Devices,
     Epochs,
     HoldOut,
     Protocol,
@@ -26,8 +27,9 @@ from otdml.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
+    from otdml.benchmarks.experiment import RunState
     from otdml.benchmarks.methods import Method
     from otdml.benchmarks.presets import Preset
     from otdml.benchmarks.runs import Run
@@ -61,6 +63,7 @@ def benchmark(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1)] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1)] = 1,
+    devices: Devices = None,
     preset: Recipe = None,
     weights: StartFrom = None,
     change: Change = None,
@@ -74,8 +77,7 @@ def benchmark(
     Each run has its own folder; the same command goes on where it was stopped, and more seeds or methods add to
     what is there. At the end: report.html (opens offline), results.csv, runs.csv and results.json.
     """
-    from otdml.benchmarks.display import show_catalogue, watch
-    from otdml.benchmarks.environment import cores
+    from otdml.benchmarks.display import show_catalogue
     from otdml.benchmarks.experiment import check_data, run_grid
     from otdml.benchmarks.presets import named
     from otdml.benchmarks.reality import assemble, fold_runs, protocol_of
@@ -95,11 +97,18 @@ def benchmark(
         runs = [fold for run in seeded for fold in fold_runs(run)] if reality_check else seeded
         _check(folder, runs, lambda name, seed: run_of(chosen.method(name), seed))
     check_data(runs[0], root)
-    with closing(run_grid(folder, runs, root=root, jobs=jobs or max(1, cores() // threads), threads=threads)) as states:
-        failures = watch(console, states)
+    failures = _watched(run_grid(folder, runs, root=root, jobs=jobs, threads=threads, devices=devices))
     if reality_check:
         assemble(folder, seeded, root)
     _report(folder, chosen, failures)
+
+
+def _watched(states: "Generator[list[RunState], None, None]") -> list[str]:
+    """Show a grid until it ends, or is interrupted; one message per run that failed."""
+    from otdml.benchmarks.display import watch
+
+    with closing(states):
+        return watch(console, states)
 
 
 def _check(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int], Run]") -> None:
@@ -159,7 +168,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0)] = 0,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
-    devices: Annotated[int | None, typer.Option(help="GPUs, or processes, that share every batch.", min=1)] = None,
+    devices: Devices = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: runs/NAME/METHOD/seed-S.")] = None,
     preset: Recipe = None,
     weights: StartFrom = None,

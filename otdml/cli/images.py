@@ -1,5 +1,6 @@
 """Commands that use a trained model: on a data set, or on any images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,32 +11,48 @@ from otdml.cli.options import Protocol, Root, SkipCorrupt
 
 __all__ = ["embed", "evaluate", "search"]
 
+Size = Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4)]
 
-@command("otdml evaluate runs/digits/proxy-anchor/seed-0/last.ckpt")
+
+@command(
+    "otdml evaluate runs/digits/proxy-anchor/seed-0/last.ckpt",
+    "otdml evaluate runs/cub/proxy-anchor/seed-0 --images photos",
+)
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Default: that of the run.")] = None,
     protocol: Protocol = None,
     root: Root = None,
     split: Annotated[str, typer.Option(help="train, val, trainval or test.")] = "test",
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images instead of a data set; the class of each is its own folder.")
+    ] = None,
+    size: Size = None,
+    skip_corrupt: SkipCorrupt = False,
     ks: Annotated[str, typer.Option(help="K of Recall@K, separated by commas.")] = "1,2,4,8",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Retrieval metrics of a checkpoint on a split of a data set.
+    """Retrieval metrics of a checkpoint on a split of a data set, or on images of one's own.
 
     Beside the checkpoint of a run lies config.json, which says what the run was trained on; elsewhere name the data
     set with --dataset.
     """
     from otdml.benchmarks.display import metrics_table
-    from otdml.benchmarks.models import checkpoint_metrics
+    from otdml.benchmarks.models import checkpoint_metrics, folder_metrics
     from otdml.benchmarks.presets import named
 
     with arguments():
         numbers = tuple(_integers("--ks", ks))
         if protocol and dataset is None:
             raise ValueError("--protocol needs --dataset: without both, the set and protocol of the run are taken.")
+        if images and dataset:
+            raise ValueError("--images and --dataset: give one of them.")
         chosen = None if dataset is None else named(dataset, protocol)
-    found = checkpoint_metrics(checkpoint, chosen, root, split, numbers)
+    if images:
+        found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=_policy(skip_corrupt))
+        _name(skipped)
+    else:
+        found = checkpoint_metrics(checkpoint, chosen, root, split, numbers)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
@@ -44,7 +61,7 @@ def embed(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
     images: Annotated[list[Path], typer.Argument(help="A folder of images, or image files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the index.")] = Path("embeddings.index"),
-    size: Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4)] = None,
+    size: Size = None,
     skip_corrupt: SkipCorrupt = False,
 ) -> None:
     """Embed images, and keep the vectors with the paths of their files as an index to search.
@@ -54,11 +71,8 @@ def embed(
     """
     from otdml.benchmarks.models import embedded
 
-    index, skipped = embedded(
-        checkpoint, images, size=size, on_corrupt="skip" if skip_corrupt else "raise", earlier=out
-    )
-    for path, reason in skipped.items():
-        errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
+    index, skipped = embedded(checkpoint, images, size=size, on_corrupt=_policy(skip_corrupt), earlier=out)
+    _name(skipped)
     index.save(out)
     console.print(f"{len(index)} embeddings: [bold]{out}[/]", soft_wrap=True, highlight=False)
 
@@ -81,6 +95,15 @@ def search(
     if html is not None:
         write_matches(html, image, matches)
         console.print(f"\nPage: [bold]{html}[/]", soft_wrap=True, highlight=False)
+
+
+def _policy(skip_corrupt: bool) -> str:
+    return "skip" if skip_corrupt else "raise"
+
+
+def _name(skipped: Mapping[str, str]) -> None:
+    for path, reason in skipped.items():
+        errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -10,6 +10,7 @@ __all__ = [
     "AllowPartial",
     "Change",
     "Dataset",
+    "Devices",
     "Epochs",
     "HoldOut",
     "Protocol",
@@ -40,6 +41,9 @@ Change = Annotated[
 StartFrom = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Pretrained weights of the backbone, or none to start from random ones."),
+]
+Devices = Annotated[
+    int | None, typer.Option("--devices", help="GPUs, or processes, that share every batch of a run.", min=1)
 ]
 Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1)]
 HoldOut = Annotated[

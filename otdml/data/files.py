@@ -31,6 +31,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
             image queries all others.
         on_corrupt: ``"raise"`` an error that names an image that cannot be read, when it is asked for, or ``"skip"``:
             decode all images now, which takes some minutes for a hundred thousand, and leave such images out.
+        upright: Whether images are turned as the camera that made them wrote into their EXIF orientation, or are taken
+            as they are stored.
 
     Attributes:
         paths: The files of the items, in order.
@@ -49,6 +51,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         transform: Callable[[Image.Image], Any],
         is_query: Tensor | None = None,
         on_corrupt: str = "raise",
+        upright: bool = True,
     ) -> None:
         check_choice("on_corrupt", on_corrupt, ("raise", "skip"))
         check_labels("labels", labels, len(paths), len(classes))
@@ -62,21 +65,21 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         present, self.labels = labels[keep].unique(return_inverse=True)
         self.classes = [classes[i] for i in present.tolist()]
         self.is_query = None if is_query is None else is_query[keep]
-        self.transform = transform
+        self.transform, self.upright = transform, upright
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         crops = isinstance(self.transform, RandomResizedCrop | CenterCrop)
-        with open_image(self.paths[index]) as image:
+        with open_image(self.paths[index], upright=self.upright) as image:
             item = self.transform(image if crops else as_rgb(image))
         return item, int(self.labels[index])
 
     def thumbnail(self, index: int, size: int = 96) -> np.ndarray:
         """The middle of an image, uint8 of shape (size, size, 3), for pictures."""
         crop = CenterCrop(size, size, mean=(0, 0, 0), std=(1, 1, 1))
-        with open_image(self.paths[index]) as image:
+        with open_image(self.paths[index], upright=self.upright) as image:
             return crop(image).mul_(255).round_().byte().permute(1, 2, 0).numpy()
 
 

@@ -2,13 +2,16 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+import struct
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from otdml._checks import argument_error, check_fraction, check_integer, check_positive
@@ -21,26 +24,72 @@ REMEDY = "Replace the file, or pass on_corrupt='skip' to leave such images out."
 # What Pillow raises for damaged files; SyntaxError comes from broken PNG chunks.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
+# How the orientations of EXIF become the first one, upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 Box = tuple[float, float, float, float]
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, *, upright: bool = True) -> Image.Image:
     """The image in a file, not decoded yet.
+
+    Args:
+        path: The file.
+        upright: Whether its EXIF orientation counts, or else pixels lie as they are stored.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no image; the message names it.
     """
     try:
-        return Image.open(path)
+        with _metadata_unwarned():
+            image = Image.open(path)
     except FileNotFoundError:
         raise
     except _DAMAGE as error:
         raise ValueError(f"{path} is no image that can be read ({error}). {REMEDY}") from error
+    if not upright:
+        image.info.pop("exif", None)
+    return image
+
+
+@contextmanager
+def _metadata_unwarned() -> Iterator[None]:
+    """Pillow warns of damaged metadata, with which an image may be whole."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Corrupt EXIF data")
+        yield
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, as its EXIF has it. Pillow turns TIFFs by itself."""
+    if "exif" not in image.info:
+        return None
+    try:
+        with _metadata_unwarned():
+            return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*_DAMAGE, struct.error):
+        return None
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turn = _turn(image)
+    sideways = turn is not None and turn not in (_TURNS[2], _TURNS[3], _TURNS[4])
+    return (image.height, image.width) if sideways else image.size
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image decoded, with three channels: grey is repeated, CMYK and palettes are converted, alpha is dropped.
+    """The image decoded and upright, with three channels.
+
+    Grey is repeated, 16 bits are reduced to 8, CMYK and palettes are converted, alpha is dropped.
 
     Raises:
         ValueError: If the file is truncated or damaged; the message names it.
@@ -50,6 +99,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     except _DAMAGE as error:
         name = getattr(image, "filename", "") or "the image"
         raise ValueError(f"{name} is corrupt ({error}). {REMEDY}") from error
+    turn = _turn(image)
+    found = _three_channels(image)
+    # Who looks at it again must not turn it again.
+    found.info.pop("exif", None)
+    return found if turn is None else found.transpose(turn)
+
+
+def _three_channels(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16 bits to 255.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     # A palette whose transparency is per colour has to pass through RGBA.
     return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
 
@@ -120,7 +180,7 @@ class RandomResizedCrop:
 
     def __call__(self, image: Image.Image) -> Tensor:
         flip = bool(torch.rand(()) < self.flip)
-        return _normalized(_cut(image, self._box(*image.size), self.size, flip), *self.statistics)
+        return _normalized(_cut(image, self._box(*_upright_size(image)), self.size, flip), *self.statistics)
 
     def _box(self, width: int, height: int) -> Box:
         """The first of ten draws that fits into the image; else as much of its middle as the ratio allows."""
@@ -178,7 +238,7 @@ class CenterCrop:
         self.statistics = _statistics(mean, std)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        width, height = image.size
+        width, height = _upright_size(image)
         side = min(width, height) * self.size / self.resize
         left, top = (width - side) / 2, (height - side) / 2
         cut = _cut(image, (left, top, left + side, top + side), self.size, spare=2)
@@ -200,10 +260,10 @@ def _statistics(mean: Iterable[float], std: Iterable[float]) -> tuple[Tensor, Te
 
 def _cut(image: Image.Image, box: Box, size: int, flip: bool = False, spare: float = 1.0) -> Image.Image:
     """The part of an image in ``box``, resized to a square; decoded no larger than needed."""
-    width, height = image.size
+    width, height = _upright_size(image)
     needed = spare * size / min(box[2] - box[0], box[3] - box[1])
     if needed < 1:
-        image.draft("RGB", (math.ceil(width * needed), math.ceil(height * needed)))
+        image.draft("RGB", (math.ceil(image.width * needed), math.ceil(image.height * needed)))
     decoded = as_rgb(image)
     across, down = decoded.width / width, decoded.height / height
     left, top = max(0.0, box[0] * across), max(0.0, box[1] * down)

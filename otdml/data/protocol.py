@@ -73,6 +73,8 @@ class Protocol:
 class ProtocolImages(ImageFiles):
     """One split of a published data set, in the order of its annotation files.
 
+    Images are taken as they are stored, whatever their EXIF orientation, as those of the published figures were.
+
     Args:
         root: The folder that holds the set.
         split: ``"train"``, ``"val"`` (a fifth of the training classes), ``"trainval"``, ``"test"``, or a part of the
@@ -117,6 +119,7 @@ class ProtocolImages(ImageFiles):
             transform=transform or standard_crop(split, size),
             is_query=queries if split == "test" and "query" in self.protocol.counts else None,
             on_corrupt=on_corrupt,
+            upright=False,
         )
 
 

@@ -10,7 +10,17 @@ from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_integer, check_known
 
-__all__ = ["BACKBONES", "ConvNet", "ResNet", "backbone", "conv4", "num_features", "resnet18", "resnet50"]
+__all__ = [
+    "BACKBONES",
+    "ConvNet",
+    "ResNet",
+    "backbone",
+    "check_importable",
+    "conv4",
+    "num_features",
+    "resnet18",
+    "resnet50",
+]
 
 
 def backbone(network: str | nn.Module, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -262,7 +272,7 @@ def _load_published(network: nn.Module, path: Path) -> None:
 
 
 def _timm(name: str, *, pretrained: bool = True, weights: str | Path | None = None, **options: Any) -> nn.Module:
-    timm = _library("timm")
+    timm = _library(MODULES["timm"])
     if weights is not None:
         # As published, with a classifier, which this leaves out.
         pretrained, options["pretrained_cfg_overlay"] = True, {"file": str(weights)}
@@ -272,7 +282,7 @@ def _timm(name: str, *, pretrained: bool = True, weights: str | Path | None = No
 
 
 def _torchvision(name: str, *, pretrained: bool = True) -> nn.Module:
-    models = _library("torchvision.models")
+    models = _library(MODULES["torchvision"])
     network = models.get_model(name, weights="DEFAULT" if pretrained else None)
     # Every classifier of torchvision ends in one of these attributes, and in a linear layer.
     place = next(key for key in ("fc", "classifier", "heads", "head") if hasattr(network, key))
@@ -300,7 +310,7 @@ class _Transformers(nn.Module):
 def _hugging_face(
     name: str, *, pretrained: bool = True, weights: str | Path | None = None, **options: Any
 ) -> nn.Module:
-    transformers = _library("transformers")
+    transformers = _library(MODULES["hf"])
     if weights is not None:
         return _Transformers(transformers.AutoModel.from_pretrained(str(weights), local_files_only=True, **options))
     if pretrained:
@@ -311,6 +321,17 @@ def _hugging_face(
     return _Transformers(transformers.AutoModel.from_config(config))
 
 
+def check_importable(network: str) -> None:
+    """Raise if ``network`` names one of another library, and that does not import.
+
+    Raises:
+        ModuleNotFoundError: The message says what to install.
+    """
+    library, slash, _ = network.partition("/")
+    if slash and library in LIBRARIES:
+        _library(MODULES[library])
+
+
 def _library(name: str) -> Any:
     from importlib import import_module
 
@@ -319,7 +340,7 @@ def _library(name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         # A torchvision built for another torch fails with a RuntimeError.
         library = name.partition(".")[0]
-        remedy = "Install it, or use a network of the library itself: " + ", ".join(BACKBONES)
+        remedy = f"pip install {library}, or use a network of this library: {', '.join(BACKBONES)}."
         raise ModuleNotFoundError(f"this backbone needs {library}, which does not import: {error}. {remedy}") from error
 
 
@@ -329,4 +350,5 @@ BACKBONES: Mapping[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
 }
+MODULES = {"timm": "timm", "torchvision": "torchvision.models", "hf": "transformers"}
 LIBRARIES: Mapping[str, Callable[..., nn.Module]] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}

@@ -114,7 +114,8 @@ def _images(dataset: Any) -> list[Any]:
     if not hasattr(dataset, "paths"):
         raise _NotPlainError
     stats = [os.stat(path) for path in dataset.paths]
-    return [list(map(str, dataset.paths)), [(s.st_size, s.st_mtime_ns) for s in stats], dataset.transform]
+    files = [list(map(str, dataset.paths)), [(s.st_size, s.st_mtime_ns) for s in stats]]
+    return [*files, dataset.transform, getattr(dataset, "upright", None)]
 
 
 def _absorb(digest: "hashlib._Hash", value: Any) -> None:

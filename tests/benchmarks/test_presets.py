@@ -153,6 +153,10 @@ def test_weights_are_given_by_path_or_not_wanted(tmp_path):
     assert cub.starting_from(file).model["backbone_options"] == {"weights": str(file)}
     assert cub.starting_from(file).starting_from(None).model["backbone_options"] == {"weights": str(file)}
     assert cub.starting_from("none") == cub
+    # A network of another library must not download its own.
+    assert preset("cub-vit-s").starting_from("none").model["backbone_options"] == {"pretrained": False}
+    options = ["model.backbone=hf/vit", "model.backbone_options={hidden_size=16}"]
+    assert preset("digits", options).starting_from(None) == preset("digits", options)
     assert preset("digits").starting_from(None) == preset("digits")
     with pytest.raises(ValueError, match=r"Get those of a ResNet-50 .* from https://\S+\.pth, and pass --weights FILE"):
         cub.starting_from(None)

@@ -108,4 +108,6 @@ def test_intervals_over_seeds_are_of_student():
 def test_digits_have_too_few_classes_for_folds():
     result = CliRunner().invoke(app, ["benchmark", "-d", "digits", "--reality-check"])
     assert result.exit_code == 2
-    assert "unknown setting of data 'fold'" in " ".join(result.output.split())
+    assert "`dataset` must have training classes for 4 folds of two or more, got digits. Of the sets" in " ".join(
+        result.output.split()
+    )

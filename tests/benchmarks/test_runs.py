@@ -49,6 +49,19 @@ def test_fingerprint_changes_with_every_setting_and_with_nothing_else(run, digit
     assert len({other.fingerprint for other in others} | {run.fingerprint}) == 6
 
 
+def test_a_run_goes_on_with_other_means(run, digits, tmp_path):
+    """Workers, devices and a log beside the curve change no number."""
+    method, means = digits.method("proxy-anchor+nir"), {"workers": 3, "devices": 2, "tensorboard": True}
+    other = Run.of(digits, method, 1, **means)
+    assert other.fingerprint == run.fingerprint
+    folder = RunFolder(tmp_path)
+    folder.claim(run)
+    (tmp_path / "last.ckpt").touch()
+    folder.check(other)
+    with pytest.raises(ValueError, match=r"configuration \(training\.epochs: \d+ there, 3 here\)\."):
+        folder.check(Run.of(digits, method, 1, epochs=3, **means))
+
+
 def test_training_settings_that_are_none_keep_the_preset(run, digits):
     assert Run.of(digits, digits.method("proxy-anchor+nir"), 1, epochs=None) == run
 

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb, open_image, standard_crop, unreadable
 
+# From upright to how each orientation is stored: 6 and 8 undo each other, the others themselves.
+BACK = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 RAW = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
 
@@ -142,6 +144,47 @@ def test_a_palette_with_transparency_is_converted_without_a_warning(tmp_path):
     image.save(tmp_path / "image.png", transparency=b"\x00\xff")
     with open_image(tmp_path / "image.png") as opened:
         assert as_rgb(opened).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_orientation_of_a_camera_is_followed(orientation, suffix, tmp_path):
+    """Stored as the camera held it, a photograph is cropped as if it had been stored upright."""
+    upright = Image.fromarray(ramp(640, 320))
+    # What Pillow's own exif_transpose undoes.
+    stored = upright.transpose(BACK[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {"quality": 97, "subsampling": 0} if suffix == "jpg" else {}
+    stored.save(tmp_path / f"image.{suffix}", exif=exif, **options)
+    for crop in (CenterCrop(32, **RAW), RandomResizedCrop(32, **RAW)):
+        found = []
+        for image in (open_image(tmp_path / f"image.{suffix}"), upright):
+            torch.manual_seed(1)
+            found.append(crop(image))
+        assert (found[0] - found[1]).abs().max() < 0.03
+    with open_image(tmp_path / f"image.{suffix}") as image:
+        turned = as_rgb(image)
+    assert turned.size == (640, 320)
+    # Once turned, it is not turned again.
+    torch.testing.assert_close(CenterCrop(32, **RAW)(turned), CenterCrop(32, **RAW)(upright), atol=0.03, rtol=0)
+    if suffix != "tif":
+        with open_image(tmp_path / f"image.{suffix}", upright=False) as image:
+            assert as_rgb(image).size == stored.size
+
+
+def test_damaged_metadata_do_not_matter(tmp_path):
+    for exif in (b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12", b"Exif\0\0not at all"):
+        Image.fromarray(ramp(40, 20)).save(tmp_path / "image.jpg", exif=exif)
+        with open_image(tmp_path / "image.jpg") as image:
+            assert as_rgb(image).size == (40, 20)
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    values = np.array([[0, 257, 51400, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "image.png")
+    with open_image(tmp_path / "image.png") as image:
+        assert np.array(as_rgb(image))[0, :, 1].tolist() == [0, 1, 200, 255]
 
 
 def test_damaged_files_are_named(tmp_path):

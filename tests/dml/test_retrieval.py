@@ -184,11 +184,19 @@ def test_agrees_with_pytorch_metric_learning(generator):
     z = torch.nn.functional.normalize(torch.randn(200, 8, generator=generator) + torch.eye(10, 8)[labels], dim=1)
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
     peer = calculator.AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
-    theirs = peer.get_accuracy(z, labels)
-    ours = retrieval_metrics(z, labels)
-    assert [ours[name] for name in ("recall@1", "r_precision", "map@r")] == pytest.approx(
-        [theirs[name] for name in names], abs=1e-6
-    )
+    # Each among the others, and queries in a gallery that lacks a class of theirs.
+    gallery = labels[80:] != 9
+    pairs = [
+        (retrieval_metrics(z, labels), peer.get_accuracy(z, labels)),
+        (
+            retrieval_metrics(z[:80], labels[:80], gallery=z[80:][gallery], gallery_labels=labels[80:][gallery]),
+            peer.get_accuracy(z[:80], labels[:80], z[80:][gallery], labels[80:][gallery]),
+        ),
+    ]
+    for ours, theirs in pairs:
+        expected = [theirs[name] for name in names]
+        assert [ours[name] for name in ("recall@1", "r_precision", "map@r")] == pytest.approx(expected, abs=1e-6)
+    assert pairs[1][0]["left_out"] == (labels[:80] == 9).sum() > 0
 
 
 @pytest.mark.parametrize(
