@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from otdml.data import Distort
     from otdml.dml import FitResult, ProxyDML, TrainingConfig
 
-__all__ = ["DATASETS", "RunState", "check_data", "check_settings", "execute", "load_split", "run_grid", "takes"]
+__all__ = [
+    "DATASETS",
+    "RunState",
+    "check_data",
+    "check_network",
+    "check_settings",
+    "execute",
+    "load_split",
+    "run_grid",
+    "takes",
+]
 
 DATASETS = {
     "digits": "Digits",
@@ -65,11 +75,9 @@ def check_settings(run: Run) -> None:
 
     Raises:
         ValueError: The message names the setting, and the one that may have been meant.
-        ModuleNotFoundError: The network is of a library that is not installed.
     """
     from otdml.data import Distort
     from otdml.dml import ProxyDML
-    from otdml.dml.backbones import check_importable
     from otdml.dml.training import TrainingConfig
 
     takers = {"model": ProxyDML, "training": TrainingConfig, "augment": Distort, "data": _kind(run.dataset)}
@@ -77,6 +85,16 @@ def check_settings(run: Run) -> None:
         known = [name for name in inspect.signature(taker).parameters if name not in GIVEN]
         for name in getattr(run, table):
             check_known(f"setting of {table}", name, known)
+
+
+def check_network(run: Run) -> None:
+    """Raise where the network is of a library that is not installed, once for all runs of a grid.
+
+    Raises:
+        ModuleNotFoundError: The message says what to install.
+    """
+    from otdml.dml.backbones import check_importable
+
     check_importable(str(run.model.get("backbone")))
 
 

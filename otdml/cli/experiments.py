@@ -113,12 +113,13 @@ def _watched(states: "Generator[list[RunState], None, None]") -> list[str]:
 
 def _check(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int], Run]") -> None:
     """Raise unless the runs can be made, and what is in the folder can stand in one table with them."""
-    from otdml.benchmarks.experiment import check_settings
+    from otdml.benchmarks.experiment import check_network, check_settings
     from otdml.benchmarks.reality import of_four_folds
     from otdml.benchmarks.results import collect
     from otdml.benchmarks.runs import plan
 
     check_settings(runs[0])
+    check_network(runs[0])
     plan(folder, runs)
     for earlier in collect(folder):
         run = run_of(earlier.method, earlier.seed)
@@ -182,7 +183,7 @@ def train(
     the command is given again, and ends with the numbers it would have had.
     """
     from otdml.benchmarks.display import metrics_table
-    from otdml.benchmarks.experiment import check_settings, execute
+    from otdml.benchmarks.experiment import check_network, check_settings, execute
     from otdml.benchmarks.presets import named
     from otdml.benchmarks.runs import Run, RunFolder
     from otdml.distributed import is_first
@@ -195,6 +196,7 @@ def train(
         folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
         folder.check(run)
         check_settings(run)
+    check_network(run)
     execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
     if not is_first():
         return

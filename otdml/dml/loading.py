@@ -1,7 +1,7 @@
 """How a training run gets its batches: the same in every epoch of the same number, however often it is resumed."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class TrainingBatches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(map(self.dataset.batch, self.sampler) if self.loader is None else self.loader)  # type: ignore[attr-defined]
+        return map(self.dataset.batch, self.sampler) if self.loader is None else _told(self.loader)  # type: ignore[attr-defined]
 
 
 def _loader(items: "_Items", places: "_Places", workers: int) -> DataLoader[Any]:
@@ -69,6 +69,18 @@ def _loader(items: "_Items", places: "_Places", workers: int) -> DataLoader[Any]
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
+
+
+def _told(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; an error of a worker process says what it would without one, and not the traceback of that."""
+    try:
+        yield from batches
+    except Exception as error:
+        _, remote, trace = str(error).partition("Original Traceback")
+        if not remote:
+            raise
+        last = trace.strip().splitlines()[-1]
+        raise type(error)(last.partition(": ")[2] or last) from error
 
 
 class _Places:
@@ -122,12 +134,13 @@ class EvaluationBatches:
         if hasattr(self.dataset, "batch"):
             yield from map(self.dataset.batch, self.batches)
         else:
-            yield from DataLoader(
+            loader = DataLoader(
                 _as_dataset(self.dataset),
                 batch_sampler=[batch.tolist() for batch in self.batches],
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
             )
+            yield from _told(loader)
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -76,3 +76,17 @@ def test_evaluation_takes_some_rows_in_order(workers):
     found = EvaluationBatches(Items(), batch_size=4, workers=workers, rows=range(5, 15))
     assert len(found) == 3
     assert torch.cat([images[:, 0] for images, _ in found]).tolist() == list(range(5, 15))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [ValueError("a.jpg is corrupt: so it is"), FileNotFoundError("b.jpg")])
+def test_an_error_says_the_same_with_and_without_workers(workers, error):
+    class Damaged(Items):
+        def __getitem__(self, index):
+            raise error
+
+    source = TrainingBatches(Damaged(), ClassBalancedBatchSampler(LABELS, 4, 2), seed=0, workers=workers)
+    for broken in (source, EvaluationBatches(Damaged(), batch_size=4, workers=workers)):
+        with pytest.raises(type(error)) as raised:
+            next(iter(broken))
+        assert str(raised.value) == str(error)
