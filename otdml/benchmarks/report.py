@@ -137,7 +137,7 @@ def _style(method: str) -> str:
 
 def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
     rows, metrics = summary(runs), metrics_of(runs)
-    best = {m: max(row["metrics"][m].mean for row in rows if m in row["metrics"]) for m in metrics}
+    best = {m: _leader([row["metrics"][m].mean for row in rows if m in row["metrics"]]) for m in metrics}
     leading = metrics[0]
     values = [run.metrics(name)[leading] for run in runs for name in ("last", "best") if run.metrics(name)]
     low, high = min(values), max(values)
@@ -165,6 +165,11 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
         "folded": folded(runs),
         "held_out": any(run.best for run in runs),
     }
+
+
+def _leader(values: Sequence[float]) -> float:
+    """The highest value, NaN where none is higher than another."""
+    return max(values) if max(values) > min(values) else math.nan
 
 
 def _seed_row(run: Finished, checkpoint: str, metrics: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def test_a_single_point_and_a_constant_are_drawn():
     text = line_chart([line], title="t", x_label="x", y_range=(5.0, 5.0), unit="")
     ElementTree.fromstring(text)
     assert "nan" not in text
+    # In the middle of 12 to 216, at the left end.
+    assert 'd="M44,114"' in text
 
 
 def test_strip_has_one_dot_per_seed_and_the_mean_between_them():

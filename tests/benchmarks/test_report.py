@@ -67,6 +67,13 @@ def test_numbers_are_those_of_the_runs(text):
     assert any("no difference shown" in cell for cell in cells)
 
 
+def test_nothing_is_marked_where_all_are_equal(tmp_path, write_run, digits):
+    for method in ("proxy-anchor", "proxy-nca"):
+        write_run(tmp_path, method, 0, 0.5)
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    assert 'class="best"' not in (tmp_path / "report.html").read_text()
+
+
 def test_the_best_mean_of_each_column_is_marked(text):
     page = Page(text)
     assert sum(tag == "td" and attributes.get("class") == "best" for tag, attributes in page.tags) == 2
