@@ -188,8 +188,8 @@ def _check_classes(module: ProxyDML, train: LabelledImages) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's greetings off: devices, tips, that the last epoch was reached, and its use of a deprecated name."""
-    names = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.pytorch")
+    """Lightning's greetings off: devices, processes, tips, the last epoch, and its use of a deprecated name."""
+    names = [f"lightning.{part}{end}" for part in ("pytorch", "fabric") for end in ("", ".utilities.rank_zero")]
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -197,6 +197,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            # The gradient of a 1 × 1 convolution has strides of another name, and the same memory.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,5 +1,13 @@
 """The photograph sets from their official layouts to a finished run."""
 
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 from typer.testing import CliRunner
 
@@ -89,3 +97,33 @@ def test_a_batch_of_more_classes_than_there_are_is_refused_at_once(published):
     run = Run.of(recipe, recipe.method("proxy-anchor"), 0, data={"allow_partial": True})
     with pytest.raises(ValueError, match=r"`classes_per_batch` must be at most 5, the classes, got 30\. Pass --set"):
         check_data(run, str(root))
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_is_that_in_one_and_survives_a_kill(published, tmp_path):
+    """Batch norm frozen, the same global batch: the same first epoch; killed, the same last one, bit for bit."""
+    program = tmp_path / "otdml.py"
+    program.write_text("from otdml.cli import main\nif __name__ == '__main__':\n    main()\n")
+    root = published("cub", CLASSES["cub"])
+    words = ["train", "-d", "cub", "--root", str(root), "--allow-partial", "--weights", "none", "--hold-out"]
+    changes = [*TINY, "training.epochs=30", "training.precision=32-true", "model.freeze_bn=true"]
+    words += ["-m", "proxy-anchor+nir", *(word for change in changes for word in ("--set", change))]
+    words[words.index("training.classes_per_batch=3")] = "training.classes_per_batch=4"
+
+    def start(name, devices):
+        command = [sys.executable, str(program), *words, "--devices", str(devices), "--out", str(tmp_path / name)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    assert [start(name, devices).wait() for name, devices in (("one", 1), ("two", 2))] == [0, 0]
+    killed = start("killed", 2)
+    while not (tmp_path / "killed" / "curve.csv").exists():
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert start("killed", 2).wait() == 0
+    rows = {name: list(csv.DictReader((tmp_path / name / "curve.csv").open())) for name in ("one", "two", "killed")}
+    assert float(rows["two"][0]["loss"]) == pytest.approx(float(rows["one"][0]["loss"]), rel=1e-6)
+    assert [row["loss"] for row in rows["killed"]] == [row["loss"] for row in rows["two"]]
+    last = {name: json.loads((tmp_path / name / "metrics.json").read_text())["last"] for name in rows}
+    assert last["one"] == last["two"] == last["killed"]
