@@ -22,7 +22,9 @@ QUERIES, FAILURES, NEIGHBORS = 8, 4, 8
 MAP_CLASSES, MAP_ITEMS = 20, 400
 
 
-def exhibits(z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail) -> Exhibits:
+def exhibits(
+    z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail, is_query: Tensor | None = None
+) -> Exhibits:
     """A gallery and a map of the unseen classes.
 
     The gallery holds queries drawn at random, the same ones for every method, and some whose nearest neighbour is
@@ -33,6 +35,8 @@ def exhibits(z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail
         labels: Their classes, shape (n,).
         classes: Names of the classes.
         thumbnail: The image of an index as uint8, shape (h, w) or (h, w, 3), the same for all.
+        is_query: Which images are queries, shape (n,), of those that are searched in the others. None where each is
+            searched among all others.
 
     Returns:
         Arrays: ``query`` and ``neighbor`` images, their ``query_class`` and ``neighbor_class``, ``failure`` (True for
@@ -40,13 +44,13 @@ def exhibits(z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail
     """
     chance = torch.Generator().manual_seed(0)
     order = torch.randperm(len(z), generator=chance)
-    k = min(NEIGHBORS, len(z) - 1)
-    queries = _one_per_class(order, labels, QUERIES)
-    near = nearest_neighbors(z[order], z, 1, exclude=order)[1][:, 0]
-    fails = (labels[near] != labels[order]) & ~torch.isin(order, queries)
-    failures = _one_per_class(order[fails], labels, FAILURES)
+    asked = order if is_query is None else order[is_query[order]]
+    queries = _one_per_class(asked, labels, QUERIES)
+    near = _nearest(z, asked, 1, is_query)[:, 0]
+    fails = (labels[near] != labels[asked]) & ~torch.isin(asked, queries)
+    failures = _one_per_class(asked[fails], labels, FAILURES)
     shown = torch.cat([queries, failures])
-    neighbors = nearest_neighbors(z[shown], z, k, exclude=shown)[1]
+    neighbors = _nearest(z, shown, NEIGHBORS, is_query)
     mapped = _mapped(labels, chance)
     images = _stacked(thumbnail)
     return {
@@ -60,6 +64,14 @@ def exhibits(z: Tensor, labels: Tensor, classes: list[str], thumbnail: Thumbnail
         "map_class": labels[mapped].numpy(),
         "classes": np.array(classes),
     }
+
+
+def _nearest(z: Tensor, rows: Tensor, k: int, is_query: Tensor | None) -> Tensor:
+    """Indices of up to ``k`` nearest neighbours, shape (len(rows), k), in the gallery or among all others."""
+    if is_query is None:
+        return nearest_neighbors(z[rows], z, min(k, len(z) - 1), exclude=rows)[1]
+    gallery = torch.nonzero(~is_query)[:, 0]
+    return gallery[nearest_neighbors(z[rows], z[gallery], min(k, len(gallery)))[1]]
 
 
 def _one_per_class(order: Tensor, labels: Tensor, count: int) -> Tensor:

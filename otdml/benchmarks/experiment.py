@@ -185,7 +185,8 @@ def _finish(folder: RunFolder, module: "ProxyDML", test: Any, found: "FitResult"
     from otdml.dml.cache import embedding_file, kept_embedding
 
     z = kept_embedding(embedding_file(folder.path / "last.ckpt", "test"), module, test)
-    save_exhibits(folder.path / "exhibits.npz", exhibits(z, test.labels, test.classes, thumbnails(test)))
+    shown = exhibits(z, test.labels, test.classes, thumbnails(test), getattr(test, "is_query", None))
+    save_exhibits(folder.path / "exhibits.npz", shown)
     folder.finish(
         {
             "last": _on_test(found.last),

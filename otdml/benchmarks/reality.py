@@ -112,7 +112,8 @@ def _assemble(folder: RunFolder, ks: tuple[int, ...], test: Any) -> None:
     selected = [fold.path / "best.ckpt" for fold in folds]
     z = concatenated([kept_embedding(embedding_file(p, "test"), load_checkpoint(p), test) for p in selected])
     each = [fold.metrics() for fold in folds]
-    save_exhibits(folder.path / "exhibits.npz", exhibits(z, test.labels, test.classes, thumbnails(test)))
+    shown = exhibits(z, test.labels, test.classes, thumbnails(test), getattr(test, "is_query", None))
+    save_exhibits(folder.path / "exhibits.npz", shown)
     folder.finish(
         {
             "last": _ordered({name: fmean(found["best"][name] for found in each) for name in each[0]["best"]}),

@@ -34,6 +34,18 @@ def test_neighbours_are_the_nearest_by_brute_force_without_the_query(points, sho
         assert shown["neighbor_class"][row].tolist() == labels[expected].tolist()
 
 
+def test_queries_are_shown_with_their_gallery(points):
+    z, labels = points
+    is_query = torch.arange(60) % 5 < 2
+    found = exhibits(z, labels, list("abcdef"), lambda i: np.full((2, 2), i, dtype=np.uint8), is_query)
+    similarity = (z.double() @ z.double().T).masked_fill(is_query, -2)
+    images = found["neighbor"].reshape(len(found["query"]), 8, 2, 2)[..., 0, 0]
+    for row, query in enumerate(found["query"][:, 0, 0]):
+        assert is_query[query]
+        assert images[row].tolist() == similarity[query].argsort(descending=True)[:8].tolist()
+    assert (found["failure"] <= (found["neighbor_class"][:, 0] != found["query_class"])).all()
+
+
 def test_failures_have_a_nearest_neighbour_of_another_class(shown):
     failing = shown["failure"]
     assert failing.any()
