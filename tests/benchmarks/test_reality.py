@@ -106,7 +106,7 @@ def test_intervals_over_seeds_are_of_student():
 
 
 def test_digits_have_too_few_classes_for_folds():
-    result = CliRunner().invoke(app, ["benchmark", "-d", "digits", "--reality-check"])
+    result = CliRunner(env={"COLUMNS": "250"}).invoke(app, ["benchmark", "-d", "digits", "--reality-check"])
     assert result.exit_code == 2
     assert "`dataset` must have training classes for 4 folds of two or more, got digits. Of the sets" in " ".join(
         result.output.split()
