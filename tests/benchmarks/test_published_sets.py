@@ -108,7 +108,6 @@ def test_the_command_in_two_processes_is_that_in_one_and_survives_a_kill(publish
     words = ["train", "-d", "cub", "--root", str(root), "--allow-partial", "--weights", "none", "--hold-out"]
     changes = [*TINY, "training.epochs=30", "training.precision=32-true", "model.freeze_bn=true"]
     words += ["-m", "proxy-anchor+nir", *(word for change in changes for word in ("--set", change))]
-    words[words.index("training.classes_per_batch=3")] = "training.classes_per_batch=4"
 
     def start(name, devices):
         command = [sys.executable, str(program), *words, "--devices", str(devices), "--out", str(tmp_path / name)]
