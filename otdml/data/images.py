@@ -20,7 +20,7 @@ __all__ = ["CenterCrop", "RandomResizedCrop", "as_rgb", "open_image", "standard_
 
 # ImageNet statistics, which pretrained backbones expect.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REMEDY = "Replace the file, or pass on_corrupt='skip' to leave such images out."
+REMEDY = "Replace the file, or pass on_corrupt='skip' (--skip-corrupt) to leave such images out."
 # What Pillow raises for damaged files; SyntaxError comes from broken PNG chunks.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
