@@ -15,7 +15,6 @@ __all__ = [
     "ConvNet",
     "ResNet",
     "backbone",
-    "check_importable",
     "conv4",
     "num_features",
     "resnet18",
