@@ -13,7 +13,7 @@ from otdml.costs import Bilinear, Ground
 from otdml.ot.engines import Engine
 from otdml.ot.potentials import Side, Solution
 
-__all__ = ["Excess", "reheated"]
+__all__ = ["Excess", "largest", "reheated"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,11 @@ class Excess:
     mass: Tensor
 
 
-def _largest(cost: Ground) -> Tensor:
+def largest(cost: Ground) -> Tensor:
+    """The largest reduced cost, or an upper bound of it."""
     if isinstance(cost, Bilinear):
-        return (cost.q.norm(dim=-1).amax(-1) * cost.k.norm(dim=-1).amax(-1)).max()
+        q, k = (torch.linalg.vector_norm(factor, dim=-1).amax(-1) for factor in (cost.q, cost.k))
+        return (q * k).max()
     n, m = cost.shape[-2:]
     size = max(1, 2**20 // m)
     return torch.stack([cost.block(slice(i, i + size)).abs().max() for i in range(0, n, size)]).max()
@@ -48,7 +50,7 @@ MOST = 30
 def reheated(engine: Engine, rows: Side, columns: Side, solution: Solution) -> tuple[Solution, Excess | None]:
     """The solution to all digits, and its excess, if no dimensionless cost is above one; else as it is, and None."""
     far = _far_from_one(solution, balanced=rows.rho is None and columns.rho is None)
-    if solution.n_iter > FEW or far or not bool((largest := _largest(engine.cost)) <= 1):
+    if solution.n_iter > FEW or far or not bool((top := largest(engine.cost)) <= 1):
         return solution, None
     # From zero, as the potentials at hand are as inaccurate as a logarithm of one.
     f, g = torch.zeros_like(solution.f), torch.zeros_like(solution.g)
@@ -58,7 +60,7 @@ def reheated(engine: Engine, rows: Side, columns: Side, solution: Solution) -> t
         f = rows.update(f - _log_sum(engine.excess(f, g, columns.weights), columns.weights))
         g = columns.update(g - _log_sum(twin.excess(g, f, rows.weights), rows.weights))
         both = torch.cat([f, g], -1)
-        if bool((both - last).abs().max() <= resolution * torch.maximum(largest, both.abs().max())):
+        if bool((both - last).abs().max() <= resolution * torch.maximum(top, both.abs().max())):
             by_row = engine.excess(f, g, columns.weights)
             over = Excess(by_row, twin.excess(g, f, rows.weights), (rows.weights * by_row).sum(-1))
             return dataclasses.replace(solution, f=f, g=g), over

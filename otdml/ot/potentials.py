@@ -119,27 +119,28 @@ def _iterate(
     engine: Engine, rows: Side, columns: Side, g: Tensor, tol: float, max_iter: int, progress: Progress
 ) -> Solution:
     accelerated = _Anderson()
-    # On the CPU looking at the error is free; elsewhere it waits for the device.
-    every = 1 if g.device.type == "cpu" else 4
     best, last = math.inf, max_iter
     for iteration in itertools.count(1):
         f, softmin = engine.sweep(g + columns.log, rows.log, rows.update)
-        new = columns.update(softmin)
-        if iteration % every == 0 or iteration >= last:
-            error = columns.error(g, softmin)
-            worst = float(error.max())
-            progress.show(iteration, worst)
-            done = worst <= tol or iteration >= last
-            # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
-            stale = (done or iteration % 4 == 0 or not math.isfinite(worst)) and engine.recentre(f, g)
-            if (stale or not worst <= 2 * best) and iteration <= max_iter + 1:
-                # One more iteration where the last has gone astray.
-                last += iteration == last == max_iter
-                g = g if stale and math.isfinite(worst) else accelerated.retreat(g if stale else new)
-                continue
-            if done:
-                return Solution(f, new, error, min(iteration, max_iter), error <= tol)
-            best = min(best, worst)
+        new, jumped = columns.update(softmin), accelerated.jumped
+        error = columns.error(g, softmin)
+        # One tensor, because to look at it waits for the device.
+        worst, total = torch.stack((error.max(), new.sum())).tolist()
+        progress.show(iteration, worst)
+        done, lost = worst <= tol or iteration >= last, not math.isfinite(total)
+        astray = jumped and (not worst <= 2 * best or accelerated.overshot(new - g))
+        # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
+        stale = not astray and (done or jumped or lost) and engine.recentre(f, g, lost=lost)
+        if (astray or stale) and iteration <= max_iter + 1:
+            # One more iteration where the last has gone astray.
+            last += iteration == last == max_iter
+            g, best = (accelerated.retreat(), best) if astray else (g, math.inf)
+            continue
+        if lost:
+            raise argument_error("x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY)
+        if done:
+            return Solution(f, new, error, min(iteration, max_iter), error <= tol)
+        best = min(best, worst)
         g = accelerated.step(g, new)
     raise AssertionError
 
@@ -154,37 +155,50 @@ def _start(engine: Engine, rows: Side, columns: Side, init: tuple[Tensor | None,
 class _Anderson:
     """Anderson acceleration of a fixed-point iteration :cite:p:`walker:11`, with a way back to the plain one."""
 
-    memory = 6
+    memory = 12
+    # Every iteration is remembered, and every so many extrapolated: about as few iterations, at a third of the cost.
+    period = 3
     # Relative to the diagonal of the normal equations, which single precision does not resolve further.
     damping = 1e-6
+    # A single point may move further for a while, and the others profit.
+    overshoot = 16.0
 
     def __init__(self) -> None:
         self.last: tuple[Tensor, Tensor] | None = None
         self.differences: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.memory)
+        self.steps, self.jumped = 0, False
 
     def step(self, g: Tensor, new: Tensor) -> Tensor:
         """The next iterate, after the map took ``g`` to ``new``."""
         residual = new - g
         last, self.last = self.last, (residual, new)
-        if last is None:
-            return new
-        self.differences.append((residual - last[0], new - last[1]))
+        if last is not None:
+            self.differences.append((residual - last[0], new - last[1]))
+            self.steps += 1
+        self.jumped = self.steps % self.period == 0 < self.steps
+        return self._extrapolated(residual, new) if self.jumped else new
+
+    def _extrapolated(self, residual: Tensor, new: Tensor) -> Tensor:
         # The differences of residuals, and below them the residual: one product has all that the fit needs.
         rows = torch.stack([*(r for r, _ in self.differences), residual], -2)
         products = rows[..., :-1, :] @ rows.mT
         gram, along = products[..., :-1], products[..., -1:]
-        gram.diagonal(dim1=-2, dim2=-1).mul_(1 + self.damping).add_(torch.finfo(g.dtype).tiny)
+        gram.diagonal(dim1=-2, dim2=-1).mul_(1 + self.damping).add_(torch.finfo(new.dtype).tiny)
         weights = torch.linalg.solve_ex(gram, along).result
         return new - (weights.mT @ torch.stack([v for _, v in self.differences], -2))[..., 0, :]
 
-    def retreat(self, plain: Tensor) -> Tensor:
-        """The last iterate before the acceleration did harm, or else ``plain``; what was learnt is forgotten."""
-        safe = plain if self.last is None else self.last[1]
-        self.last = None
+    def overshot(self, residual: Tensor) -> bool:
+        """Whether the extrapolation has led to where the map moves far; without it, it moves ever less."""
+        assert self.last is not None
+        return not bool(residual.abs().max() <= self.overshoot * self.last[0].abs().max())
+
+    def retreat(self) -> Tensor:
+        """The plain iterate in place of the extrapolated one; what was learnt is forgotten."""
+        assert self.last is not None
+        (_, plain), self.last = self.last, None
         self.differences.clear()
-        if not bool(safe.isfinite().all()):
-            raise argument_error("x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY)
-        return safe
+        self.steps, self.jumped = 0, False
+        return plain
 
 
 _REMEDY = "Look for NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner; or raise `eps`."

@@ -13,7 +13,7 @@ from otdml._precision import full_precision
 from otdml.costs import Cost, Ground, Matrix, Pointwise, ground, mean_cost
 from otdml.measures import weights
 from otdml.ot.engines import Engine, Mask, engine
-from otdml.ot.hot import Excess, reheated
+from otdml.ot.hot import Excess, largest, reheated
 from otdml.ot.implicit import Problem, conditional_product, envelope, implicit_potentials, plan_product
 from otdml.ot.potentials import Side, Solution, potentials
 from otdml.ot.result import OTResult
@@ -61,7 +61,8 @@ def sinkhorn(
             quick. 0.05 times the mean cost of each batch element if None.
         rho: Marginal penalty in units of the cost, a number, or a pair for ``a`` and ``b`` in which None is a hard
             constraint. None for both: ``a`` and ``b`` must have equal mass.
-        tol: L1 error of the marginals, relative to the mass, at which to stop.
+        tol: L1 error of the marginals, relative to the mass, at which to stop. In float32 costs of r temperatures
+            define a plan to r times 1e-7 of itself: to 1e-3 at some thousand temperatures.
         max_iter: Most iterations; beyond them the result has ``converged`` False, and a warning says so.
         init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
         backend: "dense" keeps the matrix; "streamed" needs memory linear in n and m; "keops" does too and is compiled
@@ -187,7 +188,7 @@ def entropic(
 
 # Iterations after which a problem is hard enough for its temperature to be approached from above, the factor between
 # temperatures, and the marginal error at which to go on to the next.
-PATIENCE, COOLING, ROUGH = 80, 4.0, 0.02
+PATIENCE, COOLING, ROUGH = 50, 2.0, 0.002
 
 
 def _solve(
@@ -209,7 +210,7 @@ def _solve(
     if first == max_iter or bool(solution.converged.all()):
         return problem, solution
     spent, g = first, None
-    for factor in _temperatures(cost, weights, eps):
+    for factor in _temperatures(soft):
         warm = engine(cost, eps * factor, *choice)
         sides = _sides(cost, weights, eps * factor, penalties)
         found = potentials(
@@ -241,9 +242,9 @@ def _near(soft: Engine, sides: tuple[Side, Side], tol: float, max_iter: int) -> 
     return g if sparse is None else potentials(sparse, *sides, tol=tol / 2, max_iter=max_iter, init=(None, g)).g
 
 
-def _temperatures(cost: Ground, weights: tuple[Tensor, Tensor], eps: Tensor | float) -> list[float]:
-    """Multiples of ``eps`` from a twentieth of the mean cost down, ``eps`` itself left out."""
-    ratio = float((0.05 * mean_cost(cost, *weights).abs() / eps).max())
+def _temperatures(soft: Engine) -> list[float]:
+    """Multiples of the temperature down from a twentieth of the largest reduced cost, one left out."""
+    ratio = float(0.05 * largest(soft.cost))
     steps = math.ceil(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
     return [COOLING**k for k in range(steps, 0, -1)]
 
@@ -298,9 +299,12 @@ def _reduced(potential: Tensor, side: Side, offset: Tensor | None, scale: Tensor
 
 
 def _warn(solution: Solution, tol: float, max_iter: int) -> None:
+    # Potentials of many temperatures are rounded to so much of one, and the plan to as much of itself.
+    rounding = torch.finfo(solution.g.dtype).eps * float(solution.g.abs().max())
+    remedy = "" if rounding < tol / 4 else f" {solution.g.dtype} resolves {rounding:.1g} here: pass float64."
     warnings.warn(
         f"Sinkhorn stopped at `max_iter`={max_iter} with a marginal error of {float(solution.error.max()):.2g} > "
-        f"`tol`={tol:g}. Raise `max_iter` or `eps`, or accept a larger `tol`.",
+        f"`tol`={tol:g}. Raise `max_iter` or `eps`, or accept a larger `tol`.{remedy}",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -3,6 +3,8 @@
 import importlib
 import json
 import math
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -79,6 +81,54 @@ def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):
     assert result.note.startswith("left out")
     assert set(sizes) == {50}
     assert table._contend(case, "otdml", peer).correct
+
+
+def test_the_gradient_of_a_peer_that_misses_the_tolerance_is_left_out(monkeypatch):
+    settings = []
+
+    def peer(x, y, eps, gradient):
+        settings.append((len(x), x.shape[1], gradient))
+        yield lambda: (x.new_zeros(len(x)), y.new_zeros(len(y)))
+
+    monkeypatch.setattr(table, "PEERS", {"peer": ("torch", peer)})
+    found = [m for m in table.measurements(True, harness.only(["n=128,d=2,eps=0.05"])) if m.contender == "peer"]
+    assert settings == [(128, 2, False)]
+    assert [m.correct for m in found] == [False, False]
+    assert found[0].quality > 0.1
+    assert found[1].note.endswith("without gradient")
+
+
+def test_disturbed_runs_are_repeated_and_said(monkeypatch):
+    runs = []
+
+    def notes(seconds):
+        # CPU seconds of others before and after each round of repetitions.
+        runs.clear()
+        readings = iter(seconds)
+        monkeypatch.setattr(harness, "_elsewhere", lambda: next(readings))
+        return harness.measure({}, "otdml", lambda: runs.append(1), judge=lambda _: 0.0, repeats=4).note
+
+    assert (notes([5.0, 5.0]), len(runs)) == ("", 5)
+    assert (notes([5.0, 9.0, 9.0, 9.0]), len(runs)) == ("", 9)
+    assert notes([0.0, 9.0, 9.0, 18.0, 18.0, 27.0]).startswith("disturbed: other processes used")
+    assert len(runs) == 13
+    assert notes([math.nan, math.nan]) == ""
+
+
+def test_other_processes_are_seen():
+    before = harness._elsewhere()
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    assert harness._elsewhere() > before + 0.02
+
+
+def test_short_runs_are_repeated_more_often(monkeypatch):
+    monkeypatch.setattr(harness, "_elsewhere", lambda: 0.0)
+    runs = []
+    harness.measure({}, "otdml", lambda: runs.append(1), judge=lambda _: 0.0, repeats=3, least=0.05)
+    assert len(runs) > 100
+    runs.clear()
+    harness.measure({}, "otdml", lambda: runs.append(1), judge=lambda _: 0.0, repeats=3)
+    assert len(runs) == 4
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -71,6 +71,22 @@ def test_small_eps_is_the_assignment():
     torch.testing.assert_close(result.value, exact(x, y).value, rtol=0, atol=1e-2 * math.log(12))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(30))
+def test_assignments_of_a_few_points_are_solved_at_any_temperature(seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    order = torch.randperm(7, generator=generator)
+    uniform, structured = torch.rand(7, 7, generator=generator, dtype=torch.float64), cost_matrix(x, x)
+    # The second is a step of a Gromov problem from a permutation: its range is some thousand temperatures.
+    for C, eps in ((uniform, 1e-3), (uniform, 1e-4), (-structured @ structured[order], 0.05)):
+        result = sinkhorn_matrix(C.to(dtype), eps=eps)
+        assert result.converged
+        rows, columns = linear_sum_assignment(C.numpy())
+        lowest, slack = C[rows, columns].mean(), 1e-3 * (C.max() - C.min())
+        assert lowest - slack <= float(result.value) <= lowest + slack + eps * math.log(7)
+
+
 def test_line_at_small_eps_is_quantile_matching():
     x = torch.tensor([[0.0], [5.0], [2.0]], dtype=torch.float64)
     image = sinkhorn(x, x.flip(0) * 2 + 1, eps=1e-2).barycentric_map()
@@ -383,6 +399,27 @@ def test_far_clouds_keep_the_plan_of_near_ones(backend):
     # At a distance of 1e4 a coordinate has a spacing of 1e-3, and an exponent so one of a few per cent.
     torch.testing.assert_close(far.plan, near.plan, rtol=0.2, atol=2e-4)
     torch.testing.assert_close(far.value, torch.tensor(3e8), rtol=1e-3, atol=0)
+
+
+def test_what_single_precision_does_not_resolve_is_said():
+    x, y, _, _ = clouds(30, 20)
+    with pytest.warns(RuntimeWarning, match="float32 resolves .* here: pass float64"):
+        sinkhorn(x.float(), y.float(), eps=1e-5, max_iter=20)
+    with pytest.warns(RuntimeWarning, match="a larger `tol`.$"):
+        sinkhorn(x, y, eps=1e-5, max_iter=20)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("shape", [(7, 9), (30, 30)])
+def test_far_clouds_are_solved_at_a_low_temperature(shape, cost):
+    x, y, _, _ = (t.float() for t in clouds(*shape))
+    result = sinkhorn(x, y + 1e4, cost=cost, eps=1e-3)
+    exactly = sinkhorn(x.double(), (y + 1e4).double(), cost=cost, eps=1e-3, tol=1e-5, max_iter=10000)
+    assert result.converged
+    torch.testing.assert_close(result.value.double(), exactly.value, rtol=1e-6, atol=0)
+    for marginal in result.marginals:
+        # Costs of some thousand temperatures, each rounded to half of 1.2e-7 of itself, in a plan's exponents.
+        assert (marginal * len(marginal) - 1).abs().mean() < 3e-3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

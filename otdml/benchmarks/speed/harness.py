@@ -9,6 +9,7 @@ import ctypes
 import gc
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -76,7 +77,7 @@ class Measurement:
         peak_mib: Peak additional memory of the first run in MiB, or NaN where it cannot be read.
         quality: What the run returned, e.g. its marginal error.
         correct: Whether that was good enough to count.
-        note: The reason of a failure.
+        note: The reason of a failure, or what disturbed the run.
     """
 
     case: Case
@@ -111,6 +112,7 @@ def measure(
     accept: Callable[[float], bool] = lambda quality: True,
     repeats: int = 5,
     budget: float = 10.0,
+    least: float = 0.0,
 ) -> Measurement:
     """Time ``run``: once to warm up and for its memory, then up to ``repeats`` times within ``budget`` seconds.
 
@@ -122,18 +124,50 @@ def measure(
         accept: Whether a quality is good enough; if it is not, one run is all.
         repeats: Most runs.
         budget: Seconds that the repetitions may take.
+        least: Seconds that they take at least: more of them, where a run is so short that what else the machine does
+            for a moment would show in all.
     """
+    note = ""
     try:
         start = time.perf_counter()
         found, peak = peak_memory(run)
         elapsed = time.perf_counter() - start
         quality = judge(found)
-        times = [] if elapsed < budget and accept(quality) else [elapsed]
-        while len(times) < repeats and sum(times) + elapsed < budget and accept(quality):
-            times.append(_timed(run))
+        times = [elapsed]
+        if elapsed < budget and accept(quality):
+            repeated, note = _repeated(run, repeats, budget - elapsed, least)
+            times = repeated or times
     except FAILURES as error:
         return Measurement(case, contender, math.nan, math.nan, math.nan, False, f"{type(error).__name__}: {error}")
-    return Measurement(case, contender, min(times or [elapsed]), peak, quality, accept(quality))
+    return Measurement(case, contender, min(times), peak, quality, accept(quality), note)
+
+
+# Cores that other processes may use without being in the way, and how often a measurement is repeated otherwise.
+QUIET, ROUNDS = 0.25, 3
+
+
+def _repeated(run: Callable[[], object], repeats: int, budget: float, least: float) -> tuple[list[float], str]:
+    """The times of repetitions, once more where other processes disturbed them, and a note if they still did."""
+    times: list[float] = []
+    note = ""
+    for _ in range(ROUNDS):
+        before, began, first = _elsewhere(), time.perf_counter(), len(times)
+        while (spent := time.perf_counter() - began) < budget and (len(times) - first < repeats or spent < least):
+            times.append(_timed(run))
+        others = (_elsewhere() - before) / (time.perf_counter() - began)
+        note = f"disturbed: other processes used {others:.1f} cores" if others > QUIET else ""
+        if not note:
+            break
+    return times, note
+
+
+def _elsewhere() -> float:
+    """The CPU seconds that other processes have used, NaN where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return math.nan
+    user, nice, system, _, _, *interrupts = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _timed(run: Callable[[], object]) -> float:

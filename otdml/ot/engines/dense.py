@@ -1,5 +1,6 @@
 """Soft minima and plan products on a kernel matrix that is kept."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -83,18 +84,24 @@ class Dense(Streamed):
         """Whether no entry of the kernel was set to zero."""
         return self.kernel is not None and bool(self.kernel.amin() > 0)
 
-    def recentre(self, f: Tensor, g: Tensor) -> bool:
-        """Make the kernel fit these potentials, if it is not to be trusted there; whether that was so."""
+    def recentre(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
+        """Make the kernel fit these potentials, if it is not to be trusted there; whether that was so.
+
+        Args:
+            f: Row potential.
+            g: Column potential.
+            lost: Whether an iteration from here is not finite.
+        """
         if self.kernel is None:
             return False
-        drift = torch.maximum((f - self.f).abs_().amax(), (g - self.g).abs_().amax())
-        if bool(drift <= DRIFT) or (bool(drift <= SAFE) and self.exact):
+        drift = float(torch.maximum(torch.dist(f, self.f, math.inf), torch.dist(g, self.g, math.inf)))
+        if not lost and (drift <= DRIFT or (drift <= SAFE and self.exact)):
             return False
         first, self.shifts = not self.shifts, True
-        if self.exact:
+        if self.exact and (first or not lost):
             return first
         self.centres += 1
-        if self.centres < MOST_CENTRES:
+        if self.centres < MOST_CENTRES and (first or not lost):
             self.centre(g)
         else:
             self.kernel = None

@@ -64,7 +64,7 @@ class Streamed:
     def centre(self, g: Tensor) -> None:
         """Nothing: no kernel is kept."""
 
-    def recentre(self, f: Tensor, g: Tensor) -> bool:
+    def recentre(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
         """False: no kernel is kept that could have lost its accuracy."""
         return False
 
