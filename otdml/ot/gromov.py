@@ -234,6 +234,7 @@ def _polished(
             return transport, _Converged(pull, converged, iteration)
         # Within their tolerance marginals go to and fro, and with them the cost.
         pull, g, inner = new, transport.g, max(inner / 2, least)
+        del transport
     raise AssertionError
 
 
