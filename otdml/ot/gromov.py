@@ -129,7 +129,8 @@ def gromov(
             the product of the root mean squares of the two costs, centred, if None.
         tol: When to stop: at a marginal error below ``tol``, and a step of the linearised cost below ``tol * eps``,
             in root mean square.
-        max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so.
+        max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so. Clouds
+            that have nothing to do with each other need the more the larger they are.
         init: The plan to start from: "identity" (equal indices are paired; for clouds of equal size and weights),
             "product" (independence, cooled down to ``eps`` in steps, and tilted to pair points that look alike from
             the extreme point of their cloud, or that look least alike, whichever ends better: independence itself

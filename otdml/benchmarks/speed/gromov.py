@@ -109,7 +109,8 @@ def _contenders(x: Tensor, y: Tensor) -> dict[str, list[Solver]]:
         "otdml identity": [partial(_otdml, init="identity", tol=t) for t in (1e-3, 1e-2, 1e-1)],
         "pot batched": list(_pot_settings(n)),
         "pot entropic": [
-            partial(_pot_entropic, scale=s, start=_between(n, w)) for s, w in product(_SCALES[1:], (0.5, 0.0))
+            partial(_pot_entropic, scale=scale, start=_between(n, share))
+            for scale, share in product(_SCALES[1:4], (0.5, 0.0) if n <= 256 else (0.5,))
         ],
     }
     return found | ({"ott": [_ott(s) for s in _SCALES[1:]]} if importlib.util.find_spec("ott") else {})
@@ -118,7 +119,9 @@ def _contenders(x: Tensor, y: Tensor) -> dict[str, list[Solver]]:
 def _pot_settings(n: int) -> Iterator[Solver]:
     """The identity's share of the start, the temperature, and outer and inner steps; and the default start."""
     scales, shares, steps, inner = (_SCALES[:4], (0.9, 0.5), (5, 10, 20, 50), (10, 50))
-    grid = product(scales, shares, steps, inner) if n <= 256 else product(scales[1:3], shares[:1], steps[1:], inner[:1])
+    grid = product(scales, shares, steps, inner if n <= 64 else inner[:1])
+    if n > 256:
+        grid = product(scales[1:3], shares[:1], steps[1:], inner[:1])
     for scale, share, outer, sweeps in (*grid, *product(scales[1::2], (0.0,), steps[-1:], inner[:1])):
         yield partial(_pot_batched, scale=scale, start=_between(n, share), steps=(outer, sweeps))
 
