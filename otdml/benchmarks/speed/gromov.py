@@ -110,7 +110,7 @@ def _contenders(x: Tensor, y: Tensor) -> dict[str, list[Solver]]:
         "pot batched": list(_pot_settings(n)),
         "pot entropic": [
             partial(_pot_entropic, scale=scale, start=_between(n, share))
-            for scale, share in product(_SCALES[1:4], (0.5, 0.0) if n <= 256 else (0.5,))
+            for scale, share in product(_SCALES[2:], (0.5, 0.0) if n <= 256 else (0.5,))
         ],
     }
     return found | ({"ott": [_ott(s) for s in _SCALES[1:]]} if importlib.util.find_spec("ott") else {})
