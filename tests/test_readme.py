@@ -67,7 +67,8 @@ def test_every_command_runs_in_small(tmp_path, monkeypatch):
     from otdml.cli import app
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
+    for folder in ("photos", "DATA"):
+        (tmp_path / folder).mkdir()
     for name, shade in (("one", 30), ("two", 220)):
         Image.new("L", (9, 9), shade).save(tmp_path / "photos" / f"{name}.png")
     commands = [recipe(words[1]) if words[0] == "make" else words for words in printed_commands()]
@@ -77,7 +78,7 @@ def test_every_command_runs_in_small(tmp_path, monkeypatch):
         elif program == "pip":
             assert_installable(words)
         elif "--root" in words:
-            # There are no data: what is missing is said.
+            # The folder is empty: what is missing is said.
             failed = CliRunner().invoke(app, words)
             assert "images_background_small1" in f"{failed.output} {failed.exception}", words
         else:
