@@ -53,7 +53,7 @@ def test_derivatives_of_potentials_and_maps_are_finite_differences(cost, rho, ba
     assert torch.autograd.gradcheck(outputs, clouds(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("backend", ["streamed"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rho", [1.0, (1.0, 0.3), (None, 1.0)])
 def test_potentials_of_mass_that_is_given_up_have_derivatives(rho, backend):
     """Where next to nothing of the mass is moved the potentials are large, and their derivatives ordinary."""

@@ -498,7 +498,7 @@ def test_unbalanced_clouds_far_apart_give_up(backend):
     torch.testing.assert_close(result.plan, torch.zeros(7, 9))
 
 
-@pytest.mark.parametrize("backend", ["streamed"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("eps", [0.1, 1.0, 1e3])
 @pytest.mark.parametrize("distance", [0.0, 3.0, 100.0])
 def test_two_diracs_with_penalties_have_a_closed_form(distance, eps, backend):
@@ -536,7 +536,7 @@ def test_one_penalty_between_far_clouds_costs_no_digits(cost, rho, backend):
         torch.testing.assert_close(far.value, torch.tensor(2.0**12), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("backend", ["streamed"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("columns", [False, True])
 def test_a_point_without_weight_may_have_a_potential_beyond_all_numbers(columns, backend):
     """Mass would gain exp(10000 / 0.7) there; but there is none, and the marginal of the other side is a constraint."""
@@ -549,6 +549,26 @@ def test_a_point_without_weight_may_have_a_potential_beyond_all_numbers(columns,
         result = sinkhorn(x, y, a, b, rho=(0.7, None), **options)
     torch.testing.assert_close(result.value.item(), 1e4)
     torch.testing.assert_close(result.plan.flatten(), a)
+
+
+@pytest.mark.parametrize("rho", [None, 1.0, (0.7, None)])
+def test_a_kernel_on_which_all_mass_vanishes_is_done_without(rho):
+    """Costs of some 10,000 times the temperature, and points without weight nearest to others."""
+    x, y, a, b = clouds(5, 7, d=1, shift=0.5, batch=(2,))
+    a, b = a.clone(), b.clone()
+    a[..., 1] = b[..., 0] = 0
+    a, b = (t / t.sum(-1, keepdim=True) for t in (a, b))
+    options = {"eps": 0.1, "rho": rho, "tol": 1e-6, "max_iter": 20000}
+    dense, streamed = (sinkhorn(10 * x, 10 * y, a, b, backend=backend, **options) for backend in BACKENDS)
+    torch.testing.assert_close(dense.value, streamed.value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tol", [1e-3, 1e-13])
+def test_unbalanced_clouds_further_apart_than_exponents_reach(tol, backend):
+    x, y, _, _ = clouds()
+    result = sinkhorn(x, y + 60, eps=0.5, rho=1.0, tol=tol, backend=backend)
+    torch.testing.assert_close(result.value, torch.tensor(2.5, dtype=x.dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
