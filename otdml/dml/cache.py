@@ -101,7 +101,8 @@ def embedding_key(module: ProxyDML, dataset: LabelledImages) -> str | None:
     digest = hashlib.sha256()
     try:
         for part in (module.backbone, module.head):
-            _absorb(digest, [repr(part), getattr(part, "pool", None), dict(part.state_dict())])
+            _absorb(digest, [repr(part), dict(part.state_dict())])
+        _absorb(digest, module.head.pool)
         _absorb(digest, _images(dataset))
     except _NotPlainError:
         return None

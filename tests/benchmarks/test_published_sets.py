@@ -9,13 +9,16 @@ import sys
 import time
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from otdml.benchmarks.exhibits import load_exhibits
-from otdml.benchmarks.experiment import check_data, execute
+from otdml.benchmarks.experiment import check_data, execute, load_split
+from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import preset
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.cli import app
+from otdml.dml.cache import embedding_key
 
 # Training classes of each set, then test classes.
 CLASSES = {
@@ -53,6 +56,11 @@ def test_a_run_on_a_published_layout(dataset, published, tmp_path):
     # Each class has its colour, which a network with random weights tells apart.
     assert metrics["last"]["recall@1"] > 0.8
     assert metrics["last"]["left_out"] == 0
+    # Photographs are known by path, size and time, and need not be embedded again.
+    found = torch.load(tmp_path / "run" / "last-test.embeddings")
+    test = load_split(dataset, str(root), "test", {"size": 32, "allow_partial": True})
+    assert found["key"] == embedding_key(load_checkpoint(tmp_path / "run"), test)
+    assert found["z"].shape == (len(test), 8)
     assert load_exhibits(tmp_path / "run" / "exhibits.npz")["query"].shape[1:] == (96, 96, 3)
 
 

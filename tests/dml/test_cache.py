@@ -62,12 +62,27 @@ def test_key_sees_network_and_pooling():
     assert embedding_key(module(nir_weight=1.0, lr=3.0), digits) == embedding_key(module(), digits)
 
 
+def test_key_sees_into_networks_with_modules_of_any_name(photos):
+    options = {"widths": (4, 8), "depths": (1, 1)}
+    made = [
+        ProxyDML(3, backbone="resnet", backbone_options=options | own, dim=8, seed=seed)
+        for own, seed in (({}, 0), ({}, 0), ({}, 1), ({"small_images": True}, 0))
+    ]
+    keys = [embedding_key(one, ImageFolder(photos, CenterCrop(8))) for one in made]
+    assert None not in keys
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
 def test_key_sees_files_and_transform(photos):
     trained, key = module(), functools.partial(embedding_key, module())
     first = key(ImageFolder(photos, CenterCrop(8)))
     assert first == key(ImageFolder(photos, CenterCrop(8)))
     others = [CenterCrop(10), CenterCrop(8, 11), CenterCrop(8, mean=(0.1, 0.2, 0.30001))]
     assert len({first, *(key(ImageFolder(photos, other)) for other in others)}) == 4
+    stored = ImageFolder(photos, CenterCrop(8))
+    stored.upright = False
+    assert key(stored) != first
     stat = (photos / "a" / "1.png").stat()
     os.utime(photos / "a" / "1.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert embedding_key(trained, ImageFolder(photos, CenterCrop(8))) != first
