@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error
-from otdml.benchmarks.experiment import load_split
+from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder
 from otdml.data.tensors import crop_to_ink
@@ -148,15 +148,20 @@ def _origin(checkpoint: Path) -> dict[str, Any]:
 
 
 def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: str) -> Any:
-    """A split of the preset's data set, or of the one that the checkpoint's run was trained on.
+    """A split of the preset's data set, or of the one that the checkpoint's run was trained on, to be evaluated.
 
     Raises:
         ValueError: Neither says which data set.
     """
+    from otdml.data.images import standard_crop
+
     origin = _origin(checkpoint)
     if preset is None and not origin:
         raise ValueError(f"no config.json beside {checkpoint} says what it was trained on. Name a set with --dataset.")
     dataset, options = (origin["dataset"], origin["data"]) if preset is None else (preset.dataset, preset.data)
+    if takes(dataset, "on_corrupt"):
+        # Photographs of a training split are cut at random otherwise.
+        options = {**options, "transform": standard_crop("test", options.get("size", 224))}
     return load_split(dataset, root, split, options)
 
 

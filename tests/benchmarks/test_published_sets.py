@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from otdml.benchmarks.exhibits import load_exhibits
 from otdml.benchmarks.experiment import check_data, execute, load_split
-from otdml.benchmarks.models import load_checkpoint
+from otdml.benchmarks.models import load_checkpoint, split_for
 from otdml.benchmarks.presets import preset
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.cli import app
+from otdml.data import CenterCrop
 from otdml.dml.cache import embedding_key
 
 # Training classes of each set, then test classes.
@@ -62,6 +63,15 @@ def test_a_run_on_a_published_layout(dataset, published, tmp_path):
     assert found["key"] == embedding_key(load_checkpoint(tmp_path / "run"), test)
     assert found["z"].shape == (len(test), 8)
     assert load_exhibits(tmp_path / "run" / "exhibits.npz")["query"].shape[1:] == (96, 96, 3)
+
+
+def test_photographs_to_train_on_are_evaluated_whole(published, tmp_path):
+    root = published("cub", CLASSES["cub"])
+    RunFolder(tmp_path).claim(run_on("cub", allow_partial=True))
+    (tmp_path / "last.ckpt").touch()
+    images = split_for(tmp_path, None, str(root), "train")
+    assert isinstance(images.transform, CenterCrop)
+    assert torch.equal(images[0][0], images[0][0])
 
 
 def test_a_partial_copy_is_refused(published, tmp_path):
