@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -55,7 +56,9 @@ def recipe(target: str) -> list[str]:
     """The last command of a target of the Makefile, without the path of its program."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    # As in a shell of its own, even where this test is run by make, whose variables would be passed on.
+    alone = {"PATH": os.environ["PATH"]}
+    shown = subprocess.run(["make", "-n", target], cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     program, *words = shlex.split(shown.stdout.splitlines()[-1])
     return [Path(program).name, *words]
 
