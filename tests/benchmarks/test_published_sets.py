@@ -120,7 +120,7 @@ def test_a_batch_of_more_classes_than_there_are_is_refused_at_once(published):
 @pytest.mark.slow
 def test_the_command_in_two_processes_is_that_in_one_and_survives_a_kill(published, tmp_path):
     """Batch norm frozen, the same global batch: the same first epoch; killed, the same last one, bit for bit."""
-    program = tmp_path / "otdml.py"
+    program = tmp_path / "command.py"
     program.write_text("from otdml.cli import main\nif __name__ == '__main__':\n    main()\n")
     root = published("cub", CLASSES["cub"])
     words = ["train", "-d", "cub", "--root", str(root), "--allow-partial", "--weights", "none", "--hold-out"]
@@ -139,7 +139,8 @@ def test_the_command_in_two_processes_is_that_in_one_and_survives_a_kill(publish
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert start("killed", 2).wait() == 0
-    rows = {name: list(csv.DictReader((tmp_path / name / "curve.csv").open())) for name in ("one", "two", "killed")}
+    curves = {name: (tmp_path / name / "curve.csv").read_text(encoding="utf-8") for name in ("one", "two", "killed")}
+    rows = {name: list(csv.DictReader(curve.splitlines())) for name, curve in curves.items()}
     assert float(rows["two"][0]["loss"]) == pytest.approx(float(rows["one"][0]["loss"]), rel=1e-6)
     assert [row["loss"] for row in rows["killed"]] == [row["loss"] for row in rows["two"]]
     last = {name: json.loads((tmp_path / name / "metrics.json").read_text())["last"] for name in rows}
