@@ -1,4 +1,4 @@
-"""What every test shares: one thread per worker, and fixed seeds."""
+"""What every test shares: one thread and one cache of compiled formulas per worker, and fixed seeds."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +10,11 @@ import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+    # KeOps has no lock on its cache: one worker would read what another has half written.
+    _cache = Path(os.environ.get("KEOPS_CACHE_FOLDER", Path.home() / ".cache"))
+    _own = _cache / f"keops-{os.environ['PYTEST_XDIST_WORKER']}"
+    _own.mkdir(parents=True, exist_ok=True)
+    os.environ["KEOPS_CACHE_FOLDER"] = str(_own)
 
 
 @pytest.fixture
