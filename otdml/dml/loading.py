@@ -1,6 +1,7 @@
 """How a training run gets its batches: the same in every epoch of the same number, however often it is resumed."""
 
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -76,11 +77,12 @@ def _told(batches: Iterable[Any]) -> Iterator[Any]:
     try:
         yield from batches
     except Exception as error:
-        _, remote, trace = str(error).partition("Original Traceback")
+        _, remote, trace = str(error).rpartition("Traceback (most recent call last):")
         if not remote:
             raise
-        last = trace.strip().splitlines()[-1]
-        raise type(error)(last.partition(": ")[2] or last) from error
+        # The lines of a traceback are indented; its message, which may have several lines, begins after the type.
+        message = re.split(rf"^[\w.]*{type(error).__name__}: ", trace, maxsplit=1, flags=re.MULTILINE)[-1]
+        raise type(error)(message.strip()) from error
 
 
 class _Places:

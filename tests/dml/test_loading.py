@@ -79,11 +79,11 @@ def test_evaluation_takes_some_rows_in_order(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("error", [ValueError("a.jpg is corrupt: so it is"), FileNotFoundError("b.jpg")])
+@pytest.mark.parametrize("error", [ValueError("a.jpg is corrupt: so it is\nb.jpg: too"), FileNotFoundError("b.jpg")])
 def test_an_error_says_the_same_with_and_without_workers(workers, error):
     class Damaged(Items):
         def __getitem__(self, index):
-            raise error
+            raise error from type(error)("what it comes from")
 
     source = TrainingBatches(Damaged(), ClassBalancedBatchSampler(LABELS, 4, 2), seed=0, workers=workers)
     for broken in (source, EvaluationBatches(Damaged(), batch_size=4, workers=workers)):
