@@ -193,6 +193,8 @@ def test_evaluate_on_a_folder_of_folders(otdml_, trained, tmp_path):
     assert "two classes or more" in str(one.exception)
     both = otdml_("evaluate", trained, "--images", tmp_path / "own", "-d", "digits")
     assert both.exit_code == 2
+    for words in (("--size", "14"), ("--skip-corrupt",)):
+        assert otdml_("evaluate", trained, *words).exit_code == 2
 
 
 def test_networks_of_libraries_that_are_absent_are_refused_at_once(otdml_, tmp_path, monkeypatch):

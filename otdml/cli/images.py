@@ -47,6 +47,8 @@ def evaluate(
             raise ValueError("--protocol needs --dataset: without both, the set and protocol of the run are taken.")
         if images and dataset:
             raise ValueError("--images and --dataset: give one of them.")
+        if images is None and (size or skip_corrupt):
+            raise ValueError("--size and --skip-corrupt need --images: a data set has those of its run.")
         chosen = None if dataset is None else named(dataset, protocol)
     if images:
         found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=_policy(skip_corrupt))
