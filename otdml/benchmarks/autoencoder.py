@@ -230,20 +230,23 @@ def compare(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="the archive of dSprites; without it, sprites are drawn")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--beta", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training of each arm per seed")
+    parser.add_argument("--steps", type=int, default=600, help="gradient steps of a training (600)")
+    parser.add_argument("--beta", type=float, default=1.0, help="weight of the divergence from the prior (1)")
     parser.add_argument("--out", type=Path, help="a file of one row per run, to which these are added")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.data is not None and not given.data.is_file():
+        parser.error(f"argument --data: there is no file {given.data}; leave it out to draw sprites")
+    return given
 
 
 def table(rows: list[tuple[int, str, Scores]]) -> Iterator[str]:
-    """Lines with the mean of each score over the seeds, ± its standard deviation."""
+    """Lines with the mean of each score over the seeds, ± its standard deviation where there are several."""
     names = ("DCI-D", "DCI-C", "DCI-I", "MIG", "error", "distortion", "gap")
     yield f"{'regularizer':24s}" + "".join(f"{name:>18s}" for name in names)
     for regularizer in REGULARIZERS:
         columns = zip(*(astuple(found) for _, name, found in rows if name == regularizer), strict=True)
-        figures = [f"{fmean(c):.4f} ± {stdev(c) if len(c) > 1 else 0:.4f}" for c in columns]
+        figures = [f"{fmean(c):.4f}" + (f" ± {stdev(c):.4f}" if len(c) > 1 else "") for c in columns]
         yield f"{regularizer:24s}" + "".join(f"{figure:>18s}" for figure in figures)
 
 

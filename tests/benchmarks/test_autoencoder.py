@@ -57,6 +57,16 @@ def test_pictures_are_learnt(pictures):
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_beta_holds_codes_to_the_prior(pictures):
+    images = pictures[0]
+    divergences = []
+    for beta in (0.0, 1.0, 20.0):
+        model = fit(images, beta=beta, steps=60)
+        with torch.no_grad():
+            divergences.append(float(model(images)[2].mean()))
+    assert divergences[0] > 2 * divergences[1] > 4 * divergences[2]
+
+
 def test_regularizer_keeps_the_geometry_of_codes(pictures):
     images = pictures[0]
     found = {}
@@ -85,6 +95,19 @@ def test_the_command_prints_each_run_and_the_mean(monkeypatch, capsys, tmp_path)
     first, second = (float(runs[i][2]) for i in (0, 2))
     assert float(mean) == pytest.approx((first + second) / 2, abs=1e-3)
     assert float(spread) == pytest.approx(abs(first - second) / 2**0.5, abs=1e-3)
+
+
+def test_one_seed_has_no_spread():
+    row = 0, "none", autoencoder.Scores(0.25, 0.5, 0.75, 0.125, 3.0, 0.1, 0.2)
+    line = next(line for line in autoencoder.table([row]) if line.startswith("none"))
+    assert line.split()[1:] == ["0.2500", "0.5000", "0.7500", "0.1250", "3.0000", "0.1000", "0.2000"]
+
+
+def test_a_missing_archive_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["autoencoder", "--data", "nowhere.npz"])
+    with pytest.raises(SystemExit, match="2"):
+        autoencoder.main()
+    assert "--data: there is no file nowhere.npz; leave it out" in capsys.readouterr().err
 
 
 def test_ranges_of_factors_are_equal():
