@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
+from otdml.sphere import length
 
 __all__ = [
     "BILINEAR_COSTS",
@@ -243,7 +244,7 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     if cost == "euclidean":
         return _euclidean_ground(x, y)
     if cost == "cosine":
-        x, y = _normalized(x), _normalized(y)
+        x, y = x / length(x), y / length(y)
         return Bilinear(x, y, x.new_ones(x.shape[:-1]))
     return Bilinear(x, y) if cost == "inner" else Pointwise(_geodesic, x, y, symbolic=_geodesic_symbol)
 
@@ -254,10 +255,6 @@ def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
     p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
     x, y, t = x - p, y - q, p - q
     return Bilinear(2 * x, y, (x * (x + 2 * t)).sum(-1), (y - t).square().sum(-1))
-
-
-def _normalized(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x, dim=-1)
 
 
 # Clouds are far from each other where their centres are so many times further apart than a point is from its own.
@@ -345,7 +342,7 @@ def _direction_sums(x: Tensor, y: Tensor, distances: Tensor, grad: Tensor) -> tu
 def _geodesic(x: Tensor, y: Tensor) -> Tensor:
     # 2 arcsin(|x - y| / 2), as arccos of a cosine near one has no digits and an infinite slope; and the angle to
     # the antipode where the chord is the long one.
-    x, y = _normalized(x), _normalized(y)
+    x, y = x / length(x), y / length(y)
     obtuse = torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist").detach().square() > 2
     near = 2 * torch.asin((_euclidean(x, y) / 2).clamp(max=0.75))
     far = torch.pi - 2 * torch.asin((_euclidean(x, -y) / 2).clamp(max=0.75))

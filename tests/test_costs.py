@@ -114,3 +114,15 @@ def test_errors_name_the_argument():
         ground(x, y, "squared")
     with pytest.raises(ValueError, match=r"`cost` must return a matrix of shape \(5, 4\), got \(5,\)"):
         cost_matrix(x, y, lambda x, y: x.sum(-1))
+
+
+@pytest.mark.parametrize("cost", ["cosine", "geodesic"])
+def test_costs_of_directions_do_not_depend_on_lengths(cost, generator):
+    x, y = torch.randn(2, 4, 3, generator=generator)
+    lengths = torch.tensor([[1e-30], [1e-13], [1.0], [1e30]])
+    torch.testing.assert_close(cost_matrix(lengths * x, y, cost), cost_matrix(x, y, cost))
+    short = (1e-13 * x).requires_grad_()
+    (grad,) = torch.autograd.grad(cost_matrix(short, y, cost).sum(), short)
+    x = x.requires_grad_()
+    (expected,) = torch.autograd.grad(cost_matrix(x, y, cost).sum(), x)
+    torch.testing.assert_close(1e-13 * grad, expected)

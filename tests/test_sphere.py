@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
-from otdml.sphere import UnitRows, angle, distinct_directions, great_circles, uniform_points, unit
+from otdml.sphere import UnitRows, angle, distinct_directions, great_circles, length, uniform_points, unit
 
 
 def on_circle(degrees):
@@ -32,17 +32,25 @@ def test_unit_gradient_is_tangential_and_finite_at_zero():
 def test_very_long_and_very_short_rows_keep_their_digits(dtype, lengths, generator):
     z = torch.randn(9, 5, generator=generator, dtype=dtype).requires_grad_()
     (expected,) = torch.autograd.grad(unit(z)[:, 0].sum(), z)
-    for length in lengths:
-        scaled = (z.detach() * length).requires_grad_()
+    for factor in lengths:
+        scaled = (z.detach() * factor).requires_grad_()
         torch.testing.assert_close(unit(scaled), unit(z), rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
         (grad,) = torch.autograd.grad(unit(scaled)[:, 0].sum(), scaled)
-        torch.testing.assert_close(grad * length, expected)
+        torch.testing.assert_close(grad * factor, expected)
         twice = torch.cat([scaled.detach(), 2 * scaled.detach()])
         apart = distinct_directions(twice)
         assert apart[:9].equal(unit(twice)[:9])
         torch.testing.assert_close(
             (apart[9:] - apart[:9]).norm(dim=1), torch.full((9,), 1e-3).to(dtype), rtol=0.9, atol=0
         )
+
+
+def test_lengths_of_very_long_and_very_short_rows():
+    z = torch.tensor([[3e-30, 4e-30], [0.0, 0.0], [3e30, 4e30]], requires_grad=True)
+    found = length(z)
+    torch.testing.assert_close(found, torch.tensor([[5e-30], [1.0], [5e30]]), atol=0, rtol=1e-6)
+    (grad,) = torch.autograd.grad(found.sum(), z)
+    torch.testing.assert_close(grad, torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
 from otdml.costs import COSTS, cost_matrix
+from otdml.sphere import length
 
 __all__ = ["Intrinsic", "IntrinsicCost", "ScaledCostLike", "intrinsic", "intrinsic_block"]
 
@@ -122,7 +123,7 @@ _FEATURES = {"sqeuclidean": -2.0, "cosine": -1.0, "inner": -1.0}
 
 
 def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> Intrinsic:
-    x = _unit(x) if cost == "cosine" else x
+    x = x / length(x) if cost == "cosine" else x
     centre = (p[..., None, :] @ x)[..., 0, :]
     z = x - centre[..., None, :]
     if cost == "sqeuclidean":
@@ -170,7 +171,7 @@ class _Products(torch.autograd.Function):
         n, d = x.shape[-2:]
         rows = x.new_empty(*x.shape[:-2], n + 1, d)
         points, mean = rows[..., :-1, :], rows[..., -1:, :]
-        norm = _norm(x) if unit else x.new_ones(())
+        norm = length(x) if unit else x.new_ones(())
         torch.div(x, norm, out=points)
         torch.mean(points, -2, keepdim=True, out=mean)
         points.sub_(mean)
@@ -190,13 +191,3 @@ class _Products(torch.autograd.Function):
             weights[..., -1].sub_(along)
             weights.div_(norm)
         return weights @ rows, None
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / _norm(x)
-
-
-def _norm(x: Tensor) -> Tensor:
-    # A zero row stays zero and its slope finite; normalize() would divide it by 1e-12.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.where(norm > 0, 1.0)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml.sphere import unit
+from otdml.sphere import length, unit
 
 __all__ = ["directions", "factors"]
 
@@ -39,15 +39,10 @@ def directions(z: Tensor, divisor: float = 1.0) -> Tensor:
     return unit(z) / divisor if torch.compiler.is_compiling() else _Directions.apply(z, divisor)
 
 
-def _length(z: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return norm.masked_fill(norm == 0, 1.0)
-
-
 class _Directions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, divisor: float) -> Tensor:
-        norm = _length(z)
+        norm = length(z)
         norm *= divisor
         x = z / norm
         ctx.divisor = divisor
@@ -59,7 +54,7 @@ class _Directions(torch.autograd.Function):
         z, x, norm = ctx.saved_tensors
         if torch.is_grad_enabled():
             # For a second derivative, which has to see how the length depends on z.
-            norm = ctx.divisor * _length(z)
+            norm = ctx.divisor * length(z)
             x = z / norm
         along = (x * grad).sum(-1, keepdim=True)
         return torch.addcmul(grad, x, along, value=-(ctx.divisor**2)).div_(norm), None
