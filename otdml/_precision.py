@@ -30,7 +30,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         def cast(value: Any) -> Any:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        args, kwargs = tuple(map(cast, args)), {k: cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]
+        if any(v.dtype != dtype for v in values):
+            args, kwargs = tuple(map(cast, args)), {k: cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]
         device = values[0].device.type
         # To switch off what is off takes as long as a small solve's iteration.
         if not torch.is_autocast_enabled(device):

@@ -250,11 +250,51 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
 
 
 def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
+    linked = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    return Bilinear(*(_Squared.apply(x, y) if linked else _squared(x, y, *_centres(x, y))))
+
+
+def _centres(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
+    return p, q
+
+
+def _squared(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Each cloud is centred on its own, so that no digit of a distance inside it is lost to its position. The centres
     # are constants. Their distance is all in v: it would drown what a penalty on the rows compares u with.
-    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
-    x, y, t = x - p, y - q, p - q
-    return Bilinear(2 * x, y, (x * (x + 2 * t)).sum(-1), (y - t).square().sum(-1))
+    near, far = x - p, torch.linalg.vector_norm(y - p, dim=-1)
+    u = torch.linalg.vector_norm(near, dim=-1).square_().add_((near * (2 * (p - q))).sum(-1))
+    return near.mul(2), y - q, u, far.square_()
+
+
+class _Squared(torch.autograd.Function):
+    """The same, with one step for a gradient in place of one for each operation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        p, q = _centres(x, y)
+        ctx.save_for_backward(x, y, p, q)
+        ctx.set_materialize_grads(False)
+        q2, k, u, v = _squared(x, y, p, q)
+        constants = (*(() if x.requires_grad else (q2, u)), *(() if y.requires_grad else (k, v)))
+        ctx.mark_non_differentiable(*constants)
+        return q2, k, u, v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        x, y, p, q = ctx.saved_tensors
+        dq, dk, du, dv = grads
+        to_x, to_y = ctx.needs_input_grad
+        dx = _slope(x - q, du, None if dq is None else 2 * dq) if to_x else None
+        return dx, _slope(y - p, dv, dk) if to_y else None
+
+
+def _slope(difference: Tensor, weights: Tensor | None, straight: Tensor | None) -> Tensor | None:
+    """The gradient of some multiples of squares of lengths, and of what is linear."""
+    if weights is None:
+        return straight
+    curved = difference * (2 * weights)[..., None]
+    return curved if straight is None else straight + curved
 
 
 # Clouds are far from each other where their centres are so many times further apart than a point is from its own.

@@ -62,11 +62,10 @@ def exact(
     value = value + (f * (a - a.detach())).sum(-1) + (g * (b - b.detach())).sum(-1)
     return OTResult(
         value=value,
-        f=f,
-        g=g,
         converged=torch.ones(batch, dtype=torch.bool, device=C.device),
         n_iter=0,
         marginal_error=((plan.sum(-1) - a.detach()).abs().sum(-1) + (plan.sum(-2) - b.detach()).abs().sum(-1)),
+        _potentials=lambda: (f, g),
         _product=plan.matmul,
         _product_transpose=plan.mT.matmul,
         _plan=lambda: plan,

@@ -49,8 +49,11 @@ MOST = 30
 
 def reheated(engine: Engine, rows: Side, columns: Side, solution: Solution) -> tuple[Solution, Excess | None]:
     """The solution to all digits, and its excess, if no dimensionless cost is above one; else as it is, and None."""
+    # Any row tells nearly all problems that are not of this kind, for less than it takes to look at all of them.
+    if solution.n_iter > FEW or float(engine.cost.block(slice(0, 1)).abs().max()) > 1:
+        return solution, None
     far = _far_from_one(solution, balanced=rows.rho is None and columns.rho is None)
-    if solution.n_iter > FEW or far or not bool((top := largest(engine.cost)) <= 1):
+    if far or not bool((top := largest(engine.cost)) <= 1):
         return solution, None
     # From zero, as the potentials at hand are as inaccurate as a logarithm of one.
     f, g = torch.zeros_like(solution.f), torch.zeros_like(solution.g)

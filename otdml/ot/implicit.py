@@ -5,7 +5,7 @@ fixed. Potentials and plans are implicit functions of the inputs; their derivati
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,15 @@ from otdml.costs import Bilinear, Ground, Matrix, Pointwise
 from otdml.ot.engines import Engine
 from otdml.ot.potentials import Side
 
-__all__ = ["Problem", "conditional_product", "envelope", "implicit_potentials", "plan_product"]
+__all__ = [
+    "Gradients",
+    "Problem",
+    "conditional_product",
+    "held_pullback",
+    "implicit_potentials",
+    "linked_pullback",
+    "plan_product",
+]
 
 Gradients = tuple[Tensor | None, ...]
 Operator = Callable[[Tensor], Tensor]
@@ -96,44 +104,19 @@ def _final(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     return wrapper
 
 
-class _Envelope(torch.autograd.Function):
-    """A value with given gradients in the weights, and with the plan as its gradient in the cost."""
-
-    @staticmethod
-    def forward(ctx: Any, problem: Problem, value: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.problem = problem
-        ctx.save_for_backward(*tensors)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Gradients:
-        da, db, hf, hg, _, _, *leaves = ctx.saved_tensors
-        needs = ctx.needs_input_grad[8:]
-        if any(needs) and torch.is_grad_enabled():
-            found = _linked_pullback(ctx.problem, hf, hg, leaves, grad)
-        else:
-            found = _held_pullback(ctx.problem, hf, hg, needs, grad)
-        per_point = grad[..., None]
-        to_a, to_b = (
-            per_point * d if need else None for d, need in zip((da, db), ctx.needs_input_grad[6:8], strict=True)
-        )
-        return None, None, None, None, None, None, to_a, to_b, *found
-
-
-def envelope(
-    problem: Problem, value: Tensor, duals: tuple[Tensor, Tensor], plan: tuple[Tensor, Tensor], a: Tensor, b: Tensor
-) -> Tensor:
-    """``value``, with the gradients ``duals`` in the weights and the plan exp(hf + hg - R / eps) in the cost."""
-    return _Envelope.apply(problem, value, *duals, *plan, a, b, *problem.cost.leaves)
-
-
-def _held_pullback(problem: Problem, hf: Tensor, hg: Tensor, needs: tuple[bool, ...], grad: Tensor) -> Gradients:
-    left, right = grad[..., None, None].expand(*hf.shape, 1), torch.ones_like(hg)[..., None]
-    return _pullback(problem, hf, hg, left, right, needs)
+def held_pullback(problem: Problem, hf: Tensor, hg: Tensor, needs: Sequence[bool], grad: Tensor) -> Gradients:
+    """The gradient of the value in those of the cost's leaves that need it, with the plan held fixed."""
+    per_row = grad[..., None, None]
+    if not isinstance(problem.cost, Bilinear):
+        return _pullback(problem, hf, hg, per_row.expand(*hf.shape, 1), torch.ones_like(hg)[..., None], needs)
+    q, k, (to_q, to_k, to_u, to_v) = problem.cost.q.detach(), problem.cost.k.detach(), needs
+    dq, du = _row_sums(problem.engine, hf, hg, _beside_one(k), per_row) if to_q or to_u else (None, None)
+    dk, dv = _row_sums(problem.engine.mT, hg, hf, _beside_one(q), per_row) if to_k or to_v else (None, None)
+    return dq, dk, du, dv
 
 
 def _pullback(
-    problem: Problem, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor, needs: tuple[bool, ...]
+    problem: Problem, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor, needs: Sequence[bool]
 ) -> Gradients:
     r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle C_{ij}` in the cost's leaves, P held fixed."""
     cost, engine = problem.cost, problem.engine
@@ -158,14 +141,22 @@ def _factor_pullback(
     engine: Engine, hf: Tensor, hg: Tensor, k: Tensor, left: Tensor, right: Tensor
 ) -> tuple[Tensor, Tensor]:
     if left.shape[-1] == 1:
-        both = engine.product(hf, hg, torch.cat([k, torch.ones_like(right)], -1) * right).mul_(left)
-        return both[..., :-1].neg(), both[..., -1]
+        return _row_sums(engine, hf, hg, _beside_one(k) * right, left)
     dq, du = hf.new_empty(*hf.shape, k.shape[-1]), torch.empty_like(hf)
     for rows, plan in engine.plan(hf, hg):
         plan *= left[..., rows, :] @ right.mT
         dq[..., rows, :] = plan @ k
         du[..., rows] = plan.sum(-1)
     return dq.neg_(), du
+
+
+def _beside_one(k: Tensor) -> Tensor:
+    return torch.cat([k, k.new_ones(*k.shape[:-1], 1)], -1)
+
+
+def _row_sums(engine: Engine, hf: Tensor, hg: Tensor, v: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    sums = engine.product(hf, hg, v).mul_(scale)
+    return sums[..., :-1].neg(), sums[..., -1]
 
 
 def _pointwise_pullback(
@@ -183,14 +174,15 @@ def _pointwise_pullback(
     return dx, dy
 
 
-def _linked_pullback(problem: Problem, hf: Tensor, hg: Tensor, leaves: list[Tensor], grad: Tensor) -> Gradients:
+def linked_pullback(problem: Problem, hf: Tensor, hg: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:
+    """The gradient of the value in the cost's leaves, differentiable through the plan exp(hf + hg - R / eps)."""
     cost, per_point = problem.cost, grad[..., None]
     if isinstance(cost, Matrix):
         scores = hf[..., :, None] + hg[..., None, :] - leaves[0] * problem.scale(2)
         return (per_point[..., None] * scores.exp(),)
     if isinstance(cost, Pointwise):
         with torch.no_grad():
-            found = _held_pullback(problem, hf, hg, (True, True), grad)
+            found = held_pullback(problem, hf, hg, (True, True), grad)
         return _last(found, (hf, hg, grad, *leaves))
     q, k = leaves[:2]
     row = plan_product(problem, hf, hg, torch.cat([k, torch.ones_like(k[..., :1])], -1))

@@ -1,6 +1,5 @@
 """The Sinkhorn loop."""
 
-import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -98,6 +97,11 @@ class Solution:
     n_iter: int
     converged: Tensor
 
+    @cached_property
+    def done(self) -> bool:
+        """Whether all of the batch have converged."""
+        return bool(self.converged.all())
+
 
 def potentials(
     engine: Engine,
@@ -115,34 +119,60 @@ def potentials(
         return _iterate(engine, rows, columns, g, tol, max_iter, progress)
 
 
+# Iterations after which their iterates are extrapolated, at the least.
+PERIOD = 3
+# So many iterations are made before anyone looks at them, and at first twice as many, where a kept matrix has so few
+# entries that to look takes longer than to make them.
+AT_ONCE, SMALL = 4, 2**18
+
+
 def _iterate(
     engine: Engine, rows: Side, columns: Side, g: Tensor, tol: float, max_iter: int, progress: Progress
 ) -> Solution:
     accelerated = _Anderson()
-    best, last = math.inf, max_iter
-    for iteration in itertools.count(1):
-        f, softmin = engine.sweep(g + columns.log, rows.log, rows.update)
-        new, jumped = columns.update(softmin), accelerated.jumped
-        error = columns.error(g, softmin)
-        # One tensor, because to look at it waits for the device.
-        worst, total = torch.stack((error.max(), new.sum())).tolist()
-        progress.show(iteration, worst)
-        done, lost = worst <= tol or iteration >= last, not math.isfinite(total)
-        astray = jumped and (not worst <= 2 * best or accelerated.overshot(new - g))
+    at_once = AT_ONCE if engine.keeps_matrix and engine.shape.numel() <= SMALL else 1
+    best, spent, last = math.inf, 0, max_iter
+    while True:
+        times = max(1, min(2 * at_once if spent == 0 < at_once - 1 else at_once, last - spent))
+        f, softmins = _sweeps(engine, rows, columns, g, times)
+        new, spent, jumped = columns.update(softmins), spent + times, accelerated.jumped
+        old = torch.cat((g[None], new[:-1])) if times > 1 else g[None]
+        errors = columns.error(old, softmins)
+        # To look at them waits for the device.
+        worst: list[float] = (errors if errors.ndim == 1 else errors.flatten(1).amax(1)).tolist()
+        total = float(new[-1].sum())
+        progress.show(spent, worst[-1])
+        done, lost = worst[-1] <= tol or spent >= last, not math.isfinite(total)
+        astray = jumped and (lost or not worst[0] <= 2 * best or accelerated.overshot(new[0] - g))
         # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
-        stale = not astray and (done or jumped or lost) and engine.recentre(f, g, lost=lost)
-        if (astray or stale) and iteration <= max_iter + 1:
+        stale = not astray and (done or jumped or lost) and engine.recentre(f, g if lost else old[-1], lost=lost)
+        if (astray or stale) and (lost or spent <= max_iter + 1):
             # One more iteration where the last has gone astray.
-            last += iteration == last == max_iter
-            g, best = (accelerated.retreat(), best) if astray else (g, math.inf)
+            last += spent == last == max_iter
+            g, best = (accelerated.retreat(), best) if astray else (g if lost else old[-1], math.inf)
             continue
         if lost:
             raise argument_error("x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY)
         if done:
-            return Solution(f, new, error, min(iteration, max_iter), error <= tol)
-        best = min(best, worst)
-        g = accelerated.step(g, new)
-    raise AssertionError
+            # Of iterations that were made at once, those count that it took.
+            spent -= times - 1 - next((i for i, error in enumerate(worst) if error <= tol), times - 1)
+            return Solution(f, new[-1], errors[-1], min(spent, max_iter), errors[-1] <= tol)
+        best = min(best, *worst)
+        g = accelerated.step(old, new)
+
+
+def _sweeps(engine: Engine, rows: Side, columns: Side, g: Tensor, times: int) -> tuple[Tensor, Tensor]:
+    """The row potential of the last of some iterations from ``g``, and the columns' soft minima of each."""
+    if rows.rho is None and columns.rho is None:
+        found = engine.scalings(g, rows.weights, columns.weights, times)
+        if found is not None:
+            return found
+    softmins = []
+    for _ in range(times):
+        f, softmin = engine.sweep(g + columns.log, rows.log, rows.update)
+        softmins.append(softmin)
+        g = columns.update(softmin)
+    return f, torch.stack(softmins) if times > 1 else softmin[None]
 
 
 def _start(engine: Engine, rows: Side, columns: Side, init: tuple[Tensor | None, Tensor | None]) -> Tensor:
@@ -155,50 +185,50 @@ def _start(engine: Engine, rows: Side, columns: Side, init: tuple[Tensor | None,
 class _Anderson:
     """Anderson acceleration of a fixed-point iteration :cite:p:`walker:11`, with a way back to the plain one."""
 
-    memory = 12
-    # Every iteration is remembered, and every so many extrapolated: about as few iterations, at a third of the cost.
-    period = 3
+    memory = 16
     # Relative to the diagonal of the normal equations, which single precision does not resolve further.
     damping = 1e-6
     # A single point may move further for a while, and the others profit.
     overshoot = 16.0
 
     def __init__(self) -> None:
-        self.last: tuple[Tensor, Tensor] | None = None
-        self.differences: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.memory)
-        self.steps, self.jumped = 0, False
+        self.trail: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.memory + 1)
+        # Share of the way to the extrapolated iterate that is gone: where it has led astray, less.
+        self.reach = 1.0
+        self.plain, self.jumped = 0, False
 
-    def step(self, g: Tensor, new: Tensor) -> Tensor:
-        """The next iterate, after the map took ``g`` to ``new``."""
-        residual = new - g
-        last, self.last = self.last, (residual, new)
-        if last is not None:
-            self.differences.append((residual - last[0], new - last[1]))
-            self.steps += 1
-        self.jumped = self.steps % self.period == 0 < self.steps
-        return self._extrapolated(residual, new) if self.jumped else new
+    def step(self, old: Tensor, new: Tensor) -> Tensor:
+        """The next iterate, after the map took each of ``old``, shape (times, ...), to one of ``new``."""
+        if self.jumped:
+            self.reach = min(1.0, 2 * self.reach)
+        self.trail.append((new - old, new))
+        # Every iterate is remembered, and some extrapolated: about as few iterations, at a third of the cost.
+        self.plain += len(new)
+        self.jumped = self.plain >= PERIOD
+        if not self.jumped:
+            return new[-1]
+        self.plain = 0
+        return self._extrapolated(*(torch.cat(part)[-self.memory - 1 :] for part in zip(*self.trail, strict=True)))
 
-    def _extrapolated(self, residual: Tensor, new: Tensor) -> Tensor:
-        # The differences of residuals, and below them the residual: one product has all that the fit needs.
-        rows = torch.stack([*(r for r, _ in self.differences), residual], -2)
+    def _extrapolated(self, residuals: Tensor, new: Tensor) -> Tensor:
+        # The differences of residuals, and below them the last one: one product has all that the fit needs.
+        rows = torch.cat((residuals[1:] - residuals[:-1], residuals[-1:])).movedim(0, -2)
         products = rows[..., :-1, :] @ rows.mT
         gram, along = products[..., :-1], products[..., -1:]
         gram.diagonal(dim1=-2, dim2=-1).mul_(1 + self.damping).add_(torch.finfo(new.dtype).tiny)
         weights = torch.linalg.solve_ex(gram, along).result
-        return new - (weights.mT @ torch.stack([v for _, v in self.differences], -2))[..., 0, :]
+        return new[-1].sub((weights.mT @ (new[1:] - new[:-1]).movedim(0, -2))[..., 0, :], alpha=self.reach)
 
     def overshot(self, residual: Tensor) -> bool:
         """Whether the extrapolation has led to where the map moves far; without it, it moves ever less."""
-        assert self.last is not None
-        return not bool(residual.abs().max() <= self.overshoot * self.last[0].abs().max())
+        last = self.trail[-1][0][-1]
+        return not float(residual.abs().max()) <= self.overshoot * float(last.abs().max())
 
     def retreat(self) -> Tensor:
-        """The plain iterate in place of the extrapolated one; what was learnt is forgotten."""
-        assert self.last is not None
-        (_, plain), self.last = self.last, None
-        self.differences.clear()
-        self.steps, self.jumped = 0, False
-        return plain
+        """The plain iterate in place of the extrapolated one."""
+        self.reach /= 4
+        self.plain, self.jumped = 0, False
+        return self.trail[-1][1][-1]
 
 
 _REMEDY = "Look for NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner; or raise `eps`."

@@ -17,8 +17,6 @@ class OTResult:
 
     Attributes:
         value: The optimal value, shape (...); it carries the gradient in the points, the weights or the matrix.
-        f: First potential, shape (..., n), in the units of the cost, differentiable.
-        g: Second potential, shape (..., m).
         converged: Whether the marginal error is within the tolerance, shape (...).
         n_iter: Number of iterations taken.
         marginal_error: L1 error of the marginals relative to the mass, shape (...).
@@ -28,17 +26,26 @@ class OTResult:
     """
 
     value: Tensor
-    f: Tensor
-    g: Tensor
     converged: Tensor
     n_iter: int
     marginal_error: Tensor
+    _potentials: Callable[[], tuple[Tensor, Tensor]] = field(repr=False)
     _product: Callable[[Tensor], Tensor] = field(repr=False)
     _product_transpose: Callable[[Tensor], Tensor] = field(repr=False)
     _plan: Callable[[], Tensor] = field(repr=False)
     _y: Tensor | None = field(default=None, repr=False)
     # The same products, of rows that are scaled to sum to one or nearly so.
     _product_per_mass: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def f(self) -> Tensor:
+        """The first potential, shape (..., n), in the units of the cost, differentiable."""
+        return self._potentials()[0]
+
+    @property
+    def g(self) -> Tensor:
+        """The second potential, shape (..., m), in the units of the cost, differentiable."""
+        return self._potentials()[1]
 
     @property
     def plan(self) -> Tensor:

@@ -1,7 +1,6 @@
 """Entropic optimal transport between point clouds, or for a cost matrix."""
 
 import dataclasses
-import functools
 import math
 import warnings
 
@@ -13,8 +12,9 @@ from otdml._precision import full_precision
 from otdml.costs import Cost, Ground, Matrix, Pointwise, ground, mean_cost
 from otdml.measures import weights
 from otdml.ot.engines import Engine, Mask, engine
-from otdml.ot.hot import Excess, largest, reheated
-from otdml.ot.implicit import Problem, conditional_product, envelope, implicit_potentials, plan_product
+from otdml.ot.hot import largest, reheated
+from otdml.ot.implicit import Problem
+from otdml.ot.optimum import Optimum
 from otdml.ot.potentials import Side, Solution, potentials
 from otdml.ot.result import OTResult
 
@@ -87,8 +87,7 @@ def sinkhorn(
     # What all costs have in common belongs to the side whose potential is free up to a constant.
     columns_only = isinstance(rho, (tuple, list)) and rho[0] is None and isinstance(cost, str)
     between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
-    result = entropic(between, a, b, eps=eps, rho=rho, tol=tol, max_iter=max_iter, init=init, backend=backend)
-    return dataclasses.replace(result, _y=y)
+    return entropic(between, a, b, eps=eps, rho=rho, tol=tol, max_iter=max_iter, init=init, backend=backend, points=y)
 
 
 @full_precision
@@ -149,6 +148,7 @@ def entropic(
     backend: str = "auto",
     mask: Mask | None = None,
     quiet: bool = False,
+    points: Tensor | None = None,
 ) -> OTResult:
     """Entropic transport for a cost in any form; what :func:`sinkhorn` and other solvers of the library call.
 
@@ -164,11 +164,12 @@ def entropic(
         backend: As in :func:`sinkhorn`.
         mask: Forbidden pairs: ``mask(rows, columns)`` for two slices, True where no mass may go.
         quiet: Whether the caller looks at ``converged`` itself, so that no warning is due.
+        points: The second points, shape (..., m, d), where they are known, for the barycentric map.
 
     Returns:
         The result, differentiable in the leaves of the cost and in the weights.
     """
-    penalties = _penalties(rho, a, b)
+    penalties = check_rho(rho)
     check_positive("tol", tol)
     check_integer("max_iter", max_iter)
     eps = _temperature(cost, a, b) if eps is None else eps if isinstance(eps, Tensor) else check_positive("eps", eps)
@@ -181,9 +182,22 @@ def entropic(
     with torch.no_grad():
         problem, solution = _solve(cost, soft, (a, b), eps, penalties, init, (tol, max_iter), (backend, mask))
         solution, over = reheated(soft, *problem.sides, solution)
-    if not quiet and not bool(solution.converged.all()):
+    if not quiet and not solution.done:
         _warn(solution, tol, max_iter)
-    return _result(problem, solution, a, b, penalties, over)
+    linked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *cost.leaves))
+    optimum = Optimum(problem, solution, a, b, penalties, over, linked)
+    return OTResult(
+        optimum.value,
+        solution.converged,
+        solution.n_iter,
+        solution.error,
+        lambda: optimum.potentials,
+        optimum.image,
+        optimum.image_transposed,
+        optimum.plan,
+        points,
+        optimum.image_per_mass,
+    )
 
 
 # Iterations after which a problem is hard enough for its temperature to be approached from above, the factor between
@@ -203,11 +217,12 @@ def _solve(
 ) -> tuple[Problem, Solution]:
     tol, max_iter = limits
     problem = Problem(cost, soft, eps, *_sides(cost, weights, eps, penalties))
+    _check_masses(*problem.sides)
     first = min(max_iter, PATIENCE)
     # Given potentials may be those of another problem: where they do not help soon, they are left as well.
     start = (None, _near(soft, problem.sides, *limits)) if init is None else _given(init, cost, problem)
     solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=start)
-    if first == max_iter or bool(solution.converged.all()):
+    if first == max_iter or solution.done:
         return problem, solution
     spent, g = first, None
     for factor in _temperatures(soft):
@@ -274,15 +289,12 @@ def check_rho(rho: Rho) -> tuple[float | None, float | None]:
     return pair[0], pair[1]
 
 
-def _penalties(rho: Rho, a: Tensor, b: Tensor) -> tuple[float | None, float | None]:
-    pair = check_rho(rho)
-    if pair == (None, None):
-        mass = a.detach().sum(-1)
-        difference = float(((b.detach().sum(-1) - mass) / mass).abs().max())
+def _check_masses(rows: Side, columns: Side) -> None:
+    if rows.rho is None and columns.rho is None:
+        difference = float(((columns.mass - rows.mass) / rows.mass).abs().max())
         if difference > 1e-3 or math.isnan(difference):
             remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
             raise argument_error("b", "have the mass of `a`", f"a relative difference of {difference:.3g}", remedy)
-    return pair
 
 
 def _temperature(cost: Ground, a: Tensor, b: Tensor) -> Tensor:
@@ -308,91 +320,3 @@ def _warn(solution: Solution, tol: float, max_iter: int) -> None:
         RuntimeWarning,
         stacklevel=4,
     )
-
-
-def _result(
-    problem: Problem,
-    solution: Solution,
-    a: Tensor,
-    b: Tensor,
-    penalties: tuple[float | None, float | None],
-    over: Excess | None,
-) -> OTResult:
-    f, g = solution.f, solution.g
-    linked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *problem.cost.leaves))
-    if linked:
-        f, g = implicit_potentials(problem, f, g, a, b)
-    hf, hg = f + _log(a, problem.rows), g + _log(b, problem.columns)
-    full = _full_potentials(problem, f, g, a, b)
-    terms = [_dual(w, h, r) for w, h, r in zip((a, b), full, penalties, strict=True)]
-    # The column marginal is exact, so the mass of the plan is that of its target.
-    rows, columns = problem.sides
-    beyond = columns.target(solution.g).sum(-1) - rows.mass * columns.mass if over is None else over.mass
-    value = terms[0][0] + terms[1][0] - problem.eps * beyond
-    if linked:
-        duals = _weight_duals(problem, terms, a, b, over) if a.requires_grad or b.requires_grad else (f, g)
-        value = envelope(problem, value.detach(), duals, (hf, hg), a, b)
-    return OTResult(
-        value,
-        *full,
-        solution.converged,
-        solution.n_iter,
-        solution.error,
-        functools.partial(plan_product, problem, hf, hg),
-        functools.partial(plan_product, problem.mT, hg, hf),
-        functools.partial(_plan, problem, hf, hg),
-        _product_per_mass=functools.partial(conditional_product, problem, hg),
-    )
-
-
-def _weight_duals(
-    problem: Problem,
-    terms: list[tuple[Tensor, Tensor, Tensor | float]],
-    a: Tensor,
-    b: Tensor,
-    over: Excess | None,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of the value in the weights."""
-    per_point = problem.eps[..., None] if isinstance(problem.eps, Tensor) else problem.eps
-    slacks = [w.sum(-1, keepdim=True) - e for (_, _, e), w in zip(terms, (b, a), strict=True)]
-    if over is not None:
-        known = zip(slacks, (over.rows, over.columns), strict=True)
-        slacks = [slack - slack.detach() - exact for slack, exact in known]
-    da, db = (d + per_point * slack for (_, d, _), slack in zip(terms, slacks, strict=True))
-    return da, db
-
-
-def _log(a: Tensor, side: Side) -> Tensor:
-    if not a.requires_grad:
-        return side.log
-    # log 0 = -inf is meant, but its gradient, 0 times infinity, is not.
-    return torch.where(a > 0, a, torch.ones_like(a)).log() + torch.where(a > 0, 0.0, -torch.inf).to(a.dtype)
-
-
-def _full_potentials(problem: Problem, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    f, g = _scaled(f, problem.eps, problem.cost.u), _scaled(g, problem.eps, problem.cost.v)
-    if problem.balanced:
-        # Only f + g is determined: halve the value between the two.
-        shift = ((a * f).sum(-1) - (b * g).sum(-1)) / (2 * a.sum(-1))
-        return f - shift[..., None], g + shift[..., None]
-    return f, g
-
-
-def _scaled(f: Tensor, eps: Tensor | float, offset: Tensor | None) -> Tensor:
-    if isinstance(eps, Tensor):
-        return eps[..., None] * f if offset is None else torch.addcmul(offset, eps[..., None], f)
-    return eps * f if offset is None else torch.add(offset, f, alpha=eps)
-
-
-def _dual(a: Tensor, f: Tensor, rho: float | None) -> tuple[Tensor, Tensor, Tensor | float]:
-    """One side's term of the dual value, its gradient in the weights, and the plan's mass per unit of weight."""
-    if rho is None:
-        return (a * f).sum(-1), f, 1.0
-    gradient = -rho * torch.expm1(-f / rho)
-    # Without weight a point counts for nothing, even where its potential is beyond all numbers.
-    return torch.where(a > 0, a * gradient, 0.0).sum(-1), gradient, torch.exp(-f / rho)
-
-
-def _plan(problem: Problem, hf: Tensor, hg: Tensor) -> Tensor:
-    reduced = problem.cost.block(slice(0, problem.cost.shape[-2])) * problem.scale(2)
-    return (hf[..., :, None] + hg[..., None, :] - reduced).exp()

@@ -1,8 +1,9 @@
 """Soft minima and plan products on a kernel matrix that is kept."""
 
-import math
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from otdml.costs import Ground, Pointwise
 from otdml.ot.engines.streamed import Mask, Streamed, Update, exponential
 
 __all__ = ["Dense"]
+
+Array = TypeVar("Array", Tensor, "np.ndarray[Any, Any]")
 
 # Smaller kernel entries are set to zero: products with denormal numbers are ten times slower. Raised to this instead,
 # they would link points that have nothing to do with each other, and lead the acceleration astray.
@@ -20,6 +23,8 @@ NEGLIGIBLE = 1e-25
 DRIFT = 20.0
 # The same for a kernel of which nothing was set to zero, where it is single precision that ends.
 SAFE = 60.0
+# Entries of a kernel up to which NumPy, whose calls take a third of torch's, is quicker on a CPU.
+TINY = 2**16
 # After so many centres that did not hold there is none that does, as in unbalanced problems at low temperatures,
 # whose potentials are far from a hard minimum: no kernel is kept then.
 MOST_CENTRES = 10
@@ -58,7 +63,7 @@ class Dense(Streamed):
         self.g = g
         columns = self._fill(g)
         # Where columns have mass already, as they do for clouds that overlap, one pass is enough.
-        if bool(columns.amin() < -DRIFT):
+        if float(columns.amin()) < -DRIFT:
             columns.clamp_(min=torch.finfo(g.dtype).min)
             self.g = g - columns
             self._fill(g, columns)
@@ -94,7 +99,7 @@ class Dense(Streamed):
         """
         if self.kernel is None:
             return False
-        drift = float(torch.maximum(torch.dist(f, self.f, math.inf), torch.dist(g, self.g, math.inf)))
+        drift = max(float((f - self.f).abs_().max()), float((g - self.g).abs_().max()))
         if not lost and (drift <= DRIFT or (drift <= SAFE and self.exact)):
             return False
         first, self.shifts = not self.shifts, True
@@ -116,6 +121,22 @@ class Dense(Streamed):
     def sweep(self, h: Tensor, log: Tensor, update: Update) -> tuple[Tensor, Tensor]:
         return self._two_passes(h, log, update)
 
+    def scalings(self, g: Tensor, a: Tensor, b: Tensor, times: int) -> tuple[Tensor, Tensor] | None:
+        if self.kernel is None or self.shifts:
+            return None
+        v = (g - self.g).exp_().mul_(b)
+        if self.kernel.ndim > 2:
+            by_row, by_column = _scaled(self.kernel, a[..., None], b[..., None], v[..., None], times)
+            by_row, sums = by_row[..., 0], torch.stack(by_column)[..., 0]
+        elif self.kernel.numel() <= TINY and self.kernel.device.type == "cpu":
+            with np.errstate(all="ignore"):
+                last, found = _scaled(self.kernel.numpy(), a.numpy(), b.numpy(), v.numpy(), times)
+            by_row, sums = torch.from_numpy(last), torch.from_numpy(np.array(found))
+        else:
+            by_row, by_column = _scaled(self.kernel, a, b, v, times)
+            sums = torch.stack(by_column)
+        return self.f - by_row.log_(), self.g - sums.log_()
+
     def _softmin(self, kernel: Tensor, h: Tensor, centre: Tensor) -> Tensor:
         # Plans of little mass, as unbalanced problems have them, lie far from the centre in one direction only.
         if self.shifts:
@@ -124,8 +145,8 @@ class Dense(Streamed):
         return centre - _times(kernel, h.exp_()).log_()
 
     def _scalings(self, hf: Tensor, hg: Tensor) -> tuple[Tensor, Tensor]:
-        (u, top), (v, other) = _shifted(hf - self.f), _shifted(hg - self.g)
-        return u.exp_().mul_((top + other).exp_()), v.exp_()
+        v, top = _shifted(hg - self.g)
+        return (hf - self.f).add_(top).exp_(), v.exp_()
 
     def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
         if self.kernel is None:
@@ -149,6 +170,16 @@ def _joined(parts: list[Tensor]) -> Tensor:
 def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:
     top = h.amax(-1, keepdim=True)
     return h.sub_(top), top
+
+
+def _scaled(kernel: Array, a: Array, b: Array, v: Array, times: int) -> tuple[Array, list[Array]]:
+    """The kernel's products in some iterations: with the last column scalings, and with the row scalings of each."""
+    transposed, sums = kernel.mT, []
+    for _ in range(times):
+        by_row = kernel @ v
+        sums.append(transposed @ (a / by_row))
+        v = b / sums[-1]
+    return by_row, sums
 
 
 def _times(kernel: Tensor, v: Tensor) -> Tensor:

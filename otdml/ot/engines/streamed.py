@@ -119,6 +119,20 @@ class Streamed:
         f = update(self.rows(h), slice(None))
         return f, self.columns(f + log)
 
+    def scalings(self, g: Tensor, a: Tensor, b: Tensor, times: int) -> tuple[Tensor, Tensor] | None:
+        """Some iterations with hard marginals from ``g``, quicker than sweeps; None where they would not be.
+
+        Args:
+            g: Column potential, shape (..., m).
+            a: Row weights, shape (..., n).
+            b: Column weights, shape (..., m).
+            times: Number of iterations.
+
+        Returns:
+            The row potential of the last iteration, and the columns' soft minima of each, shape (times, ..., m).
+        """
+        return None
+
     def excess(self, f: Tensor, g: Tensor, b: Tensor) -> Tensor:
         r""":math:`\sum_j b_j (\exp(f_i + g_j - R_{ij}) - 1)`, shape (..., n), to all digits where it is small."""
         out = torch.empty_like(f)
@@ -158,4 +172,4 @@ def exponential(scores: Tensor, low: float | None = None) -> Tensor:
     low = 16 * torch.finfo(scores.dtype).tiny if low is None else low
     # One unit lower, so that rounding lifts nothing that is clamped above the threshold.
     scores.clamp_(min=math.log(low) - 1).exp_()
-    return torch.nn.functional.threshold(scores, low, 0.0, inplace=True)
+    return torch.threshold_(scores, low, 0.0)
