@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
+from otdml._distances import angle, distance, excess_distance, squared_distance
 from otdml.sphere import length
 
 __all__ = [
@@ -240,61 +241,13 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     if callable(cost):
         return Pointwise(cost, x, y)
     if cost == "sqeuclidean":
-        return _sqeuclidean(x, y)
+        return Bilinear(*squared_distance(x, y))
     if cost == "euclidean":
         return _euclidean_ground(x, y)
     if cost == "cosine":
         x, y = x / length(x), y / length(y)
         return Bilinear(x, y, x.new_ones(x.shape[:-1]))
-    return Bilinear(x, y) if cost == "inner" else Pointwise(_geodesic, x, y, symbolic=_geodesic_symbol)
-
-
-def _sqeuclidean(x: Tensor, y: Tensor) -> Bilinear:
-    linked = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    return Bilinear(*(_Squared.apply(x, y) if linked else _squared(x, y, *_centres(x, y))))
-
-
-def _centres(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
-    return p, q
-
-
-def _squared(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # Each cloud is centred on its own, so that no digit of a distance inside it is lost to its position. The centres
-    # are constants. Their distance is all in v: it would drown what a penalty on the rows compares u with.
-    near, far = x - p, torch.linalg.vector_norm(y - p, dim=-1)
-    u = torch.linalg.vector_norm(near, dim=-1).square_().add_((near * (2 * (p - q))).sum(-1))
-    return near.mul(2), y - q, u, far.square_()
-
-
-class _Squared(torch.autograd.Function):
-    """The same, with one step for a gradient in place of one for each operation."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        p, q = _centres(x, y)
-        ctx.save_for_backward(x, y, p, q)
-        ctx.set_materialize_grads(False)
-        q2, k, u, v = _squared(x, y, p, q)
-        constants = (*(() if x.requires_grad else (q2, u)), *(() if y.requires_grad else (k, v)))
-        ctx.mark_non_differentiable(*constants)
-        return q2, k, u, v
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        x, y, p, q = ctx.saved_tensors
-        dq, dk, du, dv = grads
-        to_x, to_y = ctx.needs_input_grad
-        dx = _slope(x - q, du, None if dq is None else 2 * dq) if to_x else None
-        return dx, _slope(y - p, dv, dk) if to_y else None
-
-
-def _slope(difference: Tensor, weights: Tensor | None, straight: Tensor | None) -> Tensor | None:
-    """The gradient of some multiples of squares of lengths, and of what is linear."""
-    if weights is None:
-        return straight
-    curved = difference * (2 * weights)[..., None]
-    return curved if straight is None else straight + curved
+    return Bilinear(x, y) if cost == "inner" else Pointwise(angle, x, y, symbolic=_geodesic_symbol)
 
 
 # Clouds are far from each other where their centres are so many times further apart than a point is from its own.
@@ -306,10 +259,10 @@ def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
     if not bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any()):
-        return Pointwise(_euclidean, x, y, symbolic=_euclidean_symbol, norm=1.0)
+        return Pointwise(distance, x, y, symbolic=_euclidean_symbol, norm=1.0)
 
     def excess(x: Tensor, y: Tensor) -> Tensor:
-        return _Excess.apply(x - p, y - q, t)
+        return excess_distance(x - p, y - q, t)
 
     def symbolic(x: Any, y: Any) -> Any:
         z, far = (x - y) - t[..., None, :], t.norm(dim=-1)[..., None, None] + torch.finfo(t.dtype).tiny
@@ -326,67 +279,6 @@ def _geodesic_symbol(x: Any, y: Any) -> Any:
     x, y = x.normalize(), y.normalize()
     # The angle between two unit vectors to all digits, wherever they are.
     return 2 * _euclidean_symbol(x, y).atan2(_euclidean_symbol(x, -y))
-
-
-def _euclidean(x: Tensor, y: Tensor) -> Tensor:
-    return _Distance.apply(x, y)
-
-
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    # The direct form: the matrix-product form loses half of the digits of a small distance.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-class _Excess(torch.autograd.Function):
-    """The distances |x - y + t| - |t| between clouds that are far from each other, to all their digits."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        along = 2 * ((x @ t.mT) - (y @ t.mT).mT)
-        both = _distances(x + t, y) + t.norm(dim=-1, keepdim=True)
-        # Zero over zero where points meet, in a batch element whose centres do.
-        excess = (along + _distances(x, y).square()) / both.clamp(min=torch.finfo(x.dtype).tiny)
-        ctx.save_for_backward(x, y, t, excess)
-        return excess
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, y, t, excess = ctx.saved_tensors
-        return *_direction_sums(x + t, y, excess + t.norm(dim=-1, keepdim=True), grad), None
-
-
-class _Distance(torch.autograd.Function):
-    """Distances with matrix products for a gradient, which torch.cdist can neither do so nor do twice."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        distances = _distances(x, y)
-        ctx.save_for_backward(x, y, distances)
-        return distances
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, y, distances = ctx.saved_tensors
-        return _direction_sums(x, y, distances, grad)
-
-
-def _direction_sums(x: Tensor, y: Tensor, distances: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    centre = y.detach().mean(-2, keepdim=True)
-    x, y = x - centre, y - centre
-    # Zero at coincident points, a subgradient.
-    w = torch.where(distances > 0, grad / distances.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
-    dx = w.sum(-1)[..., None] * x - w @ y
-    return dx, w.sum(-2)[..., None] * y - w.mT @ x
-
-
-def _geodesic(x: Tensor, y: Tensor) -> Tensor:
-    # 2 arcsin(|x - y| / 2), as arccos of a cosine near one has no digits and an infinite slope; and the angle to
-    # the antipode where the chord is the long one.
-    x, y = x / length(x), y / length(y)
-    obtuse = torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist").detach().square() > 2
-    near = 2 * torch.asin((_euclidean(x, y) / 2).clamp(max=0.75))
-    far = torch.pi - 2 * torch.asin((_euclidean(x, -y) / 2).clamp(max=0.75))
-    return torch.where(obtuse, far, near)
 
 
 def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:

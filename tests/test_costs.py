@@ -37,6 +37,19 @@ def test_gradients(cost):
     assert torch.autograd.gradgradcheck(lambda x, y: cost_matrix(x, y, cost), (x, y))
 
 
+@pytest.mark.parametrize("cost", ["sqeuclidean", "cosine"])
+@pytest.mark.parametrize("alone", [0, 1])
+def test_second_derivatives_and_gradients_of_one_cloud(cost, alone, generator):
+    clouds = list(torch.randn(2, 4, 3, generator=generator, dtype=torch.float64) + 2)
+    moving = clouds[alone].requires_grad_()
+
+    def values(points):
+        return cost_matrix(*(points if i == alone else t for i, t in enumerate(clouds)), cost).square()
+
+    assert torch.autograd.gradcheck(values, (moving,))
+    assert torch.autograd.gradgradcheck(values, (moving,))
+
+
 def test_distances_of_far_clouds_have_an_exact_reduced_form_and_gradient():
     x, y = (t.requires_grad_() for t in points())
     t = torch.tensor([1e3, -2e3, 0.0], dtype=torch.float64)

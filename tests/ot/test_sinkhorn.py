@@ -270,6 +270,42 @@ def test_grad_mode_is_left_as_it_was():
     assert sinkhorn(x, y).value.requires_grad
 
 
+def test_gradients_are_those_that_were_wanted_when_it_was_solved():
+    x, y, _, _ = clouds()
+    x.requires_grad_()
+    result = sinkhorn(x, y)
+    with torch.no_grad():
+        assert result.f.requires_grad
+        assert not sinkhorn(x, y).plan.requires_grad
+    (later,) = torch.autograd.grad(result.f.square().sum(), x)
+    assert later.abs().sum() > 0
+    with torch.no_grad():
+        without = sinkhorn(x, y)
+    assert not without.f.requires_grad
+    assert not without.plan.requires_grad
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_small_problems_are_solved_as_large_ones_are(seed, monkeypatch):
+    """Iterations that are made at once, or one by one: the same answer, and not many more of them."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, 60, 3, generator=generator)
+    options = {"eps": 0.1, "tol": 1e-5}
+    at_once = sinkhorn(x, y, **options)
+    monkeypatch.setattr("otdml.ot.potentials.SMALL", 0)
+    one_by_one = sinkhorn(x, y, **options)
+    torch.testing.assert_close(at_once.value, one_by_one.value, rtol=1e-5, atol=1e-5)
+    assert at_once.n_iter <= 2 * one_by_one.n_iter + 8
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 7, 9])
+def test_no_more_iterations_than_allowed(max_iter):
+    x, y, _, _ = clouds(40, 50)
+    with pytest.warns(RuntimeWarning, match="Raise `max_iter`"):
+        result = sinkhorn(x, y, eps=0.01, tol=1e-12, max_iter=max_iter)
+    assert result.n_iter == max_iter
+
+
 # The result
 
 

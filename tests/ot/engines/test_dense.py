@@ -1,0 +1,52 @@
+"""The dense engine: several iterations at once on a kernel are what single ones are, however they are multiplied."""
+
+import pytest
+import torch
+
+from otdml.costs import Bilinear
+from otdml.ot.engines import Dense, dense
+
+
+def problem(batch=(), n=7, m=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(*batch, size, 3, generator=generator, dtype=torch.float64) for size in (n, m))
+    a, b = (torch.rand(*batch, size, generator=generator, dtype=torch.float64) + 0.1 for size in (n, m))
+    return Dense(Bilinear(q, k)), a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("tiny", [0, 2**16], ids=["torch", "numpy"])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
+    monkeypatch.setattr(dense, "TINY", tiny)
+    engine, a, b = problem(batch)
+    g = torch.zeros_like(b)
+    engine.centre(g)
+    last, softmins = engine.scalings(g, a, b, 3)
+    for softmin in softmins:
+        f = engine.rows(g + b.log())
+        g = engine.columns(f + a.log())
+        torch.testing.assert_close(softmin, g, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(last, f, rtol=1e-12, atol=1e-12)
+
+
+def test_points_without_weight_have_potentials():
+    engine, a, b = problem()
+    a[2] = b[3] = 0.0
+    engine.centre(torch.zeros_like(b))
+    f, softmins = engine.scalings(torch.zeros_like(b), a, b, 4)
+    assert f.isfinite().all()
+    assert softmins.isfinite().all()
+
+
+def test_what_is_lost_is_not_hidden():
+    """A column that no row reaches any more is infinite, as it is in single iterations, and nothing warns."""
+    engine, a, b = problem()
+    engine.centre(torch.zeros_like(b))
+    engine.kernel[:, 4] = 0.0
+    _, softmins = engine.scalings(torch.zeros_like(b), a, b, 1)
+    assert softmins[0, 4] == torch.inf
+
+
+def test_without_a_kernel_there_are_none():
+    engine, a, b = problem()
+    assert engine.scalings(torch.zeros_like(b), a, b, 2) is None
