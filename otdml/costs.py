@@ -247,7 +247,12 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     if cost == "cosine":
         x, y = x / length(x), y / length(y)
         return Bilinear(x, y, x.new_ones(x.shape[:-1]))
-    return Bilinear(x, y) if cost == "inner" else Pointwise(angle, x, y, symbolic=_geodesic_symbol)
+    if cost == "geodesic":
+        return Pointwise(angle, x, y, symbolic=_geodesic_symbol)
+    # Clouds far from the origin differ by little in what is left of their products.
+    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
+    z = x - p
+    return Bilinear(z, y - q, -(z @ q.mT)[..., 0], -(y @ p.mT)[..., 0])
 
 
 # Clouds are far from each other where their centres are so many times further apart than a point is from its own.

@@ -1,6 +1,5 @@
 """Entropic Gromov-Wasserstein: transport between clouds of different spaces, by the costs within each."""
 
-import warnings
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from otdml._checks import argument_error, check_choice, check_clouds, check_equal_mass, check_integer, check_positive
 from otdml._precision import full_precision
+from otdml._warnings import warn_caller
 from otdml.measures import weights
 from otdml.ot.descent import Rest, Start, descend, settled
 from otdml.ot.intrinsic import IntrinsicCost, intrinsic
@@ -284,9 +284,7 @@ def _along(w: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _warn(tol: float, max_iter: int) -> None:
-    warnings.warn(
+    warn_caller(
         f"Gromov-Wasserstein stopped at `max_iter`={max_iter} before its steps fell below `tol`={tol:g}. Raise "
-        "`max_iter` or `eps`, or accept a larger `tol`.",
-        RuntimeWarning,
-        stacklevel=4,
+        "`max_iter` or `eps`, or accept a larger `tol`."
     )

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_integer, check_measures, check_positive, check_weights
 from otdml._precision import full_precision
+from otdml._warnings import warn_caller
 from otdml.costs import Cost, Ground, Matrix, Pointwise, ground, mean_cost
 from otdml.measures import weights
 from otdml.ot.engines import Engine, Mask, engine
@@ -314,9 +314,7 @@ def _warn(solution: Solution, tol: float, max_iter: int) -> None:
     # Potentials of many temperatures are rounded to so much of one, and the plan to as much of itself.
     rounding = torch.finfo(solution.g.dtype).eps * float(solution.g.abs().max())
     remedy = "" if rounding < tol / 4 else f" {solution.g.dtype} resolves {rounding:.1g} here: pass float64."
-    warnings.warn(
+    warn_caller(
         f"Sinkhorn stopped at `max_iter`={max_iter} with a marginal error of {float(solution.error.max()):.2g} > "
-        f"`tol`={tol:g}. Raise `max_iter` or `eps`, or accept a larger `tol`.{remedy}",
-        RuntimeWarning,
-        stacklevel=4,
+        f"`tol`={tol:g}. Raise `max_iter` or `eps`, or accept a larger `tol`.{remedy}"
     )

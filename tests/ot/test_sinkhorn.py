@@ -14,6 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from otdml.costs import COSTS, Bilinear, cost_matrix, ground
+from otdml.losses import EntropicOT
 from otdml.ot import exact, sinkhorn, sinkhorn_matrix
 from otdml.ot.sinkhorn import entropic
 
@@ -296,6 +297,22 @@ def test_small_problems_are_solved_as_large_ones_are(seed, monkeypatch):
     one_by_one = sinkhorn(x, y, **options)
     torch.testing.assert_close(at_once.value, one_by_one.value, rtol=1e-5, atol=1e-5)
     assert at_once.n_iter <= 2 * one_by_one.n_iter + 8
+
+
+@pytest.mark.parametrize("loss", [sinkhorn, lambda x, y, **options: EntropicOT(**options)(x, y)])
+def test_a_warning_points_at_the_line_that_called(loss):
+    x, y, _, _ = clouds(40, 50)
+    with pytest.warns(RuntimeWarning, match="Raise `max_iter`") as caught:
+        loss(x, y, eps=0.01, tol=1e-12, max_iter=3)
+    assert caught[0].filename == __file__
+
+
+def test_inner_products_keep_their_digits_far_from_the_origin():
+    x, y, a, b = clouds(30, 20)
+    x, y = (x + 1e4).float(), (y - 1e4).float()
+    single = sinkhorn(x, y, a.float(), b.float(), cost="inner", eps=0.5, tol=1e-6)
+    double = sinkhorn(x.double(), y.double(), a, b, cost="inner", eps=0.5, tol=1e-6)
+    torch.testing.assert_close(single.plan.double(), double.plan, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 7, 9])
