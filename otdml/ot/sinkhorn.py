@@ -201,8 +201,8 @@ def entropic(
 
 
 # Iterations after which a problem is hard enough for its temperature to be approached from above, the factor between
-# temperatures, and the marginal error at which to go on to the next.
-PATIENCE, COOLING, ROUGH = 50, 2.0, 0.002
+# temperatures, the marginal error at which to go on to the next, and the iterations after which to go on anyway.
+PATIENCE, COOLING, ROUGH, LONGEST = 50, 2.0, 0.002, 200
 
 
 def _solve(
@@ -226,10 +226,14 @@ def _solve(
         return problem, solution
     spent, g = first, None
     for factor in _temperatures(soft):
+        # Half of what is left is for what follows.
+        limit = min(LONGEST, (max_iter - spent) // 2)
+        if limit == 0:
+            break
         warm = engine(cost, eps * factor, *choice)
         sides = _sides(cost, weights, eps * factor, penalties)
         found = potentials(
-            warm, *sides, tol=ROUGH, max_iter=PATIENCE, init=(None, _start(warm, sides) if g is None else g / factor)
+            warm, *sides, tol=ROUGH, max_iter=limit, init=(None, _start(warm, sides) if g is None else g / factor)
         )
         g, spent = found.g * factor, spent + found.n_iter
     left = max(1, max_iter - spent)
