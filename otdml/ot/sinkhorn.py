@@ -184,7 +184,10 @@ def entropic(
         solution, over = reheated(soft, *problem.sides, solution)
     if not quiet and not solution.done:
         _warn(solution, tol, max_iter)
-    linked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *cost.leaves))
+    linked = any(t.requires_grad for t in (a, b, *cost.leaves))
+    if linked and not torch.is_grad_enabled():
+        # Else what is read later, in another mode, would have a part of its derivative.
+        linked, a, b, problem = False, a.detach(), b.detach(), dataclasses.replace(problem, cost=cost.detach())
     optimum = Optimum(problem, solution, a, b, penalties, over, linked)
     return OTResult(
         optimum.value,

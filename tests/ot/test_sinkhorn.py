@@ -286,6 +286,17 @@ def test_gradients_are_those_that_were_wanted_when_it_was_solved():
     assert not without.plan.requires_grad
 
 
+def test_without_gradients_no_part_of_one_is_left():
+    C = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.no_grad():
+        result = sinkhorn_matrix(C)
+    for t in (result.value, result.f, result.plan, result.apply(torch.ones(5)), *result.marginals):
+        assert not t.requires_grad
+    v = torch.ones(5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(result.apply(v).sum(), v)
+    torch.testing.assert_close(gradient, result.plan.sum(0))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_small_problems_are_solved_as_large_ones_are(seed, monkeypatch):
     """Iterations that are made at once, or one by one: the same answer, and not many more of them."""
