@@ -203,9 +203,12 @@ def entropic(
     )
 
 
-# Iterations after which a problem is hard enough for its temperature to be approached from above, the factor between
-# temperatures, the marginal error at which to go on to the next, and the iterations after which to go on anyway.
-PATIENCE, COOLING, ROUGH, LONGEST = 50, 2.0, 0.002, 200
+# Iterations after which a problem is hard enough for its temperature to be approached from above, and multiples of the
+# tolerance within which the error gives hope that as many once more will do.
+PATIENCE, HOPE = 50, 30.0
+# The factor between temperatures, the marginal error at which to go on to the next, and the iterations after which to go
+# on anyway.
+COOLING, ROUGH, LONGEST = 2.0, 0.002, 200
 
 
 def _solve(
@@ -221,13 +224,19 @@ def _solve(
     tol, max_iter = limits
     problem = Problem(cost, soft, eps, *_sides(cost, weights, eps, penalties))
     _check_masses(*problem.sides)
-    first = min(max_iter, PATIENCE)
     # Given potentials may be those of another problem: where they do not help soon, they are left as well.
     start = (None, _near(soft, problem.sides, *limits)) if init is None else _given(init, cost, problem)
-    solution = potentials(soft, *problem.sides, tol=tol, max_iter=first, init=start)
-    if first == max_iter or solution.done:
+    solution = potentials(soft, *problem.sides, tol=tol, max_iter=min(max_iter, PATIENCE), init=start)
+    if solution.done or max_iter <= PATIENCE:
         return problem, solution
-    spent, g = first, None
+    spent = solution.n_iter
+    if float(solution.error.max()) <= HOPE * tol:
+        limit = min(max_iter - spent, PATIENCE)
+        solution = potentials(soft, *problem.sides, tol=tol, max_iter=limit, init=(None, solution.g))
+        spent += solution.n_iter
+        if solution.done or spent == max_iter:
+            return problem, dataclasses.replace(solution, n_iter=spent)
+    g = None
     for factor in _temperatures(soft):
         # Half of what is left is for what follows.
         limit = min(LONGEST, (max_iter - spent) // 2)
