@@ -121,16 +121,17 @@ def potentials(
 
 # Iterations after which their iterates are extrapolated, at the least.
 PERIOD = 3
-# So many iterations are made before anyone looks at them, and at first twice as many, where a kept matrix has so few
-# entries that to look takes longer than to make them.
-AT_ONCE, SMALL = 4, 2**18
+# Numbers of iterations that are made before anyone looks at them, and at first twice as many, and the entries of a kept
+# matrix up to which that is quicker: to look at one takes as long as to make some.
+AT_ONCE = {4: 2**18, 2: 2**20}
 
 
 def _iterate(
     engine: Engine, rows: Side, columns: Side, g: Tensor, tol: float, max_iter: int, progress: Progress
 ) -> Solution:
     accelerated = _Anderson()
-    at_once = AT_ONCE if engine.keeps_matrix and engine.shape.numel() <= SMALL else 1
+    entries = engine.shape.numel() if engine.keeps_matrix else math.inf
+    at_once = next((times for times, most in AT_ONCE.items() if entries <= most), 1)
     best, spent, last = math.inf, 0, max_iter
     while True:
         times = max(1, min(2 * at_once if spent == 0 < at_once - 1 else at_once, last - spent))

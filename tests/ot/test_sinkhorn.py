@@ -304,7 +304,7 @@ def test_small_problems_are_solved_as_large_ones_are(seed, monkeypatch):
     x, y = torch.randn(2, 60, 3, generator=generator)
     options = {"eps": 0.1, "tol": 1e-5}
     at_once = sinkhorn(x, y, **options)
-    monkeypatch.setattr("otdml.ot.potentials.SMALL", 0)
+    monkeypatch.setattr("otdml.ot.potentials.AT_ONCE", {})
     one_by_one = sinkhorn(x, y, **options)
     torch.testing.assert_close(at_once.value, one_by_one.value, rtol=1e-5, atol=1e-5)
     assert at_once.n_iter <= 2 * one_by_one.n_iter + 8
