@@ -206,8 +206,8 @@ def entropic(
 # Iterations after which a problem is hard enough for its temperature to be approached from above, and multiples of the
 # tolerance within which the error gives hope that as many once more will do.
 PATIENCE, HOPE = 50, 30.0
-# The factor between temperatures, the marginal error at which to go on to the next, and the iterations after which to go
-# on anyway.
+# The factor between temperatures, the marginal error at which to go on to the next, and the iterations after which that
+# is done anyway.
 COOLING, ROUGH, LONGEST = 2.0, 0.002, 200
 
 
