@@ -1,5 +1,6 @@
 """Distances and angles between all points of two clouds, with gradients that need few passes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,14 +13,21 @@ __all__ = ["angle", "distance", "excess_distance", "squared_distance"]
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def squared_distance(x: Tensor, y: Tensor) -> Factors:
+def squared_distance(x: Tensor, y: Tensor, *, every_mode: bool = False) -> Factors:
     r"""Factors q, k and offsets u, v with :math:`\lVert x_i - y_j \rVert^2 = u_i + v_j - \langle q_i, k_j \rangle`.
 
     Each cloud is centred on its own, so that no digit of a distance inside it is lost to its position. Their centres
     are constants, and their distance is all in v: it would drown what a penalty on the rows compares u with.
+
+    Args:
+        x: Shape (..., n, d).
+        y: Shape (..., m, d).
+        every_mode: Whether forward derivatives and the transforms of ``torch.func`` may come, for a few passes more.
     """
+    if every_mode:
+        return _squared(x, y, *_centres(x, y), _sum_of_squares)
     linked = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    return _Squared.apply(x, y) if linked else _squared(x, y, *_centres(x, y))
+    return _Squared.apply(x, y) if linked else _squared(x, y, *_centres(x, y), _squared_length)
 
 
 def _centres(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,10 +35,18 @@ def _centres(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return p, q
 
 
-def _squared(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Factors:
-    near, far = x - p, torch.linalg.vector_norm(y - p, dim=-1)
-    u = torch.linalg.vector_norm(near, dim=-1).square_().add_((near * (2 * (p - q))).sum(-1))
-    return near.mul(2), y - q, u, far.square_()
+def _squared(x: Tensor, y: Tensor, p: Tensor, q: Tensor, square: Callable[[Tensor], Tensor]) -> Factors:
+    near = x - p
+    return 2 * near, y - q, square(near) + (near * (2 * (p - q))).sum(-1), square(y - p)
+
+
+def _sum_of_squares(t: Tensor) -> Tensor:
+    return t.square().sum(-1)
+
+
+def _squared_length(t: Tensor) -> Tensor:
+    # Without a tensor of squares, which two threads would hand to each other.
+    return torch.linalg.vector_norm(t, dim=-1).square_()
 
 
 class _Squared(torch.autograd.Function):
@@ -41,18 +57,18 @@ class _Squared(torch.autograd.Function):
         p, q = _centres(x, y)
         ctx.save_for_backward(x, y, p, q)
         ctx.set_materialize_grads(False)
-        q2, k, u, v = _squared(x, y, p, q)
-        constants = (*(() if x.requires_grad else (q2, u)), *(() if y.requires_grad else (k, v)))
-        ctx.mark_non_differentiable(*constants)
-        return q2, k, u, v
+        factors = _squared(x, y, p, q, _squared_length)
+        of_x, of_y = factors[::2], factors[1::2]
+        ctx.mark_non_differentiable(*(() if x.requires_grad else of_x), *(() if y.requires_grad else of_y))
+        return factors
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         x, y, p, q = ctx.saved_tensors
         dq, dk, du, dv = grads
-        to_x, to_y = ctx.needs_input_grad
-        dx = _slope(x - q, du, None if dq is None else 2 * dq) if to_x else None
-        return dx, _slope(y - p, dv, dk) if to_y else None
+        moving_x, moving_y = ctx.needs_input_grad
+        dx = _slope(x - q, du, None if dq is None else 2 * dq) if moving_x else None
+        return dx, _slope(y - p, dv, dk) if moving_y else None
 
 
 def _slope(difference: Tensor, weights: Tensor | None, straight: Tensor | None) -> Tensor | None:

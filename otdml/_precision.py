@@ -1,5 +1,6 @@
 """Arithmetic in float32 or better, whatever the caller's autocast and dtypes."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["full_precision"]
+__all__ = ["full_arithmetic", "full_precision"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,11 +33,13 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
         if any(v.dtype != dtype for v in values):
             args, kwargs = tuple(map(cast, args)), {k: cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]
-        device = values[0].device.type
-        # To switch off what is off takes as long as a small solve's iteration.
-        if not torch.is_autocast_enabled(device):
-            return function(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
+        with full_arithmetic(values[0].device.type):
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def full_arithmetic(device: str) -> contextlib.AbstractContextManager[Any]:
+    """A context without autocast on a kind of device."""
+    # To switch off what is off takes as long as a small solve's iteration.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()

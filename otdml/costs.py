@@ -302,7 +302,8 @@ def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:
         >>> cost_matrix(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "euclidean")
         tensor([[5., 0.]])
     """
-    c = ground(x, y, cost)
+    squared = cost == "sqeuclidean"
+    c = Bilinear(*squared_distance(x, y, every_mode=True)) if squared else ground(x, y, cost)
     values = c.block(slice(None))
     values = values if c.u is None else values + c.u[..., :, None]
     values = values if c.v is None else values + c.v[..., None, :]

@@ -50,6 +50,23 @@ def test_second_derivatives_and_gradients_of_one_cloud(cost, alone, generator):
     assert torch.autograd.gradgradcheck(values, (moving,))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_squared_distances_take_every_transform():
+    x, y = points()
+
+    def plain(x, y):
+        return (x[:, None] - y).square().sum(-1)
+
+    transforms = [
+        lambda c: torch.func.grad(lambda t: c(t, y).square().sum())(x),
+        lambda c: torch.func.hessian(lambda t: c(t, y).square().sum())(x),
+        lambda c: torch.func.jacfwd(c)(x, y),
+        lambda c: torch.vmap(c)(x.expand(2, -1, -1), y.expand(2, -1, -1)),
+    ]
+    for transform in transforms:
+        torch.testing.assert_close(transform(cost_matrix), transform(plain))
+
+
 def test_distances_of_far_clouds_have_an_exact_reduced_form_and_gradient():
     x, y = (t.requires_grad_() for t in points())
     t = torch.tensor([1e3, -2e3, 0.0], dtype=torch.float64)

@@ -236,9 +236,6 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     @_final
     def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> Gradients:
-        # The gradient of the value alone, which is that of the envelope, comes by here with nothing.
-        if df is None and dg is None:
-            return (None,) * len(ctx.needs_input_grad)
         f, g, a, b = ctx.saved_tensors
         df, dg = torch.zeros_like(f) if df is None else df, torch.zeros_like(g) if dg is None else dg
         problem, needs = ctx.problem, ctx.needs_input_grad[5:]

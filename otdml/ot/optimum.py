@@ -1,12 +1,16 @@
 """What is known at an optimum: the value, the potentials and the plan, with derivatives that are made on demand."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from otdml._precision import full_arithmetic
+from otdml.costs import Bilinear, Ground
 from otdml.ot.hot import Excess
 from otdml.ot.implicit import (
     Gradients,
@@ -37,6 +41,7 @@ class Optimum:
         penalties: Those of the rows and of the columns, in units of the cost; None for a hard constraint.
         over: The plan's excess over the independent coupling, where it is known to more digits than the plan.
         linked: Whether derivatives may be asked for.
+        versions: How often what the plan is computed from had been changed in place.
     """
 
     problem: Problem
@@ -46,6 +51,10 @@ class Optimum:
     penalties: tuple[float | None, float | None]
     over: Excess | None
     linked: bool
+    versions: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "versions", versions(self.problem.cost))
 
     @property
     def value(self) -> Tensor:
@@ -69,14 +78,14 @@ class Optimum:
     def reduced(self) -> Pair:
         """The reduced dimensionless potentials."""
         f, g = self.solution.f, self.solution.g
-        with torch.set_grad_enabled(self.linked):
+        with self._later():
             return implicit_potentials(self.problem, f, g, self.a, self.b) if self.linked else (f, g)
 
     @cached_property
     def exponents(self) -> Pair:
         """What the plan is the exponential of, with the reduced cost over the temperature."""
         (f, g), (rows, columns) = self.reduced, self.problem.sides
-        with torch.set_grad_enabled(self.linked):
+        with self._later():
             return f + _log(self.a, rows), g + _log(self.b, columns)
 
     @property
@@ -87,8 +96,12 @@ class Optimum:
     @cached_property
     def potentials(self) -> Pair:
         """The potentials in units of the cost."""
-        with torch.set_grad_enabled(self.linked):
+        with self._later():
             return self._full(*self.reduced)
+
+    def read_potentials(self) -> Pair:
+        """:attr:`potentials`, as something that can be called and pickled."""
+        return self.potentials
 
     def duals(self) -> Pair:
         """The gradients of the value in the weights, differentiable where gradients are on."""
@@ -104,22 +117,42 @@ class Optimum:
 
     def image(self, v: Tensor) -> Tensor:
         """The plan times ``v``, shape (..., n, e)."""
+        self._check_unchanged()
         return plan_product(self.problem, *self.exponents, v)
 
     def image_transposed(self, v: Tensor) -> Tensor:
         """The transposed plan times ``v``, shape (..., m, e)."""
+        self._check_unchanged()
         hf, hg = self.exponents
         return plan_product(self.problem.mT, hg, hf, v)
 
     def image_per_mass(self, v: Tensor) -> Tensor:
         """The plan with rows that sum to one, times ``v``, up to a factor for each row."""
+        self._check_unchanged()
         return conditional_product(self.problem, self.exponents[1], v)
 
     def plan(self) -> Tensor:
         """The plan, shape (..., n, m)."""
+        self._check_unchanged()
         problem, (hf, hg) = self.problem, self.exponents
-        reduced = problem.cost.block(slice(0, problem.cost.shape[-2])) * problem.scale(2)
-        return (hf[..., :, None] + hg[..., None, :] - reduced).exp()
+        with full_arithmetic(hf.device.type):
+            reduced = problem.cost.block(slice(0, problem.cost.shape[-2])) * problem.scale(2)
+            return (hf[..., :, None] + hg[..., None, :] - reduced).exp()
+
+    def _check_unchanged(self) -> None:
+        """An error if what plans are computed from has been changed in place: they would be of another problem."""
+        if self.versions != versions(self.problem.cost):
+            raise RuntimeError(
+                "The costs or the points were changed in place after they had been transported. Read plans, and what "
+                "they are multiplied by, before that, or pass clones."
+            )
+
+    @contextlib.contextmanager
+    def _later(self) -> Iterator[None]:
+        """The modes of the time at which the problem was solved."""
+        kind = self.a.device.type
+        with torch.inference_mode(self.a.is_inference()), full_arithmetic(kind), torch.set_grad_enabled(self.linked):
+            yield
 
     def _in_cost(self, f: Tensor, g: Tensor) -> Pair:
         eps, cost = self.problem.eps, self.problem.cost
@@ -150,14 +183,23 @@ class _Envelope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         optimum: Optimum = ctx.optimum
+        # Read in any case, for this is when torch looks whether they have been changed.
+        tensors = ctx.saved_tensors
         a, b, *leaves = ctx.needs_input_grad[2:]
         da, db = optimum.duals() if a or b else (None, None)
         to_weights = (None if d is None or not need else grad[..., None] * d for d, need in ((da, a), (db, b)))
         if torch.is_grad_enabled() and any(leaves):
-            found = linked_pullback(optimum.problem, *optimum.exponents, ctx.saved_tensors, grad)
+            found = linked_pullback(optimum.problem, *optimum.exponents, tensors, grad)
         else:
             found = held_pullback(optimum.problem, *optimum.held, leaves, grad)
         return None, None, *to_weights, *found
+
+
+def versions(cost: Ground) -> tuple[int, ...]:
+    """How often the tensors of a cost that may be the caller's own have been changed in place."""
+    if isinstance(cost, Bilinear):
+        return ()
+    return tuple(t._version for t in cost.leaves if not t.is_inference())
 
 
 def _log(a: Tensor, side: Side) -> Tensor:

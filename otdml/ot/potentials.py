@@ -86,7 +86,8 @@ class Solution:
     Attributes:
         f: Shape (..., n).
         g: Shape (..., m).
-        error: Relative L1 error of the row marginal, shape (...); that of the column marginal is zero.
+        error: Relative L1 error of the column marginal before the last half-step made it zero, shape (...). That of the
+            row marginal after it is no larger.
         n_iter: Number of iterations, each of two half-steps.
         converged: Whether the error is within the tolerance, shape (...).
     """
@@ -121,8 +122,8 @@ def potentials(
 
 # Iterations after which their iterates are extrapolated, at the least.
 PERIOD = 3
-# Numbers of iterations that are made before anyone looks at them, and at first twice as many, and the entries of a kept
-# matrix up to which that is quicker: to look at one takes as long as to make some.
+# Numbers of iterations that are made before anyone looks at them, and at first twice as many, and the entries of a
+# kernel up to which that is quicker: to look at one takes as long as to make some.
 AT_ONCE = {4: 2**18, 2: 2**20}
 
 
@@ -130,11 +131,12 @@ def _iterate(
     engine: Engine, rows: Side, columns: Side, g: Tensor, tol: float, max_iter: int, progress: Progress
 ) -> Solution:
     accelerated = _Anderson()
-    entries = engine.shape.numel() if engine.keeps_matrix else math.inf
-    at_once = next((times for times, most in AT_ONCE.items() if entries <= most), 1)
-    best, spent, last = math.inf, 0, max_iter
+    at_once = next((times for times, most in AT_ONCE.items() if engine.shape.numel() <= most), 1)
+    best, spent, last, stale = math.inf, 0, max_iter, False
     while True:
-        times = max(1, min(2 * at_once if spent == 0 < at_once - 1 else at_once, last - spent))
+        # Where the kernel was made anew just now, or had to be given up, a few iterations may be a waste.
+        many = at_once if engine.has_kernel and not stale else 1
+        times = max(1, min(2 * many if spent == 0 and many > 1 else many, last - spent))
         f, softmins = _sweeps(engine, rows, columns, g, times)
         new, spent, jumped = columns.update(softmins), spent + times, accelerated.jumped
         old = torch.cat((g[None], new[:-1])) if times > 1 else g[None]

@@ -169,16 +169,20 @@ def entropic(
     Returns:
         The result, differentiable in the leaves of the cost and in the weights.
     """
-    penalties = check_rho(rho)
+    # Potentials and plans are read later, and the caller's weights may be others by then.
+    a, b, penalties = a.clone(), b.clone(), check_rho(rho)
     check_positive("tol", tol)
     check_integer("max_iter", max_iter)
     eps = _temperature(cost, a, b) if eps is None else eps if isinstance(eps, Tensor) else check_positive("eps", eps)
     if isinstance(cost, Matrix):
         cost = cost.reduced(eps)
     soft = engine(cost, eps, backend, mask)
-    if isinstance(cost, Pointwise) and soft.keeps_matrix:
-        # The matrix is evaluated once more, with its graph, which reaches what the function depends on.
-        cost = cost.matrix
+    if isinstance(cost, Pointwise):
+        if soft.keeps_matrix:
+            # The matrix is evaluated once more, with its graph, which reaches what the function depends on.
+            cost = cost.matrix
+        else:
+            _check_closure(cost)
     with torch.no_grad():
         problem, solution = _solve(cost, soft, (a, b), eps, penalties, init, (tol, max_iter), (backend, mask))
         solution, over = reheated(soft, *problem.sides, solution)
@@ -194,7 +198,7 @@ def entropic(
         solution.converged,
         solution.n_iter,
         solution.error,
-        lambda: optimum.potentials,
+        optimum.read_potentials,
         optimum.image,
         optimum.image_transposed,
         optimum.plan,
@@ -207,8 +211,8 @@ def entropic(
 # tolerance within which the error gives hope that as many once more will do.
 PATIENCE, HOPE = 50, 30.0
 # The factor between temperatures, the marginal error at which to go on to the next, and the iterations after which that
-# is done anyway.
-COOLING, ROUGH, LONGEST = 2.0, 0.002, 200
+# is done anyway; without so many for each, none is a help.
+COOLING, ROUGH, LONGEST, SHORTEST = 2.0, 0.002, 200, 20
 
 
 def _solve(
@@ -236,12 +240,12 @@ def _solve(
         spent += solution.n_iter
         if solution.done or spent == max_iter:
             return problem, dataclasses.replace(solution, n_iter=spent)
-    g = None
-    for factor in _temperatures(soft):
-        # Half of what is left is for what follows.
-        limit = min(LONGEST, (max_iter - spent) // 2)
-        if limit == 0:
-            break
+    g, factors = None, _temperatures(soft)
+    if max_iter - spent < SHORTEST * len(factors):
+        factors = []
+    for i, factor in enumerate(factors):
+        # What is left is for all that follow, and the last.
+        limit = min(LONGEST, (max_iter - spent) // (len(factors) - i + 1))
         warm = engine(cost, eps * factor, *choice)
         sides = _sides(cost, weights, eps * factor, penalties)
         found = potentials(
@@ -258,6 +262,9 @@ def _given(
 ) -> tuple[Tensor | None, Tensor | None]:
     offsets = zip(init, problem.sides, (cost.u, cost.v), strict=True)
     f, g = (None if h is None else _reduced(h, side, u, problem.scale(1)) for h, side, u in offsets)
+    if problem.balanced:
+        # A constant says nothing there, and would cost digits.
+        f, g = (None if h is None else h - h.mean(-1, keepdim=True) for h in (f, g))
     return f, g
 
 
@@ -306,11 +313,26 @@ def check_rho(rho: Rho) -> tuple[float | None, float | None]:
 
 
 def _check_masses(rows: Side, columns: Side) -> None:
-    if rows.rho is None and columns.rho is None:
-        difference = float(((columns.mass - rows.mass) / rows.mass).abs().max())
-        if difference > 1e-3 or math.isnan(difference):
-            remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
-            raise argument_error("b", "have the mass of `a`", f"a relative difference of {difference:.3g}", remedy)
+    least = torch.minimum(rows.weights.amin(), columns.weights.amin())
+    # One tensor, because to look at it waits for the device.
+    low, difference = torch.stack((least, ((columns.mass - rows.mass) / rows.mass).abs().max())).tolist()
+    if low < 0:
+        name = "a" if bool(rows.weights.amin() < 0) else "b"
+        raise argument_error(name, "hold no negative weight", f"{low:.3g}")
+    if rows.rho is None and columns.rho is None and not difference <= 1e-3:
+        remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
+        raise argument_error("b", "have the mass of `a`", f"a relative difference of {difference:.3g}", remedy)
+
+
+def _check_closure(cost: Pointwise) -> None:
+    if (
+        torch.is_grad_enabled()
+        and cost.function(cost.x.detach()[..., :1, :], cost.y.detach()[..., :1, :]).requires_grad
+    ):
+        remedy = "Pass backend='dense', which has them, or detach the parameters."
+        raise argument_error(
+            "cost", "depend on nothing but the points on this backend", "parameters with gradients", remedy
+        )
 
 
 def _temperature(cost: Ground, a: Tensor, b: Tensor) -> Tensor:
@@ -323,7 +345,8 @@ def _reduced(potential: Tensor, side: Side, offset: Tensor | None, scale: Tensor
     if potential.shape != side.weights.shape:
         must = f"hold potentials of the shapes of the weights, here {tuple(side.weights.shape)}"
         raise argument_error("init", must, tuple(potential.shape))
-    return scale * (potential.detach() if offset is None else potential.detach() - offset.detach())
+    potential = potential.detach().to(side.weights)
+    return scale * (potential if offset is None else potential - offset.detach())
 
 
 def _warn(solution: Solution, tol: float, max_iter: int) -> None:

@@ -326,6 +326,52 @@ def test_inner_products_keep_their_digits_far_from_the_origin():
     torch.testing.assert_close(single.plan.double(), double.plan, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("rho", [None, 1.0])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_negative_weights_are_an_error(name, rho):
+    x, y, a, b = clouds()
+    weights = {"a": a, "b": b}
+    weights[name] = torch.cat([weights[name][:1] * -0.1, weights[name][1:]])
+    weights[name] = weights[name] / weights[name].sum()
+    with pytest.raises(ValueError, match=f"`{name}` must hold no negative weight"):
+        sinkhorn(x, y, **weights, rho=rho)
+
+
+@pytest.mark.parametrize("shift", [10.0, 1e3])
+def test_a_constant_in_the_start_costs_no_digits(shift):
+    x, y, a, b = (t.float() for t in clouds(20, 30))
+    expected = sinkhorn(x, y, a, b, eps=0.05, tol=1e-5)
+    found = sinkhorn(x, y, a, b, eps=0.05, tol=1e-5, init=(None, (expected.g + shift).double()))
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Sinkhorn stopped")
+def test_a_few_iterations_more_do_no_harm():
+    x, y, a, b = clouds(20, 30)
+    errors = [float(sinkhorn(x, y, a, b, eps=5e-4, tol=1e-6, max_iter=k).marginal_error) for k in (50, 52, 60, 100)]
+    assert all(later <= 1.2 * errors[0] for later in errors)
+
+
+def test_what_a_cost_closes_over_has_gradients_on_the_dense_backend_alone():
+    x, y, _, _ = clouds()
+    w = torch.tensor(2.0, dtype=x.dtype, requires_grad=True)
+    options = {"cost": lambda x, y: w * torch.cdist(x, y), "eps": 0.5, "tol": 1e-10}
+    (found,) = torch.autograd.grad(sinkhorn(x, y, backend="dense", **options).value, w)
+    plan = sinkhorn(x, y, backend="dense", **options).plan
+    torch.testing.assert_close(found, (plan * torch.cdist(x, y)).sum().detach())
+    with pytest.raises(ValueError, match="Pass backend='dense'"):
+        sinkhorn(x, y, backend="streamed", **options)
+    with torch.no_grad():
+        assert sinkhorn(x, y, backend="streamed", **options).converged
+
+
+def test_weights_that_torch_negates_later():
+    x, y, a, b = clouds()
+    late = torch.complex(torch.zeros_like(a), -a).conj().imag
+    assert late.is_neg()
+    torch.testing.assert_close(sinkhorn(x, y, late, b).value, sinkhorn(x, y, a, b).value)
+
+
 @pytest.mark.parametrize("max_iter", [1, 2, 7, 9])
 def test_no_more_iterations_than_allowed(max_iter):
     x, y, _, _ = clouds(40, 50)

@@ -85,6 +85,10 @@ class Dense(Streamed):
         return torch.stack(highest).amax(0) if len(highest) > 1 else highest[0] if highest else g
 
     @property
+    def has_kernel(self) -> bool:
+        return self.kernel is not None
+
+    @property
     def exact(self) -> bool:
         """Whether no entry of the kernel was set to zero."""
         return self.kernel is not None and bool(self.kernel.amin() > 0)
@@ -163,9 +167,9 @@ def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:
     return h.sub_(top), top
 
 
-def _scaled(kernel: Array, a: Array, b: Array, v: Array, times: int) -> tuple[Array, list[Array]]:
+def _scaled(kernel: Array, transposed: Array, a: Array, b: Array, v: Array, times: int) -> tuple[Array, list[Array]]:
     """The kernel's products in some iterations: with the last column scalings, and with the row scalings of each."""
-    transposed, sums = kernel.mT, []
+    sums = []
     for _ in range(times):
         by_row = v @ transposed
         sums.append((a / by_row) @ kernel)
@@ -175,15 +179,15 @@ def _scaled(kernel: Array, a: Array, b: Array, v: Array, times: int) -> tuple[Ar
 
 def _by_numpy(kernel: Tensor, a: Tensor, b: Tensor, v: Tensor, times: int) -> tuple[Tensor, Tensor]:
     with np.errstate(all="ignore"):
-        by_row, sums = _scaled(kernel.numpy(), a.numpy(), b.numpy(), v.numpy(), times)
+        by_row, sums = _scaled(kernel.numpy(), kernel.mT.numpy(), a.numpy(), b.numpy(), v.numpy(), times)
     return torch.from_numpy(by_row), torch.from_numpy(np.array(sums))
 
 
 def _by_torch(kernel: Tensor, a: Tensor, b: Tensor, v: Tensor, times: int) -> tuple[Tensor, Tensor]:
     if kernel.ndim == 2:
-        by_row, sums = _scaled(kernel, a, b, v, times)
+        by_row, sums = _scaled(kernel, kernel.mT, a, b, v, times)
         return by_row, torch.stack(sums)
-    by_row, sums = _scaled(kernel, a[..., None, :], b[..., None, :], v[..., None, :], times)
+    by_row, sums = _scaled(kernel, kernel.mT, a[..., None, :], b[..., None, :], v[..., None, :], times)
     return by_row[..., 0, :], torch.stack(sums)[..., 0, :]
 
 

@@ -37,6 +37,11 @@ class Streamed:
         self.cost, self.mask = cost, mask
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether an iteration is a product with a kernel that is kept, and so costs little."""
+        return False
+
+    @property
     def shape(self) -> torch.Size:
         return self.cost.shape
 
