@@ -132,11 +132,11 @@ def _iterate(
 ) -> Solution:
     accelerated = _Anderson()
     at_once = next((times for times, most in AT_ONCE.items() if engine.shape.numel() <= most), 1)
-    best, spent, last, stale = math.inf, 0, max_iter, False
+    best, spent, last = math.inf, 0, max_iter
+    # Twice as many at first; fewer where the kernel was made anew just now, and one where it had to be given up.
+    many = 2 * at_once if at_once > 1 else 1
     while True:
-        # Where the kernel was made anew just now, or had to be given up, a few iterations may be a waste.
-        many = at_once if engine.has_kernel and not stale else 1
-        times = max(1, min(2 * many if spent == 0 and many > 1 else many, last - spent))
+        times = max(1, min(many if engine.has_kernel else 1, last - spent))
         f, softmins = _sweeps(engine, rows, columns, g, times)
         new, spent, jumped = columns.update(softmins), spent + times, accelerated.jumped
         old = torch.cat((g[None], new[:-1])) if times > 1 else g[None]
@@ -153,6 +153,7 @@ def _iterate(
             # One more iteration where the last has gone astray.
             last += spent == last == max_iter
             g, best = (accelerated.retreat(), best) if astray else (g if lost else old[-1], math.inf)
+            many = 1 if stale else many
             continue
         if lost:
             raise argument_error("x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY)
@@ -160,7 +161,7 @@ def _iterate(
             # Of iterations that were made at once, those count that it took.
             spent -= times - 1 - next((i for i, error in enumerate(worst) if error <= tol), times - 1)
             return Solution(f, new[-1], errors[-1], min(spent, max_iter), errors[-1] <= tol)
-        best = min(best, *worst)
+        best, many = min(best, *worst), min(at_once, 2 * many)
         g = accelerated.step(old, new)
 
 

@@ -178,11 +178,7 @@ def entropic(
         cost = cost.reduced(eps)
     soft = engine(cost, eps, backend, mask)
     if isinstance(cost, Pointwise):
-        if soft.keeps_matrix:
-            # The matrix is evaluated once more, with its graph, which reaches what the function depends on.
-            cost = cost.matrix
-        else:
-            _check_closure(cost)
+        cost = _linked(cost, soft)
     with torch.no_grad():
         problem, solution = _solve(cost, soft, (a, b), eps, penalties, init, (tol, max_iter), (backend, mask))
         solution, over = reheated(soft, *problem.sides, solution)
@@ -324,15 +320,20 @@ def _check_masses(rows: Side, columns: Side) -> None:
         raise argument_error("b", "have the mass of `a`", f"a relative difference of {difference:.3g}", remedy)
 
 
-def _check_closure(cost: Pointwise) -> None:
+def _linked(cost: Pointwise, soft: Engine) -> Ground:
+    """The cost in a form of which the engine can tell the gradient."""
+    if soft.keeps_matrix:
+        # Evaluated once more, with its graph, which reaches what the function depends on.
+        return cost.matrix
     if (
         torch.is_grad_enabled()
-        and cost.function(cost.x.detach()[..., :1, :], cost.y.detach()[..., :1, :]).requires_grad
+        and cost.function(cost.x[..., :1, :].detach(), cost.y[..., :1, :].detach()).requires_grad
     ):
         remedy = "Pass backend='dense', which has them, or detach the parameters."
         raise argument_error(
             "cost", "depend on nothing but the points on this backend", "parameters with gradients", remedy
         )
+    return cost
 
 
 def _temperature(cost: Ground, a: Tensor, b: Tensor) -> Tensor:

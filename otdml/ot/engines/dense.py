@@ -25,9 +25,9 @@ DRIFT = 20.0
 SAFE = 60.0
 # Entries of a kernel up to which NumPy, whose calls take a third of torch's, is quicker on a CPU.
 TINY = 2**16
-# After so many centres that did not hold there is none that does, as in unbalanced problems at low temperatures,
-# whose potentials are far from a hard minimum: no kernel is kept then.
-MOST_CENTRES = 10
+# After so many centres that did not hold, or so many one after the other, there is none that does, as in unbalanced
+# problems at low temperatures, whose potentials are far from a hard minimum: no kernel is kept then.
+MOST_CENTRES, IN_A_ROW = 10, 3
 
 
 class Dense(Streamed):
@@ -46,7 +46,7 @@ class Dense(Streamed):
         super().__init__(cost, mask)
         self.kernel: Tensor | None = None
         self.shifts = False
-        self.centres = 1
+        self.centres, self.in_a_row = 1, 0
 
     @property
     def mT(self) -> "Dense":
@@ -105,12 +105,13 @@ class Dense(Streamed):
             return False
         drift = max(float((f - self.f).abs_().max()), float((g - self.g).abs_().max()))
         if not lost and (drift <= DRIFT or (drift <= SAFE and self.exact)):
+            self.in_a_row = 0
             return False
         first, self.shifts = not self.shifts, True
         if self.exact and (first or not lost):
             return first
-        self.centres += 1
-        if self.centres < MOST_CENTRES and (first or not lost):
+        self.centres, self.in_a_row = self.centres + 1, self.in_a_row + 1
+        if self.centres < MOST_CENTRES and self.in_a_row < IN_A_ROW and (first or not lost):
             self.centre(g)
         else:
             self.kernel = None
