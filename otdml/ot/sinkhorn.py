@@ -259,9 +259,15 @@ def _given(
     offsets = zip(init, problem.sides, (cost.u, cost.v), strict=True)
     f, g = (None if h is None else _reduced(h, side, u, problem.scale(1)) for h, side, u in offsets)
     if problem.balanced:
-        # A constant says nothing there, and would cost digits.
-        f, g = (None if h is None else h - h.mean(-1, keepdim=True) for h in (f, g))
+        # A constant says nothing there, and one beyond all costs, of which a row tells the size, would cost digits.
+        most = 4 * problem.engine.cost.block(slice(0, 1)).abs().amax(-1)
+        f, g = (None if h is None else _less_mean(h, most) for h in (f, g))
     return f, g
+
+
+def _less_mean(h: Tensor, most: Tensor) -> Tensor:
+    mean = h.mean(-1, keepdim=True)
+    return h - torch.where(mean.abs() > most, mean, 0.0)
 
 
 def _start(soft: Engine, sides: tuple[Side, Side]) -> Tensor:
