@@ -8,7 +8,7 @@ from torch import Tensor
 
 from otdml.sphere import length
 
-__all__ = ["angle", "distance", "excess_distance", "squared_distance"]
+__all__ = ["angle", "centres", "distance", "excess_distance", "squared_distance"]
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -25,12 +25,13 @@ def squared_distance(x: Tensor, y: Tensor, *, every_mode: bool = False) -> Facto
         every_mode: Whether forward derivatives and the transforms of ``torch.func`` may come, for a few passes more.
     """
     if every_mode:
-        return _squared(x, y, *_centres(x, y), _sum_of_squares)
+        return _squared(x, y, *centres(x, y), _sum_of_squares)
     linked = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    return _Squared.apply(x, y) if linked else _squared(x, y, *_centres(x, y), _squared_length)
+    return _Squared.apply(x, y) if linked else _squared(x, y, *centres(x, y), _squared_length)
 
 
-def _centres(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def centres(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The centres of two clouds, shape (..., 1, d) each, as constants."""
     p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
     return p, q
 
@@ -58,7 +59,7 @@ class _Squared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Factors:
-        p, q = _centres(x, y)
+        p, q = centres(x, y)
         ctx.save_for_backward(x, y, p, q)
         ctx.set_materialize_grads(False)
         factors = _squared(x, y, p, q, _squared_length)

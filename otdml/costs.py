@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
-from otdml._distances import angle, distance, excess_distance, squared_distance
+from otdml._distances import angle, centres, distance, excess_distance, squared_distance
 from otdml.sphere import length
 
 __all__ = [
@@ -250,7 +250,7 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     if cost == "geodesic":
         return Pointwise(angle, x, y, symbolic=_geodesic_symbol)
     # Clouds far from the origin differ by little in what is left of their products.
-    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
+    p, q = centres(x, y)
     z = x - p
     return Bilinear(z, y - q, -(z @ q.mT)[..., 0], -(y @ p.mT)[..., 0])
 
@@ -260,7 +260,7 @@ _FAR = 30.0
 
 
 def _euclidean_ground(x: Tensor, y: Tensor) -> Pointwise:
-    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
+    p, q = centres(x, y)
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
     if not bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any()):
