@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from otdml._precision import full_arithmetic
-from otdml.costs import Bilinear, Ground
+from otdml.costs import Bilinear, Ground, Pointwise
 from otdml.ot.hot import Excess
 from otdml.ot.implicit import (
     Gradients,
@@ -67,19 +67,21 @@ class Optimum:
                 second = second * (rows.mass / columns.mass)
             # The column marginal is exact, so the mass of the plan is that of its target.
             mass = columns.mass if columns.rho is None else columns.target(self.solution.g).sum(-1)
-            value = (
-                first
-                + second
-                - self.problem.eps * (mass - rows.mass * columns.mass if self.over is None else self.over.mass)
-            )
+            over = mass - rows.mass * columns.mass if self.over is None else self.over.mass
+            value = first + second - self.problem.eps * over
         return _Envelope.apply(self, value, self.a, self.b, *self.problem.cost.leaves) if self.linked else value
 
     @cached_property
     def reduced(self) -> Pair:
         """The reduced dimensionless potentials."""
         f, g = self.solution.f, self.solution.g
+        if not self.linked:
+            return f, g
+        if isinstance(self.problem.cost, Pointwise):
+            # Their derivatives are computed from the points.
+            self._check_unchanged()
         with self._later():
-            return implicit_potentials(self.problem, f, g, self.a, self.b) if self.linked else (f, g)
+            return implicit_potentials(self.problem, f, g, self.a, self.b)
 
     @cached_property
     def exponents(self) -> Pair:
@@ -143,8 +145,8 @@ class Optimum:
         """An error if what plans are computed from has been changed in place: they would be of another problem."""
         if self.versions != versions(self.problem.cost):
             raise RuntimeError(
-                "The costs or the points were changed in place after they had been transported. Read plans, and what "
-                "they are multiplied by, before that, or pass clones."
+                "The costs or the points were changed in place after they had been transported. Read plans and "
+                "potentials before that, or pass clones."
             )
 
     @contextlib.contextmanager

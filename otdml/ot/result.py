@@ -18,11 +18,12 @@ class OTResult:
     Attributes:
         value: The optimal value, shape (...); it carries the gradient in the points, the weights or the matrix.
         converged: Whether the marginal error is within the tolerance, shape (...).
-        n_iter: Number of iterations taken.
+        n_iter: Number of iterations that it took.
         marginal_error: L1 error of the marginals relative to the mass, shape (...).
 
     The plan is a function of the potentials and is computed on demand; :meth:`apply`, :meth:`apply_transpose` and
-    :attr:`marginals` never form it on an engine that does not keep the matrix.
+    :attr:`marginals` never form it on an engine that does not keep the matrix. What would be read of costs or points
+    that were changed in place in the meantime raises a RuntimeError.
     """
 
     value: Tensor

@@ -68,6 +68,15 @@ def test_points_that_were_changed_are_an_error_where_the_plan_is_made_of_them():
         result.apply(y)
 
 
+def test_potentials_whose_derivatives_would_be_of_other_points_are_an_error():
+    x, y, _, _ = problem()
+    result = sinkhorn(x.requires_grad_(), y, cost="euclidean", backend="streamed")
+    with torch.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="pass clones"):
+        _ = result.f
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_other_modes_later(linked):
     x, y, a, b = problem()
