@@ -74,7 +74,7 @@ def sinkhorn(
         The result; its value has shape (...).
 
     Raises:
-        ValueError: If shapes do not fit, masses differ without ``rho``, or the costs are not finite.
+        ValueError: If shapes do not fit, a weight is negative, masses differ without ``rho``, or costs are not finite.
 
     Example:
         >>> import torch
@@ -118,7 +118,7 @@ def sinkhorn_matrix(
         The result; its value has shape (...) and is differentiable in C, a and b.
 
     Raises:
-        ValueError: If shapes do not fit, masses differ without ``rho``, or the costs are not finite.
+        ValueError: If shapes do not fit, a weight is negative, masses differ without ``rho``, or costs are not finite.
 
     Example:
         >>> import torch
@@ -190,16 +190,16 @@ def entropic(
         linked, a, b, problem = False, a.detach(), b.detach(), dataclasses.replace(problem, cost=cost.detach())
     optimum = Optimum(problem, solution, a, b, penalties, over, linked)
     return OTResult(
-        optimum.value,
-        solution.converged,
-        solution.n_iter,
-        solution.error,
-        optimum.read_potentials,
-        optimum.image,
-        optimum.image_transposed,
-        optimum.plan,
-        points,
-        optimum.image_per_mass,
+        value=optimum.value,
+        converged=solution.converged,
+        n_iter=solution.n_iter,
+        marginal_error=solution.error,
+        _potentials=optimum.read_potentials,
+        _product=optimum.image,
+        _product_transpose=optimum.image_transposed,
+        _plan=optimum.plan,
+        _y=points,
+        _product_per_mass=optimum.image_per_mass,
     )
 
 
