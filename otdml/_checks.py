@@ -5,19 +5,24 @@ An error names the argument, says what it must be, shows what was received, and 
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 __all__ = [
     "argument_error",
+    "check_batches",
     "check_choice",
     "check_clouds",
     "check_equal_mass",
     "check_finite",
     "check_fraction",
     "check_integer",
+    "check_integers",
     "check_known",
     "check_labels",
     "check_matrix",
@@ -26,8 +31,11 @@ __all__ = [
     "check_paired",
     "check_points",
     "check_positive",
+    "check_signs",
     "check_views",
+    "check_weight_shape",
     "check_weights",
+    "has_values",
 ]
 
 
@@ -39,33 +47,37 @@ def argument_error(
 
 
 def check_positive(name: str, value: float) -> float:
-    """``value``, if it is a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise argument_error(name, "be a positive number", repr(value), kind=TypeError)
+    """``value`` as a number of Python, if it is positive and finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        remedy = "Pass `.item()` of it." if isinstance(value, (Tensor, np.ndarray)) else ""
+        raise argument_error(name, "be a positive number", repr(value), remedy, TypeError)
     if not (value > 0 and math.isfinite(value)):
         raise argument_error(name, "be a positive number", value)
-    return value
+    # A scalar of NumPy would take a tensor for an array, and a narrow one would round what is computed from it.
+    return value if isinstance(value, (int, float)) else float(value)
 
 
 def check_nonnegative(name: str, value: float) -> float:
     """``value``, if it is a finite number that is not negative."""
-    return value if value == 0 and not isinstance(value, bool) else check_positive(name, value)
+    zero = isinstance(value, (int, float, Real)) and not isinstance(value, bool) and value == 0
+    return type(value)(0) if zero and isinstance(value, (int, float)) else 0.0 if zero else check_positive(name, value)
 
 
 def check_fraction(name: str, value: float) -> float:
     """``value``, if it lies in (0, 1]."""
-    if check_positive(name, value) > 1:
+    value = check_positive(name, value)
+    if value > 1:
         raise argument_error(name, "lie in (0, 1]", value)
     return value
 
 
 def check_integer(name: str, value: int, least: int = 1) -> int:
-    """``value``, if it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """``value`` as an integer of Python, if it is one of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)):
         raise argument_error(name, f"be an integer >= {least}", repr(value), kind=TypeError)
     if value < least:
         raise argument_error(name, f"be an integer >= {least}", value)
-    return value
+    return value if isinstance(value, int) else int(value)
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:
@@ -84,12 +96,20 @@ def check_known(what: str, name: str, known: Collection[str]) -> str:
     return name
 
 
-def check_points(name: str, x: Tensor) -> Tensor:
-    """``x``, if it is a floating-point point cloud of shape (..., n, d) with n, d >= 1."""
+def _check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None:
+    """Raise unless ``x`` is a floating-point tensor that holds numbers."""
     if not isinstance(x, Tensor):
-        raise argument_error(name, "be a torch.Tensor", type(x).__name__, kind=TypeError)
+        remedy = "Convert it with `torch.as_tensor`." if isinstance(x, (np.ndarray, Sequence)) else ""
+        raise argument_error(name, must, type(x).__name__, remedy, TypeError)
     if not x.is_floating_point():
         raise argument_error(name, "be of floating point", x.dtype, "Convert it with `.float()`.", TypeError)
+    if x.is_meta:
+        raise argument_error(name, "hold numbers", "a tensor on the meta device", "Move it to the CPU or a GPU first.")
+
+
+def check_points(name: str, x: Tensor) -> Tensor:
+    """``x``, if it is a floating-point point cloud of shape (..., n, d) with n, d >= 1."""
+    _check_tensor(name, x)
     if x.ndim < 2 or 0 in x.shape[-2:]:
         remedy = f"Write `{name}[:, None]` for points on a line." if x.ndim == 1 and len(x) else ""
         raise argument_error(name, "have shape (..., n, d) with n, d >= 1", tuple(x.shape), remedy)
@@ -114,19 +134,68 @@ def check_matrix(name: str, x: Tensor) -> Tensor:
     return check_finite(name, x)
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether Python may branch on the numbers in ``x``: not in a graph that is traced, and not under ``vmap``."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return True
+
+
 def check_weights(name: str, a: Tensor | None, x: Tensor) -> None:
-    """Raise unless ``a`` is None or holds one weight per point of ``x``, shape (..., n)."""
+    """Raise unless ``a`` is None or holds one weight per point of ``x``, shape (..., n), finite and not negative."""
     if a is None:
         return
-    if not isinstance(a, Tensor):
-        raise argument_error(name, "be a torch.Tensor or None", type(a).__name__, kind=TypeError)
-    if not a.is_floating_point():
-        raise argument_error(name, "be of floating point", a.dtype, "Convert it with `.float()`.", TypeError)
+    check_weight_shape(name, a, x.shape[:-1], x.device)
     if a.shape != x.shape[:-1]:
         must = f"hold one weight per point, shape {tuple(x.shape[:-1])}"
         raise argument_error(name, must, tuple(a.shape), "Pass None for uniform weights.")
-    if a.device != x.device:
-        raise argument_error(name, f"be on the points' device {x.device}", a.device)
+    check_signs(**{name: a})
+
+
+def check_weight_shape(name: str, a: Tensor, points: torch.Size, device: torch.device) -> None:
+    """Raise unless ``a`` is a tensor of weights for points of shape (..., n), whose batches may be others."""
+    _check_tensor(name, a, "be a torch.Tensor or None")
+    if a.shape[-1:] != points[-1:]:
+        must = f"hold one weight per point, shape {tuple(points)}"
+        raise argument_error(name, must, tuple(a.shape), "Pass None for uniform weights.")
+    if a.device != device:
+        raise argument_error(name, f"be on the points' device {device}", a.device)
+
+
+def check_signs(**weights: Tensor | None) -> None:
+    """Raise if one of these weights is negative, infinite or not a number; it takes one synchronisation for all."""
+    known = {name: w for name, w in weights.items() if w is not None and w.numel() and has_values(w)}
+    if not known:
+        return
+    extremes = torch.stack([torch.stack(w.detach().aminmax()) for w in known.values()]).tolist()
+    for name, (low, high) in zip(known, extremes, strict=True):
+        if low < 0:
+            raise argument_error(name, "hold no negative weight", f"{low:.3g}")
+        if not math.isfinite(low + high):
+            raise argument_error(name, "hold finite weights", "NaN or infinity")
+
+
+def check_batches(**shapes: torch.Size) -> torch.Size:
+    """What the batch dimensions of these arguments broadcast to."""
+    names = list(shapes)
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        pass
+    for i, second in enumerate(names):
+        for first in names[:i]:
+            try:
+                torch.broadcast_shapes(shapes[first], shapes[second])
+            except RuntimeError:
+                must = f"have the batch dimensions of `{first}`, {tuple(shapes[first])}"
+                remedy = "They broadcast: one of size 1, or left out, is shared."
+                raise argument_error(second, must, tuple(shapes[second]), remedy) from None
+    raise AssertionError("two of them differ")
 
 
 def check_measures(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> None:
@@ -152,12 +221,16 @@ def check_clouds(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None
 
 def check_equal_mass(a: Tensor, b: Tensor) -> None:
     """Raise unless the weights ``a`` and ``b``, shapes (..., n) and (..., m), have equal sums."""
-    if torch.compiler.is_compiling():
+    if not (a.numel() and has_values(a) and has_values(b)):
         # A branch on a value would break the graph.
         return
-    difference = float(((a.sum(-1) - b.sum(-1)).abs() / a.sum(-1)).detach().max())
-    if not difference <= 1e-3:
-        got = f"a relative difference of {difference:.3g}"
+    p, q = a.detach().sum(-1), b.detach().sum(-1)
+    # Two measures without mass have equal masses.
+    difference = torch.where(p == q, 0, (p - q).abs() / torch.maximum(p.abs(), q.abs()))
+    if not float(difference.max()) <= 1e-3:
+        worst = int(difference.flatten().argmax())
+        where = f" in batch element {tuple(map(int, np.unravel_index(worst, p.shape)))}" if p.ndim else ""
+        got = f"{float(q.flatten()[worst]):g} and {float(p.flatten()[worst]):g}{where}"
         raise argument_error("b", "have the mass of `a`", got, "Normalise the weights.")
 
 
@@ -191,11 +264,23 @@ def _check_alike(x: Tensor, y: Tensor, first: str = "x", second: str = "y") -> N
         raise argument_error(second, f"be on the device of `{first}`, {x.device}", y.device)
 
 
-def check_labels(name: str, labels: Tensor, n: int, num_classes: int | None = None) -> Tensor:
-    """``labels``, if they are ``n`` integers, in [0, num_classes) where that is given."""
-    if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        got = str(labels.dtype) if isinstance(labels, Tensor) else type(labels).__name__
-        raise argument_error(name, "be a tensor of integers", got, "Convert it with `.long()`.", TypeError)
+def check_integers(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """``values`` as a tensor of 64-bit integers, if they are integers: in a tensor, an array or a list."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise argument_error(name, "be a tensor of integers", values.dtype, "Convert it with `.long()`.", TypeError)
+        return values.long()
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        got = type(values).__name__ + ("" if array.dtype.kind == "O" else f" of {array.dtype}")
+        remedy = "Map class names to 0, 1, ... first." if array.dtype.kind in "US" else ""
+        raise argument_error(name, "be integers, in a tensor, an array or a list", got, remedy, TypeError)
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def check_labels(name: str, labels: Tensor | ArrayLike, n: int, num_classes: int | None = None) -> Tensor:
+    """``labels`` as a tensor, if they are ``n`` integers, in [0, num_classes) where that is given."""
+    labels = check_integers(name, labels)
     if labels.shape != (n,):
         raise argument_error(name, f"have shape ({n},), one label per row", tuple(labels.shape))
     if num_classes is not None and n and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
