@@ -3,15 +3,23 @@
 An error names the argument, says what it must be, shows what was received, and ends with the remedy.
 """
 
-import difflib
 import math
-from collections.abc import Collection, Sequence
-from numbers import Integral, Real
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+from otdml._arguments import (
+    argument_error,
+    check_choice,
+    check_fraction,
+    check_integer,
+    check_known,
+    check_nonnegative,
+    check_positive,
+)
 
 __all__ = [
     "argument_error",
@@ -37,63 +45,6 @@ __all__ = [
     "check_weights",
     "has_values",
 ]
-
-
-def argument_error(
-    name: str, must: str, got: object, remedy: str = "", kind: type[Exception] = ValueError
-) -> Exception:
-    """The exception for argument ``name``; raise what this returns."""
-    return kind(f"`{name}` must {must}, got {got}.{' ' + remedy if remedy else ''}")
-
-
-def check_positive(name: str, value: float) -> float:
-    """``value`` as a number of Python, if it is positive and finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
-        remedy = "Pass `.item()` of it." if isinstance(value, (Tensor, np.ndarray)) else ""
-        raise argument_error(name, "be a positive number", repr(value), remedy, TypeError)
-    if not (value > 0 and math.isfinite(value)):
-        raise argument_error(name, "be a positive number", value)
-    # A scalar of NumPy would take a tensor for an array, and a narrow one would round what is computed from it.
-    return value if isinstance(value, (int, float)) else float(value)
-
-
-def check_nonnegative(name: str, value: float) -> float:
-    """``value``, if it is a finite number that is not negative."""
-    zero = isinstance(value, (int, float, Real)) and not isinstance(value, bool) and value == 0
-    return type(value)(0) if zero and isinstance(value, (int, float)) else 0.0 if zero else check_positive(name, value)
-
-
-def check_fraction(name: str, value: float) -> float:
-    """``value``, if it lies in (0, 1]."""
-    value = check_positive(name, value)
-    if value > 1:
-        raise argument_error(name, "lie in (0, 1]", value)
-    return value
-
-
-def check_integer(name: str, value: int, least: int = 1) -> int:
-    """``value`` as an integer of Python, if it is one of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, Integral)):
-        raise argument_error(name, f"be an integer >= {least}", repr(value), kind=TypeError)
-    if value < least:
-        raise argument_error(name, f"be an integer >= {least}", value)
-    return value if isinstance(value, int) else int(value)
-
-
-def check_choice(name: str, value: str, choices: Collection[str]) -> str:
-    """``value``, if it is one of ``choices``."""
-    if value not in choices:
-        raise argument_error(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
-    return value
-
-
-def check_known(what: str, name: str, known: Collection[str]) -> str:
-    """``name``, if it is one of the ``known`` ones; else the error lists them and says which is closest."""
-    if name not in known:
-        close = difflib.get_close_matches(name, known, 1, 0.5)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown {what} {name!r}. {hint}Known: {', '.join(known) or 'none'}.")
-    return name
 
 
 def _check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None:
