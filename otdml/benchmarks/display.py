@@ -9,13 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from otdml.benchmarks.experiment import RunState
-from otdml.benchmarks.methods import ARMS, LOSSES, METHODS
+from otdml.benchmarks.methods import ARMS, METHODS
 from otdml.benchmarks.presets import Preset, Published, preset_files
 from otdml.benchmarks.presets import preset as read_preset
 from otdml.benchmarks.report import caveats, folded, metric_title, percent, readings, statement
 from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
+from otdml.dml.losses import LOSSES
 
 HINT = """
 [bold]cub-nir[/] is --dataset cub --protocol nir, [bold]cub[/] is --dataset cub. \
@@ -144,7 +145,7 @@ def show_catalogue(console: Console) -> None:
     console.print(HINT, highlight=False)
     methods = Table("method", "what", box=None, header_style="dim")
     for method in METHODS.values():
-        methods.add_row(method.name, f"{LOSSES[method.loss]}: {ARMS[method.arm]}")
+        methods.add_row(method.name, f"{LOSSES[method.loss].title}: {ARMS[method.arm]}")
     methods.add_row("...+NAME:WEIGHT[@PLACE]", f"one of these with a dispersion loss: {', '.join(REGULARISERS)}")
     console.print(methods)
 

@@ -1,4 +1,4 @@
-"""What is compared: proxy losses, the NIR head on top of them, and the control arm without it."""
+"""What is compared: losses, the NIR head on top of those with proxies, and the control arm without it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -6,12 +6,12 @@ from typing import Any
 
 from otdml._checks import check_known
 from otdml.dml.dispersion import Dispersion
+from otdml.dml.losses import LOSSES
 
-__all__ = ["ARMS", "LOSSES", "METHODS", "Method", "method", "parts"]
+__all__ = ["ARMS", "METHODS", "Method", "method", "parts"]
 
-LOSSES = {"proxy-anchor": "ProxyAnchor", "proxy-nca": "ProxyNCA++", "soft-triple": "SoftTriple"}
 ARMS = {
-    "": "the proxy loss alone",
+    "": "the loss alone",
     "+nir": "the proxy loss and the NIR head",
     "+nir-control": "all settings of +nir, its scaling, learning rates and warm-up, but no flow",
 }
@@ -19,16 +19,16 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A proxy loss, perhaps a NIR head, and the settings that belong to them.
+    """A loss, perhaps a NIR head, and the settings that belong to them.
 
     Everything that is not here (network, batches, budget) belongs to the :class:`Preset` and is the same for all
     methods of a benchmark. The fields after ``arm`` are arguments of :class:`~otdml.dml.ProxyDML`.
 
     Attributes:
-        loss: ``"proxy-anchor"``, ``"proxy-nca"`` or ``"soft-triple"``.
+        loss: A key of :data:`otdml.dml.losses.LOSSES`.
         arm: ``""``, ``"+nir"`` or ``"+nir-control"``.
-        loss_options: Hyper-parameters of the proxy loss.
-        loss_weight: Scale of the proxy term.
+        loss_options: Hyper-parameters of the loss.
+        loss_weight: Scale of the loss, beside that of NIR.
         nir_weight: Scale of the NIR term; no flow is built at zero.
         nir_options: Objective and architecture of the NIR head.
         lr: Learning rates by parameter group; groups not named keep the preset's.
@@ -82,6 +82,8 @@ SETTINGS = tuple(f.name for f in fields(Method) if f.name not in ("loss", "arm",
 
 
 def _arms(loss: str) -> list[Method]:
+    if not LOSSES[loss].has_proxies:
+        return [Method(loss)]
     head = Method(loss, "+nir", nir_weight=0.01, nir_options={"objective": "exp_nll"})
     return [Method(loss), head, head.control]
 

@@ -12,7 +12,7 @@ import torch
 from otdml._files import write_text
 from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
-from otdml.benchmarks.methods import ARMS, LOSSES, parts
+from otdml.benchmarks.methods import ARMS, parts
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.results import (
     Comparison,
@@ -25,6 +25,7 @@ from otdml.benchmarks.results import (
     raw_pixels,
     summary,
 )
+from otdml.dml.losses import LOSSES
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -224,8 +225,8 @@ def _panel(loss: str, column: str, unit: str, lines: list[Series], y_range: tupl
     seen = {"test": "unseen classes", "val": "held-out training classes"}
     split, _, metric = column.rpartition("/")
     what = f"{metric_title(metric)} on {seen[split]}" if split else "proxy term of the training loss"
-    svg = line_chart(lines, title=f"{LOSSES[loss]}: {what}", x_label="epoch", y_range=y_range, unit=unit)
-    return {"title": LOSSES[loss], "what": what, "svg": svg}
+    svg = line_chart(lines, title=f"{LOSSES[loss].title}: {what}", x_label="epoch", y_range=y_range, unit=unit)
+    return {"title": LOSSES[loss].title, "what": what, "svg": svg}
 
 
 def _lines(own: Sequence[tuple[Finished, list[dict[str, float]]]], column: str, factor: float) -> Iterator[Series]:

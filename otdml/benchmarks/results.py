@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from otdml._files import write_text
-from otdml.benchmarks.methods import ARMS, LOSSES, parts
+from otdml.benchmarks.methods import ARMS, parts
 from otdml.benchmarks.presets import Published
 from otdml.benchmarks.runs import RunFolder
+from otdml.dml.losses import LOSSES
 
 __all__ = [
     "COUNT",

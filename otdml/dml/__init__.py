@@ -1,12 +1,14 @@
 """Proxy-based metric learning: losses, the NIR head, sampling, retrieval metrics, and the training module.
 
-Names are imported on first use, so that the proxy losses need neither zuko nor Lightning.
+Names are imported on first use, so that the losses need neither zuko nor Lightning.
 """
 
 from importlib import import_module
 from typing import Any
 
-# The module that holds each public name.
+from otdml.dml import proxies
+
+# The module that holds each public name; the losses are listed where they are.
 _HOMES = {
     "Dispersion": "dispersion",
     "EmbeddingHead": "module",
@@ -16,9 +18,6 @@ _HOMES = {
     "REFERENCE_PROXY_WEIGHTS": "nir",
     "flow_nll": "nir",
     "reference_flow": "glow",
-    "ProxyAnchor": "proxies",
-    "ProxyNCA": "proxies",
-    "SoftTriple": "proxies",
     "EmbeddingIndex": "index",
     "cluster_agreement": "clustering",
     "retrieval_metrics": "retrieval",
@@ -28,10 +27,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "fit": "training",
     "param_groups": "optim",
-    "proxy_anchor": "proxies",
-    "proxy_nca": "proxies",
-    "soft_triple": "proxies",
-}
+} | dict.fromkeys(proxies.__all__, "proxies")
 
 __all__ = sorted(_HOMES)
 

@@ -17,8 +17,8 @@ from otdml.distributed import gather, total
 from otdml.dml.backbones import LIBRARIES, num_features
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.dispersion import Dispersion
+from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
-from otdml.dml.proxies import ProxyAnchor, ProxyNCA, SoftTriple
 from otdml.dml.retrieval import retrieval_metrics
 
 try:
@@ -27,13 +27,8 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("ProxyDML is built on Lightning: pip install 'otdml[train]'") from error
 
-__all__ = ["LOSSES", "EmbeddingHead", "ProxyDML"]
+__all__ = ["EmbeddingHead", "ProxyDML"]
 
-LOSSES: Mapping[str, Callable[..., nn.Module]] = {
-    "proxy-anchor": ProxyAnchor,
-    "proxy-nca": ProxyNCA,
-    "soft-triple": SoftTriple,
-}
 POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda maps: maps.mean((-2, -1)),
     "max": lambda maps: maps.amax((-2, -1)),
@@ -84,8 +79,8 @@ class ProxyDML(LightningModule):
         dim: Features of the embedding.
         head: ``"linear"`` or ``"layernorm"``, see :class:`EmbeddingHead`.
         pool: ``"avg"``, ``"max"`` or ``"avgmax"``.
-        loss: ``"proxy-anchor"``, ``"proxy-nca"`` or ``"soft-triple"``, or a module that maps embeddings and labels to
-            a scalar; NIR asks it for ``class_proxies(z, labels)``.
+        loss: A key of :data:`otdml.dml.losses.LOSSES` such as ``"proxy-anchor"``, or a module that maps embeddings and
+            labels to a scalar; NIR asks it for ``class_proxies(z, labels)``.
         loss_options: Arguments of the named loss.
         loss_weight: Scale of the proxy term.
         nir_weight: Scale of the NIR term; at zero no flow is built.
@@ -301,7 +296,7 @@ def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[st
         if options:
             raise argument_error("loss_options", "be empty where the loss is a module", dict(options))
         return loss
-    return LOSSES[check_known("loss", loss, LOSSES)](num_classes, dim, **dict(options or {}))
+    return named_loss(loss, num_classes, dim, options)
 
 
 def _nir(dim: int, options: Mapping[str, Any] | None) -> nn.Module:

@@ -25,7 +25,8 @@ from otdml.dml import (
     retrieval_metrics,
 )
 from otdml.dml.backbones import backbone
-from otdml.dml.module import LOSSES, EmbeddingHead
+from otdml.dml.losses import LOSSES
+from otdml.dml.module import EmbeddingHead
 
 SMALL = {"backbone_options": {"widths": (4, 8)}, "dim": 8, "seed": 0}
 CONFIG = {"classes_per_batch": 3, "samples_per_class": 6, "batches_per_epoch": 2, "accelerator": "cpu"}

@@ -1,0 +1,58 @@
+"""What the proxy losses share: the check of a batch, initial proxies, and the proxies of samples' classes."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from otdml._checks import argument_error, check_integer, check_labels, check_points
+from otdml._precision import full_precision
+
+__all__ = ["check_batch", "nearest_centres", "normal_proxies", "sizes", "unit_proxies"]
+
+
+def check_batch(z: Tensor, proxies: Tensor, labels: Tensor, shape: str) -> Tensor:
+    """The labels as 64-bit integers on the device of ``z``, if batch and proxies, of this shape, fit each other."""
+    check_points("z", z)
+    check_points("proxies", proxies)
+    if z.ndim != 2:
+        raise argument_error("z", "have shape (n, d)", tuple(z.shape), "Flatten the batch dimensions.")
+    if proxies.ndim != shape.count(",") + 1:
+        raise argument_error("proxies", f"have shape {shape}", tuple(proxies.shape))
+    if z.shape[-1] != proxies.shape[-1]:
+        raise argument_error("z", f"have the features of the proxies, {proxies.shape[-1]}", z.shape[-1])
+    found = check_labels("labels", labels, len(z), len(proxies))
+    if not isinstance(labels, Tensor):
+        found = found.to(z.device)
+    if not z.device == proxies.device == found.device:
+        devices = f"{z.device}, {proxies.device} and {found.device}"
+        raise argument_error("z", "be on one device with proxies and labels", devices, "Move the loss with `.to`.")
+    return found
+
+
+@full_precision
+def unit_proxies(z: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
+    """The unit proxy of every sample's class, shape (n, d)."""
+    labels = check_batch(z, proxies, labels, "(num_classes, d)")
+    return F.normalize(proxies[labels], dim=-1)
+
+
+@full_precision
+def nearest_centres(z: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
+    """The unit centre nearest to every sample among those of its class, shape (n, d)."""
+    labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
+    centres = F.normalize(proxies[labels], dim=-1)
+    nearest = (centres @ z[:, :, None]).squeeze(-1).argmax(dim=-1)
+    return centres[torch.arange(len(z), device=z.device), nearest]
+
+
+def normal_proxies(num_classes: int, dim: int, *, std: float, generator: torch.Generator | None) -> nn.Parameter:
+    """Proxies of shape (num_classes, dim), normal with this standard deviation."""
+    shape = check_integer("num_classes", num_classes), check_integer("dim", dim)
+    initial = torch.randn(shape, generator=generator, device=generator.device if generator else None)
+    # A generator may live on another device than the module: its draws come to where all parameters start.
+    return nn.Parameter(std * initial.to(torch.get_default_device()))
+
+
+def sizes(proxies: Tensor) -> str:
+    """How a loss shows the sizes of its proxies."""
+    return f"num_classes={len(proxies)}, dim={proxies.shape[-1]}"
