@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_integer, check_points
+from otdml._checks import check_integer, check_points, has_values
 
 __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "length", "uniform_points", "unit"]
 
@@ -135,7 +135,7 @@ def distinct_directions(z: Tensor) -> Tensor:
 
 def _all_distinct(keys: Tensor, order: Tensor, none: Tensor, eps: float) -> bool:
     """Whether a glance at the projections shows that nothing is to be moved; where a glance would cost more, False."""
-    if keys.device.type != "cpu" or torch.compiler.is_compiling():
+    if keys.device.type != "cpu" or not has_values(keys):
         # A GPU would have to be waited for, and a graph has no branches.
         return False
     gaps = keys.gather(-2, order.unsqueeze(-1).expand_as(keys)).diff(dim=-2).abs_()
@@ -145,11 +145,14 @@ def _all_distinct(keys: Tensor, order: Tensor, none: Tensor, eps: float) -> bool
 
 
 def _coincident(x: Tensor, order: Tensor) -> Tensor:
-    """Whether a row follows one that it coincides with, in an order that keeps equal rows together."""
+    """Whether a row coincides with one of lower index, from an order that keeps equal rows together."""
     ordered = x.take_along_dim(order.unsqueeze(-1), -2)
     gap = torch.linalg.vector_norm(ordered[..., 1:, :] - ordered[..., :-1, :], dim=-1)
-    near = gap <= _COINCIDENT * torch.finfo(x.dtype).eps
-    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., 1:], near)
+    apart = ~(gap <= _COINCIDENT * torch.finfo(x.dtype).eps)
+    # Rounding decides how the rows of a run are ordered, and must not decide which of them stays: the first does.
+    run = torch.nn.functional.pad(apart.cumsum(-1), (1, 0))
+    first = order.new_full(order.shape, order.shape[-1]).scatter_reduce(-1, run, order, "amin")
+    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, first.gather(-1, run) < order)
 
 
 def _scattered(n: int, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
-from otdml.sphere import UnitRows, angle, distinct_directions, great_circles, length, uniform_points, unit
+from otdml.sphere import UnitRows, _coincident, angle, distinct_directions, great_circles, length, uniform_points, unit
 
 
 def on_circle(degrees):
@@ -193,3 +193,9 @@ def test_parametrised_rows_stay_on_the_sphere_under_an_optimiser(generator):
     optimizer.step()
     torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(10))
     assert layer.weight[:, 0].sum() < unit(before)[:, 0].sum()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 1, 0]])
+def test_of_coincident_rows_the_first_stays_however_rounding_orders_them(order):
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert _coincident(x, torch.tensor(order)).tolist() == [False, True, False, True]
