@@ -4,15 +4,18 @@ Small problems are summed densely by differentiable operations. Large ones go th
 value and gradient come from one pass, so the memory is that of the points and of one tile.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from otdml._checks import check_choice
+from otdml._derivatives import may_move
+from otdml._precision import full_arithmetic
 from otdml.kernels import Kernel, RadialKernel
+from otdml.measures import expand
 
 __all__ = ["BACKENDS", "cross_sum", "pair_sum", "quadratic_form", "smallest_squared_distance"]
 
@@ -79,9 +82,11 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
         >>> pair_sum(riesz(1.0), torch.tensor([[0.0], [2.0]]), torch.ones(2))  # 1/2, twice
         tensor(1.)
     """
-    if _chosen(backend, x, x) == "dense":
+    x, a = _with_one_batch(x, a)
+    engine = _chosen(backend, x, x)
+    if engine == "dense":
         return _dense(kernel, x, a, x, a, pairs=True)
-    return _KernelSum.apply(kernel, _chosen(backend, x, x), True, x, a, x.detach(), a.detach())
+    return _streamed(kernel, engine, True, x, a, x.detach(), a.detach())
 
 
 def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
@@ -106,9 +111,11 @@ def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, bac
         >>> cross_sum(energy(), torch.zeros(1, 1), torch.ones(1), torch.ones(2, 1), torch.ones(2))
         tensor(-2.)
     """
-    if _chosen(backend, x, y) == "dense":
+    x, a, y, b = _with_one_batch(x, a, y, b)
+    engine = _chosen(backend, x, y)
+    if engine == "dense":
         return _dense(kernel, x, a, y, b, pairs=False)
-    return _KernelSum.apply(kernel, _chosen(backend, x, y), False, x, a, y, b)
+    return _streamed(kernel, engine, False, x, a, y, b)
 
 
 def smallest_squared_distance(x: Tensor) -> Tensor:
@@ -119,11 +126,19 @@ def smallest_squared_distance(x: Tensor) -> Tensor:
         >>> smallest_squared_distance(torch.tensor([[0.0], [1.0], [3.0]]))
         tensor([[1.]])
     """
+    x = x.detach()
     least = x.new_full((*x.shape[:-2], 1, 1), torch.inf)
     with torch.no_grad():
         for _, _, r2, _ in _tiles(x, x, pairs=True, exact=True):
             least = torch.minimum(least, r2.amin((-2, -1), keepdim=True))
     return least
+
+
+def _with_one_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Points and weights in turn, with batch dimensions that broadcast to each other."""
+    own = (2, 1) * (len(tensors) // 2)
+    batch = torch.broadcast_shapes(*(t.shape[:-k] for t, k in zip(tensors, own, strict=True)))
+    return tuple(expand(t, batch, k) for t, k in zip(tensors, own, strict=True))
 
 
 def _chosen(backend: str, x: Tensor, y: Tensor) -> str:
@@ -146,45 +161,123 @@ def _dense(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bo
     return torch.einsum("...i,...ij,...j->...", a, k, b)
 
 
+def _streamed(kernel: Kernel, backend: str, pairs: bool, *measures: Tensor) -> Tensor:
+    # A transform must see the tensor that a kernel may hold.
+    shift = kernel.shift if isinstance(kernel, RadialKernel) else None
+    form = _Form(kernel if shift is None else replace(kernel, shift=None), backend, pairs)
+    wanted = may_move(measures[0]), may_move(measures[2])
+    return _KernelSum.apply(form, wanted, shift, *measures)[0]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is summed over which pairs, and how."""
+
+    kernel: Kernel
+    backend: str
+    pairs: bool
+
+    def shifted(self, shift: Tensor | None) -> Kernel:
+        return self.kernel if shift is None else replace(self.kernel, shift=shift)  # type: ignore[type-var]
+
+    def dense(self, shift: Tensor | None, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+        return _dense(self.shifted(shift), x, a, *((x, a) if self.pairs else (y, b)), pairs=self.pairs)
+
+
 class _KernelSum(torch.autograd.Function):
-    """The sum over pairs; its gradient is linear in a kernel's slope, and found in the same pass."""
+    """The sum over pairs, and its gradient, which is linear in a kernel's slope and found in the same pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Kernel, backend: str, pairs: bool, x: Tensor, a: Tensor, y: Tensor, b: Tensor
-    ) -> Tensor:
-        ctx.kernel, ctx.pairs = kernel, pairs
-        sums = _keops_sums if backend == "keops" else _tile_sums
+        form: _Form, wanted: tuple[bool, bool], shift: Tensor | None, x: Tensor, a: Tensor, y: Tensor, b: Tensor
+    ) -> tuple[Tensor, ...]:
+        sums = _keops_sums if form.backend == "keops" else _tile_sums
         # A sum of radial kernels is the same around any origin; near zero the products keep their digits.
         origin = y.mean(-2, keepdim=True)
         near_x = x - origin
-        near_y = near_x if pairs else y - origin
-        wanted = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
-        kb, ka, force_x, force_y = sums(kernel, near_x, a, near_y, b, pairs, wanted)
-        ctx.save_for_backward(kb, ka, force_x, force_y, x, a, y, b)
-        return (a * kb).sum(-1)
+        near_y = near_x if form.pairs else y - origin
+        kb, ka, *forces = sums(form.shifted(shift), near_x, a, near_y, b, form.pairs, wanted)
+        dx, dy = (torch.zeros_like(t) if force is None else force for t, force in zip((x, y), forces, strict=True))
+        value = (a * kb).sum(-1)
+        return value, *((2 * dx, 2 * kb, torch.zeros_like(y), torch.zeros_like(b)) if form.pairs else (dx, kb, dy, ka))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kb, ka, force_x, force_y, *inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return None, None, None, *_differentiable_gradients(ctx, inputs, grad)
-        scale = 2 * grad if ctx.pairs else grad
-        found = zip((force_x, kb, force_y, ka), ctx.needs_input_grad[3:], strict=True)
-        return None, None, None, *(g * _expand(scale, g) if needed else None for g, needed in found)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.form, _, *tensors = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.save_for_forward(*tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        slopes = _Slopes.apply(ctx.form, *ctx.saved_tensors)
+        wanted = zip(slopes, ctx.needs_input_grad[3:], strict=True)
+        return None, None, None, *(s * _to_rows(grad, s) if needed else None for s, needed in wanted)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        slopes = _Slopes.apply(ctx.form, *ctx.saved_tensors)
+        parts = [s * t for s, t in zip(slopes, tangents[3:], strict=True) if t is not None]
+        batch = ctx.saved_tensors[2].ndim - 1
+        return sum(part.flatten(batch).sum(-1) for part in parts), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], form: _Form, wanted: Any, *tensors: Tensor | None) -> Any:
+        return _KernelSum.apply(form, wanted, *_batch_first(info, dims[2:], tensors)), (0,) * 5
 
 
-def _expand(scale: Tensor, like: Tensor) -> Tensor:
+class _Slopes(torch.autograd.Function):
+    """The gradient that a sum has found; its own derivatives are those of the dense form, whose memory is n m d."""
+
+    @staticmethod
+    def forward(form: _Form, shift: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(slope.clone() for slope in tensors[4:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.form, *tensors = inputs
+        ctx.save_for_backward(*tensors[:5])
+        ctx.save_for_forward(*tensors[:5])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        shift, *measures = ctx.saved_tensors
+        with full_arithmetic(measures[0].device.type):
+            _, pull = torch.func.vjp(_gradient(ctx.form, shift), *measures)
+            return None, None, *pull(tuple(grads)), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, form: None, shift: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        shift, *measures = ctx.saved_tensors
+        moving = tuple(torch.zeros_like(m) if t is None else t for m, t in zip(measures, tangents, strict=False))
+        with full_arithmetic(measures[0].device.type):
+            return torch.func.jvp(_gradient(ctx.form, shift), tuple(measures), moving)[1]
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], form: _Form, *tensors: Tensor | None) -> Any:
+        return _Slopes.apply(form, *_batch_first(info, dims[1:], tensors)), (0,) * 4
+
+
+def _gradient(form: _Form, shift: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
+    def total(*measures: Tensor) -> Tensor:
+        return form.dense(shift, *measures).sum()
+
+    return torch.func.grad(total, argnums=(0, 1, 2, 3))
+
+
+def _to_rows(scale: Tensor, like: Tensor) -> Tensor:
     return scale[(...,) + (None,) * (like.ndim - scale.ndim)]
 
 
-def _differentiable_gradients(ctx: Any, inputs: list[Tensor], grad: Tensor) -> list[Tensor | None]:
-    """Gradients that can be differentiated again: those of the dense form, whose memory is n m d."""
-    x, a, y, b = inputs
-    value = _dense(ctx.kernel, x, a, *((x, a) if ctx.pairs else (y, b)), pairs=ctx.pairs)
-    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad[3:], strict=True) if needed]
-    found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[3:]]
+def _batch_first(info: Any, dims: tuple[Any, ...], tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The tensors with the dimension that ``vmap`` runs over as their first."""
+    return [
+        t if t is None else t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, dims, strict=True)
+    ]
 
 
 Sums = tuple[Tensor, Tensor, Tensor | None, Tensor | None]

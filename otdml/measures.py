@@ -5,7 +5,15 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_batches, check_points, check_signs, check_weight_shape
 
-__all__ = ["broadcast_clouds", "broadcast_matrix", "broadcast_measures", "broadcast_pairs", "weighted", "weights"]
+__all__ = [
+    "broadcast_clouds",
+    "broadcast_matrix",
+    "broadcast_measures",
+    "broadcast_pairs",
+    "expand",
+    "weighted",
+    "weights",
+]
 
 Measures = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -26,6 +34,17 @@ def weights(x: Tensor, a: Tensor | None) -> Tensor:
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     return x.new_full(x.shape[:-1], 1 / x.shape[-2]) if a is None else a.to(x.dtype)
+
+
+def expand(x: Tensor, batch: torch.Size, own: int) -> Tensor:
+    """``x`` with these batch dimensions before its last ``own``, of which it has some; nothing is copied.
+
+    Example:
+        >>> import torch
+        >>> expand(torch.zeros(4, 2), torch.Size([3]), 2).shape
+        torch.Size([3, 4, 2])
+    """
+    return x if x.shape[:-own] == batch else x.expand(*batch, *x.shape[-own:])
 
 
 def broadcast_measures(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Measures:
@@ -82,8 +101,8 @@ def broadcast_clouds(
             batches[name] = w.shape[:-1]
     check_signs(a=a, b=b)
     batch = check_batches(**batches)
-    a, b = (w if w is None else _expand(w, batch, 1) for w in (a, b))
-    return _expand(x, batch, 2), _expand(y, batch, 2), a, b
+    a, b = (w if w is None else expand(w, batch, 1) for w in (a, b))
+    return expand(x, batch, 2), expand(y, batch, 2), a, b
 
 
 def broadcast_pairs(
@@ -118,8 +137,8 @@ def weighted(x: Tensor, a: Tensor | None = None, *, name: str = "x", weight: str
     check_weight_shape(weight, a, x.shape[:-1], x.device)
     check_signs(**{weight: a})
     batch = check_batches(**{name: x.shape[:-2], weight: a.shape[:-1]})
-    x = _expand(x, batch, 2)
-    return x, weights(x, _expand(a, batch, 1))
+    x = expand(x, batch, 2)
+    return x, weights(x, expand(a, batch, 1))
 
 
 def broadcast_matrix(
@@ -140,8 +159,3 @@ def broadcast_matrix(
         raise argument_error(name, "be a floating-point tensor of shape (..., n, m) with n, m >= 1", got)
     C, transposed, a, b = broadcast_clouds(C, C.mT, a, b)
     return C, weights(C, a), weights(transposed, b)
-
-
-def _expand(x: Tensor, batch: torch.Size, own: int) -> Tensor:
-    """``x`` with these batch dimensions before its last ``own``."""
-    return x if x.shape[:-own] == batch else x.expand(*batch, *x.shape[-own:])

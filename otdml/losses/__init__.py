@@ -1,5 +1,6 @@
 """Losses between distributions: one file, one idea, one function and one Module."""
 
+from otdml.losses._mmd import MMD, mmd, mmd_self_term
 from otdml.losses.alignment import (
     BYOL,
     GCAINCE,
@@ -30,7 +31,6 @@ from otdml.losses.dispersion import (
     sliced_wasserstein_to_uniform,
 )
 from otdml.losses.gromov_monge import Distortion, GromovMongeGap, ScaledCost, distortion, gromov_monge_gap
-from otdml.losses.mmd import MMD, mmd, mmd_self_term
 from otdml.losses.monge import MongeGap, monge_gap
 from otdml.losses.sinkhorn import EntropicOT, SinkhornDivergence, entropic_ot, self_term, sinkhorn_divergence
 from otdml.losses.sliced import SlicedWasserstein, sliced_wasserstein

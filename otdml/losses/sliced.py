@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_integer
-from otdml.ot.sliced import check_exponent, sliced
+from otdml.ot._sliced import check_exponent, check_projections, sliced
 
 __all__ = ["SlicedWasserstein", "sliced_wasserstein"]
 
@@ -15,7 +14,8 @@ def sliced_wasserstein(
     a: Tensor | None = None,
     b: Tensor | None = None,
     *,
-    n_projections: int = 64,
+    n_projections: int | None = None,
+    projections: Tensor | None = None,
     p: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -34,7 +34,8 @@ def sliced_wasserstein(
         y: Second points, shape (..., m, d).
         a: Weights of the first points, shape (..., n). Uniform of mass one if None.
         b: Weights of the second points, shape (..., m), of the same mass. Uniform if None.
-        n_projections: Number L of directions, the same ones for all batch elements.
+        n_projections: Number L of directions to draw, the same ones for all batch elements; 64 if None.
+        projections: The directions, shape (L, d), where they are not to be drawn; taken as they are.
         p: Exponent of the distance, at least 1.
         generator: Source of the directions.
 
@@ -50,20 +51,32 @@ def sliced_wasserstein(
         >>> sliced_wasserstein(x, x + 2)
         tensor(4.)
     """
-    return sliced(x, y, a, b, n_projections=n_projections, p=p, generator=generator)
+    return sliced(x, y, a, b, n_projections=n_projections, projections=projections, p=p, generator=generator)
 
 
 class SlicedWasserstein(nn.Module):
-    """Module form of :func:`sliced_wasserstein`; each call draws new directions."""
+    """Module form of :func:`sliced_wasserstein`; each call draws new directions, unless they are given."""
 
-    def __init__(self, *, n_projections: int = 64, p: float = 2.0, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        n_projections: int | None = None,
+        projections: Tensor | None = None,
+        p: float = 2.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
-        self.n_projections = check_integer("n_projections", n_projections)
+        self.n_projections = check_projections(n_projections, projections)
         self.p = check_exponent(p)
         self.generator = generator
+        self.projections: Tensor | None
+        self.register_buffer("projections", projections)
 
     def extra_repr(self) -> str:
         return f"n_projections={self.n_projections}, p={self.p:g}"
 
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-        return sliced_wasserstein(x, y, a, b, n_projections=self.n_projections, p=self.p, generator=self.generator)
+        n = self.n_projections if self.projections is None else None
+        return sliced_wasserstein(
+            x, y, a, b, n_projections=n, projections=self.projections, p=self.p, generator=self.generator
+        )

@@ -1,17 +1,18 @@
 """Optimal transport: points and weights in, a result out."""
 
-from otdml.ot.exact import exact
+from otdml.ot._exact import exact, exact_matrix
+from otdml.ot._semidiscrete import SemidiscreteResult, semidiscrete
+from otdml.ot._sliced import sliced, wasserstein_1d
 from otdml.ot.gromov import GromovResult, gromov
 from otdml.ot.result import OTResult
-from otdml.ot.semidiscrete import SemidiscreteResult, semidiscrete
 from otdml.ot.sinkhorn import sinkhorn, sinkhorn_matrix
-from otdml.ot.sliced import sliced, wasserstein_1d
 
 __all__ = [
     "GromovResult",
     "OTResult",
     "SemidiscreteResult",
     "exact",
+    "exact_matrix",
     "gromov",
     "semidiscrete",
     "sinkhorn",

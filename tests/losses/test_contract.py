@@ -75,45 +75,64 @@ PLAIN = {"repr": "it has no parameter"}
 TRACED = {"compile": "tracing a custom function warns of a deprecation within torch"}
 
 
+# Their solvers take clouds whose batches are equal.
+NOT_SHARED = {"shared by a batch": "expand what is to be shared"}
+
+
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
 LOSSES = [
-    Loss("distortion", "paired", Distortion),
-    Loss("entropic_ot", "measures", lambda: EntropicOT(eps=2.0, tol=2e-6), {**STOPS, "zero on equal measures": BIASED}),
+    Loss("distortion", "paired", Distortion, NOT_SHARED),
+    Loss(
+        "entropic_ot",
+        "measures",
+        lambda: EntropicOT(eps=2.0, tol=2e-6),
+        {**STOPS, **NOT_SHARED, "zero on equal measures": BIASED},
+    ),
     Loss(
         "entropic_ot unbalanced",
         "measures",
         lambda: EntropicOT(cost="cosine", eps=0.5, rho=(2.0, None), tol=2e-6, backend="streamed"),
-        {**STOPS, "zero on equal measures": BIASED, "symmetry": "the penalty is on the first measure alone"},
+        {
+            **STOPS,
+            **NOT_SHARED,
+            "zero on equal measures": BIASED,
+            "symmetry": "the penalty is on the first measure alone",
+        },
     ),
     Loss(
         "gromov_monge_gap",
         "paired",
         lambda: GromovMongeGap(eps=1e-2, tol=1e-5, max_iter=2000),
-        {**STOPS, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
+        {**STOPS, **NOT_SHARED, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
     ),
     Loss(
         "monge_gap",
         "paired",
         lambda: MongeGap(eps=2.0, tol=2e-6),
-        {**STOPS, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
+        {**STOPS, **NOT_SHARED, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
     ),
     Loss(
         "monge_gap euclidean",
         "paired",
         lambda: MongeGap(cost="euclidean", eps=0.5, tol=2e-6, backend="streamed"),
-        {**STOPS, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
+        {**STOPS, **NOT_SHARED, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
     ),
-    Loss("sinkhorn_divergence", "measures", lambda: SinkhornDivergence(eps=2.0, tol=2e-6), STOPS),
+    Loss("sinkhorn_divergence", "measures", lambda: SinkhornDivergence(eps=2.0, tol=2e-6), STOPS | NOT_SHARED),
     Loss(
         "sinkhorn_divergence kept",
         "measures",
         lambda: SinkhornDivergence(cost="euclidean", eps=0.5, tol=2e-6, backend="streamed", cache_second=True),
-        STOPS,
+        STOPS | NOT_SHARED,
     ),
-    Loss("sinkhorn_divergence unbalanced", "measures", lambda: SinkhornDivergence(eps=2.0, rho=3.0, tol=2e-6), STOPS),
+    Loss(
+        "sinkhorn_divergence unbalanced",
+        "measures",
+        lambda: SinkhornDivergence(eps=2.0, rho=3.0, tol=2e-6),
+        STOPS | NOT_SHARED,
+    ),
     Loss("sliced_wasserstein", "measures", lambda: SlicedWasserstein(n_projections=8, generator=seeded()), DRAWS),
     Loss(
         "sliced_wasserstein_1", "measures", lambda: SlicedWasserstein(n_projections=8, p=1.0, generator=seeded()), DRAWS
@@ -490,9 +509,31 @@ def test_error_other_features(loss):
 
 @obeys("errors", "measures", "paired", "views")
 def test_error_unequal_batches(loss):
-    x, y = points_of(loss, batch=(2,))
-    with pytest.raises(ValueError, match=r"`\w+` must have the batch dimensions of `\w+`, \(2,\), got \(\)"):
-        loss(x, y[0])
+    (x, _), (_, y) = points_of(loss, batch=(2,)), points_of(loss, batch=(3,))
+    with pytest.raises(ValueError, match=r"`\w+` must have the batch dimensions of `\w+`, \(2,\), got \(3,\)"):
+        loss(x, y)
+
+
+@obeys("shared by a batch", "measures", "paired")
+def test_what_has_no_batch_is_shared_by_all_of_it(loss):
+    points = points_of(loss, batch=(2, 3))
+    weights = weights_of(loss, points)
+    for tensors in (points, points + weights):
+        for i, t in enumerate(tensors):
+            shared = [t[:1, 0] if i == j else other for j, other in enumerate(tensors)]
+            close(loss(*shared), loss(*(s.expand(2, 3, *s.shape[1:]) if i == j else s for j, s in enumerate(shared))))
+
+
+@obeys("errors", "measures", "paired")
+@pytest.mark.parametrize("position", [0, 1])
+def test_error_negative_weights(loss, position):
+    points = points_of(loss)
+    weights = weights_of(loss, points)
+    if position == len(weights):
+        pytest.skip("takes one measure's weights")
+    weights[position] = weights[position] + torch.tensor([-1.0, 1.0, *[0.0] * (len(weights[position]) - 2)])
+    with pytest.raises(ValueError, match=r"`[ab]` must hold no negative weight, got -0"):
+        loss(*points, *weights)
 
 
 @obeys("errors", "paired", "views")

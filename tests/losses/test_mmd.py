@@ -3,11 +3,12 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from otdml.benchmarks.speed.harness import peak_memory
-from otdml.losses.mmd import MMD, median_distance, mmd, mmd_self_term
+from otdml.losses._mmd import MMD, median_distance, mmd, mmd_self_term
 
 PROFILES = {
     "gaussian": lambda r: math.exp(-r * r / 2),
@@ -219,3 +220,36 @@ def test_fifty_thousand_points_below_500_mib(kernel, generator):
     expected = mmd(*(z.double() for z in few), kernel=kernel)
     torch.testing.assert_close(value.double(), expected, rtol=1e-3, atol=0)
     assert peak < 500
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("kernel", PROFILES)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_any_unit_of_length(kernel, backend, scale, generator):
+    x, y = torch.randn(12, 3, generator=generator), torch.randn(9, 3, generator=generator)
+    factor = scale if kernel == "energy" else 1.0
+    z = (x * scale).requires_grad_()
+    bandwidth = 1.0 if kernel == "energy" else scale
+    value = mmd(z, y * scale, kernel=kernel, bandwidth=bandwidth, backend=backend)
+    torch.testing.assert_close(value / factor, mmd(x, y, kernel=kernel), rtol=1e-4, atol=1e-6)
+    (slope,) = torch.autograd.grad(value, z)
+    (expected,) = torch.autograd.grad(mmd(x.requires_grad_(), y, kernel=kernel), x)
+    torch.testing.assert_close(slope * scale / factor, expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(median_distance(z.detach(), y * scale) / scale, median_distance(x, y))
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("kernel", PROFILES)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_point_at_infinity_is_not_hidden(kernel, backend, first):
+    x, y = torch.zeros(3, 2), torch.ones(4, 2)
+    (x if first else y)[1, 0] = torch.inf
+    assert mmd(x, y, kernel=kernel, backend=backend).isnan()
+    assert mmd_self_term(x if first else y, kernel=kernel, backend=backend).isnan()
+
+
+@pytest.mark.parametrize("bandwidth", [np.float32(0.5), np.float64(0.5), [np.float32(0.5)], np.array([0.5])])
+def test_bandwidth_of_numpy(bandwidth):
+    x, y = torch.zeros(1, 2), torch.ones(1, 2)
+    torch.testing.assert_close(mmd(x, y, bandwidth=bandwidth), mmd(x, y, bandwidth=0.5))
+    torch.testing.assert_close(MMD(bandwidth=bandwidth, cache_second=True)(x, y), mmd(x, y, bandwidth=0.5))

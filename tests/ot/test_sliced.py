@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from otdml.ot import sliced, wasserstein_1d
+from otdml.ot._sliced import directions
 
 
 def line(n, m):
@@ -70,3 +71,34 @@ def test_errors_name_the_argument():
         sliced(x, x, p=0.5)
     with pytest.raises(ValueError, match="`n_projections` must be an integer >= 1"):
         sliced(x, x, n_projections=0)
+
+
+def test_given_directions_are_those_that_are_drawn():
+    x, y = line(7, 9)[0].mT, line(7, 9)[1].mT
+    theta = directions(2, 5, generator=torch.Generator().manual_seed(3), like=x)
+    drawn = sliced(x, y, n_projections=5, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(sliced(x, y, projections=theta), drawn)
+    # Along the first axis alone.
+    axis = torch.tensor([[1.0, 0.0]], dtype=x.dtype)
+    torch.testing.assert_close(sliced(x, y, projections=axis), wasserstein_1d(x[:, 0], y[:, 0]))
+    with pytest.raises(ValueError, match=r"`projections` must have shape \(L, 2\), got \(5, 3\)"):
+        sliced(x, y, projections=torch.ones(5, 3, dtype=x.dtype))
+    with pytest.raises(ValueError, match="`n_projections` must be None where `projections` are given, got 4"):
+        sliced(x, y, n_projections=4, projections=axis)
+
+
+def test_clouds_and_weights_are_shared_by_a_batch():
+    x, y, a, b = line(7, 9)
+    shared = wasserstein_1d(x, y[0], a, b[0])
+    torch.testing.assert_close(shared, wasserstein_1d(x, y[:1].expand(2, -1), a, b[:1].expand(2, -1)))
+
+
+def test_weights_of_no_mass_or_of_the_wrong_sign():
+    x, y, a, b = line(7, 9)
+    a, b = a.clone(), b.clone()
+    a[0], b[0] = 0, 0
+    values = wasserstein_1d(x, y, a, b)
+    torch.testing.assert_close(values, torch.stack([x.new_zeros(()), wasserstein_1d(x[1], y[1], a[1], b[1])]))
+    a[0, 0] = -1
+    with pytest.raises(ValueError, match="`a` must hold no negative weight, got -1"):
+        wasserstein_1d(x, y, a, b)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otdml.benchmarks.speed.harness import FAILURES, Measurement, Wanted, every_case, measure
-from otdml.losses.mmd import mmd
+from otdml.losses._mmd import mmd
 
 __all__ = ["measurements"]
 

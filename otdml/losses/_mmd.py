@@ -1,17 +1,20 @@
 """Maximum mean discrepancy."""
 
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_measures
+from otdml._checks import argument_error, check_choice, check_positive
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, cross_sum, pair_sum
 from otdml.kernels import Kernel, RadialKernel, energy, gaussian, inverse_multiquadric, laplacian, mixture
 from otdml.losses._kept import Kept
-from otdml.measures import weights
+from otdml.measures import broadcast_clouds, broadcast_measures, weighted, weights
 
 __all__ = ["MMD", "median_distance", "mmd", "mmd_self_term"]
 
@@ -25,6 +28,8 @@ KERNELS: dict[str, Callable[[float], RadialKernel]] = {
 }
 # Points whose distances give the median: its error is a few percent, and its cost stays small.
 _SAMPLE = 512
+# Lengths whose squares neither overflow nor vanish.
+_SAFE = 1e-9, 1e9
 
 
 @full_precision
@@ -58,7 +63,8 @@ def mmd(
         kernel: With r the distance in units of the bandwidth: ``"gaussian"`` exp(-r²/2), ``"laplacian"`` exp(-r),
             ``"imq"`` (1 + r²)^(-1/2), or ``"energy"`` -r, which is for measures of equal mass.
         bandwidth: Kernel scale :math:`\sigma`, in the units of the points; several, for the mean of the kernels; or
-            ``"median"`` for the median distance between two points of the union of x and y.
+            ``"median"`` for the median distance between two points of the union of x and y, which the gradient takes
+            as a constant.
         unbiased: Leave out the pairs of a point with itself (U-statistic). Its mean over samples is that of the
             measures they are drawn from, so that gradients of minibatches are unbiased; it may be negative, and is
             not a number where all weight is on one point.
@@ -77,16 +83,18 @@ def mmd(
         >>> mmd(torch.zeros(1, 2), torch.ones(1, 2))  # 2 - 2 exp(-1)
         tensor(1.2642)
     """
-    check_measures(x, y, a, b)
+    broadcast_measures(x, y, a, b)
     if unbiased and min(x.shape[-2], y.shape[-2]) < 2:
         raise argument_error("unbiased", "be False where a measure has one point", unbiased)
-    if bandwidth == "median" and second is None:
+    if isinstance(bandwidth, str) and bandwidth == "median" and second is None:
         scale = median_distance(x, y)[..., None, None]
         x, y, bandwidth = x / scale, y / scale, 1.0
-    k = _kernel(kernel, bandwidth)
+    (x, y), unit, k = _rescaled(kernel, bandwidth, x, y)
     a, b = weights(x, a), weights(y, b)
-    second = _own_term(k, y, b, unbiased, backend) if second is None else second
-    return _own_term(k, x, a, unbiased, backend) + second - 2 * cross_sum(k, x, a, y, b, backend=backend)
+    second = unit * _own_term(k, y, b, unbiased, backend) if second is None else second
+    rest = _own_term(k, x, a, unbiased, backend) - 2 * cross_sum(k, x, a, y, b, backend=backend)
+    # Far points are not near any others, but those at infinity are an error upstream.
+    return unit * rest + second + _zero_if_finite(x) + _zero_if_finite(y)
 
 
 @full_precision
@@ -119,8 +127,32 @@ def mmd_self_term(
         >>> mmd_self_term(torch.tensor([[0.0], [4.0]]), kernel="energy")  # two of four pairs at distance 4
         tensor(-2.)
     """
-    check_measures(y, y, b, b)
-    return _own_term(_kernel(kernel, bandwidth), y, weights(y, b), unbiased, backend)
+    weighted(y, b, name="y", weight="b")
+    (y,), unit, k = _rescaled(kernel, bandwidth, y)
+    return unit * _own_term(k, y, weights(y, b), unbiased, backend) + _zero_if_finite(y)
+
+
+def _rescaled(kernel: str, bandwidth: Bandwidth, *points: Tensor) -> tuple[tuple[Tensor, ...], Tensor | float, Kernel]:
+    """Points and kernel in a unit of length whose squares are numbers, and that of the sums; a power of two."""
+    scales = _scales(bandwidth)
+    if check_choice("kernel", kernel, KERNELS) != "energy":
+        unit = 2.0 ** round(math.log2(max(check_positive("bandwidth", s) for s in scales))) if scales else 1.0
+        points = points if unit == 1 else tuple(p / unit for p in points)
+        return points, 1.0, _kernel(kernel, [s / unit for s in scales])
+    # Its values are lengths themselves.
+    unit = _unit_of_length(*points)
+    return tuple(p / unit for p in points), unit, _kernel(kernel, scales)
+
+
+def _unit_of_length(*points: Tensor) -> Tensor:
+    """The largest coordinate if its square would overflow or vanish, and else one."""
+    largest = torch.stack([p.detach().abs().amax() for p in points if p.numel()] or [points[0].new_ones(())]).amax()
+    extreme = ((largest < _SAFE[0]) | (largest > _SAFE[1])) & (largest > 0) & largest.isfinite()
+    return torch.where(extreme, largest, 1)
+
+
+def _zero_if_finite(x: Tensor) -> Tensor:
+    return (0 * x).sum((-2, -1))
 
 
 def _own_term(kernel: Kernel, x: Tensor, a: Tensor, unbiased: bool, backend: str) -> Tensor:
@@ -137,10 +169,10 @@ def _kernel(name: str, bandwidth: Bandwidth) -> Kernel:
 
 
 def _scales(bandwidth: Bandwidth) -> Sequence[float]:
-    if isinstance(bandwidth, (int, float)):
-        return [bandwidth]
-    if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str):
-        return bandwidth
+    if isinstance(bandwidth, (int, float, Real)):
+        return [bandwidth]  # type: ignore[list-item]
+    if isinstance(bandwidth, (Sequence, np.ndarray)) and not isinstance(bandwidth, str):
+        return list(bandwidth)
     kind = ValueError if isinstance(bandwidth, str) else TypeError
     must = "be a number, several numbers, or 'median' (without `second`)"
     raise argument_error("bandwidth", must, repr(bandwidth), kind=kind)
@@ -168,11 +200,14 @@ def median_distance(x: Tensor, y: Tensor) -> Tensor:
         >>> median_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0]]))  # of 1, 3 and 4
         tensor(3.)
     """
+    x, y, *_ = broadcast_clouds(x, y)
     z = torch.cat([p[..., :: max(1, p.shape[-2] // _SAMPLE), :] for p in (x, y)], dim=-2)
+    unit = _unit_of_length(z)
+    z = z / unit
     i, j = torch.triu_indices(z.shape[-2], z.shape[-2], offset=1, device=z.device)
     # The form by products of matrices loses the digits of clouds that are far from the origin.
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")[..., i, j].median(dim=-1).values
-    return torch.where(distance > 0, distance, 1)
+    return torch.where(distance > 0, distance * unit, 1)
 
 
 class MMD(nn.Module):
@@ -193,12 +228,12 @@ class MMD(nn.Module):
         cache_second: bool = False,
     ) -> None:
         super().__init__()
-        if bandwidth != "median":
+        if not isinstance(bandwidth, str) or bandwidth != "median":
             _kernel(kernel, bandwidth)
         elif cache_second:
             raise argument_error("bandwidth", "be a number or several where `cache_second` is on", repr(bandwidth))
         self.kernel = check_choice("kernel", kernel, KERNELS)
-        self.bandwidth = bandwidth
+        self.bandwidth = bandwidth.tolist() if isinstance(bandwidth, np.ndarray) else bandwidth
         self.unbiased = unbiased
         self.backend = check_choice("backend", backend, BACKENDS)
         self.cache_second = cache_second
@@ -219,6 +254,6 @@ class MMD(nn.Module):
     def _second(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
         if not self.cache_second:
             return None
-        check_measures(x, y, a, b)
+        broadcast_measures(x, y, a, b)
         options = self._options()
         return self._kept(lambda: mmd_self_term(y, b, **options), (y, b), options)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_equal_mass, check_integer, check_measures
+from otdml._checks import argument_error, check_equal_mass, check_integer, check_points, check_positive
 from otdml._precision import full_precision
-from otdml.measures import weights
+from otdml.measures import broadcast_measures, weights
 
-__all__ = ["check_exponent", "directions", "sliced", "wasserstein_1d"]
+__all__ = ["check_exponent", "check_projections", "directions", "sliced", "wasserstein_1d"]
 
 
 def directions(d: int, n: int, *, generator: torch.Generator | None = None, like: Tensor | None = None) -> Tensor:
@@ -52,20 +52,24 @@ def wasserstein_1d(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | No
         >>> wasserstein_1d(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]), p=1)  # 0 to 1, and 1 to 3
         tensor(1.5000)
     """
-    check_exponent(p)
-    check_measures(x[..., None], y[..., None], a, b)
+    x, y, a, b = broadcast_measures(x[..., None], y[..., None], a, b)
+    return _on_the_line(x[..., 0], y[..., 0], a, b, check_exponent(p))
+
+
+def check_exponent(p: float) -> float:
+    """``p`` as a number of Python, if it is the exponent of a distance."""
+    p = check_positive("p", p)
+    if p < 1:
+        raise argument_error("p", "be a number in [1, infinity)", p)
+    return p
+
+
+def _on_the_line(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: float) -> Tensor:
     if a is None and b is None and x.shape[-1] == y.shape[-1]:
         return (x.sort(-1).values - y.sort(-1).values).abs().pow(p).mean(-1)
     a, b = weights(x[..., None], a), weights(y[..., None], b)
     check_equal_mass(a, b)
     return _quantile_distance(x, y, a, b, p)
-
-
-def check_exponent(p: float) -> float:
-    """``p``, if it is the exponent of a distance."""
-    if not 1 <= p < float("inf"):
-        raise argument_error("p", "be a number in [1, infinity)", p)
-    return p
 
 
 def _quantile_distance(x: Tensor, y: Tensor, a: Tensor, b: Tensor, p: float) -> Tensor:
@@ -89,7 +93,8 @@ def sliced(
     a: Tensor | None = None,
     b: Tensor | None = None,
     *,
-    n_projections: int = 64,
+    n_projections: int | None = None,
+    projections: Tensor | None = None,
     p: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -105,7 +110,8 @@ def sliced(
         y: Second points, shape (..., m, d).
         a: Weights of the first points, shape (..., n). Uniform of mass one if None.
         b: Weights of the second points, shape (..., m), of the same mass. Uniform if None.
-        n_projections: Number of directions, the same ones for all batch elements.
+        n_projections: Number of directions to draw, the same ones for all batch elements; 64 if None.
+        projections: The directions, shape (L, d), where they are not to be drawn; taken as they are.
         p: Exponent of the distance, at least 1.
         generator: Source of the directions.
 
@@ -121,12 +127,23 @@ def sliced(
         >>> sliced(x, x + 2)
         tensor(4.)
     """
-    check_measures(x, y, a, b)
-    check_integer("n_projections", n_projections)
-    check_exponent(p)
-    theta = directions(x.shape[-1], n_projections, generator=generator, like=x)
-    u, v = (theta @ x.mT), (theta @ y.mT)
-    if a is not None or b is not None:
-        a = weights(x, a)[..., None, :].expand_as(u)
-        b = weights(y, b)[..., None, :].expand_as(v)
-    return wasserstein_1d(u, v, a, b, p=p).mean(-1)
+    x, y, a, b = broadcast_measures(x, y, a, b)
+    p, n = check_exponent(p), check_projections(n_projections, projections)
+    if projections is None:
+        projections = directions(x.shape[-1], n, generator=generator, like=x)
+    elif projections.shape[-1] != x.shape[-1]:
+        raise argument_error("projections", f"have shape (L, {x.shape[-1]})", tuple(projections.shape))
+    u, v = projections @ x.mT, projections @ y.mT
+    a, b = (None if w is None else w[..., None, :].expand_as(t) for w, t in ((a, u), (b, v)))
+    return _on_the_line(u, v, a, b, p).mean(-1)
+
+
+def check_projections(n: int | None, projections: Tensor | None) -> int:
+    """The number of directions, from what is given of ``n_projections`` and ``projections``."""
+    if projections is None:
+        return 64 if n is None else check_integer("n_projections", n)
+    if n is not None:
+        raise argument_error("n_projections", "be None where `projections` are given", n)
+    if check_points("projections", projections).ndim != 2:
+        raise argument_error("projections", "have shape (L, d)", tuple(projections.shape))
+    return len(projections)

@@ -1,0 +1,278 @@
+"""Exact optimal transport."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_equal_mass, has_values
+from otdml._precision import full_arithmetic, full_precision
+from otdml.costs import Cost, cost_matrix
+from otdml.measures import broadcast_matrix, broadcast_measures, weights
+from otdml.ot.result import OTResult
+
+__all__ = ["exact", "exact_matrix"]
+
+# The network simplex needs more pivots than POT's default of 1e5 from some 5,000 points on.
+MOST_PIVOTS = 10**8
+
+
+@full_precision
+def exact(
+    x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, cost: Cost = "sqeuclidean"
+) -> OTResult:
+    r"""Optimal transport between two weighted point clouds, without regularisation.
+
+    .. math:: \min_{P \ge 0} \langle P, C \rangle \quad \text{with} \quad P 1 = a, \; P^\top 1 = b
+
+    Solved on the CPU in float64 by the network simplex of POT :cite:p:`flamary:21` :cite:p:`bonneel:11`, in some
+    :math:`O(n^2 m)`: for thousands of points, not tens of thousands. The value is piecewise smooth in the points and
+    the weights; where several plans are optimal, the gradient is one of its subgradients. Second derivatives in the
+    points exist; those that involve the weights are refused.
+
+    Args:
+        x: First points, shape (..., n, d).
+        y: Second points, shape (..., m, d).
+        a: Weights of the first points, shape (..., n). Uniform of mass one if None.
+        b: Weights of the second points, shape (..., m). Uniform of mass one if None.
+        cost: Ground cost, see :func:`~otdml.costs.ground`.
+
+    Returns:
+        The result. Its potentials are optimal for the dual problem, shifted so that :math:`\langle a, f \rangle =
+        \langle b, g \rangle`; that of a point without weight says what it costs to move mass there. They and the plan
+        carry no gradient.
+
+    Raises:
+        ValueError: If shapes do not fit, a weight is negative, the masses differ, or a cost is not finite.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])
+        >>> exact(x, y).value  # 0 goes to 1, and 1 goes to 3.
+        tensor(2.5000)
+    """
+    x, y, a, b = broadcast_measures(x, y, a, b)
+    C = cost_matrix(x, y, cost)
+    if has_values(C) and not bool(C.detach().isfinite().all()):
+        raise argument_error("x", "give finite costs", "NaN or infinity", "Look for them in `x` and `y`.")
+    return _transport(C, weights(x, a), weights(y, b), y)
+
+
+@full_precision
+def exact_matrix(C: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> OTResult:
+    r"""Optimal transport for a given matrix of costs, without regularisation; see :func:`exact`.
+
+    Args:
+        C: Costs, shape (..., n, m); plus infinity forbids a pair.
+        a: Weights of the rows, shape (..., n). Uniform of mass one if None.
+        b: Weights of the columns, shape (..., m). Uniform of mass one if None.
+
+    Returns:
+        The result; its value has shape (...) and is differentiable in C, a and b.
+
+    Raises:
+        ValueError: If shapes do not fit, a weight is negative, the masses differ, a cost is not a number, or every
+            plan uses a forbidden pair.
+
+    Example:
+        >>> import torch
+        >>> exact_matrix(torch.tensor([[0.0, 1.0], [torch.inf, 3.0]])).value  # the diagonal, 0 and 3
+        tensor(1.5000)
+    """
+    C, a, b = broadcast_matrix(C, a, b)
+    if has_values(C) and not bool((C.detach() > -torch.inf).all()):
+        raise argument_error("C", "hold numbers, or plus infinity for a forbidden pair", "NaN or minus infinity")
+    return _transport(C, a, b, None)
+
+
+def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None) -> OTResult:
+    check_equal_mass(a, b)
+    p, q = a.detach(), b.detach()
+    plan, f, g = _Solve.apply(C.detach(), p, q)
+    solution, mass = _Solution(C.detach(), q, plan, f, g), p.sum(-1)
+    error = (plan.sum(-1) - p).abs().sum(-1) + (plan.sum(-2) - q).abs().sum(-1)
+    return OTResult(
+        value=_Value.apply(C, a, b, plan, f, g),
+        converged=torch.ones_like(mass, dtype=torch.bool),
+        n_iter=0,
+        marginal_error=error / torch.where(mass > 0, mass, 1),
+        _potentials=solution.potentials,
+        _product=solution.image,
+        _product_transpose=solution.image_transposed,
+        _plan=solution.matrix,
+        _y=y,
+        _product_per_mass=solution.image_per_mass,
+    )
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """What a result reads, in methods that can be pickled."""
+
+    C: Tensor
+    b: Tensor
+    plan: Tensor
+    f: Tensor
+    g: Tensor
+
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        return self.f, self.g
+
+    def matrix(self) -> Tensor:
+        return self.plan
+
+    def image(self, v: Tensor) -> Tensor:
+        return _product(self.plan, v)
+
+    def image_transposed(self, v: Tensor) -> Tensor:
+        return _product(self.plan.mT, v)
+
+    def image_per_mass(self, v: Tensor) -> Tensor:
+        """The product with rows that sum to one; a little mass in an empty row would go to its cheapest column."""
+        present = self.b[..., None, :] > 0
+        reduced = torch.where(present | ~present.any(-1, keepdim=True), self.C - self.g[..., None, :], torch.inf)
+        cheapest = torch.zeros_like(self.plan).scatter(-1, reduced.argmin(-1, keepdim=True), 1)
+        mass = self.plan.sum(-1, keepdim=True)
+        return _product(torch.where(mass > 0, self.plan / torch.where(mass > 0, mass, 1), cheapest), v)
+
+
+def _product(plan: Tensor, v: Tensor) -> Tensor:
+    dtype = torch.promote_types(plan.dtype, v.dtype)
+    with full_arithmetic(plan.device.type):
+        return plan.to(dtype) @ v.to(dtype)
+
+
+class _Solve(torch.autograd.Function):
+    """The plan and the potentials of each problem of a batch, as constants."""
+
+    @staticmethod
+    def forward(C: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch = C.shape[:-2]
+        plan, f, g = torch.empty_like(C), torch.empty_like(a), torch.empty_like(b)
+        for at in np.ndindex(*batch):
+            plan[at], f[at], g[at] = _network_simplex(C[at], a[at], b[at])
+        return plan, f, g
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        return None, None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *problem: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        moved = (
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip(problem, dims, strict=True)
+        )
+        return _Solve.apply(*moved), (0, 0, 0)
+
+
+class _Value(torch.autograd.Function):
+    """The plan's cost, whose gradients are the plan and the potentials."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(C: Tensor, a: Tensor, b: Tensor, plan: Tensor, f: Tensor, g: Tensor) -> Tensor:
+        return (plan * torch.where(plan > 0, C, 0)).sum((-2, -1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = _slopes(ctx.saved_tensors, ctx.needs_input_grad[:3])
+        found = [None if s is None else grad[(...,) + (None,) * (s.ndim - grad.ndim)] * s for s in slopes]
+        return *found, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        slopes = _slopes(ctx.saved_tensors, [t is not None for t in tangents[:3]])
+        parts = (s * t for s, t in zip(slopes, tangents, strict=False) if s is not None and t is not None)
+        return sum(part.flatten(ctx.saved_tensors[1].ndim - 1).sum(-1) for part in parts)
+
+
+def _slopes(problem: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The derivatives of the value in the costs and the weights: those that are wanted."""
+    C, a, b, plan, f, g = problem
+    # The plan does not depend on the costs between two kinks, nor the potentials on the weights.
+    found = (plan, (a, b)), (f, (C,)), (g, (C,))
+    return [_Fixed.apply(t, *sources) if needed else None for needed, (t, sources) in zip(wanted, found, strict=True)]
+
+
+class _Fixed(torch.autograd.Function):
+    """The first argument, which moves with the others, in a way that is not known."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, *sources: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise _no_second_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        raise _no_second_derivative()
+
+
+def _no_second_derivative() -> RuntimeError:
+    return RuntimeError(
+        "exact transport has no second derivatives that involve the weights. Take entropic transport, `sinkhorn`, or "
+        "detach the weights."
+    )
+
+
+def _network_simplex(C: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The plan and the potentials of one problem, of any scale."""
+    rows, columns = a > 0, b > 0
+    plan, f, g = torch.zeros_like(C, dtype=torch.float64), *(torch.zeros_like(w, dtype=torch.float64) for w in (a, b))
+    if not bool(rows.any()):
+        return plan.to(C), f.to(C), g.to(C)
+    C = C.double()
+    part, p, q = C[rows][:, columns], a[rows].double(), b[columns].double()
+    p, q, mass = p / p.sum(), q / q.sum(), p.sum()
+    found, u = _emd(part, p, q)
+    plan[rows.nonzero(), columns.nonzero().T] = mass * found
+    # The c-transform: what it costs to move mass to a point, whether it has any or not.
+    g[columns] = (part - u[:, None]).amin(0)
+    f = (C[:, columns] - g[columns]).amin(1)
+    g = (C[rows] - f[rows, None]).amin(0)
+    shift = (f[rows] @ p - g[columns] @ q) / 2
+    return plan, f - shift, g + shift
+
+
+def _emd(C: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A plan, and a potential of the rows, for weights of mass one."""
+    # POT imports GeomLoss, which imports KeOps, which prints that it found no GPU.
+    with contextlib.redirect_stdout(io.StringIO()):
+        import ot
+
+    allowed = C.isfinite()
+    low, high = (float(end) for end in C[allowed].aminmax()) if bool(allowed.any()) else (0.0, 0.0)
+    span = high - low if high > low else 1.0
+    # Dear enough that no detour over all points would be worth one forbidden pair.
+    scaled = torch.where(allowed, (C - low) / span, 1.0 + sum(C.shape))
+    plan, log = ot.emd(*(t.cpu().numpy() for t in (a, b, scaled)), numItermax=MOST_PIVOTS, log=True)
+    if log["warning"] is not None:
+        raise RuntimeError(f"The network simplex failed: {log['warning']}")
+    found, u = (torch.from_numpy(part).to(C) for part in (plan, log["u"]))
+    if bool((found[~allowed] > 0).any()):
+        raise argument_error("C", "allow some plan", "forbidden pairs that every plan uses", "Allow more of them.")
+    return found, low + span * u
