@@ -164,7 +164,7 @@ def _dense(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bo
 def _streamed(kernel: Kernel, backend: str, pairs: bool, *measures: Tensor) -> Tensor:
     # A transform must see the tensor that a kernel may hold.
     shift = kernel.shift if isinstance(kernel, RadialKernel) else None
-    form = _Form(kernel if shift is None else replace(kernel, shift=None), backend, pairs)
+    form = _Form(replace(kernel, shift=None) if isinstance(kernel, RadialKernel) else kernel, backend, pairs)
     wanted = may_move(measures[0]), may_move(measures[2])
     return _KernelSum.apply(form, wanted, shift, *measures)[0]
 
@@ -178,7 +178,7 @@ class _Form:
     pairs: bool
 
     def shifted(self, shift: Tensor | None) -> Kernel:
-        return self.kernel if shift is None else replace(self.kernel, shift=shift)  # type: ignore[type-var]
+        return replace(self.kernel, shift=shift) if isinstance(self.kernel, RadialKernel) else self.kernel
 
     def dense(self, shift: Tensor | None, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
         return _dense(self.shifted(shift), x, a, *((x, a) if self.pairs else (y, b)), pairs=self.pairs)
@@ -246,8 +246,8 @@ class _Slopes(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         shift, *measures = ctx.saved_tensors
         with full_arithmetic(measures[0].device.type):
-            _, pull = torch.func.vjp(_gradient(ctx.form, shift), *measures)
-            return None, None, *pull(tuple(grads)), None, None, None, None
+            pull = torch.func.vjp(_gradient(ctx.form, shift), *measures)[1]
+            return None, None, *pull(grads), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, form: None, shift: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:

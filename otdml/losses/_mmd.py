@@ -136,9 +136,9 @@ def _rescaled(kernel: str, bandwidth: Bandwidth, *points: Tensor) -> tuple[tuple
     """Points and kernel in a unit of length whose squares are numbers, and that of the sums; a power of two."""
     scales = _scales(bandwidth)
     if check_choice("kernel", kernel, KERNELS) != "energy":
-        unit = 2.0 ** round(math.log2(max(check_positive("bandwidth", s) for s in scales))) if scales else 1.0
-        points = points if unit == 1 else tuple(p / unit for p in points)
-        return points, 1.0, _kernel(kernel, [s / unit for s in scales])
+        power = 2.0 ** round(math.log2(max(check_positive("bandwidth", s) for s in scales))) if scales else 1.0
+        points = points if power == 1 else tuple(p / power for p in points)
+        return points, 1.0, _kernel(kernel, [s / power for s in scales])
     # Its values are lengths themselves.
     unit = _unit_of_length(*points)
     return tuple(p / unit for p in points), unit, _kernel(kernel, scales)
@@ -170,7 +170,7 @@ def _kernel(name: str, bandwidth: Bandwidth) -> Kernel:
 
 def _scales(bandwidth: Bandwidth) -> Sequence[float]:
     if isinstance(bandwidth, (int, float, Real)):
-        return [bandwidth]  # type: ignore[list-item]
+        return [bandwidth]
     if isinstance(bandwidth, (Sequence, np.ndarray)) and not isinstance(bandwidth, str):
         return list(bandwidth)
     kind = ValueError if isinstance(bandwidth, str) else TypeError

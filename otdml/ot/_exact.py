@@ -198,8 +198,8 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         slopes = _slopes(ctx.saved_tensors, [t is not None for t in tangents[:3]])
-        parts = (s * t for s, t in zip(slopes, tangents, strict=False) if s is not None and t is not None)
-        return sum(part.flatten(ctx.saved_tensors[1].ndim - 1).sum(-1) for part in parts)
+        parts = [s * t for s, t in zip(slopes, tangents, strict=False) if s is not None and t is not None]
+        return torch.stack([part.flatten(ctx.saved_tensors[1].ndim - 1).sum(-1) for part in parts]).sum(0)
 
 
 def _slopes(problem: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
