@@ -6,28 +6,32 @@ Names are imported on first use, so that the losses need neither zuko nor Lightn
 from importlib import import_module
 from typing import Any
 
-from otdml.dml import proxies
+from otdml.dml import pairs, proxies
 
 # The module that holds each public name; the losses are listed where they are.
-_HOMES = {
-    "Dispersion": "dispersion",
-    "EmbeddingHead": "module",
-    "FitResult": "training",
-    "NIR": "nir",
-    "ProxyDML": "module",
-    "REFERENCE_PROXY_WEIGHTS": "nir",
-    "flow_nll": "nir",
-    "reference_flow": "glow",
-    "EmbeddingIndex": "index",
-    "cluster_agreement": "clustering",
-    "retrieval_metrics": "retrieval",
-    "ClassBalancedBatchSampler": "sampling",
-    "TrainingConfig": "config",
-    "embed": "evaluation",
-    "evaluate": "evaluation",
-    "fit": "training",
-    "param_groups": "optim",
-} | dict.fromkeys(proxies.__all__, "proxies")
+_HOMES = (
+    {
+        "Dispersion": "dispersion",
+        "EmbeddingHead": "module",
+        "FitResult": "training",
+        "NIR": "nir",
+        "ProxyDML": "module",
+        "REFERENCE_PROXY_WEIGHTS": "nir",
+        "flow_nll": "nir",
+        "reference_flow": "glow",
+        "EmbeddingIndex": "index",
+        "cluster_agreement": "clustering",
+        "retrieval_metrics": "retrieval",
+        "ClassBalancedBatchSampler": "sampling",
+        "TrainingConfig": "config",
+        "embed": "evaluation",
+        "evaluate": "evaluation",
+        "fit": "training",
+        "param_groups": "optim",
+    }
+    | dict.fromkeys(proxies.__all__, "proxies")
+    | dict.fromkeys(pairs.__all__, "pairs")
+)
 
 __all__ = sorted(_HOMES)
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from otdml._checks import check_known
-from otdml.dml.proxies import ProxyAnchor, ProxyNCA, SoftTriple
+from otdml.dml.pairs import MultiSimilarity, TripletMargin
+from otdml.dml.proxies import PotentialField, ProxyAnchor, ProxyNCA, SoftTriple
 
 __all__ = ["LOSSES", "NamedLoss", "named_loss"]
 
@@ -34,6 +35,9 @@ LOSSES: Mapping[str, NamedLoss] = {
     "proxy-anchor": NamedLoss("ProxyAnchor", ProxyAnchor),
     "proxy-nca": NamedLoss("ProxyNCA++", ProxyNCA),
     "soft-triple": NamedLoss("SoftTriple", SoftTriple),
+    "potential-field": NamedLoss("PFML", PotentialField),
+    "multi-similarity": NamedLoss("MultiSimilarity", MultiSimilarity),
+    "triplet-margin": NamedLoss("TripletMargin", TripletMargin),
 }
 
 

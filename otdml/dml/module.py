@@ -160,7 +160,7 @@ class ProxyDML(LightningModule):
             self.backbone = make_backbone(backbone, backbone_options)
             self.head = EmbeddingHead(num_features(self.backbone), dim, kind=head, pool=pool)
             self.loss: Any = _loss(loss, num_classes, dim, loss_options)
-            self.nir = _nir(dim, nir_options) if nir_weight else None
+            self.nir = _nir(dim, nir_options, self.loss) if nir_weight else None
         self.dispersion = _dispersion(dispersion, self.loss)
         _come_home(self, seed)
         # A part of the backbone that the caller has frozen stays frozen.
@@ -299,7 +299,9 @@ def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[st
     return named_loss(loss, num_classes, dim, options)
 
 
-def _nir(dim: int, options: Mapping[str, Any] | None) -> nn.Module:
+def _nir(dim: int, options: Mapping[str, Any] | None, loss: nn.Module) -> nn.Module:
+    if not hasattr(loss, "class_proxies"):
+        raise argument_error("nir_weight", "be 0 for a loss without `class_proxies`", f"{type(loss).__name__}")
     from otdml.dml.nir import NIR
 
     return NIR(dim, **dict(options or {}))

@@ -44,7 +44,7 @@ def trained(folder, epochs: int = 1, **options) -> ProxyDML:
     return module
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [name for name, loss in LOSSES.items() if loss.has_proxies])
 def test_loss_is_the_weighted_sum(batch, loss):
     module = ProxyDML(3, **SMALL, loss=loss, loss_weight=0.5, nir_weight=0.1, nir_options={"objective": "exp_nll"})
     images, labels = batch
@@ -52,9 +52,18 @@ def test_loss_is_the_weighted_sum(batch, loss):
     z = module(images)
     proxy = module.loss(z, labels)
     nir = module.nir(z, module.loss.class_proxies(z, labels)).mean()
-    torch.testing.assert_close(terms["proxy"], proxy)
+    # Embeddings that were normalised twice differ in the last bit, and potentials of charges that nearly meet by more.
+    torch.testing.assert_close(terms["proxy"], proxy, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(terms["nir"], nir)
-    torch.testing.assert_close(terms["loss"], 0.5 * proxy + 0.1 * nir)
+    torch.testing.assert_close(terms["loss"], 0.5 * terms["proxy"] + 0.1 * nir)
+
+
+def test_a_loss_without_proxies_has_no_flow(batch):
+    module = ProxyDML(3, **SMALL, loss="multi-similarity", loss_options={"epsilon": 0.1})
+    terms = module.losses(*batch)
+    torch.testing.assert_close(terms["loss"], module.loss(module(batch[0]), batch[1]))
+    with pytest.raises(ValueError, match="`nir_weight` must be 0 for a loss without `class_proxies`, got MultiSimil"):
+        ProxyDML(3, **SMALL, loss="multi-similarity", nir_weight=0.1)
 
 
 def test_embeddings_are_pooled_normalised_projected(batch):

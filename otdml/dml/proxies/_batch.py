@@ -45,9 +45,10 @@ def nearest_centres(z: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
     return centres[torch.arange(len(z), device=z.device), nearest]
 
 
-def normal_proxies(num_classes: int, dim: int, *, std: float, generator: torch.Generator | None) -> nn.Parameter:
-    """Proxies of shape (num_classes, dim), normal with this standard deviation."""
-    shape = check_integer("num_classes", num_classes), check_integer("dim", dim)
+def normal_proxies(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> nn.Parameter:
+    """Proxies of shape (num_classes, ..., dim), normal with this standard deviation."""
+    check_integer("num_classes", shape[0])
+    check_integer("dim", shape[-1])
     initial = torch.randn(shape, generator=generator, device=generator.device if generator else None)
     # A generator may live on another device than the module: its draws come to where all parameters start.
     return nn.Parameter(std * initial.to(torch.get_default_device()))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from otdml._checks import check_integer, check_nonnegative, check_positive
 from otdml._precision import full_precision
+from otdml.dml._exponents import log_one_plus_sum_exp
 from otdml.dml.proxies._batch import check_batch, normal_proxies, sizes, unit_proxies
 
 __all__ = ["ProxyAnchor", "proxy_anchor"]
@@ -49,11 +50,11 @@ def proxy_anchor(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float = 3
     Source: :cite:p:`kim:20`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, d)")
-    cosines = F.normalize(z, dim=-1) @ F.normalize(proxies, dim=-1).T
-    own = labels[:, None] == torch.arange(len(proxies), device=z.device)
-    attraction = _log_one_plus_sum_exp(-alpha * (cosines - delta), own)
-    repulsion = _log_one_plus_sum_exp(alpha * (cosines + delta), ~own)
-    return attraction.sum() / own.any(dim=0).sum() + repulsion.mean()
+    cosines = F.normalize(proxies, dim=-1) @ F.normalize(z, dim=-1).T
+    own = torch.arange(len(proxies), device=z.device)[:, None] == labels
+    attraction = log_one_plus_sum_exp(-alpha * (cosines - delta), own)
+    repulsion = log_one_plus_sum_exp(alpha * (cosines + delta), ~own)
+    return attraction.sum() / own.any(dim=1).sum() + repulsion.mean()
 
 
 class ProxyAnchor(nn.Module):
@@ -93,9 +94,8 @@ class ProxyAnchor(nn.Module):
         super().__init__()
         self.alpha = check_positive("alpha", alpha)
         self.delta = check_nonnegative("delta", delta)
-        self.proxies = normal_proxies(
-            num_classes, dim, std=math.sqrt(2 / check_integer("num_classes", num_classes)), generator=generator
-        )
+        std = math.sqrt(2 / check_integer("num_classes", num_classes))
+        self.proxies = normal_proxies((num_classes, dim), std, generator)
 
     def extra_repr(self) -> str:
         return f"{sizes(self.proxies)}, alpha={self.alpha:g}, delta={self.delta:g}"
@@ -106,9 +106,3 @@ class ProxyAnchor(nn.Module):
     def class_proxies(self, z: Tensor, labels: Tensor) -> Tensor:
         """The unit proxy of every sample's class, shape (n, d)."""
         return unit_proxies(z, self.proxies, labels)
-
-
-def _log_one_plus_sum_exp(exponents: Tensor, mask: Tensor) -> Tensor:
-    """``log(1 + sum of exp over the rows in mask)`` of every column."""
-    # The row of zeros is the one: columns without entries are then sums over one finite term, never over none.
-    return F.pad(exponents.masked_fill(~mask, -math.inf), (0, 0, 1, 0)).logsumexp(dim=0)

@@ -77,7 +77,7 @@ class ProxyNCA(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = check_positive("temperature", temperature)
-        self.proxies = normal_proxies(num_classes, dim, std=1 / 8, generator=generator)
+        self.proxies = normal_proxies((num_classes, dim), 1 / 8, generator)
 
     def extra_repr(self) -> str:
         return f"{sizes(self.proxies)}, temperature={self.temperature:g}"

@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from otdml.dml import ProxyAnchor, ProxyNCA, SoftTriple, proxy_anchor, soft_triple
+from otdml.dml import PotentialField, ProxyAnchor, ProxyNCA, SoftTriple, proxy_anchor, soft_triple
 from otdml.dml.losses import LOSSES
 
 MODULES = [loss.kind for loss in LOSSES.values() if loss.has_proxies]
-EXTREME = {ProxyAnchor: {"alpha": 1e4}, ProxyNCA: {"temperature": 1e-4}, SoftTriple: {"lam": 1e4, "gamma": 1e-4}}
+EXTREME = {
+    ProxyAnchor: {"alpha": 1e4},
+    ProxyNCA: {"temperature": 1e-4},
+    SoftTriple: {"lam": 1e4, "gamma": 1e-4},
+    PotentialField: {"alpha": 12.0},
+}
 
 
 @pytest.mark.parametrize("kind", MODULES)

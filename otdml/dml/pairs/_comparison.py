@@ -1,0 +1,102 @@
+"""A batch compared with itself or with a reference: who is of whose class, and tuples of indices."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from otdml._checks import argument_error, check_labels, check_points
+
+__all__ = ["Comparison", "Tuples", "all_pairs", "compare", "pair_masks", "without_itself"]
+
+Tuples = tuple[Tensor, ...]
+"""Indices of an anchor in the batch and others in the reference: triplets ``(anchor, positive, negative)``, or pairs
+``(anchor, positive, anchor, negative)``, whose first and last two have lengths of their own."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Unit embeddings of a batch and of what it is compared with.
+
+    Attributes:
+        z: Unit anchors, shape (n, d).
+        reference: Unit points, shape (m, d); those of the batch where there is no other.
+        same: Whether two are of one class, shape (n, m).
+        itself: Whether anchor i is point i of the reference.
+    """
+
+    z: Tensor
+    reference: Tensor
+    same: Tensor
+    itself: bool
+
+    @property
+    def positive(self) -> Tensor:
+        """Others of the anchor's class, shape (n, m)."""
+        if not self.itself:
+            return self.same
+        return self.same & ~torch.eye(len(self.z), dtype=torch.bool, device=self.z.device)
+
+    @property
+    def negative(self) -> Tensor:
+        """Points of other classes, shape (n, m)."""
+        return ~self.same
+
+    def cosines(self) -> Tensor:
+        """Shape (n, m)."""
+        return self.z @ self.reference.T
+
+    def distances(self) -> Tensor:
+        """Euclidean distances, shape (n, m), exact also where they are small, with gradient zero where they vanish."""
+        return torch.cdist(self.z, self.reference, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def compare(z: Tensor, labels: Tensor, reference: Tensor | None, reference_labels: Tensor | None) -> Comparison:
+    """The comparison of a labelled batch with a labelled reference, or with itself if that is None."""
+    if (reference is None) != (reference_labels is None):
+        missing = "reference" if reference is None else "reference_labels"
+        raise argument_error(missing, "be given with the other of `reference` and `reference_labels`", None)
+    labels = _labels("labels", labels, "z", z)
+    z = F.normalize(z, dim=-1)
+    if reference is None or reference_labels is None:
+        return Comparison(z, z, labels[:, None] == labels, itself=True)
+    others = _labels("reference_labels", reference_labels, "reference", reference)
+    if reference.shape[1] != z.shape[1]:
+        raise argument_error("reference", f"have the features of `z`, {z.shape[1]}", reference.shape[1])
+    return Comparison(z, F.normalize(reference, dim=-1), labels[:, None] == others, itself=False)
+
+
+def _labels(name: str, labels: Tensor, points: str, x: Tensor) -> Tensor:
+    if check_points(points, x).ndim != 2:
+        raise argument_error(points, "have shape (n, d)", tuple(x.shape), "Flatten the batch dimensions.")
+    return check_labels(name, labels, len(x)).to(x.device)
+
+
+def all_pairs(found: Comparison) -> Tuples:
+    """All pairs of a comparison, as tuples."""
+    return (*found.positive.nonzero(as_tuple=True), *found.negative.nonzero(as_tuple=True))
+
+
+def pair_masks(found: Comparison, tuples: Tuples | None) -> tuple[Tensor, Tensor]:
+    """Where the positive and the negative pairs are, shape (n, m) each: all there are, or those of ``tuples``."""
+    if tuples is None:
+        return found.positive, found.negative
+    if len(tuples) not in (3, 4):
+        raise argument_error("tuples", "hold three or four tensors of indices", len(tuples))
+    anchor, positive, other, negative = tuples if len(tuples) == 4 else (*tuples[:2], tuples[0], tuples[2])
+    masks = torch.zeros((2, *found.same.shape), dtype=torch.bool, device=found.z.device)
+    masks[0, anchor, positive] = True
+    masks[1, other, negative] = True
+    return masks[0], masks[1]
+
+
+def without_itself(tuples: Tuples, rows: Tensor) -> Tuples:
+    """The tuples in which no anchor i meets point ``rows[i]`` of the reference."""
+    if len(tuples) == 3:
+        anchor, positive, negative = tuples
+        keep = rows[anchor] != positive
+        return anchor[keep], positive[keep], negative[keep]
+    anchor, positive, other, negative = tuples
+    keep = rows[anchor] != positive
+    return anchor[keep], positive[keep], other, negative

@@ -1,0 +1,189 @@
+"""The laws that every pair loss obeys, and its values against pytorch-metric-learning."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from otdml.dml import (
+    MultiSimilarity,
+    TripletMargin,
+    hard_triplets,
+    multi_similarity,
+    multi_similarity_pairs,
+    semi_hard_triplets,
+    triplet_margin,
+)
+from otdml.dml.losses import LOSSES
+
+MODULES = [loss.kind for loss in LOSSES.values() if not loss.has_proxies]
+LABELS = torch.tensor([0, 0, 0, 0, 3, 3, 1, 1, 1, 7])
+
+
+@pytest.fixture
+def z(generator):
+    return 3 * torch.randn(10, 6, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def reference(generator):
+    return torch.randn(7, 6, generator=generator, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 5, 5, 0])
+
+
+@pytest.fixture
+def peer():
+    pytest.importorskip("pytorch_metric_learning")
+    from pytorch_metric_learning import losses, miners
+
+    return losses, miners
+
+
+def agree(ours, theirs, *points):
+    found = []
+    for loss in (ours, theirs):
+        leaves = [x.clone().requires_grad_() for x in points]
+        value = loss(*leaves)
+        found.append((value.detach(), *torch.autograd.grad(value, leaves)))
+    assert found[1][1].abs().max() > 1e-3
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+PEERS = {
+    MultiSimilarity: lambda losses: (MultiSimilarity(), losses.MultiSimilarityLoss()),
+    TripletMargin: lambda losses: (TripletMargin(margin=0.3), losses.TripletMarginLoss(margin=0.3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", MODULES)
+def test_value_and_gradient_are_the_peers(kind, peer, z, reference):
+    ours, theirs = PEERS[kind](peer[0])
+    agree(lambda z: ours(z, LABELS), lambda z: theirs(z, LABELS), z)
+    points, labels = reference
+    agree(
+        lambda z, y: ours(z, LABELS, None, y, labels),
+        lambda z, y: theirs(z, LABELS, ref_emb=y, ref_labels=labels),
+        z,
+        points,
+    )
+
+
+def as_set(tuples):
+    if len(tuples) == 4:
+        return as_set(tuples[:2]), as_set(tuples[2:])
+    return set(zip(*(part.tolist() for part in tuples), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("within", [True, False], ids=["batch", "reference"])
+def test_miners_find_what_the_peers_find(peer, z, reference, within):
+    others = () if within else reference
+    pairs = [
+        (multi_similarity_pairs, peer[1].MultiSimilarityMiner(epsilon=0.1)),
+        (semi_hard_triplets, peer[1].TripletMarginMiner(margin=0.2, type_of_triplets="semihard")),
+        (hard_triplets, peer[1].BatchHardMiner()),
+    ]
+    for ours, theirs in pairs:
+        found = ours(z, LABELS, *others)
+        assert len(found[0])
+        assert as_set(found) == as_set(theirs(z, LABELS, *others))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("miner", [hard_triplets, semi_hard_triplets, multi_similarity_pairs])
+def test_mined_tuples_mean_the_same_to_both(kind, miner, peer, z):
+    ours, theirs = PEERS[kind](peer[0])
+    tuples = miner(z, LABELS)
+    agree(lambda z: ours(z, LABELS, tuples), lambda z: theirs(z, LABELS, tuples), z)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.5])
+def test_epsilon_is_the_miner_of_the_peer(peer, z, epsilon):
+    miner, loss = peer[1].MultiSimilarityMiner(epsilon), peer[0].MultiSimilarityLoss()
+    ours = MultiSimilarity(epsilon=epsilon)
+    agree(lambda z: ours(z, LABELS), lambda z: loss(z, LABELS, miner(z, LABELS)), z)
+
+
+def test_easy_triplets_leave_the_mean():
+    z = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [0.9, 0.1]])
+    unit = F.normalize(z, dim=-1)
+    d = torch.cdist(unit, unit)
+    value = triplet_margin(z, torch.tensor([0, 0, 1, 2]), margin=0.05)
+    terms = [d[0, 1] - d[0, 3] + 0.05, d[0, 1] - d[1, 3] + 0.05]
+    assert len([t for t in terms if t > 0]) == 2
+    assert value.item() == pytest.approx(sum(float(t) for t in terms) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_gradients_are_those_of_finite_differences(kind, z, reference):
+    loss = kind()
+    points, labels = reference
+    assert torch.autograd.gradcheck(lambda z: loss(z, LABELS), z.clone().requires_grad_())
+    assert torch.autograd.gradcheck(lambda y: loss(z, LABELS, None, y, labels), points.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("labels", [[2], [2, 2, 2], [0, 1, 2]], ids=["one sample", "one class", "no positives"])
+def test_small_batches_are_finite(kind, labels, generator):
+    z = torch.randn(len(labels), 8, generator=generator, requires_grad=True)
+    value = kind()(z, torch.tensor(labels))
+    value.backward()
+    assert value.isfinite()
+    assert z.grad.isfinite().all()
+    if len(labels) == 1:
+        assert value.item() == 0
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_coincident_samples_have_a_gradient(kind):
+    z = torch.ones(4, 3, requires_grad=True)
+    kind()(z, torch.tensor([0, 0, 1, 1])).backward()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_precision_and_order(kind, z):
+    loss, order = kind(), torch.tensor([3, 1, 9, 0, 2, 5, 4, 8, 7, 6])
+    value = loss(z, LABELS)
+    torch.testing.assert_close(loss(100 * z[order], LABELS[order]), value)
+    assert value.dtype == torch.float64
+    half = z.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(half, LABELS.int()), loss(half.float(), LABELS))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_survives_copies(kind, z):
+    loss = kind()
+    assert torch.equal(copy.deepcopy(loss)(z, LABELS), loss(z, LABELS))
+    assert torch.equal(pickle.loads(pickle.dumps(loss))(z, LABELS), loss(z, LABELS))
+
+
+@pytest.mark.parametrize("function", [multi_similarity, triplet_margin])
+def test_errors_say_what_to_do(function, z):
+    with pytest.raises(ValueError, match=r"`labels` must have shape \(10,\)"):
+        function(z, LABELS[:3])
+    with pytest.raises(ValueError, match=r"`z` must have shape \(n, d\), got \(1, 10, 6\). Flatten"):
+        function(z[None], LABELS)
+    with pytest.raises(ValueError, match="`reference_labels` must be given with the other"):
+        function(z, LABELS, reference=z)
+    with pytest.raises(ValueError, match="`reference` must have the features of `z`, 6, got 5"):
+        function(z, LABELS, reference=z[:, :5], reference_labels=LABELS)
+    with pytest.raises(ValueError, match="`tuples` must hold three or four tensors"):
+        function(z, LABELS, tuples=(LABELS, LABELS))
+
+
+def test_hyper_parameters_are_checked():
+    for make in (
+        lambda: MultiSimilarity(alpha=0),
+        lambda: MultiSimilarity(beta=-1),
+        lambda: MultiSimilarity(epsilon=0),
+        lambda: TripletMargin(margin=-0.1),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            make()
