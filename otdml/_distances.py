@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otdml._transforms import transforming
 from otdml.sphere import length
 
 __all__ = ["angle", "centres", "distance", "excess_distance", "squared_distance"]
@@ -24,7 +25,7 @@ def squared_distance(x: Tensor, y: Tensor, *, every_mode: bool = False) -> Facto
         y: Shape (..., m, d).
         every_mode: Whether forward derivatives and the transforms of ``torch.func`` may come, for a few passes more.
     """
-    if every_mode:
+    if every_mode or transforming(x, y):
         return _squared(x, y, *centres(x, y), _sum_of_squares)
     linked = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     return _Squared.apply(x, y) if linked else _squared(x, y, *centres(x, y), _squared_length)

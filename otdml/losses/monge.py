@@ -8,8 +8,8 @@ from otdml._checks import argument_error, check_choice, check_integer, check_pai
 from otdml._precision import full_precision
 from otdml.costs import Cost, check_cost, cost_matrix
 from otdml.measures import weights
+from otdml.ot._sinkhorn import sinkhorn
 from otdml.ot.engines import BACKENDS
-from otdml.ot.sinkhorn import sinkhorn
 
 __all__ = ["MongeGap", "monge_gap"]
 
@@ -46,7 +46,7 @@ def monge_gap(
         tx: Their images, shape (..., n, d); row i is the image of row i of ``x``.
         a: Weights, shape (..., n). Uniform if None.
         cost: Ground cost, see :func:`otdml.costs.ground`.
-        eps: Temperature in units of the cost. 0.05 times the mean cost of each batch element if None.
+        eps: Temperature in units of the cost. That of :func:`otdml.costs.default_temperature` if None.
         tol: L1 error of the marginals, relative to the mass, at which to stop.
         max_iter: Most iterations.
         backend: "auto", or an engine by name.

@@ -1,18 +1,22 @@
 """Entropic transport and the Sinkhorn divergence."""
 
+import dataclasses
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_integer, check_measures, check_positive
+from otdml._checks import argument_error, check_choice, check_integer, check_positive
 from otdml._precision import full_precision
-from otdml.costs import Cost, check_cost, ground, mean_cost
+from otdml.costs import Cost, check_cost, ground
 from otdml.losses._kept import Kept
-from otdml.measures import weights
+from otdml.measures import broadcast_measures, weighted
+from otdml.ot._problem import Problem, Rho, SolverOptions, check_rho
+from otdml.ot._result import OTResult
+from otdml.ot._sinkhorn import check_masses, entropic, posed_between, sinkhorn
 from otdml.ot.engines import BACKENDS
-from otdml.ot.self_transport import self_transport
-from otdml.ot.sinkhorn import Rho, check_rho, entropic, sinkhorn
 
 __all__ = ["EntropicOT", "SinkhornDivergence", "entropic_ot", "self_term", "sinkhorn_divergence"]
 
@@ -48,7 +52,7 @@ def entropic_ot(
         a: Weights of the first points, shape (..., n). Uniform of mass one if None.
         b: Weights of the second points, shape (..., m). Uniform of mass one if None.
         cost: Ground cost, see :func:`otdml.costs.ground`.
-        eps: Temperature in units of the cost. 0.05 times the mean cost of each batch element if None.
+        eps: Temperature in units of the cost. That of :func:`otdml.costs.default_temperature` if None.
         rho: Marginal penalty, a number, a pair, or None for hard constraints (then masses must agree).
         tol: L1 error of the marginals, relative to the mass, at which to stop.
         max_iter: Most iterations.
@@ -111,11 +115,12 @@ def sinkhorn_divergence(
         a: Weights of the first points, shape (..., n). Uniform of mass one if None.
         b: Weights of the second points, shape (..., m). Uniform of mass one if None.
         cost: Symmetric ground cost, see :func:`otdml.costs.ground`.
-        eps: Temperature in units of the cost, the same in all terms. 0.05 times the mean cost between x and y of
-            each batch element if None.
+        eps: Temperature in units of the cost, the same in all terms. That of
+            :func:`otdml.costs.default_temperature` between x and y if None.
         rho: Marginal penalty, a number, a pair, or None for hard constraints (then masses must agree). With a pair
             of different penalties the divergence is zero on equal measures, but nothing is proved of its sign.
-        tol: L1 error of the marginals, relative to the mass, at which to stop.
+        tol: L1 error of the marginals, relative to the mass, at which to stop. The terms of measures that are nearly
+            equal are solved to less, down to a thousandth of it, so that their errors stay small beside their sum.
         max_iter: Most iterations of each term.
         backend: "auto", or an engine by name.
         second: The value of :func:`self_term` of (y, b) with the same options, if it is known: it saves a third of
@@ -133,17 +138,69 @@ def sinkhorn_divergence(
         >>> sinkhorn_divergence(x, x + torch.tensor([0.0, 2.0]), eps=0.5)  # A translation by 2
         tensor(4.)
     """
-    check_measures(x, y, a, b)
+    x, y, a, b = broadcast_measures(x, y, a, b)
     if second is not None and eps is None:
         raise argument_error("eps", "be a number where `second` is given", eps, "It was computed at some temperature.")
-    a, b = weights(x, a), weights(y, b)
-    cross = ground(x, y, cost)
-    temperature = check_positive("eps", eps) if eps is not None else _temperature(mean_cost(cross, a, b))
-    options: dict[str, Any] = {"eps": temperature, "rho": rho, "tol": tol, "max_iter": max_iter, "backend": backend}
-    between = entropic(cross, a, b, **options).value
-    first = _self_value(x, a, cost, **options)
-    second = _self_value(y, b, cost, **options) if second is None else second
-    return between - 0.5 * first - 0.5 * second + 0.5 * temperature * (a.sum(-1) - b.sum(-1)).square()
+    options = SolverOptions(tol, max_iter, backend)
+    between = posed_between(x, y, a, b, cost=cost, eps=eps, rho=rho)
+    first = _self_problem(x, between.a, cost, between.eps, rho)
+    last = _self_problem(y, between.b, cost, between.eps, rho) if second is None else second
+    return _Divergence(between, first, last).value(options).to(x.dtype)
+
+
+# Of the root of the divergence over the temperature, the share that errors of marginals may be. The gradient of a
+# divergence near zero is of the size of that root, and the error of each term's gradient of the size of its marginals'.
+SHARPNESS = 0.02
+# The least tolerance, in units of the given one, and the factor between those that are tried.
+LEAST, FINER = 1e-3, 1 / 30
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    """The three terms of a divergence: their problems, or the value of the last."""
+
+    between: Problem
+    first: Problem
+    last: Problem | Tensor
+
+    def value(self, options: SolverOptions) -> Tensor:
+        """The divergence, shape (...), each term to a tolerance at which their errors are small beside their sum."""
+        terms = self._solved(options, None)
+        value, finer = self._sum(terms), options.tol
+        while finer > LEAST * options.tol and (enough := self._tolerance(value)) < finer:
+            finer = max(enough, finer * FINER, LEAST * options.tol)
+            terms = self._solved(dataclasses.replace(options, tol=finer), terms)
+            value = self._sum(terms)
+        return value
+
+    def _solved(self, options: SolverOptions, before: list[OTResult] | None) -> list[OTResult]:
+        """The terms that are problems, from their solutions to a larger tolerance if there are any."""
+        problems = [p for p in (self.between, self.first, self.last) if isinstance(p, Problem)]
+        starts = [None] * len(problems) if before is None else [(None, result.g.detach()) for result in before]
+        found = []
+        for i, (problem, start) in enumerate(zip(problems, starts, strict=True)):
+            # Unequal penalties break the symmetry of a term of a measure with itself.
+            symmetric = i > 0 and problem.rho[0] == problem.rho[1] and before is None
+            found.append(entropic(problem, options, init=start, symmetric=symmetric, quiet=before is not None))
+        return found
+
+    def _sum(self, terms: list[OTResult]) -> Tensor:
+        between, first, *rest = (result.precise_value for result in terms)
+        last = self.last if isinstance(self.last, Tensor) else rest[0]
+        a, b = self.between.a.sum(-1), self.between.b.sum(-1)
+        return between - 0.5 * first - 0.5 * last + 0.5 * self.between.eps * (a - b).square()
+
+    @torch.no_grad()
+    def _tolerance(self, value: Tensor) -> float:
+        """The error of marginals that is small beside the divergence."""
+        if value.numel() == 0:
+            return math.inf
+        mass = (self.between.a.sum(-1) * self.between.b.sum(-1)).sqrt()
+        return SHARPNESS * float((value / (self.between.eps * mass)).clamp(min=0).sqrt().min())
+
+
+def _self_problem(x: Tensor, a: Tensor, cost: Cost, eps: Tensor | float, rho: Rho) -> Problem:
+    return Problem(ground(x, x, cost), a, a, eps, check_rho(rho))
 
 
 @full_precision
@@ -178,30 +235,11 @@ def self_term(
         >>> self_term(torch.tensor([[0.0], [100.0]]), eps=1.0)  # Far apart, each point stays: eps log 2.
         tensor(0.6931)
     """
-    check_measures(y, y, b, b)
-    options: dict[str, Any] = {
-        "eps": check_positive("eps", eps),
-        "rho": rho,
-        "tol": tol,
-        "max_iter": max_iter,
-        "backend": backend,
-    }
-    return _self_value(y, weights(y, b), cost, **options)
-
-
-def _self_value(
-    x: Tensor, a: Tensor, cost: Cost, *, eps: Tensor | float, rho: Rho, tol: float, max_iter: int, backend: str
-) -> Tensor:
-    options: dict[str, Any] = {"eps": eps, "tol": tol, "max_iter": max_iter, "backend": backend}
-    if isinstance(rho, (tuple, list)):
-        # Unequal penalties break the symmetry that the solver for equal ones rests on.
-        return entropic(ground(x, x, cost), a, a, rho=rho, **options).value
-    return self_transport(ground(x, x, cost), a, rho=rho, **options).value
-
-
-def _temperature(mean: Tensor) -> Tensor:
-    # The floor is for clouds that are one and the same point, on which every temperature gives the same plan.
-    return torch.where(mean.abs() > 0, 0.05 * mean.abs(), torch.ones_like(mean))
+    y, b = weighted(y, b, name="y", weight="b")
+    # It is used again and again, for any first measure.
+    options = SolverOptions(LEAST * check_positive("tol", tol), max_iter, backend)
+    problem = _self_problem(y, check_masses(b, b, rho)[0], cost, check_positive("eps", eps), rho)
+    return entropic(problem, options, symmetric=problem.rho[0] == problem.rho[1]).value
 
 
 class EntropicOT(nn.Module):
@@ -271,7 +309,6 @@ class SinkhornDivergence(EntropicOT):
     def _second(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
         if not self.cache_second:
             return None
-        check_measures(x, y, a, b)
         options = self._options()
         # A cost may have parameters, which a gradient step writes to.
         given = (y, b, *self.parameters())

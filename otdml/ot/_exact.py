@@ -14,7 +14,7 @@ from otdml._checks import argument_error, check_equal_mass, has_values
 from otdml._precision import full_arithmetic, full_precision
 from otdml.costs import Cost, cost_matrix
 from otdml.measures import broadcast_matrix, broadcast_measures, weights
-from otdml.ot.result import OTResult
+from otdml.ot._result import Coupling, OTResult
 
 __all__ = ["exact", "exact_matrix"]
 
@@ -101,44 +101,41 @@ def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None) -> OTResult:
         converged=torch.ones_like(mass, dtype=torch.bool),
         n_iter=0,
         marginal_error=error / torch.where(mass > 0, mass, 1),
-        _potentials=solution.potentials,
-        _product=solution.image,
-        _product_transpose=solution.image_transposed,
-        _plan=solution.matrix,
+        _coupling=solution,
         _y=y,
-        _product_per_mass=solution.image_per_mass,
     )
 
 
 @dataclass(frozen=True)
-class _Solution:
-    """What a result reads, in methods that can be pickled."""
+class _Solution(Coupling):
+    """A plan that is a matrix, with its potentials, all constants."""
 
     C: Tensor
     b: Tensor
-    plan: Tensor
+    matrix: Tensor
     f: Tensor
     g: Tensor
 
+    @property
     def potentials(self) -> tuple[Tensor, Tensor]:
         return self.f, self.g
 
-    def matrix(self) -> Tensor:
-        return self.plan
+    def plan(self) -> Tensor:
+        return self.matrix
 
-    def image(self, v: Tensor) -> Tensor:
-        return _product(self.plan, v)
+    def product(self, v: Tensor) -> Tensor:
+        return _product(self.matrix, v)
 
-    def image_transposed(self, v: Tensor) -> Tensor:
-        return _product(self.plan.mT, v)
+    def product_transposed(self, v: Tensor) -> Tensor:
+        return _product(self.matrix.mT, v)
 
-    def image_per_mass(self, v: Tensor) -> Tensor:
+    def conditional_product(self, v: Tensor) -> Tensor:
         """The product with rows that sum to one; a little mass in an empty row would go to its cheapest column."""
         present = self.b[..., None, :] > 0
         reduced = torch.where(present | ~present.any(-1, keepdim=True), self.C - self.g[..., None, :], torch.inf)
-        cheapest = torch.zeros_like(self.plan).scatter(-1, reduced.argmin(-1, keepdim=True), 1)
-        mass = self.plan.sum(-1, keepdim=True)
-        return _product(torch.where(mass > 0, self.plan / torch.where(mass > 0, mass, 1), cheapest), v)
+        cheapest = torch.zeros_like(self.matrix).scatter(-1, reduced.argmin(-1, keepdim=True), 1)
+        mass = self.matrix.sum(-1, keepdim=True)
+        return _product(torch.where(mass > 0, self.matrix / torch.where(mass > 0, mass, 1), cheapest), v)
 
 
 def _product(plan: Tensor, v: Tensor) -> Tensor:

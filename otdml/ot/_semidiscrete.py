@@ -8,9 +8,10 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_integer, check_measures, check_points, check_weights
 from otdml._precision import full_precision
-from otdml.costs import Cost, ground, mean_cost
+from otdml.costs import Cost, default_temperature, ground
 from otdml.measures import weights
-from otdml.ot.sinkhorn import entropic
+from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._sinkhorn import entropic
 
 __all__ = ["SemidiscreteResult", "semidiscrete"]
 
@@ -138,15 +139,14 @@ def _potential(samples: Iterator[Tensor], y: Tensor, b: Tensor, cost: Cost, n_st
     return average
 
 
-# The entropic start, in units of the mean cost.
+# The temperature of the entropic start, in units of the spread of the costs.
 TEMPERATURE = 0.01
 
 
 def _entropic_potential(x: Tensor, y: Tensor, b: Tensor, cost: Cost) -> Tensor:
     c, a = ground(x, y, cost), weights(x, None)
-    mean = mean_cost(c, a, b).abs()
-    eps = torch.where(mean > 0, TEMPERATURE * mean, torch.ones_like(mean))
-    g = entropic(c, a, b, eps=eps, tol=1e-2).g
+    eps = default_temperature(c, a, b, share=TEMPERATURE)
+    g = entropic(Problem(c, a, b, eps), SolverOptions(tol=1e-2)).g
     return g - b @ g
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from otdml.ot._iteration import Alternating, iterate
+from otdml.ot._problem import Marginal
 from otdml.ot.engines import Engine, engine
-from otdml.ot.potentials import Side, potentials
 from otdml.ot.quadratic import Coupling, Quadratic
 
 __all__ = ["Rest", "Start", "descend", "settled"]
@@ -248,20 +249,20 @@ class _Iterated:
 
     def __init__(self, problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, sweeps: int, *, backend: str) -> None:
         self.engine: Engine = engine(problem.cost(pull), eps, backend)
-        rows, columns = (Side(w.expand(*pull.shape[:-2], -1)) for w in (problem.a, problem.b))
-        solution = potentials(self.engine, rows, columns, tol=1e-2, max_iter=sweeps, init=(None, g))
+        rows, columns = (Marginal(w.expand(*pull.shape[:-2], -1)) for w in (problem.a, problem.b))
+        solution = iterate(Alternating(self.engine, rows, columns), g, tol=1e-2, max_iter=sweeps)
         self.f, self.g = solution.f, solution.g
         self.hf, self.hg = solution.f + rows.log, solution.g + columns.log
 
     @property
     def plan(self) -> Tensor:
-        return torch.cat([block for _, block in self.engine.plan(self.hf, self.hg)], -2)
+        return torch.cat([block for _, block in self.engine.plan_blocks(self.hf, self.hg)], -2)
 
     def moment(self, problem: Quadratic) -> Tensor:
         return problem.read(self)[0]
 
     def apply(self, v: Tensor) -> Tensor:
-        return self.engine.product(self.hf, self.hg, v)
+        return self.engine.plan_product(self.hf, self.hg, v)
 
     def apply_transpose(self, v: Tensor) -> Tensor:
-        return self.engine.mT.product(self.hg, self.hf, v)
+        return self.engine.mT.plan_product(self.hg, self.hf, v)

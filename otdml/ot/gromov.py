@@ -12,11 +12,12 @@ from otdml._checks import argument_error, check_choice, check_clouds, check_equa
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
 from otdml.measures import weights
+from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._result import OTResult
+from otdml.ot._sinkhorn import entropic
 from otdml.ot.descent import Rest, Start, descend, settled
 from otdml.ot.intrinsic import IntrinsicCost, intrinsic
 from otdml.ot.quadratic import Coupling, Quadratic
-from otdml.ot.result import OTResult
-from otdml.ot.sinkhorn import entropic
 
 __all__ = ["GromovResult", "gromov"]
 
@@ -227,8 +228,9 @@ def _polished(
     resolved = _resolved(problem, rest, eps)
     inner, least = max(tol, resolved), max(tol / 10, resolved)
     for iteration in range(rest.n_iter + 1, last + 1):
-        options: dict[str, Any] = {"eps": eps, "tol": inner, "init": (None, g), "backend": backend, "quiet": True}
-        transport = entropic(problem.cost(pull), problem.a, problem.b, **options)
+        linear = Problem(problem.cost(pull), problem.a, problem.b, eps)
+        options = SolverOptions(inner, backend=backend, rounding=tol / 2)
+        transport = entropic(linear, options, init=(None, g), quiet=True)
         new = problem.pull(problem.read(transport)[0])
         converged = settled(problem, pull, new, eps, tol) & transport.converged
         if iteration == last or bool(converged.all()):

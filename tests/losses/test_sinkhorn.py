@@ -6,7 +6,8 @@ import torch
 from otdml.costs import ground
 from otdml.losses import EntropicOT, SinkhornDivergence, entropic_ot, self_term, sinkhorn_divergence
 from otdml.ot import sinkhorn
-from otdml.ot.self_transport import self_transport
+from otdml.ot._problem import Problem, SolverOptions, check_rho
+from otdml.ot._sinkhorn import entropic
 
 
 def clouds(seed=0, n=7, m=5, d=3):
@@ -61,14 +62,15 @@ def test_symmetric_solver_finds_the_plain_solver_s_value(rho, cost, backend):
     x, _, a, _ = clouds(n=20)
     a = 2 * a
     plain = sinkhorn(x, x, a, a, cost=cost, eps=0.3, rho=rho, tol=1e-9, max_iter=20000, backend=backend)
-    symmetric = self_transport(ground(x, x, cost), a, eps=0.3, rho=rho, tol=1e-9, max_iter=20000, backend=backend)
+    problem = Problem(ground(x, x, cost), a, a, 0.3, check_rho(rho))
+    symmetric = entropic(problem, SolverOptions(1e-9, 20000, backend), symmetric=True)
     torch.testing.assert_close(symmetric.value, plain.value)
     torch.testing.assert_close(symmetric.plan, plain.plan, rtol=0, atol=1e-8)
 
 
 def test_symmetric_solver_needs_few_iterations():
     x, _, a, _ = clouds(n=40)
-    result = self_transport(ground(x, x), a, eps=0.05, tol=1e-4)
+    result = entropic(Problem(ground(x, x), a, a, 0.05), SolverOptions(1e-4), symmetric=True)
     assert result.converged
     assert result.n_iter <= 10
 

@@ -5,7 +5,8 @@ import re
 
 import torch
 
-from otdml.ot import progress, sinkhorn
+from otdml.ot import _progress as progress
+from otdml.ot import sinkhorn
 
 
 class Terminal(io.StringIO):

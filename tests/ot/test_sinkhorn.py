@@ -16,7 +16,8 @@ from scipy.optimize import linear_sum_assignment
 from otdml.costs import COSTS, Bilinear, cost_matrix, ground
 from otdml.losses import EntropicOT
 from otdml.ot import exact, sinkhorn, sinkhorn_matrix
-from otdml.ot.sinkhorn import entropic
+from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._sinkhorn import entropic
 
 BACKENDS = ["dense", "streamed"]
 TIGHT = {"tol": 1e-12, "max_iter": 20000}
@@ -304,7 +305,7 @@ def test_small_problems_are_solved_as_large_ones_are(seed, monkeypatch):
     x, y = torch.randn(2, 60, 3, generator=generator)
     options = {"eps": 0.1, "tol": 1e-5}
     at_once = sinkhorn(x, y, **options)
-    monkeypatch.setattr("otdml.ot.potentials.AT_ONCE", {})
+    monkeypatch.setattr("otdml.ot._iteration.AT_ONCE", {})
     one_by_one = sinkhorn(x, y, **options)
     torch.testing.assert_close(at_once.value, one_by_one.value, rtol=1e-5, atol=1e-5)
     assert at_once.n_iter <= 2 * one_by_one.n_iter + 8
@@ -403,10 +404,30 @@ def test_potentials_are_in_the_units_of_the_cost():
     torch.testing.assert_close((a * result.f).sum(), (b * result.g).sum())
 
 
-def test_default_temperature_is_a_twentieth_of_the_mean_cost():
+def spread(C, a, b):
+    """The mean excess of the costs over the least one, over pairs with weight that are not forbidden."""
+    w = (a[:, None] * b).where(C.isfinite(), 0.0)
+    return ((w * C.where(w > 0, 0.0)).sum() / w.sum() - C[w > 0].min()).item()
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_default_temperature_is_a_twentieth_of_the_spread_of_the_costs(cost):
     x, y, a, b = clouds()
-    eps = float(0.05 * a @ cost_matrix(x, y) @ b)
-    torch.testing.assert_close(sinkhorn(x, y, a, b).value, sinkhorn(x, y, a, b, eps=eps).value)
+    a = torch.cat([a[:-1], a[-1:] * 0])
+    a = a / a.sum()
+    eps = 0.05 * spread(cost_matrix(x, y, cost), a, b)
+    found = sinkhorn(x, y, a, b, cost=cost)
+    torch.testing.assert_close(found.value, sinkhorn(x, y, a, b, cost=cost, eps=eps).value)
+
+
+def test_default_temperature_ignores_a_constant_and_forbidden_pairs():
+    x, y, a, b = clouds()
+    C = cost_matrix(x - x.mean(0), y - y.mean(0), "inner")
+    plain = sinkhorn_matrix(C, a, b)
+    torch.testing.assert_close(sinkhorn_matrix(C + 1e3, a, b).plan, plain.plan, rtol=1e-6, atol=1e-9)
+    forbidden = C.masked_fill(C.ge(C.max()), torch.inf)
+    eps = 0.05 * spread(forbidden, a, b)
+    torch.testing.assert_close(sinkhorn_matrix(forbidden, a, b).value, sinkhorn_matrix(forbidden, a, b, eps=eps).value)
 
 
 def test_warm_start_takes_fewer_iterations():
@@ -454,7 +475,8 @@ def test_a_point_without_weight_is_absent_but_has_a_potential(rho, backend):
 def test_masked_pairs_get_no_mass(backend):
     x, y, a, b = clouds(6, 6)
     same = torch.eye(6, dtype=torch.bool)
-    result = entropic(ground(x, y), a, b, eps=1.0, tol=1e-9, backend=backend, mask=lambda i, j: same[i, j])
+    problem = Problem(ground(x, y), a, b, 1.0, mask=lambda i, j: same[i, j])
+    result = entropic(problem, SolverOptions(1e-9, backend=backend))
     torch.testing.assert_close(result.apply(torch.eye(6, dtype=x.dtype))[same], torch.zeros(6, dtype=x.dtype))
     forbidden = cost_matrix(x, y).masked_fill(same, torch.inf)
     torch.testing.assert_close(result.value, sinkhorn_matrix(forbidden, a, b, eps=1.0, tol=1e-9).value)
@@ -486,7 +508,9 @@ def test_factors_of_any_origin_are_a_cost():
     q, k, u, v = (torch.randn(s, dtype=torch.float64, generator=generator) for s in ((7, 2), (9, 2), (7,), (9,)))
     _, _, a, b = clouds()
     by_matrix = sinkhorn_matrix(u[:, None] + v - q @ k.mT, a, b, eps=0.4, tol=1e-9)
-    torch.testing.assert_close(entropic(Bilinear(q, k, u, v), a, b, eps=0.4, tol=1e-9).value, by_matrix.value)
+    torch.testing.assert_close(
+        entropic(Problem(Bilinear(q, k, u, v), a, b, 0.4), SolverOptions(1e-9)).value, by_matrix.value
+    )
 
 
 # Hard inputs
@@ -511,11 +535,25 @@ def test_far_clouds_keep_the_plan_of_near_ones(backend):
     torch.testing.assert_close(far.value, torch.tensor(3e8), rtol=1e-3, atol=0)
 
 
-def test_what_single_precision_does_not_resolve_is_said():
+def test_what_single_precision_does_not_resolve_is_solved_in_double():
+    x, y = (1000 * torch.rand(100, 2, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    for eps in (0.05, 0.005, 1e-4, 1e-6):
+        result, exactly = sinkhorn(x, y, eps=eps), sinkhorn(x.double(), y.double(), eps=eps)
+        assert result.converged
+        assert result.value.dtype == result.f.dtype == result.plan.dtype == torch.float32
+        for marginal in (result.plan.double().sum(-1), result.plan.double().sum(-2)):
+            assert float((marginal - 0.01).abs().sum()) <= max(1e-6, float(result.marginal_error))
+        torch.testing.assert_close(result.value, exactly.value.float())
+        torch.testing.assert_close(result.plan, exactly.plan.float(), rtol=0, atol=1e-5)
+
+
+def test_what_double_precision_does_not_resolve_is_said():
     x, y, _, _ = clouds(30, 20)
-    with pytest.warns(RuntimeWarning, match="float32 resolves .* here: pass float64"):
-        sinkhorn(x.float(), y.float(), eps=1e-5, max_iter=20)
-    with pytest.warns(RuntimeWarning, match="a larger `tol`.$"):
+    with pytest.warns(RuntimeWarning, match=r"where torch.float64 resolves .* Raise `eps`, or accept a larger `tol`.$"):
+        result = sinkhorn(x, y, eps=1e-13)
+    assert not result.converged
+    assert result.marginal_error > 1e-3
+    with pytest.warns(RuntimeWarning, match="Raise `max_iter` or `eps`, or accept a larger `tol`.$"):
         sinkhorn(x, y, eps=1e-5, max_iter=20)
 
 
@@ -614,7 +652,7 @@ def test_unbalanced_clouds_far_apart_give_up(backend):
 def test_two_diracs_with_penalties_have_a_closed_form(distance, eps, backend):
     x, y = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True), torch.full((1, 2), distance, dtype=torch.float64)
     a = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    result = sinkhorn(x, y, a, a.detach(), eps=eps, rho=2.0, backend=backend, tol=1e-12)
+    result = sinkhorn(x, y, a, a.detach(), eps=eps, rho=2.0, backend=backend, tol=1e-9)
     # The mass p is optimal where C + (eps + 2 rho) log p = 0.
     p = math.exp(-2 * distance**2 / (eps + 4))
     to_x, to_a = torch.autograd.grad(result.value, (x, a), retain_graph=True)
@@ -674,7 +712,7 @@ def test_a_kernel_on_which_all_mass_vanishes_is_done_without(rho):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("tol", [1e-3, 1e-13])
+@pytest.mark.parametrize("tol", [1e-3, 1e-10])
 def test_unbalanced_clouds_further_apart_than_exponents_reach(tol, backend):
     x, y, _, _ = clouds()
     result = sinkhorn(x, y + 60, eps=0.5, rho=1.0, tol=tol, backend=backend)

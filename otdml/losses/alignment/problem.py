@@ -15,7 +15,8 @@ from otdml.losses.alignment.mutual import mutual_logsumexp, symmetric_logsumexp
 from otdml.losses.alignment.options import Options
 from otdml.losses.alignment.pairing import Forbidden, Pairing
 from otdml.losses.alignment.target import GroupTarget, MatchTarget, PairTarget, Plan
-from otdml.ot.sinkhorn import entropic
+from otdml.ot._problem import Problem, SolverOptions, check_rho
+from otdml.ot._sinkhorn import entropic
 
 __all__ = ["Alignment"]
 
@@ -89,18 +90,12 @@ class Alignment:
             with torch.no_grad():
                 mass = self._normaliser(None, options).logsumexp(0).to(x.dtype)
         dense = x.element_size() * len(x) * len(y) <= _KERNEL_BYTES
-        result = entropic(
-            # With these offsets the reference measure is that of the similarities, not the product of the marginals.
-            Bilinear(x, y, _log(a) + mass, _log(b)),
-            a,
-            b,
-            eps=1.0,
-            rho=None if isinstance(options.marginals, str) else options.marginals,
-            tol=options.tol,
-            max_iter=options.max_iter,
-            backend=("dense" if dense else "streamed") if options.backend == "auto" else options.backend,
-            mask=self.forbidden,
-        )
+        # With these offsets the reference measure is that of the similarities, not the product of the marginals.
+        cost = Bilinear(x, y, _log(a) + mass, _log(b))
+        rho = check_rho(None if isinstance(options.marginals, str) else options.marginals)
+        backend = ("dense" if dense else "streamed") if options.backend == "auto" else options.backend
+        problem = Problem(cost, a, b, 1.0, rho, self.forbidden)
+        result = entropic(problem, SolverOptions(options.tol, options.max_iter, backend))
         return _centred(result.f, a).to(self.x.dtype), _centred(result.g, b).to(self.x.dtype)
 
     def _check_steepness(self) -> None:

@@ -8,7 +8,8 @@ from otdml._precision import full_precision
 from otdml.costs import Pointwise
 from otdml.measures import weights
 from otdml.neighbors import nearest_center
-from otdml.ot.sinkhorn import entropic
+from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._sinkhorn import entropic
 from otdml.sphere import angle, distinct_directions, uniform_points
 
 __all__ = ["LloydDispersion", "lloyd_dispersion"]
@@ -72,7 +73,9 @@ def lloyd_dispersion(
 
 
 def _balanced(u: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-    return entropic(Pointwise(_squared_angle, u, x), weights(u, None), weights(x, None), eps=eps).value
+    return entropic(
+        Problem(Pointwise(_squared_angle, u, x), weights(u, None), weights(x, None), eps), SolverOptions()
+    ).value
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from otdml.costs import Bilinear, Ground, Pointwise
-from otdml.ot.engines.streamed import BLOCK, Streamed, Update, softmin
+from otdml.costs import Ground
+from otdml.ot.engines.base import BLOCK, SoftMin, softmin
 
 __all__ = ["Cells"]
 
@@ -18,7 +18,7 @@ LEAST, MOST = 128, 1024
 REACH = 14.0
 
 
-class Cells(Streamed):
+class Cells(SoftMin):
     r"""Soft minima over the pairs of cells with :math:`f_i + g_j - C_{ij} > -14` for some of their points.
 
     Both clouds are halved along their longest side until their cells are small. The largest potentials of two cells
@@ -34,7 +34,7 @@ class Cells(Streamed):
     def __init__(
         self, cost: Ground, points: tuple[Tensor, Tensor], power: int, potentials: tuple[Tensor, Tensor]
     ) -> None:
-        super().__init__(cost)
+        self.cost = cost
         self.left, self.right = (_cut(t) for t in points)
         f, g = (cut.of(h).amax(1) for cut, h in zip((self.left, self.right), potentials, strict=True))
         gap = _gaps(self.left.of(points[0]), self.right.of(points[1])) ** power / power
@@ -44,18 +44,19 @@ class Cells(Streamed):
         self.keep = keep | (bound == bound.amax(0)) | (bound == bound.amax(1, keepdim=True))
 
     @property
+    def shape(self) -> torch.Size:
+        return self.cost.shape
+
+    @property
     def share(self) -> float:
         """The share of pairs that is looked at."""
         return float(self.keep.float().mean())
 
-    def rows(self, h: Tensor) -> Tensor:
+    def row_softmin(self, h: Tensor) -> Tensor:
         return _rows(self.cost, self.left, self.right, self.keep, h)
 
-    def columns(self, h: Tensor) -> Tensor:
+    def column_softmin(self, h: Tensor) -> Tensor:
         return _rows(self.cost.mT, self.right, self.left, self.keep.mT, h)
-
-    def sweep(self, h: Tensor, log: Tensor, update: Update) -> tuple[Tensor, Tensor]:
-        return self._two_passes(h, log, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _rows(cost: Ground, left: _Cut, right: _Cut, keep: Tensor, h: Tensor) -> Ten
     h.view(-1)[h.numel() - right.repeated :] = -torch.inf
     out = x.new_empty(x.shape[:2])
     for cell, kept in enumerate(keep):
-        block = _between(cost, x[cell], y[kept].flatten(0, 1))
+        block = cost.between(x[cell], y[kept].flatten(0, 1))
         for rows in _slices(*block.shape):
             out[cell, rows] = softmin(block.scores(rows, h[kept].flatten()))
     result = h.new_empty(cost.shape[0])
@@ -108,12 +109,5 @@ def _rows(cost: Ground, left: _Cut, right: _Cut, keep: Tensor, h: Tensor) -> Ten
 
 
 def _slices(n: int, m: int) -> Iterator[slice]:
-    size = max(1, BLOCK // m)
+    size = max(1, BLOCK["cpu"] // m)
     return (slice(start, start + size) for start in range(0, n, size))
-
-
-def _between(cost: Ground, x: Tensor, y: Tensor) -> Bilinear | Pointwise:
-    if isinstance(cost, Bilinear):
-        return Bilinear(x, y)
-    assert isinstance(cost, Pointwise)
-    return dataclasses.replace(cost, x=x, y=y)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otdml.costs import Ground, Pointwise
-from otdml.ot.engines.streamed import Mask, Streamed, Update, exponential
+from otdml.costs import Ground, Mask
+from otdml.ot.engines.base import Engine, exponential
 
 __all__ = ["Dense"]
 
@@ -30,7 +30,7 @@ TINY = 2**16
 MOST_CENTRES, IN_A_ROW = 10, 3
 
 
-class Dense(Streamed):
+class Dense(Engine):
     r"""Soft minima as products with a kernel that is kept.
 
     The kernel is :math:`K_{ij} = \exp(f_i + g_j - R_{ij})` at a centre (f, g) at which the largest entry of every
@@ -41,21 +41,19 @@ class Dense(Streamed):
     keeps_matrix = True
 
     def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
-        if isinstance(cost, Pointwise):
-            cost = cost.matrix
-        super().__init__(cost, mask)
+        super().__init__(cost.evaluated(), mask)
         self.kernel: Tensor | None = None
         self.shifts = False
         self.centres, self.in_a_row = 1, 0
 
     @property
     def mT(self) -> "Dense":
-        twin = Dense(self.cost.mT, self._mask_transposed())
+        twin = Dense(self.cost.mT, self._transposed_mask())
         if self.kernel is not None:
             twin.kernel, twin.f, twin.g, twin.shifts = self.kernel.mT, self.g, self.f, self.shifts
         return twin
 
-    def centre(self, g: Tensor) -> None:
+    def prepare(self, g: Tensor) -> None:
         """Centre the kernel at ``g`` and at the hard minimum over it."""
         # A kernel that is centred anew stays where it is: fresh memory costs as much as its entries.
         if self.kernel is None:
@@ -72,7 +70,7 @@ class Dense(Streamed):
         """Write the kernel centred at ``g - columns`` while its blocks are in the cache; the columns' log maxima."""
         assert self.kernel is not None
         tops, highest = [], []
-        for _, scores in self._blocks(g, out=self.kernel):
+        for _, scores in self.score_blocks(g, out=self.kernel):
             top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(g.dtype).min)
             scores.sub_(top)
             tops.append(top[..., 0])
@@ -93,14 +91,7 @@ class Dense(Streamed):
         """Whether no entry of the kernel was set to zero."""
         return self.kernel is not None and bool(self.kernel.amin() > 0)
 
-    def recentre(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
-        """Make the kernel fit these potentials, if it is not to be trusted there; whether that was so.
-
-        Args:
-            f: Row potential.
-            g: Column potential.
-            lost: Whether an iteration from here is not finite.
-        """
+    def refresh(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
         if self.kernel is None:
             return False
         drift = max(float((f - self.f).abs_().max()), float((g - self.g).abs_().max()))
@@ -112,21 +103,18 @@ class Dense(Streamed):
             return first
         self.centres, self.in_a_row = self.centres + 1, self.in_a_row + 1
         if self.centres < MOST_CENTRES and self.in_a_row < IN_A_ROW and (first or not lost):
-            self.centre(g)
+            self.prepare(g)
         else:
             self.kernel = None
         return True
 
-    def rows(self, h: Tensor) -> Tensor:
-        return super().rows(h) if self.kernel is None else self._softmin(self.kernel, h - self.g, self.f)
+    def row_softmin(self, h: Tensor) -> Tensor:
+        return super().row_softmin(h) if self.kernel is None else self._softmin(self.kernel, h - self.g, self.f)
 
-    def columns(self, h: Tensor) -> Tensor:
-        return super().columns(h) if self.kernel is None else self._softmin(self.kernel.mT, h - self.f, self.g)
+    def column_softmin(self, h: Tensor) -> Tensor:
+        return super().column_softmin(h) if self.kernel is None else self._softmin(self.kernel.mT, h - self.f, self.g)
 
-    def sweep(self, h: Tensor, log: Tensor, update: Update) -> tuple[Tensor, Tensor]:
-        return self._two_passes(h, log, update)
-
-    def scalings(self, g: Tensor, a: Tensor, b: Tensor, times: int) -> tuple[Tensor, Tensor] | None:
+    def scaling_iterations(self, g: Tensor, a: Tensor, b: Tensor, times: int) -> tuple[Tensor, Tensor] | None:
         if self.kernel is None or self.shifts:
             return None
         tiny = self.kernel.ndim == 2 and self.kernel.numel() <= TINY and self.kernel.device.type == "cpu"
@@ -144,17 +132,17 @@ class Dense(Streamed):
         v, top = _shifted(hg - self.g)
         return (hf - self.f).add_(top).exp_(), v.exp_()
 
-    def plan(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def plan_blocks(self, hf: Tensor, hg: Tensor) -> Iterator[tuple[slice, Tensor]]:
         if self.kernel is None:
-            yield from super().plan(hf, hg)
+            yield from super().plan_blocks(hf, hg)
             return
         u, v = self._scalings(hf, hg)
-        for rows in self.row_slices():
+        for rows in self.row_blocks():
             yield rows, (self.kernel[..., rows, :] * v[..., None, :]).mul_(u[..., rows, None])
 
-    def product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
+    def plan_product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
         if self.kernel is None:
-            return super().product(hf, hg, v)
+            return super().plan_product(hf, hg, v)
         left, right = self._scalings(hf, hg)
         return (self.kernel @ (right[..., None] * v)).mul_(left[..., None])
 

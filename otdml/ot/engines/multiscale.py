@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error
-from otdml.costs import Bilinear, Ground, Pointwise
+from otdml.costs import Ground, Mask
 from otdml.ot.engines.cells import Cells
-from otdml.ot.engines.streamed import Mask, Streamed
+from otdml.ot.engines.streamed import Streamed
 
 __all__ = ["Multiscale"]
 
@@ -42,7 +42,7 @@ class Multiscale(Streamed):
     def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
         if mask is not None:
             raise _unfit("where pairs are forbidden")
-        if (found := _norm(cost)) is None:
+        if (found := cost.norm()) is None:
             raise _unfit("for this cost", "GeomLoss knows 'sqeuclidean', 'euclidean', 'cosine' and 'inner'.")
         if cost.leaves[0].shape[-1] > DIMENSIONS:
             raise _unfit(f"for more than {DIMENSIONS} features, here {cost.leaves[0].shape[-1]}")
@@ -52,7 +52,7 @@ class Multiscale(Streamed):
         self.power, self.points = found
         self.solver = _samples_loss()
 
-    def start(self, a: Tensor, b: Tensor, *, balanced: bool) -> Tensor:
+    def initial_potential(self, a: Tensor, b: Tensor, *, balanced: bool) -> Tensor:
         """The column potential of the multiscale solver."""
         if not balanced:
             raise argument_error("rho", "be None with backend='multiscale'", "a penalty", "Pass backend='streamed'.")
@@ -60,15 +60,15 @@ class Multiscale(Streamed):
         low, high = torch.aminmax(torch.cat([x, y]), dim=0)
         # Where no cost is above the temperature there is nothing to cool; and NaN is reported by the loop.
         if not 1 < float((high - low).norm()) < math.inf:
-            return super().start(a, b, balanced=balanced)
+            return super().initial_potential(a, b, balanced=balanced)
         return self._solved(x, y, a, b) - self._offset(y)
 
     def _offset(self, points: Tensor) -> Tensor | float:
         """What the potentials of GeomLoss' cost have beyond those of the reduced one."""
         return 0.0 if self.power == 1 else points.square().sum(-1) / 2
 
-    def sparse(self, b: Tensor, g: Tensor) -> Cells | None:
-        f, (x, y) = self.rows(g + b.log()), self.points
+    def restricted(self, b: Tensor, g: Tensor) -> Cells | None:
+        f, (x, y) = self.row_softmin(g + b.log()), self.points
         if not bool(f.isfinite().all()):
             return None
         cells = Cells(self.cost, (x, y), self.power, (f + self._offset(x), g + self._offset(y)))
@@ -92,19 +92,6 @@ class Multiscale(Streamed):
 
 def _unfit(where: str, remedy: str = "") -> Exception:
     return argument_error("backend", f"be 'dense' or 'streamed' {where}", "'multiscale'", remedy)
-
-
-def _norm(cost: Ground) -> tuple[int, tuple[Tensor, Tensor]] | None:
-    r"""A power p and points with :math:`\lVert x - y \rVert^p / p` for a cost, up to offsets; or None."""
-    if isinstance(cost, Bilinear):
-        # Any split of the factor between q and k will do; this one makes the diameter of the two together small.
-        sizes = cost.q.square().mean(), cost.k.square().mean()
-        ratio = (sizes[1] / sizes[0]) ** 0.25 if bool(sizes[0] * sizes[1] > 0) else sizes[0].new_ones(())
-        return 2, (cost.q * ratio, cost.k / ratio)
-    if isinstance(cost, Pointwise) and cost.norm is not None:
-        factor = cost.norm[..., None, None] if isinstance(cost.norm, Tensor) else cost.norm
-        return 1, (cost.x * factor, cost.y * factor)
-    return None
 
 
 def _samples_loss() -> Callable[..., Any]:

@@ -23,8 +23,8 @@ def problem(cost, n=203, m=150, without_weight=0):
     h[1][:without_weight] = -torch.inf
     g = torch.zeros(m, dtype=torch.float64)
     for _ in range(200):
-        f = soft.rows(g + h[1])
-        g = soft.columns(f + h[0])
+        f = soft.row_softmin(g + h[1])
+        g = soft.column_softmin(f + h[0])
     return soft, points, power, (f, g), h
 
 
@@ -38,8 +38,10 @@ def test_near_the_solution_nothing_is_missing(cost, monkeypatch):
     # What is left out is less than exp(-14) of the independent coupling.
     for shift in (0.0, 1.0):
         bent = shift * torch.sin(torch.arange(len(g), dtype=g.dtype))
-        torch.testing.assert_close(sparse.rows(g + bent + h[1]), soft.rows(g + bent + h[1]), rtol=0, atol=2e-5)
-    torch.testing.assert_close(sparse.columns(f + h[0]), soft.columns(f + h[0]), rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            sparse.row_softmin(g + bent + h[1]), soft.row_softmin(g + bent + h[1]), rtol=0, atol=2e-5
+        )
+    torch.testing.assert_close(sparse.column_softmin(f + h[0]), soft.column_softmin(f + h[0]), rtol=0, atol=2e-5)
 
 
 def test_points_without_weight_count_for_nothing(monkeypatch):
@@ -47,8 +49,8 @@ def test_points_without_weight_count_for_nothing(monkeypatch):
     soft, points, power, (f, g), h = problem("sqeuclidean", without_weight=40)
     u, v = (t.square().sum(-1) / 2 for t in points)
     sparse = Cells(soft.cost, points, power, (f + u, g + v))
-    torch.testing.assert_close(sparse.rows(g + h[1]), soft.rows(g + h[1]), rtol=0, atol=2e-5)
-    torch.testing.assert_close(sparse.columns(f + h[0]), soft.columns(f + h[0]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(sparse.row_softmin(g + h[1]), soft.row_softmin(g + h[1]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(sparse.column_softmin(f + h[0]), soft.column_softmin(f + h[0]), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("n", [1, 16, 17, 100])
@@ -75,4 +77,4 @@ def test_every_cell_keeps_a_partner(monkeypatch):
     sparse = Cells(Bilinear(x, x), (x, x), 2, (low, low))
     assert sparse.keep.any(0).all()
     assert sparse.keep.any(1).all()
-    assert sparse.rows(torch.zeros(16)).isfinite().all()
+    assert sparse.row_softmin(torch.zeros(16)).isfinite().all()

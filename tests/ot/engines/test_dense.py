@@ -20,11 +20,11 @@ def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
     monkeypatch.setattr(dense, "TINY", tiny)
     engine, a, b = problem(batch)
     g = torch.zeros_like(b)
-    engine.centre(g)
-    last, softmins = engine.scalings(g, a, b, 3)
+    engine.prepare(g)
+    last, softmins = engine.scaling_iterations(g, a, b, 3)
     for softmin in softmins:
-        f = engine.rows(g + b.log())
-        g = engine.columns(f + a.log())
+        f = engine.row_softmin(g + b.log())
+        g = engine.column_softmin(f + a.log())
         torch.testing.assert_close(softmin, g, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(last, f, rtol=1e-12, atol=1e-12)
 
@@ -32,8 +32,8 @@ def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
 def test_points_without_weight_have_potentials():
     engine, a, b = problem()
     a[2] = b[3] = 0.0
-    engine.centre(torch.zeros_like(b))
-    f, softmins = engine.scalings(torch.zeros_like(b), a, b, 4)
+    engine.prepare(torch.zeros_like(b))
+    f, softmins = engine.scaling_iterations(torch.zeros_like(b), a, b, 4)
     assert f.isfinite().all()
     assert softmins.isfinite().all()
 
@@ -41,12 +41,12 @@ def test_points_without_weight_have_potentials():
 def test_what_is_lost_is_not_hidden():
     """A column that no row reaches any more is infinite, as it is in single iterations, and nothing warns."""
     engine, a, b = problem()
-    engine.centre(torch.zeros_like(b))
+    engine.prepare(torch.zeros_like(b))
     engine.kernel[:, 4] = 0.0
-    _, softmins = engine.scalings(torch.zeros_like(b), a, b, 1)
+    _, softmins = engine.scaling_iterations(torch.zeros_like(b), a, b, 1)
     assert softmins[0, 4] == torch.inf
 
 
 def test_without_a_kernel_there_are_none():
     engine, a, b = problem()
-    assert engine.scalings(torch.zeros_like(b), a, b, 2) is None
+    assert engine.scaling_iterations(torch.zeros_like(b), a, b, 2) is None

@@ -7,7 +7,8 @@ import torch
 
 from otdml.costs import ground
 from otdml.ot import sinkhorn
-from otdml.ot.sinkhorn import entropic
+from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._sinkhorn import entropic
 
 compiled = [pytest.mark.keops, pytest.mark.xdist_group("keops")]
 
@@ -58,8 +59,9 @@ def test_what_has_no_formula_is_an_error():
     x, y, a, b = clouds()
     with pytest.raises(ValueError, match="`backend` must be 'dense' or 'streamed' for a matrix or a function"):
         sinkhorn(x, y, cost=lambda x, y: torch.cdist(x, y), backend="keops")
+    mask = torch.zeros(7, 9, dtype=torch.bool)
     with pytest.raises(ValueError, match="`backend` must be 'dense' or 'streamed' where pairs are forbidden"):
-        entropic(ground(x, y), a, b, backend="keops", mask=lambda i, j: torch.zeros(1, 1, dtype=torch.bool))
+        entropic(Problem(ground(x, y), a, b, 1.0, mask=lambda i, j: mask[i, j]), SolverOptions(backend="keops"))
 
 
 def test_a_missing_keops_is_said_with_the_remedy(monkeypatch):

@@ -7,8 +7,9 @@ import torch
 
 from otdml.costs import Bilinear, ground
 from otdml.ot import sinkhorn
+from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._sinkhorn import entropic
 from otdml.ot.engines import Multiscale, cells, engine
-from otdml.ot.sinkhorn import entropic
 
 # One dtype and one number of features: every other pair compiles its own formulas.
 compiled = [pytest.mark.keops, pytest.mark.xdist_group("keops")]
@@ -78,7 +79,7 @@ class TestCompiled:
             assert not sinkhorn(x.requires_grad_(), y, backend="multiscale").value.requires_grad
             assert not torch.is_grad_enabled()
             soft = engine(ground(x, y), 0.1, "multiscale")
-            soft.start(torch.full((70,), 1 / 70), torch.full((90,), 1 / 90), balanced=True)
+            soft.initial_potential(torch.full((70,), 1 / 70), torch.full((90,), 1 / 90), balanced=True)
             assert not torch.is_grad_enabled()
 
     def test_second_derivatives_are_those_of_the_streamed_engine(self):
@@ -127,8 +128,9 @@ def test_penalties_are_an_error(rho):
 
 def test_forbidden_pairs_are_an_error():
     x, y, a, b = clouds()
+    mask = torch.zeros(7, 9, dtype=torch.bool)
     with pytest.raises(ValueError, match="where pairs are forbidden"):
-        entropic(ground(x, y), a, b, backend="multiscale", mask=lambda i, j: torch.zeros(1, 1, dtype=torch.bool))
+        entropic(Problem(ground(x, y), a, b, 1.0, mask=lambda i, j: mask[i, j]), SolverOptions(backend="multiscale"))
 
 
 def test_points_that_are_not_finite_are_an_error():

@@ -1,5 +1,6 @@
 """What a solver returns."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -8,7 +9,37 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 
-__all__ = ["OTResult"]
+__all__ = ["Coupling", "OTResult"]
+
+
+class Coupling(ABC):
+    """A plan and its potentials, computed on demand, in the dtype of the problem."""
+
+    @property
+    @abstractmethod
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        """f and g in units of the cost, shapes (..., n) and (..., m)."""
+
+    @abstractmethod
+    def product(self, v: Tensor) -> Tensor:
+        """The plan times ``v``, shape (..., n, e) for ``v`` of shape (..., m, e)."""
+
+    @abstractmethod
+    def product_transposed(self, v: Tensor) -> Tensor:
+        """The transposed plan times ``v``, shape (..., m, e) for ``v`` of shape (..., n, e)."""
+
+    @abstractmethod
+    def plan(self) -> Tensor:
+        """The plan, shape (..., n, m)."""
+
+    @property
+    def value(self) -> Tensor | None:
+        """The value in the precision in which it was solved, where that may be another than the result's."""
+        return None
+
+    def conditional_product(self, v: Tensor) -> Tensor:
+        """The plan times ``v``, up to a factor for each row that may make rows of little mass readable."""
+        return self.product(v)
 
 
 @dataclass(frozen=True)
@@ -19,7 +50,8 @@ class OTResult:
         value: The optimal value, shape (...); it carries the gradient in the points, the weights or the matrix.
         converged: Whether the marginal error is within the tolerance, shape (...).
         n_iter: Number of iterations that it took.
-        marginal_error: L1 error of the marginals relative to the mass, shape (...).
+        marginal_error: L1 error of the plan's marginals relative to the mass, shape (...). What rounding of the
+            potentials may add to it is part of it.
 
     The plan is a function of the potentials and is computed on demand; :meth:`apply`, :meth:`apply_transpose` and
     :attr:`marginals` never form it on an engine that does not keep the matrix. What would be read of costs or points
@@ -30,28 +62,29 @@ class OTResult:
     converged: Tensor
     n_iter: int
     marginal_error: Tensor
-    _potentials: Callable[[], tuple[Tensor, Tensor]] = field(repr=False)
-    _product: Callable[[Tensor], Tensor] = field(repr=False)
-    _product_transpose: Callable[[Tensor], Tensor] = field(repr=False)
-    _plan: Callable[[], Tensor] = field(repr=False)
+    _coupling: Coupling = field(repr=False)
     _y: Tensor | None = field(default=None, repr=False)
-    # The same products, of rows that are scaled to sum to one or nearly so.
-    _product_per_mass: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def precise_value(self) -> Tensor:
+        """The value in the precision in which the problem was solved, for differences of values that nearly agree."""
+        found = self._coupling.value
+        return self.value if found is None else found
 
     @property
     def f(self) -> Tensor:
         """The first potential, shape (..., n), in the units of the cost, differentiable."""
-        return self._potentials()[0]
+        return self._coupling.potentials[0]
 
     @property
     def g(self) -> Tensor:
         """The second potential, shape (..., m), in the units of the cost, differentiable."""
-        return self._potentials()[1]
+        return self._coupling.potentials[1]
 
     @property
     def plan(self) -> Tensor:
         """The transport plan, shape (..., n, m), differentiable."""
-        return self._plan()
+        return self._coupling.plan()
 
     @property
     def marginals(self) -> tuple[Tensor, Tensor]:
@@ -67,7 +100,7 @@ class OTResult:
         Returns:
             :math:`\sum_j P_{ij} v_j`, shape (..., n), or (..., n, e).
         """
-        return _columns(self._product, v, self.g)
+        return _columns(self._coupling.product, v, self.g)
 
     def apply_transpose(self, v: Tensor) -> Tensor:
         r"""The transposed plan times ``v``.
@@ -78,7 +111,7 @@ class OTResult:
         Returns:
             :math:`\sum_i P_{ij} v_i`, shape (..., m), or (..., m, e).
         """
-        return _columns(self._product_transpose, v, self.f)
+        return _columns(self._coupling.product_transposed, v, self.f)
 
     def barycentric_map(self, y: Tensor | None = None) -> Tensor:
         r"""Where the plan sends each point of x on average, :math:`\sum_j P_{ij} y_j / \sum_j P_{ij}`.
@@ -92,13 +125,13 @@ class OTResult:
             Shape (..., n, e), differentiable.
 
         Raises:
-            ValueError: If ``y`` is None and the problem was given as a matrix.
+            ValueError: If ``y`` is None and the solver was given costs in place of points of one space.
         """
         y = self._y if y is None else y
         if y is None:
-            raise argument_error("y", "be given where the problem was a matrix", "None", "Pass the points.")
-        product = self._product_per_mass or self._product
-        image = _columns(product, torch.cat([y, torch.ones_like(y[..., :1])], -1), self.g)
+            must = "be given where the solver compared costs and not points of one space"
+            raise argument_error("y", must, "None", "Pass the second points, or values at them.")
+        image = _columns(self._coupling.conditional_product, torch.cat([y, torch.ones_like(y[..., :1])], -1), self.g)
         return image[..., :-1] / image[..., -1:]
 
 

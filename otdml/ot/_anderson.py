@@ -1,0 +1,65 @@
+"""Anderson acceleration of a fixed-point iteration."""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+__all__ = ["Anderson"]
+
+# Iterations after which their iterates are extrapolated, at the least: every iterate is remembered, and some are
+# extrapolated, which takes about as few iterations at a third of the cost.
+PERIOD = 3
+
+
+class Anderson:
+    """Extrapolation of the iterates so far :cite:p:`walker:11`, with a way back to the plain iteration.
+
+    The residuals of the last iterates are fitted by least squares, and the combination that makes them least is the
+    next iterate. Where that leads astray, the share of the way that is gone is reduced.
+    """
+
+    memory = 16
+    # Relative to the diagonal of the normal equations, which single precision does not resolve further.
+    damping = 1e-6
+    # A single point may move further for a while, and the others profit.
+    overshoot = 16.0
+
+    def __init__(self) -> None:
+        self._trail: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.memory + 1)
+        self._reach = 1.0
+        self._plain = 0
+        # Whether the last iterate is an extrapolated one.
+        self.extrapolated = False
+
+    def step(self, old: Tensor, new: Tensor) -> Tensor:
+        """The next iterate, after the map took each of ``old``, shape (times, ...), to one of ``new``."""
+        if self.extrapolated:
+            self._reach = min(1.0, 2 * self._reach)
+        self._trail.append((new - old, new))
+        self._plain += len(new)
+        self.extrapolated = self._plain >= PERIOD
+        if not self.extrapolated:
+            return new[-1]
+        self._plain = 0
+        return self._combined(*(torch.cat(part)[-self.memory - 1 :] for part in zip(*self._trail, strict=True)))
+
+    def _combined(self, residuals: Tensor, new: Tensor) -> Tensor:
+        # The differences of residuals, and below them the last one: one product has all that the fit needs.
+        rows = torch.cat((residuals[1:] - residuals[:-1], residuals[-1:])).movedim(0, -2)
+        products = rows[..., :-1, :] @ rows.mT
+        gram, along = products[..., :-1], products[..., -1:]
+        gram.diagonal(dim1=-2, dim2=-1).mul_(1 + self.damping).add_(torch.finfo(new.dtype).tiny)
+        weights = torch.linalg.solve_ex(gram, along).result
+        return new[-1].sub((weights.mT @ (new[1:] - new[:-1]).movedim(0, -2))[..., 0, :], alpha=self._reach)
+
+    def overshot(self, residual: Tensor) -> bool:
+        """Whether the extrapolation has led to where the map moves far; without it, it moves ever less."""
+        last = self._trail[-1][0][-1]
+        return not float(residual.abs().max()) <= self.overshoot * float(last.abs().max())
+
+    def retreat(self) -> Tensor:
+        """The plain iterate in place of the extrapolated one."""
+        self._reach /= 4
+        self._plain, self.extrapolated = 0, False
+        return self._trail[-1][1][-1]

@@ -1,0 +1,220 @@
+r"""The way to the solution: a start, temperatures that are gone through, and the precision that the problem needs.
+
+Most problems are solved by a few iterations from the first start. One that is not is approached from higher
+temperatures. One whose costs are so many temperatures that its dtype cannot resolve the tolerance is solved in double
+precision: potentials of r temperatures are rounded to r times 1e-7 in single precision, and a plan to as much of
+itself.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error
+from otdml.ot._high_temperature import Excess, refined
+from otdml.ot._iteration import Alternating, NotFinite, Potentials, Symmetric, iterate
+from otdml.ot._problem import Marginal, Posed, Problem, SolverOptions
+
+__all__ = ["Init", "Solved", "resolution", "solve"]
+
+Init = tuple[Tensor | None, Tensor | None]
+
+# Iterations after which a problem is hard enough for its temperature to be approached from above, and multiples of the
+# tolerance within which the error gives hope that as many once more will do.
+PATIENCE, HOPE = 50, 30.0
+# The factor between temperatures, the marginal error at which to go on to the next, and the iterations after which that
+# is done anyway; without so many for each, none is a help.
+COOLING, ROUGH, LONGEST, SHORTEST = 2.0, 0.002, 200, 20
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A problem's solution.
+
+    Attributes:
+        posed: The problem, in the precision in which it was solved, and its engine.
+        potentials: Its potentials; their error is that of the plan they define, rounding included.
+        excess: The plan's excess over the independent coupling, where it is known to more digits than the plan.
+    """
+
+    posed: Posed
+    potentials: Potentials
+    excess: Excess | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether all of the batch have converged."""
+        return self.potentials.done
+
+
+def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *, symmetric: bool = False) -> Solved:
+    """The solution of a problem.
+
+    Args:
+        problem: The problem.
+        options: When and how.
+        init: Potentials to start from, in units of the cost; one of them may be None.
+        symmetric: Whether both marginals are the same and the cost is symmetric.
+
+    Raises:
+        ValueError: If the costs are not finite.
+    """
+    if problem.a.shape[:-1].numel() == 0:
+        return _empty(Posed.of(problem, options.backend))
+    posed, single = Posed.of(problem, options.backend), problem.resolves_more
+    try:
+        found, spent = _first_attempt(posed, options, init, symmetric=symmetric)
+        if not (found.done or spent >= options.max_iter or (single and unresolved(found, options))):
+            found, spent = _persistent(posed, options, found, spent)
+        # What stopped for want of digits goes on with more of them.
+        if not (single and unresolved(found, options)):
+            return _finished(posed, found, spent, options)
+        start: Init | None = _restored(problem, (None, found.g))
+    except NotFinite as error:
+        if not single:
+            raise argument_error(
+                "x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY
+            ) from error
+        start = init
+    return solve(problem.double(), options, start, symmetric=symmetric)
+
+
+def _empty(posed: Posed) -> Solved:
+    """The solution of a batch of no problems."""
+    f, g = torch.zeros_like(posed.problem.rows.weights), torch.zeros_like(posed.problem.columns.weights)
+    error = f.new_zeros(f.shape[:-1])
+    return Solved(posed, Potentials(f, g, error, 0, error == 0))
+
+
+_REMEDY = "Look for NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner; or raise `eps`."
+
+
+def resolution(found: Potentials) -> Tensor:
+    """The L1 error of the marginals that rounding of the potentials and of the costs leaves, shape (...)."""
+    sizes = [torch.nan_to_num(h.abs(), posinf=0.0).amax(-1) for h in (found.f, found.g)]
+    return 2 * torch.finfo(found.g.dtype).eps * torch.maximum(*sizes)
+
+
+def unresolved(found: Potentials, options: SolverOptions) -> bool:
+    """Whether rounding alone may take more of the error than it is allowed."""
+    return float(resolution(found).max()) > options.resolved
+
+
+@torch.no_grad()
+def _finished(posed: Posed, found: Potentials, spent: int, options: SolverOptions) -> Solved:
+    rounding = resolution(found)
+    converged = found.converged & (rounding <= 2 * options.resolved)
+    found = dataclasses.replace(found, n_iter=spent, error=torch.maximum(found.error, rounding), converged=converged)
+    return Solved(posed, *refined(posed, found))
+
+
+@torch.no_grad()
+def _first_attempt(
+    posed: Posed, options: SolverOptions, init: Init | None, *, symmetric: bool
+) -> tuple[Potentials, int]:
+    """A few iterations from the start, and how many there were."""
+    problem, spent, prepared = posed.problem, 0, False
+    # Given potentials may be those of another problem: where they do not help soon, they are left as well.
+    g = _near(posed, options) if init is None else _given(posed, init)
+    if symmetric:
+        update = Symmetric(posed.engine, problem.rows, problem.symmetric_shift())
+        found = iterate(update, g, tol=options.tol, max_iter=options.max_iter)
+        g, spent, prepared = found.g, found.n_iter, True
+    limit = max(1, min(options.max_iter - spent, PATIENCE))
+    found = iterate(_alternating(posed), g, tol=options.tol, max_iter=limit, prepared=prepared)
+    return found, min(spent + found.n_iter, options.max_iter)
+
+
+@torch.no_grad()
+def _persistent(posed: Posed, options: SolverOptions, found: Potentials, spent: int) -> tuple[Potentials, int]:
+    """The solution of a problem that a few iterations have not solved, and the number of iterations in all."""
+    tol, max_iter = options.tol, options.max_iter
+    if float(found.error.max()) <= HOPE * tol:
+        limit = min(max_iter - spent, PATIENCE)
+        found = iterate(_alternating(posed), found.g, tol=tol, max_iter=limit)
+        spent += found.n_iter
+        if found.done or spent >= max_iter:
+            return found, spent
+    g, spent = _cooled(posed, options, found.g, spent)
+    found = iterate(_alternating(posed), g, tol=tol, max_iter=max(1, max_iter - spent))
+    return found, spent + found.n_iter
+
+
+def _cooled(posed: Posed, options: SolverOptions, g: Tensor, spent: int) -> tuple[Tensor, int]:
+    """The column potential that rough solutions at falling temperatures lead to, or ``g`` where there is no time."""
+    factors, start = _temperatures(posed), None
+    if options.max_iter - spent < SHORTEST * len(factors):
+        return g, spent
+    for i, factor in enumerate(factors):
+        # What is left is for all that follow, and the last.
+        limit = max(1, min(LONGEST, (options.max_iter - spent) // (len(factors) - i + 1)))
+        warm = Posed.of(posed.problem.at(factor), options.backend)
+        start = _initial(warm) if start is None else start / factor
+        found = iterate(_alternating(warm), start, tol=ROUGH, max_iter=limit)
+        start, spent = found.g * factor, spent + found.n_iter
+    return g if start is None else start, spent
+
+
+def _temperatures(posed: Posed) -> list[float]:
+    """Multiples of the temperature down from a twentieth of the largest reduced cost, one left out."""
+    ratio = float(0.05 * posed.engine.cost.largest())
+    steps = math.ceil(math.log(ratio, COOLING)) if 1 < ratio < math.inf else 0
+    return [COOLING**k for k in range(steps, 0, -1)]
+
+
+def _alternating(posed: Posed) -> Alternating:
+    return Alternating(posed.engine, posed.problem.rows, posed.problem.columns)
+
+
+def _initial(posed: Posed) -> Tensor:
+    problem = posed.problem
+    return posed.engine.initial_potential(problem.rows.weights, problem.columns.weights, balanced=problem.balanced)
+
+
+def _near(posed: Posed, options: SolverOptions) -> Tensor:
+    """The start, or what iterations over few of the pairs make of it."""
+    g, problem = _initial(posed), posed.problem
+    few = posed.engine.restricted(problem.columns.weights, g)
+    if few is None:
+        return g
+    update = Alternating(few, problem.rows, problem.columns)
+    return iterate(update, g, tol=options.tol / 2, max_iter=options.max_iter).g
+
+
+def _given(posed: Posed, init: Init) -> Tensor:
+    """The reduced column potential of given potentials."""
+    problem, (f, g) = posed.problem, init
+    f, g = _reduced(posed, f, problem.rows, problem.cost.u), _reduced(posed, g, problem.columns, problem.cost.v)
+    if g is not None:
+        return g
+    if f is None:
+        return torch.zeros_like(problem.columns.weights)
+    return problem.columns.update(posed.engine.column_softmin(f + problem.rows.log))
+
+
+def _reduced(posed: Posed, potential: Tensor | None, marginal: Marginal, offset: Tensor | None) -> Tensor | None:
+    problem, shape = posed.problem, marginal.weights.shape
+    if potential is None:
+        return None
+    if potential.shape != shape:
+        must = f"hold potentials of the shapes of the weights, here {tuple(shape)}"
+        raise argument_error("init", must, tuple(potential.shape))
+    potential = potential.detach().to(marginal.weights)
+    reduced = problem.scale(1) * (potential if offset is None else potential - offset.detach())
+    if not problem.balanced:
+        return reduced
+    # A constant says nothing there, and one beyond all costs, of which a row tells the size, would cost digits.
+    mean = reduced.mean(-1, keepdim=True)
+    most = 4 * posed.engine.cost.block(slice(0, 1)).abs().amax(-1)
+    return reduced - torch.where(mean.abs() > most, mean, 0.0)
+
+
+def _restored(problem: Problem, reduced: Init) -> Init:
+    """Potentials in units of the cost, from reduced dimensionless ones."""
+    eps = problem.eps[..., None] if isinstance(problem.eps, Tensor) else problem.eps
+    pairs = zip(reduced, (problem.cost.u, problem.cost.v), strict=True)
+    f, g = (None if h is None else h.double() * eps + (0.0 if u is None else u.detach()) for h, u in pairs)
+    return f, g

@@ -1,0 +1,237 @@
+"""An entropic transport problem as an object: cost, two marginals, temperature; and the options of its solver."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_choice, check_integer, check_positive
+from otdml.costs import Ground, Mask, default_temperature
+from otdml.ot.engines import BACKENDS, Engine, engine
+
+__all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_temperature"]
+
+Rho = float | tuple[float | None, float | None] | None
+
+ALL = slice(None)
+# Kinds of device without double precision.
+SINGLE_ONLY = ("mps",)
+
+
+@dataclass(frozen=True)
+class Marginal:
+    r"""One marginal of a dimensionless problem, without graph.
+
+    Attributes:
+        weights: Shape (..., n).
+        offset: Offset u of the cost over the temperature, shape (..., n), or None for zero.
+        rho: Marginal penalty over the temperature, shape (..., 1) or a number; None for a hard constraint.
+    """
+
+    weights: Tensor
+    offset: Tensor | None = None
+    rho: Tensor | float | None = None
+
+    @cached_property
+    def log(self) -> Tensor:
+        """The logarithms of the weights."""
+        return self.weights.log()
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """The sum of the weights, shape (...)."""
+        return self.weights.sum(-1)
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """The weights over their sum."""
+        return self.weights / self.mass[..., None]
+
+    def update(self, softmin: Tensor, points: slice = ALL) -> Tensor:
+        """The reduced potential that is optimal given the soft minimum over the other side, of some or all points."""
+        if self.rho is None:
+            return softmin
+        tau = self.rho / (1 + self.rho)
+        return tau * softmin if self.offset is None else tau * softmin - (1 - tau) * self.offset[..., points]
+
+    def softmin(self, f: Tensor) -> Tensor:
+        """The soft minimum of which ``f`` is the update, the inverse of :meth:`update`."""
+        return f if self.rho is None else f + self._full(f) / self.rho
+
+    def target(self, f: Tensor) -> Tensor:
+        """The marginal that the optimal plan has at the potential ``f``."""
+        if self.rho is None:
+            return self.weights
+        # A point without weight may have any potential, and its exponential may be infinite.
+        return torch.where(self.weights > 0, self.weights * torch.exp(-self._full(f) / self.rho), 0.0)
+
+    def error(self, f: Tensor, softmin: Tensor) -> Tensor:
+        """L1 distance of the plan's marginal to its target, relative to the target's mass, shape (...).
+
+        The plan's marginal is the target times exp(softmin(f) - ``softmin``). A target with a penalty may have a mass
+        below all numbers; its shares are then those of its logarithm.
+        """
+        if self.rho is None:
+            return torch.expm1(f - softmin).abs_().mul_(self.shares).sum(-1)
+        shares = torch.softmax(self.log - torch.where(self.weights > 0, self._full(f) / self.rho, 0.0), -1)
+        return torch.where(shares > 0, shares * torch.expm1(self.softmin(f) - softmin).abs_(), 0.0).sum(-1)
+
+    def _full(self, f: Tensor) -> Tensor:
+        return f if self.offset is None else f + self.offset
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""Entropic transport between two weighted sets, in units of the cost.
+
+    Attributes:
+        cost: The cost, with its graph.
+        a: Row weights, shape (..., n), with their graph.
+        b: Column weights, shape (..., m), with their graph.
+        eps: Temperature, a number or shape (...), without graph.
+        rho: Penalties of the two marginals; None for a hard constraint.
+        mask: Forbidden pairs, or None.
+    """
+
+    cost: Ground
+    a: Tensor
+    b: Tensor
+    eps: Tensor | float
+    rho: tuple[float | None, float | None] = (None, None)
+    mask: Mask | None = None
+
+    @property
+    def mT(self) -> "Problem":
+        """The problem with rows and columns exchanged."""
+        mask = self.mask
+        turned = mask and (lambda rows, columns: mask(columns, rows).mT)
+        return Problem(self.cost.mT, self.b, self.a, self.eps, self.rho[::-1], turned)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether both marginals are constraints."""
+        return self.rho == (None, None)
+
+    @property
+    def linked(self) -> bool:
+        """Whether some input of the problem has a gradient."""
+        return any(t.requires_grad for t in (self.a, self.b, *self.cost.leaves))
+
+    @cached_property
+    def rows(self) -> Marginal:
+        """The first marginal, dimensionless."""
+        return self._marginal(self.a, self.cost.u, self.rho[0])
+
+    @cached_property
+    def columns(self) -> Marginal:
+        """The second marginal, dimensionless."""
+        return self._marginal(self.b, self.cost.v, self.rho[1])
+
+    def _marginal(self, weights: Tensor, offset: Tensor | None, rho: float | None) -> Marginal:
+        if rho is None:
+            return Marginal(weights.detach())
+        scale = self.scale(1)
+        return Marginal(weights.detach(), None if offset is None else offset.detach() * scale, rho * scale)
+
+    def scale(self, dims: int) -> Tensor | float:
+        """The inverse temperature, as a factor of tensors with ``dims`` dimensions after those of the batch."""
+        return 1 / (self.eps[(..., *(None,) * dims)] if isinstance(self.eps, Tensor) else self.eps)
+
+    def at(self, factor: float) -> "Problem":
+        """The problem at ``factor`` times the temperature."""
+        return dataclasses.replace(self, eps=self.eps * factor)
+
+    @property
+    def resolves_more(self) -> bool:
+        """Whether the problem is in single precision, on a device that has double precision as well."""
+        return self.cost.dtype != torch.float64 and self.a.device.type not in SINGLE_ONLY
+
+    def double(self) -> "Problem":
+        """The problem in double precision, its cost computed anew from the points."""
+        eps = self.eps.double() if isinstance(self.eps, Tensor) else self.eps
+        return dataclasses.replace(self, cost=self.cost.double(), a=self.a.double(), b=self.b.double(), eps=eps)
+
+    def detach(self) -> "Problem":
+        """The problem without gradients."""
+        return dataclasses.replace(self, cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach())
+
+    def symmetric_shift(self) -> Tensor | float:
+        """What the reduced column potential of a symmetric problem has beyond the row potential."""
+        u, v = (0.0 if t is None else t.detach() for t in (self.cost.u, self.cost.v))
+        difference = u - v
+        return difference * self.scale(1) if isinstance(difference, Tensor) else difference
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """When and how a problem is solved; see :func:`~otdml.ot.sinkhorn`.
+
+    Attributes:
+        tol: L1 error of the marginals, relative to the mass, at which to stop.
+        max_iter: Most iterations.
+        backend: An engine by name, or "auto".
+        rounding: The part of the error that rounding may take before double precision is used; half of ``tol`` if None.
+    """
+
+    tol: float = 1e-3
+    max_iter: int = 2000
+    backend: str = "auto"
+    rounding: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("tol", self.tol)
+        check_integer("max_iter", self.max_iter)
+        check_choice("backend", self.backend, BACKENDS)
+
+    @property
+    def resolved(self) -> float:
+        """The error from rounding up to which a dtype resolves the problem."""
+        return self.tol / 2 if self.rounding is None else self.rounding
+
+
+def check_rho(rho: Rho) -> tuple[float | None, float | None]:
+    """The penalties of both marginals, if they are positive numbers or None; an infinite one is a constraint."""
+    pair = rho if isinstance(rho, (tuple, list)) else (rho, rho)
+    if len(pair) != 2:
+        raise argument_error("rho", "be a number, a pair of numbers, or None", rho)
+    first, second = (None if value is None or value == math.inf else check_positive("rho", value) for value in pair)
+    return first, second
+
+
+def check_temperature(
+    eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor, mask: Mask | None = None
+) -> Tensor | float:
+    """The temperature, a positive number or one per batch element; that of the costs' spread if None."""
+    if eps is None:
+        return default_temperature(cost, a, b, mask)
+    return eps.detach() if isinstance(eps, Tensor) else check_positive("eps", eps)
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A problem with the engine that computes with it.
+
+    Attributes:
+        problem: The problem.
+        engine: Soft minima and plan products of its reduced cost over its temperature.
+    """
+
+    problem: Problem
+    engine: Engine
+
+    @classmethod
+    def of(cls, problem: Problem, backend: str) -> "Posed":
+        """The problem with an engine by name."""
+        return cls(problem, engine(problem.cost, problem.eps, backend, problem.mask))
+
+    def double(self) -> "Posed":
+        """The same in double precision."""
+        problem = self.problem.double()
+        return Posed(problem, type(self.engine)(problem.cost.detach().scaled(problem.scale(0)), problem.mask))
+
+    @property
+    def mT(self) -> "Posed":
+        return Posed(self.problem.mT, self.engine.mT)

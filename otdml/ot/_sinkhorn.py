@@ -1,0 +1,252 @@
+"""Entropic optimal transport between point clouds, or for a cost matrix."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error
+from otdml._precision import full_precision
+from otdml._warnings import warn_caller
+from otdml.costs import Cost, Matrix, ground
+from otdml.measures import broadcast_matrix, broadcast_measures, weights
+from otdml.ot._annealing import Init, Solved, resolution, solve
+from otdml.ot._problem import Problem, Rho, SolverOptions, check_rho, check_temperature
+from otdml.ot._result import OTResult
+from otdml.ot._solution import EntropicSolution
+
+__all__ = ["check_masses", "entropic", "posed_between", "sinkhorn", "sinkhorn_matrix"]
+
+
+@full_precision
+def sinkhorn(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    cost: Cost = "sqeuclidean",
+    eps: float | None = None,
+    rho: Rho = None,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    init: Init | None = None,
+    backend: str = "auto",
+) -> OTResult:
+    r"""Entropic optimal transport between two weighted point clouds.
+
+    .. math::
+        \min_{P \ge 0} \langle P, C \rangle + \varepsilon \mathrm{KL}(P \,|\, a \otimes b)
+        + \rho_a \mathrm{KL}(P 1 \,|\, a) + \rho_b \mathrm{KL}(P^\top 1 \,|\, b)
+
+    with :math:`C_{ij} = c(x_i, y_j)` and :math:`\mathrm{KL}(p | q) = \sum p \log (p / q) - p + q`; without
+    :math:`\rho` the marginals are constraints. Solved by Sinkhorn's algorithm :cite:p:`cuturi:13` under Anderson
+    acceleration :cite:p:`walker:11`, at low temperatures by way of higher ones; unbalanced as in
+    :cite:p:`sejourne:19`. Gradients are those of the optimum, never of the iterations, and second derivatives exist on
+    the dense and streamed backends.
+
+    Args:
+        x: First points, shape (..., n, d).
+        y: Second points, shape (..., m, d).
+        a: Weights of the first points, shape (..., n). Uniform of mass one if None.
+        b: Weights of the second points, shape (..., m). Uniform of mass one if None.
+        cost: Ground cost, see :func:`~otdml.costs.ground`.
+        eps: Temperature in units of the cost: small is close to exact transport and slow, large is smooth and
+            quick. 0.05 times the mean excess of the costs over the least one, of each batch element, if None; see
+            :func:`~otdml.costs.default_temperature`.
+        rho: Marginal penalty in units of the cost, a number, or a pair for ``a`` and ``b`` in which None, or infinity,
+            is a hard constraint. None for both: ``a`` and ``b`` must have equal mass.
+        tol: L1 error of the marginals, relative to the mass, at which to stop. In float32, costs of r temperatures
+            define a plan to r times 2e-7 of itself. Where that is more than half of ``tol`` the problem is solved in
+            double precision inside, which takes two to three times as long and twice the memory of a dense matrix.
+        max_iter: Most iterations; beyond them the result has ``converged`` False, and a warning says so.
+        init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
+        backend: "dense" keeps the matrix; "streamed" needs memory linear in n and m; "keops" does too and is compiled
+            at first use, for few features; "multiscale" is "streamed" from potentials of GeomLoss, for balanced
+            problems without batch and three features at most. "auto" is dense where the matrix takes at most 1 GiB,
+            and streamed beyond.
+
+    Returns:
+        The result; its value has shape (...).
+
+    Raises:
+        ValueError: If shapes do not fit, a weight is negative, masses differ without ``rho``, or costs are not finite.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 0.0]])
+        >>> sinkhorn(x, x + torch.tensor([3.0, 4.0])).value  # One point goes to the other whatever eps is.
+        tensor(25.)
+    """
+    x, y, a, b = broadcast_measures(x, y, a, b)
+    options = SolverOptions(tol, max_iter, backend)
+    problem = posed_between(x, y, a, b, cost=cost, eps=eps, rho=rho)
+    return entropic(problem, options, init=init, points=y)
+
+
+@full_precision
+def sinkhorn_matrix(
+    C: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    eps: float | None = None,
+    rho: Rho = None,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    init: Init | None = None,
+) -> OTResult:
+    r"""Entropic optimal transport for a given matrix of costs; see :func:`sinkhorn`.
+
+    Args:
+        C: Costs, shape (..., n, m); plus infinity forbids a pair.
+        a: Weights of the rows, shape (..., n). Uniform of mass one if None.
+        b: Weights of the columns, shape (..., m). Uniform of mass one if None.
+        eps: Temperature in units of the cost. That of :func:`~otdml.costs.default_temperature` if None.
+        rho: Marginal penalty, a number or a pair; None for a hard constraint.
+        tol: L1 error of the marginals, relative to the mass, at which to stop.
+        max_iter: Most iterations.
+        init: Potentials (f, g) to start from, in units of the cost.
+
+    Returns:
+        The result; its value has shape (...) and is differentiable in C, a and b.
+
+    Raises:
+        ValueError: If shapes do not fit, a weight is negative, masses differ without ``rho``, or costs are not finite.
+
+    Example:
+        >>> import torch
+        >>> C = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> sinkhorn_matrix(C, eps=0.01).value  # Each row goes to its own column: eps log 2.
+        tensor(0.0069)
+    """
+    C, a, b = broadcast_matrix(C, a, b)
+    a, b = check_masses(weights(C, a), weights(C.mT, b), rho)
+    temperature = check_temperature(eps, Matrix(C), a, b)
+    problem = Problem(Matrix(C).near_zero(temperature), a, b, temperature, check_rho(rho))
+    return entropic(problem, SolverOptions(tol, max_iter, "dense"), init=init)
+
+
+def posed_between(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    *,
+    cost: Cost = "sqeuclidean",
+    eps: Tensor | float | None = None,
+    rho: Rho = None,
+) -> Problem:
+    """The problem between two weighted clouds of one space, with equal batch dimensions."""
+    penalties, uniform = check_rho(rho), a is None and b is None
+    a, b = weights(x, a), weights(y, b)
+    if not uniform:
+        a, b = check_masses(a, b, rho)
+    # What all costs have in common belongs to the side whose potential is free up to a constant.
+    columns_only = penalties[0] is None and penalties[1] is not None and isinstance(cost, str)
+    between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
+    return Problem(between, a, b, check_temperature(eps, between, a, b), penalties)
+
+
+def entropic(
+    problem: Problem,
+    options: SolverOptions,
+    *,
+    init: Init | None = None,
+    symmetric: bool = False,
+    quiet: bool = False,
+    points: Tensor | None = None,
+) -> OTResult:
+    """The solution of a problem in any form; what :func:`sinkhorn` and other solvers of the library call.
+
+    Args:
+        problem: The problem.
+        options: When to stop, and how to compute.
+        init: Potentials (f, g) to start from, in units of the cost.
+        symmetric: Whether both marginals are the same measure and the cost is symmetric, which takes less time.
+        quiet: Whether the caller looks at ``converged`` itself, so that no warning is due.
+        points: The second points, shape (..., m, d), where they are known, for the barycentric map.
+
+    Returns:
+        The result, differentiable in the leaves of the cost and in the weights.
+    """
+    dtype = problem.cost.dtype
+    differentiable = torch.is_grad_enabled() and (problem.linked or problem.cost.depends_on_parameters)
+    if not differentiable:
+        # Else what is read later, in another mode, would have a part of its derivative.
+        problem = dataclasses.replace(problem, a=problem.a.detach(), b=problem.b.detach())
+    solved = solve(problem, options, init, symmetric=symmetric)
+    if not quiet and not solved.done:
+        _warn(solved, options)
+    solved = _readable(solved, differentiable=differentiable)
+    versions = solved.posed.problem.cost.versions
+    solution = EntropicSolution(solved, differentiable, dtype, versions)
+    found = solved.potentials
+    return OTResult(solution.value.to(dtype), found.converged, found.n_iter, found.error.to(dtype), solution, points)
+
+
+def _readable(solved: Solved, *, differentiable: bool) -> Solved:
+    """The solution with its cost in a form that potentials and plans can be read, and differentiated, from."""
+    posed = solved.posed
+    cost = posed.problem.cost.settled if differentiable else posed.problem.cost.settled.detach()
+    if posed.engine.keeps_matrix:
+        # Evaluated once more, with its graph, which reaches what the function depends on.
+        cost = cost.evaluated()
+    elif cost.depends_on_parameters:
+        remedy = "Pass backend='dense', which has them, or detach the parameters."
+        must = "depend on nothing but the points on this backend"
+        raise argument_error("cost", must, "parameters with gradients", remedy)
+    problem = dataclasses.replace(posed.problem, cost=cost)
+    return dataclasses.replace(solved, posed=dataclasses.replace(posed, problem=problem))
+
+
+# The mass of a marginal without any, which leaves the value of an unbalanced problem as it is to all digits.
+NEXT_TO_NOTHING = 1e-30
+
+
+def check_masses(a: Tensor, b: Tensor, rho: Rho) -> tuple[Tensor, Tensor]:
+    """Copies of the weights, if a plan can have them as marginals."""
+    # Copies, as potentials and plans are read later, and the caller's weights may be others by then.
+    a, b, balanced = a.clone(), b.clone(), check_rho(rho) == (None, None)
+    if a.numel() == 0 or b.numel() == 0:
+        return a, b
+    masses = torch.stack((a.detach().sum(-1), b.detach().sum(-1)))
+    apart = (masses[1] - masses[0]).abs() / masses[0]
+    # One tensor, because to read it forces a device synchronisation.
+    least, difference = torch.stack((masses.amin(), apart.max())).tolist()
+    if least == 0:
+        return _with_mass("a", a, balanced=balanced), _with_mass("b", b, balanced=balanced)
+    if balanced and not difference <= 1e-3:
+        remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
+        got = f"a relative difference of {difference:.3g}{_where(~(apart <= 1e-3))}"
+        raise argument_error("b", "have the mass of `a`", got, remedy)
+    return a, b
+
+
+def _with_mass(name: str, w: Tensor, *, balanced: bool) -> Tensor:
+    empty = w.detach().sum(-1) == 0
+    if balanced and bool(empty.any()):
+        remedy = "Leave that problem out, or pass `rho` for unbalanced transport, which has a value there."
+        raise argument_error(name, "have mass", f"weights that are all zero{_where(empty)}", remedy)
+    return w + torch.where(empty, NEXT_TO_NOTHING, 0.0)[..., None].to(w.dtype)
+
+
+def _where(bad: Tensor) -> str:
+    """Which elements of a batch are bad, in words."""
+    if bad.ndim == 0:
+        return ""
+    indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero().tolist()]
+    shown = ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
+    return f" in batch element{'s' if len(indices) > 1 else ''} {shown}"
+
+
+def _warn(solved: Solved, options: SolverOptions) -> None:
+    found = solved.potentials
+    rounding, dtype = float(resolution(found).max()), found.g.dtype
+    stopped, remedy = f"at `max_iter`={options.max_iter}", "Raise `max_iter` or `eps`, or accept a larger `tol`."
+    if rounding > options.tol / 2:
+        other = "" if dtype == torch.float64 else ", or pass float64"
+        stopped = f"where {dtype} resolves {rounding:.1g} at this temperature,"
+        remedy = f"Raise `eps`, or accept a larger `tol`{other}."
+    error = f"a marginal error of {float(found.error.max()):.2g} > `tol`={options.tol:g}"
+    warn_caller(f"Sinkhorn stopped {stopped} with {error}. {remedy}")

@@ -1,0 +1,208 @@
+"""A solved entropic problem: the value, the potentials and the plan, with derivatives that are made on demand."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from otdml._precision import full_arithmetic
+from otdml.ot._annealing import Solved
+from otdml.ot._envelope import with_gradient
+from otdml.ot._high_temperature import Excess
+from otdml.ot._implicit import conditional_product, implicit_potentials, plan_product
+from otdml.ot._iteration import Potentials
+from otdml.ot._problem import Marginal, Posed, Problem
+from otdml.ot._result import Coupling
+
+__all__ = ["EntropicSolution"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _DualTerm:
+    """One marginal's part of the dual value.
+
+    Attributes:
+        value: Shape (...).
+        gradient: Its gradient in the weights, shape (..., n).
+        target: The mass that the plan is to have per unit of weight.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    target: Tensor | float
+
+
+@dataclass(frozen=True)
+class EntropicSolution(Coupling):
+    """A problem with its solution.
+
+    Attributes:
+        solved: The problem, and its potentials as constants, in the precision in which it was solved.
+        differentiable: Whether derivatives may be asked for.
+        dtype: The dtype in which what is read comes back.
+        versions: How often what the plan is computed from had been changed in place.
+    """
+
+    solved: Solved
+    differentiable: bool
+    dtype: torch.dtype
+    versions: tuple[int, ...]
+
+    @property
+    def posed(self) -> Posed:
+        return self.solved.posed
+
+    @property
+    def problem(self) -> Problem:
+        return self.solved.posed.problem
+
+    @property
+    def _found(self) -> Potentials:
+        return self.solved.potentials
+
+    @property
+    def _excess(self) -> Excess | None:
+        return self.solved.excess
+
+    @cached_property
+    def value(self) -> Tensor:
+        """The value of the dual problem, shape (...), in the precision in which it was solved."""
+        with torch.no_grad():
+            problem, found = self.problem, self._found
+            rows, columns = problem.rows, problem.columns
+            first, second = (term.value for term in self._terms(*self._in_cost(found.f, found.g)))
+            if problem.balanced:
+                # A constant can go from one potential to the other, whatever rounding does to their masses.
+                second = second * (rows.mass / columns.mass)
+            # The column marginal is exact, so the mass of the plan is that of its target.
+            mass = columns.mass if columns.rho is None else columns.target(found.g).sum(-1)
+            over = mass - rows.mass * columns.mass if self._excess is None else self._excess.mass
+            value = first + second - problem.eps * over
+        return with_gradient(self, value) if self.differentiable else value
+
+    @cached_property
+    def reduced(self) -> Pair:
+        """The reduced dimensionless potentials."""
+        f, g = self._found.f, self._found.g
+        if not self.differentiable:
+            return f, g
+        if not self.posed.engine.keeps_matrix:
+            # Their derivatives are computed from the points.
+            self._check_unchanged()
+        with self._later():
+            return implicit_potentials(self.posed, f, g)
+
+    @cached_property
+    def exponents(self) -> Pair:
+        """What the plan is the exponential of, with the reduced cost over the temperature."""
+        (f, g), problem = self.reduced, self.problem
+        with self._later():
+            return f + _log(problem.a, problem.rows), g + _log(problem.b, problem.columns)
+
+    @property
+    def held(self) -> Pair:
+        """The same, as constants."""
+        return self._found.f + self.problem.rows.log, self._found.g + self.problem.columns.log
+
+    @cached_property
+    def potentials(self) -> Pair:
+        """The potentials in units of the cost."""
+        with self._later():
+            f, g = self._full(*self.reduced)
+            return f.to(self.dtype), g.to(self.dtype)
+
+    def duals(self) -> Pair:
+        """The gradients of the value in the weights, differentiable where gradients are on."""
+        problem, found, excess = self.problem, self._found, self._excess
+        potentials = self.reduced if torch.is_grad_enabled() else (found.f, found.g)
+        terms = self._terms(*self._full(*potentials))
+        slacks = [w.sum(-1, keepdim=True) - t.target for t, w in zip(terms, (problem.b, problem.a), strict=True)]
+        if excess is not None:
+            known = zip(slacks, (excess.rows, excess.columns), strict=True)
+            slacks = [slack - slack.detach() - exact for slack, exact in known]
+        eps = problem.eps[..., None] if isinstance(problem.eps, Tensor) else problem.eps
+        da, db = (term.gradient + eps * slack for term, slack in zip(terms, slacks, strict=True))
+        return da, db
+
+    def product(self, v: Tensor) -> Tensor:
+        self._check_unchanged()
+        return plan_product(self.posed, *self.exponents, v).to(self.dtype)
+
+    def product_transposed(self, v: Tensor) -> Tensor:
+        self._check_unchanged()
+        hf, hg = self.exponents
+        return plan_product(self.posed.mT, hg, hf, v).to(self.dtype)
+
+    def conditional_product(self, v: Tensor) -> Tensor:
+        self._check_unchanged()
+        return conditional_product(self.posed, self.exponents[1], v).to(self.dtype)
+
+    def plan(self) -> Tensor:
+        self._check_unchanged()
+        problem, (hf, hg) = self.problem, self.exponents
+        with full_arithmetic(hf.device.type):
+            reduced = problem.cost.block(slice(0, problem.cost.shape[-2])) * problem.scale(2)
+            scores = hf[..., :, None] + hg[..., None, :] - reduced
+            if problem.mask is not None:
+                n, m = scores.shape[-2:]
+                scores = scores.masked_fill(problem.mask(slice(0, n), slice(0, m)), -torch.inf)
+            return scores.exp().to(self.dtype)
+
+    def _check_unchanged(self) -> None:
+        """An error if what plans are computed from has been changed in place: they would be of another problem."""
+        if self.versions != self.problem.cost.versions:
+            raise RuntimeError(
+                "The costs or the points were changed in place after they had been transported. Read plans and "
+                "potentials before that, or pass clones."
+            )
+
+    @contextlib.contextmanager
+    def _later(self) -> Iterator[None]:
+        """The modes of the time at which the problem was solved."""
+        a = self.problem.a
+        inference = torch.inference_mode(a.is_inference())
+        with inference, full_arithmetic(a.device.type), torch.set_grad_enabled(self.differentiable):
+            yield
+
+    def _in_cost(self, f: Tensor, g: Tensor) -> Pair:
+        problem = self.problem
+        return _scaled(f, problem.eps, problem.cost.u), _scaled(g, problem.eps, problem.cost.v)
+
+    def _full(self, f: Tensor, g: Tensor) -> Pair:
+        f, g = self._in_cost(f, g)
+        a, b = self.problem.a, self.problem.b
+        if not self.problem.balanced:
+            return f, g
+        # Only f + g is determined: halve the value between the two.
+        shift = ((a * f).sum(-1) - (b * g).sum(-1)) / (2 * a.sum(-1))
+        return f - shift[..., None], g + shift[..., None]
+
+    def _terms(self, f: Tensor, g: Tensor) -> list[_DualTerm]:
+        pairs = zip((self.problem.a, self.problem.b), (f, g), self.problem.rho, strict=True)
+        return [_dual(weights, potential, rho) for weights, potential, rho in pairs]
+
+
+def _log(a: Tensor, marginal: Marginal) -> Tensor:
+    if not a.requires_grad:
+        return marginal.log
+    # log 0 = -inf is meant, but its gradient, 0 times infinity, is not.
+    return torch.where(a > 0, a, torch.ones_like(a)).log() + torch.where(a > 0, 0.0, -torch.inf).to(a.dtype)
+
+
+def _scaled(f: Tensor, eps: Tensor | float, offset: Tensor | None) -> Tensor:
+    if isinstance(eps, Tensor):
+        return eps[..., None] * f if offset is None else torch.addcmul(offset, eps[..., None], f)
+    return eps * f if offset is None else torch.add(offset, f, alpha=eps)
+
+
+def _dual(a: Tensor, f: Tensor, rho: float | None) -> _DualTerm:
+    if rho is None:
+        return _DualTerm((a * f).sum(-1), f, 1.0)
+    gradient = -rho * torch.expm1(-f / rho)
+    # Without weight a point counts for nothing, even where its potential is beyond all numbers.
+    return _DualTerm(torch.where(a > 0, a * gradient, 0.0).sum(-1), gradient, torch.exp(-f / rho))
