@@ -309,6 +309,7 @@ class SinkhornDivergence(EntropicOT):
     def _second(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
         if not self.cache_second:
             return None
+        x, y, a, b = broadcast_measures(x, y, a, b)
         options = self._options()
         # A cost may have parameters, which a gradient step writes to.
         given = (y, b, *self.parameters())

@@ -136,7 +136,7 @@ def test_a_given_matrix_is_the_problem_of_points():
     torch.testing.assert_close(result.f, expected.f)
     (slope,) = torch.autograd.grad(result.value.sum(), C)
     torch.testing.assert_close(slope, expected.plan)
-    with pytest.raises(ValueError, match="`y` must be given where the problem was a matrix"):
+    with pytest.raises(ValueError, match="`y` must be given where the solver compared costs"):
         result.barycentric_map()
     torch.testing.assert_close(exact_matrix(C[0], a[0], b).value[0], result.value[0])
 
