@@ -26,7 +26,6 @@ __all__ = [
     "Matrix",
     "NamedCost",
     "Pointwise",
-    "check_cost",
     "cost_matrix",
     "default_temperature",
     "ground",
