@@ -32,6 +32,8 @@ __all__ = [
 
 Slope = Tensor | float
 
+# Kernels are equal if they are the same object: to trace a call, torch 2.7 and older hash what is called too early.
+
 
 class Profile(Protocol):
     """A function of the squared distance, with its derivative.
@@ -48,7 +50,7 @@ class Profile(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Square:
     """-γ r²."""
 
@@ -59,7 +61,7 @@ class _Square:
         return -self.gamma * r2, -self.gamma
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Root:
     """-γ r."""
 
@@ -71,7 +73,7 @@ class _Root:
         return -self.gamma * r, -self.gamma / 2 / r
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Logarithm:
     """-s log r."""
 
@@ -82,7 +84,7 @@ class _Logarithm:
         return -self.s / 2 * r2.log(), -self.s / 2 / r2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Quadric:
     """-log(1 + r²/σ²) / 2."""
 
@@ -94,7 +96,7 @@ class _Quadric:
         return -0.5 * (1 + r2 / scale).log(), -0.5 / (scale + r2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Geodesic:
     """A profile of t², t = 2 asin(r/2) the angle between two points of the unit sphere at chord r."""
 
@@ -140,7 +142,7 @@ class Kernel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RadialKernel:
     """A profile of the squared distance, or ``exp(profile - shift)``."""
 
@@ -187,7 +189,7 @@ class RadialKernel:
         return replace(self, shift=logarithm), logarithm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """The mean of several kernels."""
 
@@ -334,6 +336,16 @@ def uniform_mean(kernel: RadialKernel, d: int) -> float:
         >>> round(uniform_mean(riesz(1.0), 3), 6)  # the energy of a unit charge on a unit sphere
         1.0
     """
+    return float(constant_mean(kernel, d))
+
+
+def constant_mean(kernel: RadialKernel, d: int) -> Tensor | float:
+    """:func:`uniform_mean`, as a tensor where it is an integral: a graph has no numbers.
+
+    Example:
+        >>> constant_mean(gaussian(1e9), 3)
+        1.0
+    """
     profile = kernel.profile
     if isinstance(profile, _Square):
         return math.exp(_log_gaussian_mean(profile.gamma, d))
@@ -366,12 +378,12 @@ def _logarithmic_mean(d: int) -> float:
     return float(digamma[0] - digamma[1]) / 2 - math.log(2)
 
 
-def _quadrature(kernel: RadialKernel, d: int) -> float:
+def _quadrature(kernel: RadialKernel, d: int) -> Tensor:
     u = torch.linspace(-5, 5, 8001, dtype=torch.float64)
     # The angle and its supplement, each exact near zero: t = π / (1 + exp(-π sinh u)).
     t, rest = math.pi * torch.sigmoid(math.pi * u.sinh()), math.pi * torch.sigmoid(-math.pi * u.sinh())
     density = (d - 2) * torch.minimum(t, rest).sin().log() + t.log() + rest.log() + u.cosh().log()
     value, _ = kernel.profile((2 * (t / 2).sin()).square())
     if kernel.exponential:
-        return float((density + value).logsumexp(0).sub(density.logsumexp(0)).exp())
-    return float((density.softmax(0) * value).sum())
+        return (density + value).logsumexp(0).sub(density.logsumexp(0)).exp()
+    return (density.softmax(0) * value).sum()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from otdml._checks import argument_error, check_choice
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum
-from otdml.kernels import uniform_mean
+from otdml.kernels import constant_mean
 from otdml.losses.dispersion.energy import check_several, zonal_kernel
 from otdml.sphere import distinct_directions
 
@@ -66,7 +66,9 @@ def mmd_to_uniform(
     x = distinct_directions(z)
     mean = 1 / (n * (n - 1)) if unbiased else 1 / n**2
     pairs = pair_sum(k, x, x.new_full(x.shape[:-1], mean**0.5), backend=backend)
-    return pairs + ((0 if unbiased else k.at_zero / n) - uniform_mean(k, d))
+    constant = constant_mean(k, d)
+    constant = constant.to(x) if isinstance(constant, Tensor) else constant
+    return pairs + ((0 if unbiased else k.at_zero / n) - constant)
 
 
 def _check_kernel(kernel: str, distance: str, unbiased: bool | None) -> bool:
