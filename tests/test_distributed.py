@@ -108,7 +108,7 @@ def gathered_cases():
         ("MaxMinAngle", lambda: MaxMinAngle(), 1),
         ("MaxCosine", lambda: MaxCosine(), 1),
         ("LloydDispersion", lambda: LloydDispersion(n_samples=64, generator=generator()), 1),
-        ("SlicedDispersion", lambda: SlicedDispersion(n_slices=8, generator=generator()), 1),
+        ("SlicedDispersion", lambda: SlicedDispersion(n_projections=8, generator=generator()), 1),
     ]
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_integer, check_paired, check_positive, check_weights
+from otdml._checks import argument_error, check_choice, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml.costs import Cost, check_cost, cost_matrix
-from otdml.measures import weights
+from otdml.measures import broadcast_pairs, weights
 from otdml.ot._sinkhorn import sinkhorn
 from otdml.ot.engines import BACKENDS
 
@@ -17,7 +17,7 @@ __all__ = ["MongeGap", "monge_gap"]
 @full_precision
 def monge_gap(
     x: Tensor,
-    tx: Tensor,
+    y: Tensor,
     a: Tensor | None = None,
     *,
     cost: Cost = "sqeuclidean",
@@ -43,7 +43,7 @@ def monge_gap(
 
     Args:
         x: Points, shape (..., n, d).
-        tx: Their images, shape (..., n, d); row i is the image of row i of ``x``.
+        y: Their images, shape (..., n, d); row i is the image of row i of ``x``.
         a: Weights, shape (..., n). Uniform if None.
         cost: Ground cost, see :func:`otdml.costs.ground`.
         eps: Temperature in units of the cost. That of :func:`otdml.costs.default_temperature` if None.
@@ -55,7 +55,7 @@ def monge_gap(
         One value per batch element, shape (...), in units of the cost.
 
     Raises:
-        ValueError: If ``tx`` differs from ``x`` in rows or features.
+        ValueError: If ``y`` differs from ``x`` in rows or features.
 
     Example:
         >>> import torch
@@ -63,13 +63,12 @@ def monge_gap(
         >>> monge_gap(x, x.flip(0), eps=1.0)  # 100, which no move would save; and eps log 2
         tensor(99.3069)
     """
-    check_paired(x, tx, second="tx")
-    if x.shape[-1] != tx.shape[-1]:
-        raise argument_error("tx", f"have the features of `x`, {x.shape[-1]}", tx.shape[-1])
-    check_weights("a", a, x)
-    paired = cost_matrix(x[..., None, :], tx[..., None, :], cost)[..., 0, 0]
+    x, y, a = broadcast_pairs(x, y, a)
+    if x.shape[-1] != y.shape[-1]:
+        raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1])
+    paired = cost_matrix(x[..., None, :], y[..., None, :], cost)[..., 0, 0]
     options: dict[str, Any] = {"cost": cost, "eps": eps, "tol": tol, "max_iter": max_iter, "backend": backend}
-    return (weights(x, a) * paired).sum(-1) - sinkhorn(x, tx, a, a, **options).value
+    return (weights(x, a) * paired).sum(-1) - sinkhorn(x, y, a, a, **options).value
 
 
 class MongeGap(nn.Module):
@@ -94,6 +93,6 @@ class MongeGap(nn.Module):
     def extra_repr(self) -> str:
         return f"cost={self.cost!r}, eps={self.eps}, tol={self.tol:g}"
 
-    def forward(self, x: Tensor, tx: Tensor, a: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None) -> Tensor:
         options: dict[str, Any] = {name: getattr(self, name) for name in ("cost", "eps", "tol", "max_iter", "backend")}
-        return monge_gap(x, tx, a, **options)
+        return monge_gap(x, y, a, **options)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_measures, check_points, check_weights
-from otdml._precision import full_precision
-from otdml.costs import Cost, default_temperature, ground
-from otdml.measures import weights
+from otdml._checks import argument_error, check_integer, check_points
+from otdml._derivatives import once, refuse_transforms
+from otdml._precision import full_arithmetic, full_precision
+from otdml.costs import Cost, cost_matrix, default_temperature, ground
+from otdml.measures import broadcast_measures, weighted, weights
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._sinkhorn import entropic
 
@@ -43,7 +44,9 @@ class SemidiscreteResult:
 
         This map is optimal between the source and the points. Differentiate ``y[cells(x)]`` for its gradient in y.
         """
-        return _cells(x, self.y.detach(), self.cost, self.g)
+        check_points("x", x)
+        with full_arithmetic(x.device.type):
+            return _cells(x.to(self.g), self.y.detach(), self.cost, self.g)
 
 
 @full_precision
@@ -65,7 +68,8 @@ def semidiscrete(
     whose optimum splits the space into Laguerre cells, of which the j-th has the mass :math:`b_j` and is sent to
     :math:`y_j`. Solved by stochastic gradients that are averaged :cite:p:`genevay:16`, from the potentials of an
     entropic problem on one sample; their error falls as the root of the number of all samples. Value and gradient are
-    those of one further sample: the gradient in y_j is that of the mean cost over its cell, in b it is g.
+    those of one further sample: the gradient in y_j is that of the mean cost over its cell, in b it is g. There are no
+    second derivatives.
 
     Args:
         x: Source: a function of a number n that draws n points, shape (n, d); or points, shape (N, d), from which
@@ -91,14 +95,19 @@ def semidiscrete(
         >>> result.cells(torch.tensor([[0.2], [0.3]]))  # A quarter of the mass goes to the first point.
         tensor([0, 1])
     """
-    check_weights("b", b, check_points("y", y))
+    y, b = weighted(y, b, name="y", weight="b")
+    refuse_transforms("semidiscrete", y, b)
     if y.ndim != 2:
         raise argument_error("y", "have shape (m, d)", tuple(y.shape))
-    b = weights(y, b)
+    y, b = once(y), once(b)
     if not abs(float(b.detach().sum()) - 1) <= 1e-3:
         raise argument_error("b", "have mass one", f"{float(b.detach().sum()):g}", "Divide it by its sum.")
-    check_integer("n_samples", n_samples)
-    samples = _samples(x, y, n_samples, generator)
+    if isinstance(x, Tensor):
+        check_points("x", x)
+    elif not callable(x):
+        must = "be points in a torch.Tensor, or a function of a number that draws as many"
+        raise argument_error("x", must, type(x).__name__, "Convert an array with `torch.as_tensor`.", TypeError)
+    samples = _samples(x, y.detach(), check_integer("n_samples", n_samples), generator)
     with torch.no_grad():
         g = _potential(samples, y, b, cost, check_integer("n_steps", n_steps))
     last = next(samples)
@@ -116,11 +125,24 @@ def _samples(x: Sampler | Tensor, y: Tensor, n: int, generator: torch.Generator 
         else:
             points = x(n)
         points = points.detach().to(y.dtype)
-        check_measures(points, y)
+        broadcast_measures(points, y)
         yield points
 
 
 def _potential(samples: Iterator[Tensor], y: Tensor, b: Tensor, cost: Cost, n_steps: int) -> Tensor:
+    present = b > 0
+    if bool(present.all()):
+        return _ascent(samples, y, b, cost, n_steps)
+    g = torch.empty_like(b)
+    g[present] = _ascent(samples, y[present], b[present], cost, n_steps)
+    # A point without mass stands where its cell begins: the c-transform, on one sample.
+    C = cost_matrix(next(samples), y, cost)
+    least = (C[:, present] - g[present]).amin(1, keepdim=True)
+    g[~present] = (C[:, ~present] - least).amin(0)
+    return g
+
+
+def _ascent(samples: Iterator[Tensor], y: Tensor, b: Tensor, cost: Cost, n_steps: int) -> Tensor:
     first = next(samples)
     g = _entropic_potential(first, y, b, cost)
     if len(y) == 1:

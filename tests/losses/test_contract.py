@@ -38,6 +38,7 @@ from otdml.losses import (
     SinkhornDivergence,
     SlicedDispersion,
     SlicedWasserstein,
+    SlicedWassersteinToUniform,
 )
 
 
@@ -175,6 +176,7 @@ LOSSES = [
         lambda: ContrastiveAlignment(marginals=0.7, divergence="kl+rince", form="joint", tol=1e-6),
         STOPS,
     ),
+    Loss("sliced_to_uniform", "points", lambda: SlicedWassersteinToUniform(unbiased=True, generator=seeded()), DRAWS),
     Loss("sliced_dispersion_axes", "points", lambda: SlicedDispersion(axis_aligned=True, generator=seeded()), DRAWS),
 ]
 LAWS: set[str] = set()

@@ -89,9 +89,9 @@ def test_callable_cost():
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match="`tx` must have the features of `x`, 3, got 2"):
+    with pytest.raises(ValueError, match="`y` must have the features of `x`, 3, got 2"):
         monge_gap(cloud(), cloud(d=2))
-    with pytest.raises(ValueError, match="`tx` must hold one row per row of `x`, 12, got 5"):
+    with pytest.raises(ValueError, match="`y` must hold one row per row of `x`, 12, got 5"):
         monge_gap(cloud(), cloud(n=5))
     with pytest.raises(ValueError, match="`cost` must be one of 'sqeuclidean'"):
         MongeGap(cost="squared")

@@ -74,3 +74,43 @@ def test_errors_name_the_argument():
         semidiscrete(torch.zeros(4, 3), y[None])
     with pytest.raises(ValueError, match="`y` must have the features of `x`"):
         semidiscrete(torch.zeros(4, 2), y)
+    with pytest.raises(ValueError, match=r"`b` must hold no negative weight, got -1"):
+        semidiscrete(torch.zeros(4, 3), y, torch.tensor([-1.0, 2.0]))
+    with pytest.raises(TypeError, match=r"`x` must be points in a torch.Tensor, or a function .* got list"):
+        semidiscrete([[0.0, 0.0, 0.0]], y)
+
+
+def test_a_point_without_mass_stands_where_its_cell_begins():
+    y = torch.tensor([[0.0], [1.0], [0.5]], dtype=torch.float64)
+    b = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    result = semidiscrete(uniform(1), y, b, n_samples=5000)
+    # The others meet at the middle, where both cost 1/4 and it costs nothing.
+    torch.testing.assert_close(result.g, torch.tensor([0, 0, -0.25], dtype=y.dtype), atol=5e-3, rtol=0)
+    assert result.mass[2] < 0.01
+
+
+def test_cells_are_read_in_full_precision():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2000, 2, generator=generator), 10 + torch.rand(50, 2, generator=generator)
+    result = semidiscrete(x, y, n_samples=256, n_steps=5, generator=generator)
+    expected = result.cells(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(result.cells(x), expected)
+    assert torch.equal(result.cells(x.double()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_derivatives_that_do_not_exist_are_refused():
+    x, y = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+
+    def value(y):
+        return semidiscrete(x, y, n_samples=20, n_steps=2, generator=torch.Generator().manual_seed(0)).value
+
+    y.requires_grad_()
+    (slope,) = torch.autograd.grad(value(y), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+    with pytest.raises(RuntimeError, match=r"semidiscrete has no transforms of torch.func"):
+        torch.func.grad(value)(y.detach())
+    with pytest.raises(RuntimeError, match=r"no derivatives in forward mode. Use `torch.autograd.grad`"):
+        torch.func.jvp(value, (y.detach(),), (y.detach(),))

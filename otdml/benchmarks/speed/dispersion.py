@@ -45,7 +45,7 @@ _OURS: dict[str, Loss] = {
     "lloyd, 16,384 samples": partial(lloyd_dispersion, n_samples=16_384),
     "sliced": sliced_dispersion,
     "sliced, axis-aligned": partial(sliced_dispersion, axis_aligned=True),
-    "sliced wasserstein": partial(sliced_wasserstein_to_uniform, n_slices=50),
+    "sliced wasserstein": partial(sliced_wasserstein_to_uniform, n_projections=50),
 }
 
 

@@ -13,7 +13,12 @@ from otdml.losses.dispersion.metrics import (
     uniform_smallest_angle,
 )
 from otdml.losses.dispersion.nearest import KoLeo, MaxCosine, MaxMinAngle, koleo, max_cosine, max_min_angle
-from otdml.losses.dispersion.sliced import SlicedDispersion, sliced_dispersion, sliced_wasserstein_to_uniform
+from otdml.losses.dispersion.sliced import (
+    SlicedDispersion,
+    SlicedWassersteinToUniform,
+    sliced_dispersion,
+    sliced_wasserstein_to_uniform,
+)
 from otdml.losses.dispersion.uniform import MMDToUniform, mmd_to_uniform
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "MaxCosine",
     "MaxMinAngle",
     "SlicedDispersion",
+    "SlicedWassersteinToUniform",
     "dispersion_metrics",
     "effective_rank",
     "frame_potential",

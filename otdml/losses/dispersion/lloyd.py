@@ -5,11 +5,8 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_integer, check_points
 from otdml._precision import full_precision
-from otdml.costs import Pointwise
-from otdml.measures import weights
 from otdml.neighbors import nearest_center
-from otdml.ot._problem import Problem, SolverOptions
-from otdml.ot._sinkhorn import entropic
+from otdml.ot import sinkhorn_matrix
 from otdml.sphere import angle, distinct_directions, uniform_points
 
 __all__ = ["LloydDispersion", "lloyd_dispersion"]
@@ -37,8 +34,8 @@ def lloyd_dispersion(
 
     With free weights, the default, a point whose cell is empty feels no force. ``balanced`` gives each point the same
     share 1/n of the samples: semi-discrete optimal transport from the uniform measure to z :cite:p:`merigot:11`. It is
-    solved on the samples by :func:`otdml.ot.sinkhorn` at a temperature of a tenth of the free value, and the value
-    includes that much entropy. It costs that problem of n_samples × n per call.
+    solved on the samples by :func:`otdml.ot.sinkhorn_matrix` at a temperature of a tenth of the free value, and the
+    value includes that much entropy. It costs that problem per call, and the matrix of n_samples × n.
 
     Args:
         z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
@@ -69,13 +66,9 @@ def lloyd_dispersion(
     free = angle(u, nearest).square().mean(-1)
     if not balanced:
         return free
-    return _balanced(u.expand(*x.shape[:-2], *u.shape), x, _TEMPERATURE * free.detach())
-
-
-def _balanced(u: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-    return entropic(
-        Problem(Pointwise(_squared_angle, u, x), weights(u, None), weights(x, None), eps), SolverOptions()
-    ).value
+    # In units of the free value the temperature is a constant, and the gradient that of the whole value.
+    scale = torch.where(free > 0, free, 1)
+    return scale * sinkhorn_matrix(_squared_angle(u, x) / scale[..., None, None], eps=_TEMPERATURE).value
 
 
 @torch.no_grad()

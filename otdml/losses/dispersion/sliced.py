@@ -1,6 +1,7 @@
 """Uniformity on random great circles."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,13 @@ from otdml._precision import full_precision
 from otdml.losses.dispersion.energy import check_several
 from otdml.sphere import distinct_directions, great_circles
 
-__all__ = ["SlicedDispersion", "circle_wasserstein", "sliced_dispersion", "sliced_wasserstein_to_uniform"]
+__all__ = [
+    "SlicedDispersion",
+    "SlicedWassersteinToUniform",
+    "circle_wasserstein",
+    "sliced_dispersion",
+    "sliced_wasserstein_to_uniform",
+]
 
 # Projections shorter than this fraction of the typical length are 1 in 400: clipping them leaves the gradient all but
 # unbiased, and its variance finite.
@@ -21,7 +28,7 @@ _SHORT = 0.05
 def sliced_dispersion(
     z: Tensor,
     *,
-    n_slices: int = 64,
+    n_projections: int = 64,
     axis_aligned: bool = False,
     unbiased: bool = False,
     generator: torch.Generator | None = None,
@@ -42,7 +49,7 @@ def sliced_dispersion(
 
     Args:
         z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
-        n_slices: Number of great circles.
+        n_projections: Number of great circles.
         axis_aligned: Circles through two coordinate axes, which need no products: cheap, for embeddings whose
             coordinates carry no meaning of their own.
         unbiased: Leave out the pairs of a point with itself, as a U-statistic does: the mean over minibatches
@@ -61,7 +68,7 @@ def sliced_dispersion(
         >>> bool(sliced_dispersion(z) < 1e-10)  # equispaced
         True
     """
-    turns = _turns(z, n_slices, axis_aligned, generator)
+    turns = _turns(z, n_projections, axis_aligned, generator)
     least = 0 if unbiased else 1 / (12 * turns.shape[-1] ** 2)
     return 2 * math.pi**2 * (circle_wasserstein(turns, unbiased=unbiased) - least).mean(-1)
 
@@ -70,7 +77,7 @@ def sliced_dispersion(
 def sliced_wasserstein_to_uniform(
     z: Tensor,
     *,
-    n_slices: int = 64,
+    n_projections: int = 64,
     axis_aligned: bool = False,
     unbiased: bool = False,
     generator: torch.Generator | None = None,
@@ -84,7 +91,7 @@ def sliced_wasserstein_to_uniform(
 
     Args:
         z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
-        n_slices: Number of great circles.
+        n_projections: Number of great circles.
         axis_aligned: Circles through two coordinate axes.
         unbiased: Leave out the pairs of a point with itself.
         generator: Source of the circles' randomness.
@@ -100,7 +107,7 @@ def sliced_wasserstein_to_uniform(
         >>> sliced_wasserstein_to_uniform(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # 1 / 48
         tensor(0.0208)
     """
-    turns = _turns(z, n_slices, axis_aligned, generator)
+    turns = _turns(z, n_projections, axis_aligned, generator)
     return circle_wasserstein(turns, unbiased=unbiased).mean(-1)
 
 
@@ -131,9 +138,9 @@ def circle_wasserstein(u: Tensor, *, unbiased: bool = False) -> Tensor:
     return (value - 1 / (12 * n)) * n / (n - 1) if unbiased else value
 
 
-def _turns(z: Tensor, n_slices: int, axis_aligned: bool, generator: torch.Generator | None) -> Tensor:
-    """Angles of the points on random great circles, in turns, shape (..., n_slices, n)."""
-    p, q = great_circles(n_slices, check_several(z), axis_aligned=axis_aligned, generator=generator)
+def _turns(z: Tensor, n_projections: int, axis_aligned: bool, generator: torch.Generator | None) -> Tensor:
+    """Angles of the points on random great circles, in turns, shape (..., n_projections, n)."""
+    p, q = great_circles(n_projections, check_several(z), axis_aligned=axis_aligned, generator=generator)
     x = distinct_directions(z)
     short = _SHORT * math.sqrt(2 / z.shape[-1])
     return _polar_angle(p @ x.mT, q @ x.mT, short) / (2 * math.pi)
@@ -142,9 +149,10 @@ def _turns(z: Tensor, n_slices: int, axis_aligned: bool, generator: torch.Genera
 def _polar_angle(a: Tensor, b: Tensor, short: float) -> Tensor:
     """atan2(b, a), with the gradient of a vector no shorter than ``short``."""
     a0, b0 = a.detach(), b.detach()
-    length2 = (a0.square() + b0.square()).clamp_min(short**2)
+    long = a0.square() + b0.square() >= short**2
     # The last term is zero and carries the gradient (a db - b da) / r².
-    return torch.atan2(b0, a0) + (a0 * b - b0 * a) / length2
+    clipped = torch.atan2(b0, a0) + (a0 * b - b0 * a) / short**2
+    return torch.where(long, torch.atan2(torch.where(long, b, 0), torch.where(long, a, 1)), clipped)
 
 
 class SlicedDispersion(nn.Module):
@@ -153,20 +161,27 @@ class SlicedDispersion(nn.Module):
     def __init__(
         self,
         *,
-        n_slices: int = 64,
+        n_projections: int = 64,
         axis_aligned: bool = False,
         unbiased: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.n_slices = check_integer("n_slices", n_slices)
+        self.n_projections = check_integer("n_projections", n_projections)
         self.axis_aligned, self.unbiased, self.generator = axis_aligned, unbiased, generator
 
     def extra_repr(self) -> str:
-        return f"n_slices={self.n_slices}, axis_aligned={self.axis_aligned}, unbiased={self.unbiased}"
+        return f"n_projections={self.n_projections}, axis_aligned={self.axis_aligned}, unbiased={self.unbiased}"
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("n_projections", "axis_aligned", "unbiased", "generator")}
 
     def forward(self, z: Tensor) -> Tensor:
-        slices, aligned = self.n_slices, self.axis_aligned
-        return sliced_dispersion(
-            z, n_slices=slices, axis_aligned=aligned, unbiased=self.unbiased, generator=self.generator
-        )
+        return sliced_dispersion(z, **self._options())
+
+
+class SlicedWassersteinToUniform(SlicedDispersion):
+    """Module form of :func:`sliced_wasserstein_to_uniform`."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return sliced_wasserstein_to_uniform(z, **self._options())

@@ -38,7 +38,7 @@ def test_slices_are_the_quadratic_form_on_their_great_circles(axis_aligned, gene
         (sliced_wasserstein_to_uniform, w2.mean()),
         (sliced_dispersion, (2 * math.pi**2 * (w2 - 1 / (12 * 30**2))).mean()),
     ):
-        value = seeded(function, n_slices=7, axis_aligned=axis_aligned)(z)
+        value = seeded(function, n_projections=7, axis_aligned=axis_aligned)(z)
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -86,14 +86,14 @@ def test_scales_of_the_two_functions(generator):
 def test_gradients_are_finite_differences(axis_aligned, generator):
     z = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     for unbiased in (False, True):
-        loss = seeded(sliced_dispersion, n_slices=5, axis_aligned=axis_aligned, unbiased=unbiased)
+        loss = seeded(sliced_dispersion, n_projections=5, axis_aligned=axis_aligned, unbiased=unbiased)
         assert torch.autograd.gradcheck(loss, (z,))
 
 
 def test_unbiased_minibatches(generator):
     z = torch.randn(7, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     for function in (sliced_dispersion, sliced_wasserstein_to_uniform):
-        loss = seeded(function, n_slices=6, unbiased=True)
+        loss = seeded(function, n_projections=6, unbiased=True)
         subsets = list(itertools.combinations(range(7), 3))
         mean = sum(loss(z[list(rows)]) for rows in subsets) / len(subsets)
         torch.testing.assert_close(mean, loss(z))
@@ -102,7 +102,7 @@ def test_unbiased_minibatches(generator):
 
 def test_biased_minibatches_have_a_larger_value(generator):
     z = torch.randn(7, 3, generator=generator, dtype=torch.float64)
-    loss = seeded(sliced_wasserstein_to_uniform, n_slices=6)
+    loss = seeded(sliced_wasserstein_to_uniform, n_projections=6)
     subsets = list(itertools.combinations(range(7), 3))
     assert sum(loss(z[list(rows)]) for rows in subsets) / len(subsets) > loss(z) + 0.01
 
@@ -117,7 +117,7 @@ def test_short_projections_have_bounded_gradients():
     # On the plane of the first two coordinates the first point is at the origin, the second all but there.
     rows = [[0.0, 0.0, 1.0], [1e-8, 1e-9, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, 0.0]]
     z = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
-    loss = sliced_dispersion(z, axis_aligned=True, n_slices=64)
+    loss = sliced_dispersion(z, axis_aligned=True, n_projections=64)
     (grad,) = torch.autograd.grad(loss, z)
     assert grad.isfinite().all()
     # Residuals are at most 2π / 5 points, and clipped at a twentieth of sqrt(2/3).
@@ -148,9 +148,9 @@ def test_batch_elements_share_their_slices(generator):
 
 def test_module_is_the_function(generator):
     z = torch.randn(5, 3, generator=generator)
-    module = SlicedDispersion(n_slices=4, unbiased=True, generator=torch.Generator().manual_seed(3))
-    assert module(z) == seeded(sliced_dispersion, n_slices=4, unbiased=True)(z)
-    assert repr(module) == "SlicedDispersion(n_slices=4, axis_aligned=False, unbiased=True)"
+    module = SlicedDispersion(n_projections=4, unbiased=True, generator=torch.Generator().manual_seed(3))
+    assert module(z) == seeded(sliced_dispersion, n_projections=4, unbiased=True)(z)
+    assert repr(module) == "SlicedDispersion(n_projections=4, axis_aligned=False, unbiased=True)"
 
 
 def test_errors():
@@ -158,5 +158,5 @@ def test_errors():
         sliced_dispersion(torch.ones(3, 1))
     with pytest.raises(ValueError, match="`z` must hold at least two points"):
         sliced_dispersion(torch.ones(1, 2))
-    with pytest.raises(ValueError, match="`n_slices` must be an integer >= 1, got 0"):
-        SlicedDispersion(n_slices=0)
+    with pytest.raises(ValueError, match="`n_projections` must be an integer >= 1, got 0"):
+        SlicedDispersion(n_projections=0)
