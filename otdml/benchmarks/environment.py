@@ -5,8 +5,6 @@ import os
 import platform
 from pathlib import Path
 
-import torch
-
 import otdml
 
 __all__ = ["cores", "environment", "native_precision"]
@@ -28,6 +26,8 @@ LIBRARIES = (
 
 def environment() -> dict[str, str]:
     """What a reader of a result needs to know about where it was made: processor, threads, GPU, versions."""
+    import torch
+
     found = {"otdml": otdml.__version__, "python": platform.python_version(), "system": platform.platform()}
     found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -39,6 +39,8 @@ def native_precision() -> str:
 
     Emulated bfloat16 is several times slower than float32, so a preset that says ``precision = "auto"`` gets this.
     """
+    import torch
+
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     cpuinfo = Path("/proc/cpuinfo")
@@ -48,6 +50,8 @@ def native_precision() -> str:
 
 def cores() -> int:
     """Cores that this process may use; one where a GPU does the work."""
+    import torch
+
     if torch.cuda.is_available():
         return 1
     # Not every system lets a process be bound to some cores.

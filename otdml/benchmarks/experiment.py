@@ -23,6 +23,7 @@ from otdml._files import write_text
 from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
+from otdml.benchmarks.settings import DATASETS
 from otdml.distributed import from_first, is_first
 
 if TYPE_CHECKING:
@@ -30,29 +31,13 @@ if TYPE_CHECKING:
     from otdml.dml import FitResult, ProxyDML, TrainingConfig
 
 __all__ = [
-    "DATASETS",
     "RunState",
     "check_data",
-    "check_network",
-    "check_settings",
     "execute",
     "load_split",
     "run_grid",
     "takes",
 ]
-
-DATASETS = {
-    "digits": "Digits",
-    "omniglot": "Omniglot",
-    "cub": "CUB200",
-    "cars": "Cars196",
-    "sop": "StanfordOnlineProducts",
-    "inshop": "InShop",
-}
-
-
-# Arguments that are not a preset's to set.
-GIVEN = ("num_classes", "root", "split", "transform", "seed")
 
 
 @dataclass(frozen=True)
@@ -70,34 +55,6 @@ class RunState:
         return (self.folder.curve() or [{}])[-1]
 
 
-def check_settings(run: Run) -> None:
-    """Raise for a setting that nothing takes, before any process is started or image read.
-
-    Raises:
-        ValueError: The message names the setting, and the one that may have been meant.
-    """
-    from otdml.data import Distort
-    from otdml.dml import ProxyDML
-    from otdml.dml.training import TrainingConfig
-
-    takers = {"model": ProxyDML, "training": TrainingConfig, "augment": Distort, "data": _kind(run.dataset)}
-    for table, taker in takers.items():
-        known = [name for name in inspect.signature(taker).parameters if name not in GIVEN]
-        for name in getattr(run, table):
-            check_known(f"setting of {table}", name, known)
-
-
-def check_network(run: Run) -> None:
-    """Raise where the network is of a library that is not installed, once for all runs of a grid.
-
-    Raises:
-        ModuleNotFoundError: The message says what to install.
-    """
-    from otdml.dml.backbones import check_importable
-
-    check_importable(str(run.model.get("backbone")))
-
-
 def check_data(run: Run, root: str | None) -> None:
     """Raise where the data set is not there or not whole, once for all runs of a grid and before any of them.
 
@@ -111,14 +68,14 @@ def check_data(run: Run, root: str | None) -> None:
     if listed or root is None or not Path(root).is_dir():
         options = {name: value for name, value in run.data.items() if name != "on_corrupt"}
         split = load_split(run.dataset, root, "train" if run.hold_out else "trainval", options)
-        wanted = run.training.get("classes_per_batch", 0)
+        wanted = run.training.get("classes_per_batch") or 0
         if wanted > len(split.classes):
             remedy = f"Pass --set training.classes_per_batch={len(split.classes)}, or less."
             raise argument_error("classes_per_batch", f"be at most {len(split.classes)}, the classes", wanted, remedy)
 
 
 def _kind(dataset: str) -> Any:
-    return getattr(importlib.import_module("otdml.data"), DATASETS[check_known("data set", dataset, DATASETS)])
+    return getattr(importlib.import_module("otdml.data"), DATASETS[check_known("data set", dataset, DATASETS)][0])
 
 
 def takes(dataset: str, option: str) -> bool:

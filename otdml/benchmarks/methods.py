@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from otdml._checks import check_known
-from otdml.dml.dispersion import Dispersion
+from otdml._arguments import check_known
 from otdml.dml.losses import LOSSES
+from otdml.dml.names import DispersionName
 
 __all__ = ["ARMS", "METHODS", "Method", "method", "parts"]
 
@@ -117,4 +117,4 @@ def method(name: str) -> Method:
     """
     loss, arm, dispersion = parts(name)
     found = METHODS[check_known("method", loss + arm, METHODS)]
-    return replace(found, dispersion=str(Dispersion(dispersion))) if dispersion else found
+    return replace(found, dispersion=str(DispersionName.parsed(dispersion))) if dispersion else found

@@ -3,18 +3,21 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from otdml._checks import argument_error, check_known
-from otdml.benchmarks.methods import METHODS, Method, parts
+from otdml._arguments import check_known
+from otdml.benchmarks.changes import TABLES, Key, leaves, merged, nested, overridden, parsed, unread
+from otdml.benchmarks.methods import METHODS, Method
 from otdml.benchmarks.methods import method as known_method
+from otdml.benchmarks.settings import DATASETS
+from otdml.benchmarks.validation import check, dotted, preset_problems
+from otdml.dml.names import PART_NAMES
 
 __all__ = ["Preset", "Published", "Weights", "named", "preset", "preset_files"]
 
 FOLDER = Path(__file__).parent / "presets"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Preset:
         published: Figures of the literature.
         weights: Pretrained weights to start from; None where networks start from random ones.
         note: What a reader of the figures should know.
+        changed: Settings that are others than those its title was written for, by dotted key.
+        asked: Keys that the command line has set.
     """
 
     name: str
@@ -83,6 +88,29 @@ class Preset:
     published: tuple[Published, ...] = ()
     weights: Weights | None = None
     note: str = ""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    asked: tuple[Key, ...] = ()
+
+    def arguments(self, method: Method) -> dict[str, Any]:
+        """Arguments of :class:`~otdml.dml.ProxyDML` under a method: what all share, and its own in place of that."""
+        own = method.arguments()
+        found = {**self.model, **own}
+        for group in ("lr", "weight_decay"):
+            shared = self.model.get(group, {})
+            # One number is that of every part, and what is named nowhere is the model's default.
+            shared = shared if isinstance(shared, Mapping) else dict.fromkeys(PART_NAMES, shared)
+            found[group] = {**shared, **own[group]}
+            if not found[group]:
+                del found[group]
+        return found
+
+    def check_asked(self, methods: Sequence[str], hold_out: bool) -> None:
+        """Raise for a setting of the command line that would not reach these methods.
+
+        Raises:
+            ValueError: The message names the setting, and the one that comes later.
+        """
+        check("--set", unread(self, self.asked, methods, hold_out))
 
     def method(self, name: str) -> Method:
         """The method of that name, with the settings tuned for this benchmark.
@@ -111,9 +139,13 @@ class Preset:
         if str(weights) == "none":
             # Other libraries would download their own weights unless told not to.
             elsewhere = "/" in str(self.model.get("backbone")) and "weights" not in options
+            if "weights" in options:
+                raise ValueError("--weights none, and model.backbone_options.weights: give one of them.")
             return self._with({**options, "pretrained": False}) if elsewhere else self
         if weights is None and ("weights" in options or self.weights is None):
             return self
+        if "weights" in options:
+            raise ValueError("--weights FILE, and model.backbone_options.weights: give one of them.")
         if weights is None:
             raise ValueError(f"{self.name} starts from pretrained weights, and none are given. {_remedy(self.weights)}")
         if self.weights is None:
@@ -145,19 +177,62 @@ def preset(name: str | Path, changes: Sequence[str] = ()) -> Preset:
         changes: Settings on top of it, as ``"training.epochs=3"``: lines of TOML, in which a text needs no quotes.
 
     Raises:
-        ValueError: There is no such preset, or its file does not say what it must.
+        ValueError: There is no such preset, or its file does not say what it must; the message names every key.
 
     Example:
         >>> preset("digits", ["training.epochs=3"]).training["epochs"]
         3
     """
     path = Path(name)
-    if path.suffix != ".toml":
+    if path.suffix != ".toml" and not isinstance(name, Path):
         path = preset_files()[check_known("benchmark", str(name), preset_files())]
+    own = _content(path)
     content = _extended(path)
-    for change in changes:
-        content = _merged(content, _change(change))
-    return _parsed(path, content)
+    check(path.name, preset_problems(content))
+    untitled = "extends" in own and "title" not in own
+    changed = leaves({table: own[table] for table in TABLES if table in own}) if untitled else {}
+    one = _made(path.stem, content)
+    if "extends" in own:
+        keys = leaves({table: own[table] for table in TABLES if table in own})
+        check(path.name, overridden(one, keys, one.compare))
+    asked = _asked(changes)
+    for key, value in asked.items():
+        content = merged(content, nested(key, value))
+    check("--set", preset_problems(content))
+    base = " and ".join(_names(own)) if untitled else path.stem
+    return _described(replace(_made(path.stem, content), asked=tuple(_leaves_of(asked))), base, {**changed, **asked})
+
+
+def _leaves_of(asked: Mapping[Key, Any]) -> dict[Key, Any]:
+    """The keys below those that were asked for."""
+    return {leaf: value for key, whole in asked.items() for leaf, value in leaves(nested(key, whole)).items()}
+
+
+def _asked(changes: Sequence[str]) -> dict[Key, Any]:
+    """Keys of the command line with their values."""
+    found: dict[Key, Any] = {}
+    for text in changes:
+        key, value = parsed(text)
+        for earlier in found:
+            if key[: len(earlier)] == earlier or earlier[: len(key)] == key:
+                raise ValueError(f"--set {dotted(key)}: {dotted(earlier)} is given before. Give one of them.")
+        found[key] = value
+    return found
+
+
+def _described(one: Preset, base: str, changed: Mapping[Key, Any]) -> Preset:
+    """A preset whose title and note say what is changed, and no longer what they said before."""
+    if not changed:
+        return one
+    written = {dotted(key): value for key, value in changed.items()}
+    what = ", ".join(f"{key} = {_written(value)}" for key, value in written.items())
+    title = f"{DATASETS[one.dataset][1]}: {base} with {what}"
+    note = f"Of {base} without these changes: {one.note}" if one.note else ""
+    return replace(one, title=title, note=note, changed=written)
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def named(
@@ -189,19 +264,40 @@ def named(
     return preset(f"{dataset}-{protocol}" if protocol else dataset, changes)
 
 
+def _content(path: Path) -> dict[str, Any]:
+    """What a file says by itself."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no preset {path}.")
+    if not path.is_file():
+        raise ValueError(f"the preset {path} is no file.")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no TOML file: {error}") from error
+    extends = content.get("extends", [])
+    if not isinstance(extends, str) and not (isinstance(extends, list) and all(isinstance(n, str) for n in extends)):
+        raise ValueError(f"{path.name}: `extends` must be the name of a preset, or a list of names, got {extends!r}.")
+    return content
+
+
+def _names(content: Mapping[str, Any]) -> list[str]:
+    """What a file extends."""
+    names = content.get("extends", [])
+    return [names] if isinstance(names, str) else names
+
+
 def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of a file on top of what it extends."""
     if path.resolve() in below:
         raise ValueError(f"{path} extends itself, by way of {', '.join(place.name for place in below)}.")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
-    names = content.pop("extends", [])
+    content = _content(path)
     found: dict[str, Any] = {}
-    for name in [names] if isinstance(names, str) else names:
-        found = _merged(found, _extended(_place(name, path.parent), (*below, path.resolve())))
-    return _merged(found, content)
+    for name in _names(content):
+        found = merged(found, _extended(_place(name, path.parent), (*below, path.resolve())))
+    content.pop("extends", None)
+    return merged(found, content)
 
 
 def _place(name: str, folder: Path) -> Path:
@@ -212,50 +308,9 @@ def _place(name: str, folder: Path) -> Path:
     return known[check_known("preset to extend", name, known)]
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables merged key by key; of all else, what is above."""
-    merged = dict(below)
-    for key, value in above.items():
-        earlier = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(earlier, Mapping):
-            merged[key] = _merged(earlier, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _change(text: str) -> dict[str, Any]:
-    """A setting of the command line as a table, e.g. ``training.epochs=3``."""
-    key, equals, value = text.partition("=")
-    if not equals or "." not in key:
-        raise ValueError(
-            f"--set must be KEY=VALUE, such as training.epochs=3 or model.backbone=resnet18, got {text!r}."
-        )
-    for line in (text, f"{key} = {json.dumps(value.strip())}"):
-        try:
-            return tomllib.loads(line)
-        except tomllib.TOMLDecodeError:
-            continue
-    raise ValueError(f"--set cannot read {text!r}: KEY is a path such as model.dim, VALUE is TOML.")
-
-
-def _parsed(path: Path, content: dict[str, Any]) -> Preset:
-    names = [f.name for f in fields(Preset)]
-    for key in content:
-        check_known(f"key in {path.name}", key, names)
-    missing = {"title", "dataset", "model", "training", "compare"} - set(content)
-    if missing:
-        raise argument_error(path.name, f"set {', '.join(sorted(missing))}", sorted(content))
-    for name in [*("".join(parts(one)[:2]) for one in content["compare"]), *content.get("settings", {})]:
-        check_known(f"method in {path.name}", name, METHODS)
-    content["published"] = tuple(_table(path, Published, entry) for entry in content.get("published", ()))
-    if "weights" in content:
-        content["weights"] = _table(path, Weights, content["weights"])
-    return Preset(name=path.stem, **content | {"compare": tuple(content["compare"])})
-
-
-def _table(path: Path, kind: type[T], entry: Mapping[str, Any]) -> T:
-    try:
-        return kind(**entry)
-    except TypeError as error:
-        raise ValueError(f"{path.name}, {kind.__name__.lower()}: {error}.") from error
+def _made(name: str, content: Mapping[str, Any]) -> Preset:
+    """The preset of a content that is known to be sound."""
+    published = tuple(Published(**entry) for entry in content.get("published", ()))
+    weights = Weights(**content["weights"]) if "weights" in content else None
+    tables = {"published": published, "weights": weights, "compare": tuple(content["compare"])}
+    return Preset(name=name, **{**content, **tables})

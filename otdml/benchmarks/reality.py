@@ -16,6 +16,7 @@ from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import Run, RunFolder
+from otdml.benchmarks.settings import DATASETS
 from otdml.data.split import FOLDS
 
 __all__ = ["DIM", "EACH", "assemble", "concatenated", "fold_runs", "of_four_folds", "protocol_of"]
@@ -37,14 +38,20 @@ def protocol_of(preset: Preset) -> Preset:
     Raises:
         ValueError: Its data set has too few training classes for four folds.
     """
+    if ("model", "dim") in preset.asked:
+        raise argument_error(
+            "model.dim", f"be left alone: networks of the Reality Check have {DIM} dimensions", preset.model["dim"]
+        )
     if not takes(preset.dataset, "fold"):
         must = f"have training classes for {FOLDS} folds of two or more"
         remedy = "Of the sets that need no photographs, omniglot has: --dataset omniglot --protocol small."
         raise argument_error("dataset", must, preset.dataset, remedy)
+    network = preset.model.get("backbone", "conv4")
+    changed = "".join(f", {key} = {value}" for key, value in preset.changed.items() if key != "model.backbone")
     return replace(
         preset,
         name=f"{preset.name}-reality-check",
-        title=f"Reality Check protocol: {preset.title}",
+        title=f"Reality Check protocol: {DATASETS[preset.dataset][1]}, {network}, four of {DIM} dimensions{changed}",
         model={**preset.model, "dim": DIM},
         published=(),
         note=NOTE,

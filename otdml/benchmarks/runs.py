@@ -12,10 +12,10 @@ from otdml._files import write_text
 from otdml.benchmarks.environment import environment, native_precision
 from otdml.benchmarks.methods import Method
 from otdml.benchmarks.presets import Preset
+from otdml.benchmarks.validation import check, run_problems
 from otdml.dml.config import MEANS
-from otdml.dml.optim import PART_NAMES
 
-__all__ = ["Run", "RunFolder", "plan"]
+__all__ = ["Run", "RunFolder", "check_settings", "plan"]
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,13 @@ class Run:
 
         A ``precision`` of ``"auto"`` becomes this machine's, so that it is written down with the rest.
         """
-        own = method.arguments()
-        model = {**preset.model, **own}
-        for group in ("lr", "weight_decay"):
-            shared = preset.model.get(group, {})
-            # One number is that of every part, and what is named nowhere is the model's default.
-            shared = shared if isinstance(shared, Mapping) else dict.fromkeys(PART_NAMES, shared)
-            model[group] = {**shared, **own[group]}
-            if not model[group]:
-                del model[group]
         settings = {**preset.training, **{key: value for key, value in training.items() if value is not None}}
         if settings.get("precision") == "auto":
             settings["precision"] = native_precision()
         images = {**preset.data, **(data or {})}
-        return cls(method.name, seed, preset.dataset, images, preset.augment, model, settings, hold_out)
+        return cls(
+            method.name, seed, preset.dataset, images, preset.augment, preset.arguments(method), settings, hold_out
+        )
 
     @property
     def place(self) -> str:
@@ -157,6 +150,15 @@ class RunFolder:
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics: from now on the run is finished, and is not repeated."""
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
+
+
+def check_settings(run: Run) -> None:
+    """Raise for a setting that nothing takes, or of another type or range, before any process is started.
+
+    Raises:
+        ValueError: The message names every such setting, and the one that may have been meant.
+    """
+    check(run.method, run_problems(run.config()))
 
 
 def plan(out: Path, runs: Sequence[Run]) -> dict[Path, Run]:

@@ -52,10 +52,10 @@ def plain(text: str) -> str:
 
 @contextmanager
 def arguments() -> Iterator[None]:
-    """Within it a ValueError is a wrong argument: exit code 2 instead of 1."""
+    """Within it a wrong value or type is a wrong argument: exit code 2 instead of 1."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from error
 
 

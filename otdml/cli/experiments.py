@@ -1,5 +1,6 @@
 """Commands that train: a benchmark, and one run of it."""
 
+import os
 import sys
 from contextlib import closing
 from functools import partial
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["benchmark", "train"]
 
+CORES = os.cpu_count() or 1
+
 
 @command(
     "otdml benchmark -d digits",
@@ -48,21 +51,22 @@ __all__ = ["benchmark", "train"]
 )
 def benchmark(
     dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="Data set: digits, omniglot, cub, cars, sop or inshop.")
-    ] = "digits",
+        str | None,
+        typer.Option("--dataset", "-d", help="Data set: digits, omniglot, cub, cars, sop or inshop. Default: digits."),
+    ] = None,
     protocol: Protocol = None,
     root: Root = None,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="A method; repeat for more. Default: the preset's.")
     ] = None,
     dispersion: Spreads = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1)] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1, max=10_000)] = None,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
     reality_check: RealityCheck = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1)] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1)] = 1,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1, max=1024)] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1, max=CORES)] = 1,
     devices: Devices = None,
     preset: Recipe = None,
     weights: StartFrom = None,
@@ -77,30 +81,75 @@ def benchmark(
     Each run has its own folder; the same command goes on where it was stopped, and more seeds or methods add to
     what is there. At the end: report.html (opens offline), results.csv, runs.csv and results.json.
     """
-    from otdml.benchmarks.display import show_catalogue
-    from otdml.benchmarks.experiment import check_data, run_grid
-    from otdml.benchmarks.presets import named
-    from otdml.benchmarks.reality import assemble, fold_runs, protocol_of
-    from otdml.benchmarks.runs import Run
-
     if listed:
+        from otdml.benchmarks.display import show_catalogue
+
         show_catalogue(console)
         return
+    from otdml.benchmarks.runs import Run, check_settings
+
     with arguments():
-        chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
-        chosen = protocol_of(chosen) if reality_check else chosen
+        dataset = dataset or (None if preset else "digits")
+        chosen = _chosen(dataset, protocol, preset, change, epochs).starting_from(weights)
+        _check_root(chosen, root)
+        if reality_check:
+            from otdml.benchmarks.reality import protocol_of
+
+            chosen = protocol_of(chosen)
         methods = _methods(chosen, method, dispersion)
-        folder = out or Path("runs") / chosen.name
-        data = _tolerance(allow_partial, skip_corrupt)
-        run_of = partial(Run.of, chosen, hold_out=hold_out or reality_check, data=data, epochs=epochs)
+        chosen.check_asked([one.name for one in methods], hold_out or reality_check)
+        data = _tolerance(chosen, allow_partial, skip_corrupt)
+        run_of = partial(Run.of, chosen, hold_out=hold_out or reality_check, data=data)
         seeded = [run_of(one, seed) for seed in range(seeds or chosen.seeds) for one in methods]
-        runs = [fold for run in seeded for fold in fold_runs(run)] if reality_check else seeded
-        _check(folder, runs, lambda name, seed: run_of(chosen.method(name), seed))
+        for run in seeded[: len(methods)]:
+            check_settings(run)
+        folder = out or Path("runs") / chosen.name
+        runs = _folds(seeded) if reality_check else seeded
+        _check_folder(folder, runs, lambda name, seed: run_of(chosen.method(name), seed))
+    _check_machine(runs[0], devices)
+    from otdml.benchmarks.experiment import check_data, run_grid
+
     check_data(runs[0], root)
     failures = _watched(run_grid(folder, runs, root=root, jobs=jobs, threads=threads, devices=devices))
     if reality_check:
+        from otdml.benchmarks.reality import assemble
+
         assemble(folder, seeded, root)
     _report(folder, chosen, failures)
+
+
+def _chosen(
+    dataset: str | None,
+    protocol: str | None,
+    preset: Path | None,
+    change: list[str] | None,
+    epochs: int | None,
+) -> "Preset":
+    """The preset that the options name, with what they change."""
+    from otdml.benchmarks.presets import named
+
+    if preset and dataset:
+        raise ValueError(f"--dataset {dataset} and --preset: give one of them, the file says its data set.")
+    changes = [*(change or ()), *([] if epochs is None else [f"training.epochs={epochs}"])]
+    chosen = named(dataset, protocol, preset, changes)
+    return chosen
+
+
+def _check_root(chosen: "Preset", root: str | None) -> None:
+    """Raise unless the folder of the data set is given where there is one, and is a folder."""
+    if root and chosen.dataset == "digits":
+        raise ValueError(f"--root {root}: the digits come with scikit-learn, and are in no folder.")
+    if chosen.dataset != "digits" and not (root and Path(root).is_dir()):
+        got = f"{root} is none" if root else "it is not given"
+        remedy = f"`otdml data check {chosen.dataset}` says where the set is published."
+        raise ValueError(f"--root must be the folder that holds {chosen.dataset}, and {got}. {remedy}")
+
+
+def _folds(seeded: "list[Run]") -> "list[Run]":
+    """The runs of the Reality Check protocol, four for each seed."""
+    from otdml.benchmarks.reality import fold_runs
+
+    return [fold for run in seeded for fold in fold_runs(run)]
 
 
 def _watched(states: "Generator[list[RunState], None, None]") -> list[str]:
@@ -111,19 +160,29 @@ def _watched(states: "Generator[list[RunState], None, None]") -> list[str]:
         return watch(console, states)
 
 
-def _check(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int], Run]") -> None:
-    """Raise unless the runs can be made, and what is in the folder can stand in one table with them."""
-    from otdml.benchmarks.experiment import check_network, check_settings
-    from otdml.benchmarks.reality import of_four_folds
+def _check_folder(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int], Run]") -> None:
+    """Raise unless what is in the folder can stand in one table with the runs."""
     from otdml.benchmarks.results import collect
     from otdml.benchmarks.runs import plan
 
-    check_settings(runs[0])
-    check_network(runs[0])
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is no folder.")
     plan(folder, runs)
     for earlier in collect(folder):
         run = run_of(earlier.method, earlier.seed)
-        earlier.folder.check(run if runs[0].fold is None else of_four_folds(run))
+        if runs[0].fold is not None:
+            from otdml.benchmarks.reality import of_four_folds
+
+            run = of_four_folds(run)
+        earlier.folder.check(run)
+
+
+def _check_machine(run: "Run", devices: int | None) -> None:
+    """Raise unless this machine can train the run: its network, and what it trains on."""
+    from otdml.benchmarks.preconditions import check_network, check_trainer
+
+    check_network(run)
+    check_trainer(run, devices)
 
 
 def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
@@ -148,13 +207,21 @@ def _methods(preset: "Preset", names: list[str] | None, dispersion: list[str] | 
 
 def _dispersed(method: str, dispersion: str | None) -> str:
     """The name of a method with a dispersion loss."""
-    from otdml.dml.dispersion import Dispersion
+    from otdml.dml.names import DispersionName
 
-    return method if dispersion is None else f"{method}+{Dispersion(dispersion)}"
+    return method if dispersion is None else f"{method}+{DispersionName.parsed(dispersion)}"
 
 
-def _tolerance(allow_partial: bool, skip_corrupt: bool) -> dict[str, Any]:
+def _tolerance(preset: "Preset", allow_partial: bool, skip_corrupt: bool) -> dict[str, Any]:
     """Arguments of a data set that is not as published."""
+    from otdml.benchmarks.settings import DATA_OF
+
+    options = {"allow_partial": ("--allow-partial", allow_partial), "on_corrupt": ("--skip-corrupt", skip_corrupt)}
+    for name, (option, given) in options.items():
+        if given and name not in DATA_OF[preset.dataset].model_fields:
+            raise ValueError(f"{option} is not for {preset.dataset}, of which nothing can be missing or damaged.")
+        if given and ("data", name) in preset.asked:
+            raise ValueError(f"{option} and --set data.{name}: give one of them.")
     wanted = {"allow_partial": allow_partial, "on_corrupt": skip_corrupt and "skip"}
     return {name: value for name, value in wanted.items() if value}
 
@@ -166,7 +233,7 @@ def train(
     protocol: Protocol = None,
     root: Root = None,
     dispersion: Annotated[str | None, typer.Option(help=SPREAD)] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0, max=2**32 - 1)] = 0,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
     devices: Devices = None,
@@ -182,21 +249,24 @@ def train(
     The folder holds config.json, curve.csv, metrics.json and the checkpoints. A run that was stopped goes on when
     the command is given again, and ends with the numbers it would have had.
     """
-    from otdml.benchmarks.display import metrics_table
-    from otdml.benchmarks.experiment import check_network, check_settings, execute
-    from otdml.benchmarks.presets import named
-    from otdml.benchmarks.runs import Run, RunFolder
-    from otdml.distributed import is_first
+    from otdml.benchmarks.runs import Run, RunFolder, check_settings
 
     with arguments():
-        chosen = named(dataset, protocol, preset, change or ()).starting_from(weights)
-        data = _tolerance(allow_partial, skip_corrupt)
+        chosen = _chosen(dataset, protocol, preset, change, epochs).starting_from(weights)
+        _check_root(chosen, root)
         arm = chosen.method(_dispersed(method, dispersion))
-        run = Run.of(chosen, arm, seed, hold_out=hold_out, data=data, epochs=epochs)
-        folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
-        folder.check(run)
+        chosen.check_asked([arm.name], hold_out)
+        run = Run.of(chosen, arm, seed, hold_out=hold_out, data=_tolerance(chosen, allow_partial, skip_corrupt))
         check_settings(run)
-    check_network(run)
+        folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
+        if folder.path.exists() and not folder.path.is_dir():
+            raise ValueError(f"--out {folder.path} is no folder.")
+        folder.check(run)
+    _check_machine(run, devices)
+    from otdml.benchmarks.display import metrics_table
+    from otdml.benchmarks.experiment import execute
+    from otdml.distributed import is_first
+
     execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
     if not is_first():
         return

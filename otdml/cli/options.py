@@ -43,9 +43,9 @@ StartFrom = Annotated[
     typer.Option(metavar="FILE", help="Pretrained weights of the backbone, or none to start from random ones."),
 ]
 Devices = Annotated[
-    int | None, typer.Option("--devices", help="GPUs, or processes, that share every batch of a run.", min=1)
+    int | None, typer.Option("--devices", help="GPUs, or processes, that share every batch of a run.", min=1, max=1024)
 ]
-Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1)]
+Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1, max=10**6)]
 HoldOut = Annotated[
     bool, typer.Option("--hold-out", help="Train without the validation classes, and report the best epoch on them.")
 ]

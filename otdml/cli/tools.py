@@ -27,7 +27,7 @@ def speed(
 
     A peer that is fast and wrong is shown, and left out of the ratios.
     """
-    from otdml._checks import check_known
+    from otdml._arguments import check_known
     from otdml.benchmarks import display
     from otdml.benchmarks.speed import TABLES, harness
 
@@ -51,8 +51,8 @@ def check(
     root: Annotated[str | None, typer.Option("--root", help="Its folder.")] = None,
 ) -> None:
     """Say what of a data set is there, what is missing, and where to get it. Exit code 1 if it cannot be used."""
-    from otdml._checks import check_known
-    from otdml.benchmarks.experiment import DATASETS
+    from otdml._arguments import check_known
+    from otdml.benchmarks.settings import DATASETS
 
     with arguments():
         check_known("data set", name, DATASETS)
@@ -73,7 +73,7 @@ def doctor(
 
     Exit code 1 if one that the library cannot do without is absent or broken.
     """
-    from otdml._checks import check_known
+    from otdml._arguments import check_known
     from otdml.doctor import ENGINES, examine
 
     with arguments():

@@ -1,37 +1,46 @@
 """Proxy-based metric learning: losses, the NIR head, sampling, retrieval metrics, and the training module.
 
-Names are imported on first use, so that the losses need neither zuko nor Lightning.
+Names are imported on first use, so that names need no torch, and the losses neither zuko nor Lightning.
 """
 
 from importlib import import_module
 from typing import Any
 
-from otdml.dml import pairs, proxies
-
-# The module that holds each public name; the losses are listed where they are.
-_HOMES = (
-    {
-        "Dispersion": "dispersion",
-        "EmbeddingHead": "module",
-        "FitResult": "training",
-        "NIR": "nir",
-        "ProxyDML": "module",
-        "REFERENCE_PROXY_WEIGHTS": "nir",
-        "flow_nll": "nir",
-        "reference_flow": "glow",
-        "EmbeddingIndex": "index",
-        "cluster_agreement": "clustering",
-        "retrieval_metrics": "retrieval",
-        "ClassBalancedBatchSampler": "sampling",
-        "TrainingConfig": "config",
-        "embed": "evaluation",
-        "evaluate": "evaluation",
-        "fit": "training",
-        "param_groups": "optim",
-    }
-    | dict.fromkeys(proxies.__all__, "proxies")
-    | dict.fromkeys(pairs.__all__, "pairs")
-)
+# The module that holds each public name.
+_HOMES = {
+    "Dispersion": "dispersion",
+    "EmbeddingHead": "module",
+    "FitResult": "training",
+    "NIR": "nir",
+    "ProxyDML": "module",
+    "REFERENCE_PROXY_WEIGHTS": "nir",
+    "flow_nll": "nir",
+    "reference_flow": "glow",
+    "PotentialField": "proxies",
+    "ProxyAnchor": "proxies",
+    "ProxyNCA": "proxies",
+    "SoftTriple": "proxies",
+    "potential_field": "proxies",
+    "proxy_anchor": "proxies",
+    "proxy_nca": "proxies",
+    "soft_triple": "proxies",
+    "MultiSimilarity": "pairs",
+    "TripletMargin": "pairs",
+    "hard_triplets": "pairs",
+    "multi_similarity": "pairs",
+    "multi_similarity_pairs": "pairs",
+    "semi_hard_triplets": "pairs",
+    "triplet_margin": "pairs",
+    "EmbeddingIndex": "index",
+    "cluster_agreement": "clustering",
+    "retrieval_metrics": "retrieval",
+    "ClassBalancedBatchSampler": "sampling",
+    "TrainingConfig": "config",
+    "embed": "evaluation",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "param_groups": "optim",
+}
 
 __all__ = sorted(_HOMES)
 

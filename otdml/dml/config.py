@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from otdml._checks import check_integer, check_known
+from otdml._arguments import check_integer, check_known
 
 __all__ = ["TrainingConfig"]
 
@@ -17,7 +17,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: Passes through ``batches_per_epoch`` batches.
-        classes_per_batch: Classes in a batch.
+        classes_per_batch: Classes in a batch; 32, or all where there are fewer, if None.
         samples_per_class: Images of each.
         batches_per_epoch: About as many as it takes to see every image once if None.
         seed: Of the batches, the augmentation and everything drawn in training.
@@ -45,7 +45,7 @@ class TrainingConfig:
     """
 
     epochs: int = 30
-    classes_per_batch: int = 32
+    classes_per_batch: int | None = None
     samples_per_class: int = 4
     batches_per_epoch: int | None = None
     seed: int = 0
@@ -64,14 +64,15 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "classes_per_batch", "samples_per_class", "eval_batch_size", "num_nodes"):
+        for name in ("epochs", "samples_per_class", "eval_batch_size", "num_nodes"):
             check_integer(name, getattr(self, name))
         for name in ("seed", "val_every", "test_every", "workers"):
             check_integer(name, getattr(self, name), least=0)
         if self.devices != "auto":
             check_integer("devices", self.devices)  # type: ignore[arg-type]
-        if self.batches_per_epoch is not None:
-            check_integer("batches_per_epoch", self.batches_per_epoch)
+        for name in ("classes_per_batch", "batches_per_epoch"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
         for k in self.ks:
             # Here, and not when the first epoch has been trained and is evaluated.
             check_integer("ks", k)

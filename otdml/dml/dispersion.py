@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_known
+from otdml.dml.names import PLACES, DispersionName
 from otdml.losses.dispersion import (
     KernelDispersion,
     KoLeo,
@@ -28,7 +28,6 @@ REGULARISERS: Mapping[str, Callable[[], nn.Module]] = {
     "lloyd": LloydDispersion,
     "sliced": SlicedDispersion,
 }
-PLACES = ("embeddings", "proxies")
 
 
 class Dispersion(nn.Module):
@@ -67,13 +66,12 @@ class Dispersion(nn.Module):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.name, self.weight, self.place = _parsed(text)
+        written = DispersionName.parsed(text)
+        self.name, self.weight, self.place = written.name, written.weight, written.place
         self.loss = REGULARISERS[self.name]()
 
     def __str__(self) -> str:
-        # Without the sign of an exponent, which would read as another part of a method's name.
-        weight = repr(self.weight).removesuffix(".0").replace("e+", "e")
-        return f"{self.name}:{weight}" + (f"@{self.place}" if self.place != PLACES[0] else "")
+        return str(DispersionName(self.name, self.weight, self.place))
 
     def extra_repr(self) -> str:
         return str(self)
@@ -81,17 +79,3 @@ class Dispersion(nn.Module):
     def forward(self, z: Tensor, proxies: Tensor) -> Tensor:
         """The loss, without its weight, of embeddings (n, d) or of proxies (..., d)."""
         return self.loss(z if self.place == "embeddings" else proxies.flatten(0, -2))
-
-
-def _parsed(text: str) -> tuple[str, float, str]:
-    what, at, place = text.partition("@")
-    name, colon, number = what.partition(":")
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = 0.0
-    if not (colon and 0 < weight < float("inf")) or (at and not place):
-        must = "be NAME:WEIGHT or NAME:WEIGHT@PLACE with a positive weight"
-        raise argument_error("dispersion", must, repr(text), "For example koleo:0.1, or koleo:0.1@proxies.")
-    check_known("dispersion", name, REGULARISERS)
-    return name, weight, check_known("place of dispersion", place, PLACES) if at else PLACES[0]

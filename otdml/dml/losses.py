@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from otdml._arguments import check_known
 
-from otdml._checks import check_known
-from otdml.dml.pairs import MultiSimilarity, TripletMargin
-from otdml.dml.proxies import PotentialField, ProxyAnchor, ProxyNCA, SoftTriple
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["LOSSES", "NamedLoss", "named_loss"]
 
@@ -19,29 +19,32 @@ class NamedLoss:
 
     Attributes:
         title: What tables and charts call it.
-        kind: Its class. A loss with proxies takes ``(num_classes, dim, **options)``, any other ``(**options)``.
+        home: Package and name of its class, which is imported where it is used: names are known without torch.
+        has_proxies: Whether the loss learns a proxy of every class, which a NIR head needs.
     """
 
     title: str
-    kind: type[nn.Module]
+    home: str
+    has_proxies: bool = True
 
     @property
-    def has_proxies(self) -> bool:
-        """Whether the loss learns a proxy of every class, which a NIR head needs."""
-        return hasattr(self.kind, "class_proxies")
+    def kind(self) -> "type[nn.Module]":
+        """Its class. A loss with proxies takes ``(num_classes, dim, **options)``, any other ``(**options)``."""
+        package, name = self.home.split(":")
+        return getattr(import_module(f"otdml.dml.{package}"), name)
 
 
 LOSSES: Mapping[str, NamedLoss] = {
-    "proxy-anchor": NamedLoss("ProxyAnchor", ProxyAnchor),
-    "proxy-nca": NamedLoss("ProxyNCA++", ProxyNCA),
-    "soft-triple": NamedLoss("SoftTriple", SoftTriple),
-    "potential-field": NamedLoss("PFML", PotentialField),
-    "multi-similarity": NamedLoss("MultiSimilarity", MultiSimilarity),
-    "triplet-margin": NamedLoss("TripletMargin", TripletMargin),
+    "proxy-anchor": NamedLoss("ProxyAnchor", "proxies:ProxyAnchor"),
+    "proxy-nca": NamedLoss("ProxyNCA++", "proxies:ProxyNCA"),
+    "soft-triple": NamedLoss("SoftTriple", "proxies:SoftTriple"),
+    "potential-field": NamedLoss("PFML", "proxies:PotentialField"),
+    "multi-similarity": NamedLoss("MultiSimilarity", "pairs:MultiSimilarity", has_proxies=False),
+    "triplet-margin": NamedLoss("TripletMargin", "pairs:TripletMargin", has_proxies=False),
 }
 
 
-def named_loss(name: str, num_classes: int, dim: int, options: Mapping[str, Any] | None = None) -> nn.Module:
+def named_loss(name: str, num_classes: int, dim: int, options: Mapping[str, Any] | None = None) -> "nn.Module":
     """The loss of that name.
 
     Args:

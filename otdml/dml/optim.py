@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from otdml._checks import argument_error, check_integer, check_known, check_nonnegative, check_positive
+from otdml.dml.names import PART_NAMES
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "by_group", "optimizer", "param_groups", "schedule"]
 
-PART_NAMES = ("backbone", "head", "proxies", "flow")
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,

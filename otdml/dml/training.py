@@ -151,7 +151,7 @@ class _Batches(LightningDataModule):
         config = self.config
         sampler = ClassBalancedBatchSampler(
             self.train.labels,
-            config.classes_per_batch,
+            config.classes_per_batch or min(32, len(self.train.classes)),
             config.samples_per_class,
             seed=config.seed,
             batches=config.batches_per_epoch,

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from otdml.benchmarks.exhibits import load_exhibits
 from otdml.benchmarks.experiment import _recorded, execute, load_split, run_grid
@@ -103,8 +104,11 @@ def test_grid_finishes_the_sound_runs_and_reports_the_others(tmp_path):
     assert "classes_per_batch" in failed.message
     assert "Traceback" in (failed.folder.path / "error.log").read_text()
     assert finished.latest["epoch"] == 1
-    # The numbers do not depend on the process.
+    # The numbers do not depend on the process, but for its threads: a worker has one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     execute(sound, tmp_path / "here")
+    torch.set_num_threads(threads)
     assert RunFolder(tmp_path / "here").metrics()["last"] == finished.folder.metrics()["last"]
 
 

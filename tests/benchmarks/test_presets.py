@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from otdml.benchmarks.experiment import DATASETS, check_settings
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import preset, preset_files
-from otdml.benchmarks.runs import Run
+from otdml.benchmarks.runs import Run, check_settings
+from otdml.benchmarks.settings import DATASETS
 from otdml.data import Distort
 from otdml.dml import ProxyDML
 from otdml.dml.nir import REFERENCE_PROXY_WEIGHTS
@@ -209,11 +209,14 @@ source = "authors, ResNet-50"
     ("text", "message"),
     [
         (MINIMAL.replace("dataset", "data_set"), "Did you mean 'dataset'"),
-        (MINIMAL.replace('dataset = "digits"', ""), "set dataset"),
+        (MINIMAL.replace('dataset = "digits"', ""), "mine.toml: `dataset` must be set"),
         (MINIMAL.replace("proxy-anchor", "proxy-ancho"), "Did you mean 'proxy-anchor'"),
         ("title = ", "not valid TOML"),
-        (MINIMAL + "[weights]\nwhat = 'x'", "mine.toml, weights: .*missing .*'address'"),
-        (MINIMAL + "[[published]]\nmethods = 'x'", "mine.toml, published: .*'methods'"),
+        (MINIMAL + "[weights]\nwhat = 'x'", "mine.toml: `weights.address` must be set"),
+        (
+            MINIMAL + "[[published]]\nmethods = 'x'",
+            r"mine.toml: unknown setting of published\[0\] 'methods'\. Did you mean 'method'",
+        ),
     ],
 )
 def test_a_wrong_file_says_why(tmp_path, text, message):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-import otdml.dml
+import otdml.dml.pairs
+import otdml.dml.proxies
 from otdml.dml.losses import LOSSES, named_loss
 
 
@@ -22,6 +23,10 @@ def test_losses_with_proxies_have_one_for_every_class(name):
     assert LOSSES[name].has_proxies == hasattr(loss, "proxies")
     if LOSSES[name].has_proxies:
         assert len(loss.proxies) == 3
+
+
+def test_every_public_name_of_the_losses_is_one_of_the_package():
+    assert set(otdml.dml.proxies.__all__) | set(otdml.dml.pairs.__all__) <= set(otdml.dml.__all__)
 
 
 def test_unknown_name_lists_the_known_ones():
