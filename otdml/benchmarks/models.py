@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # Sets of drawings, one channel in which ink is one and paper zero, and their pixels per side.
-DRAWINGS = {"digits": 8, "omniglot": 28}
+DRAWINGS = {"glyphs": 28, "digits": 8, "omniglot": 28}
 
 
 class GreyImage:

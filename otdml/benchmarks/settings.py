@@ -47,6 +47,7 @@ __all__ = [
 
 # Sets by the name that a preset calls them by: the class, and what people call them.
 DATASETS = {
+    "glyphs": ("Glyphs", "letters of the DejaVu fonts"),
     "digits": ("Digits", "scikit-learn's digits"),
     "omniglot": ("Omniglot", "Omniglot"),
     "cub": ("CUB200", "CUB-200-2011"),
@@ -221,6 +222,13 @@ class DigitsData(Table):
     rotations: bool = False
 
 
+class GlyphsData(Table):
+    """Settings of :class:`~otdml.data.Glyphs`."""
+
+    size: Annotated[int, Field(ge=4, le=96)] = 28
+    samples: Annotated[int, Field(ge=2, le=1000)] = 12
+
+
 class OmniglotData(Table):
     """Settings of :class:`~otdml.data.Omniglot`."""
 
@@ -240,6 +248,7 @@ class PhotographsData(Table):
 
 
 DATA_OF: dict[str, type[Table]] = {
+    "glyphs": GlyphsData,
     "digits": DigitsData,
     "omniglot": OmniglotData,
     **dict.fromkeys(("cub", "cars", "sop", "inshop"), PhotographsData),
@@ -269,10 +278,36 @@ class SoftTripleOptions(Table):
     tau: Magnitude = 0.2
 
 
+class PotentialFieldOptions(Table):
+    """Options of :class:`~otdml.dml.PotentialField`."""
+
+    centres: Annotated[int, Field(ge=1, le=1000)] = 15
+    alpha: Positive = 3.0
+    delta: Positive = 0.2
+
+
+class MultiSimilarityOptions(Table):
+    """Options of :class:`~otdml.dml.MultiSimilarity`."""
+
+    alpha: Positive = 2.0
+    beta: Positive = 50.0
+    base: float = 0.5
+    epsilon: Positive | None = None
+
+
+class TripletMarginOptions(Table):
+    """Options of :class:`~otdml.dml.TripletMargin`."""
+
+    margin: Magnitude = 0.05
+
+
 LOSS_OPTIONS: dict[str, type[Table]] = {
     "proxy-anchor": ProxyAnchorOptions,
     "proxy-nca": ProxyNCAOptions,
     "soft-triple": SoftTripleOptions,
+    "potential-field": PotentialFieldOptions,
+    "multi-similarity": MultiSimilarityOptions,
+    "triplet-margin": TripletMarginOptions,
 }
 
 

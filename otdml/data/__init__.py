@@ -13,6 +13,7 @@ _HOMES = {
     "check": "inventory",
     "CUB200": "cub",
     "Digits": "digits",
+    "Glyphs": "glyphs",
     "Distort": "augment",
     "crop_to_ink": "tensors",
     "downscale": "tensors",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from otdml._checks import check_integer, check_nonnegative, check_positive
 from otdml._precision import full_precision
 from otdml.dml.proxies._batch import check_batch, nearest_centres, sizes
+from otdml.dml.proxies._softened import class_similarities
 
 __all__ = ["SoftTriple", "soft_triple"]
 
@@ -62,12 +63,11 @@ def soft_triple(
     Source: :cite:p:`qian:19`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
-    centres = F.normalize(proxies, dim=-1)
-    cosines = (F.normalize(z, dim=-1) @ centres.flatten(0, 1).T).unflatten(-1, centres.shape[:2])
-    similarities = ((cosines / gamma).softmax(dim=-1) * cosines).sum(dim=-1)
-    margin = delta * F.one_hot(labels, len(proxies)).to(z.dtype)
+    unit = F.normalize(z, dim=-1)
+    similarities = class_similarities(unit, proxies, gamma)
+    margin = torch.zeros_like(similarities).scatter_(1, labels[:, None], delta)
     loss = F.cross_entropy(lam * (similarities - margin), labels)
-    return loss + tau * _spread(centres) if tau else loss
+    return loss + tau * _spread(proxies) if tau else loss
 
 
 class SoftTriple(nn.Module):
@@ -137,11 +137,15 @@ class SoftTriple(nn.Module):
         return nearest_centres(z, self.proxies, labels)
 
 
-def _spread(centres: Tensor) -> Tensor:
+def _spread(proxies: Tensor) -> Tensor:
     """Sum of the distances between unit centres of a class, over C K (K - 1)."""
-    classes, k, _ = centres.shape
+    classes, k, _ = proxies.shape
     if k == 1:  # no pairs, and no factor
-        return centres.new_zeros(())
-    i, j = torch.triu_indices(k, k, offset=1, device=centres.device)
-    squares = 2 - 2 * (centres @ centres.mT)[:, i, j]
-    return squares.add(1e-5).sqrt().sum() / (classes * k * (k - 1))
+        return proxies.new_zeros(())
+    lengths = torch.linalg.vector_norm(proxies, dim=-1).clamp_min(1e-12)
+    # Products are divided by the lengths, rather than the centres, which are many more numbers.
+    cosines = (proxies @ proxies.mT) / (lengths[:, :, None] * lengths[:, None, :])
+    distances = (2 - 2 * cosines).clamp_min(0).add(1e-5).sqrt()
+    itself = torch.eye(k, dtype=torch.bool, device=proxies.device)
+    # Every pair is there in both orders.
+    return distances.masked_fill(itself, 0).sum() / (2 * classes * k * (k - 1))

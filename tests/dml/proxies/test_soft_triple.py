@@ -1,5 +1,6 @@
 """SoftTriple against its definition, written as loops, and against pytorch-metric-learning."""
 
+import importlib
 import math
 
 import pytest
@@ -84,3 +85,26 @@ def test_initial_centres_have_the_published_scale(generator):
     assert centres.shape == (200, 2, 64)
     assert centres.abs().max().item() == pytest.approx(1 / 20, rel=0.01)
     assert centres.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.02)
+
+
+@pytest.mark.parametrize("block", [1, 2**17])
+def test_many_classes_change_nothing(batch, generator, monkeypatch, block):
+    """Value, gradient and second derivatives of the form for many classes."""
+    z, _, labels = batch
+    centres = torch.randn(5, 3, 6, generator=generator, dtype=torch.float64)
+
+    def found():
+        leaves = [x.clone().requires_grad_() for x in (z, centres)]
+        value = soft_triple(leaves[0], leaves[1], labels, lam=5.0, gamma=0.3)
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        plain = torch.autograd.grad(value, leaves, retain_graph=True)
+        second = torch.autograd.grad(sum(part.square().sum() for part in first), leaves)
+        return [value, *first, *plain, *second]
+
+    few = found()
+    assert few[-1].abs().max() > 1e-4
+    module = importlib.import_module("otdml.dml.proxies._softened")
+    monkeypatch.setattr(module, "_MANY", 1)
+    monkeypatch.setattr(module, "_BLOCK", block)
+    for actual, expected in zip(found(), few, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
