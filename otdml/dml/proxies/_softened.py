@@ -56,7 +56,7 @@ class _Softened(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, proxies, cosines, lengths, found = ctx.saved_tensors
         if torch.is_grad_enabled():
             value = _softened(z, proxies, ctx.gamma)
