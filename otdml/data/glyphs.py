@@ -27,7 +27,7 @@ FACES = [
     "SansMono-BoldOblique",
 ]
 # Pixels of the drawing from which samples are taken, and of the em within it.
-_CANVAS, _EM = 96, 64
+_CANVAS, _EM = 96, 56
 # Mean difference in grey levels below which two characters are one drawing under two names.
 _ALIKE = 10.0
 
@@ -38,7 +38,7 @@ class Glyphs(TensorImages):
     A class is a letter, its samples are drawings of it in different faces (light, bold, slanted, with and without
     serifs, of fixed width), each turned, stretched, slanted and shifted at random: pixels of two samples have little
     in common, and a network must learn what a letter keeps. The fonts are those that Matplotlib ships. The random maps
-    depend on the letter and the number of its sample alone. Letters that another letter looks like, as Greek and
+    of a letter depend on it and on the number of its samples alone. Letters that another letter looks like, as Greek and
     Cyrillic capitals do like Latin ones, and letters with accents are left out.
 
     Latin, Greek, Cyrillic, Arabic, Lisu and Coptic are ``trainval``, of which whole scripts are held out as ``val``;
@@ -50,10 +50,9 @@ class Glyphs(TensorImages):
         transform: Called on each item's image, float32 in [0, 1] of shape (1, size, size), ink one, if given.
         size: Pixels per side.
         samples: Drawings of each letter.
-        fold: Let ``val`` be this one of :func:`~otdml.data.class_folds`, and ``train`` the other three.
 
     Raises:
-        ValueError: If ``split`` or ``fold`` is none.
+        ValueError: If ``split`` is none of the four.
 
     Example:
         >>> test = Glyphs(split="test", samples=2)
@@ -69,12 +68,11 @@ class Glyphs(TensorImages):
         *,
         size: int = 28,
         samples: int = 12,
-        fold: int | None = None,
     ) -> None:
         check_integer("size", size)
         check_integer("samples", samples)
         names = {f"{script}/{letter}": letter for script, letter in _letters()}
-        classes = split_classes(split, train=_of(names, TRAIN), test=_of(names, TEST), fold=fold)
+        classes = split_classes(split, train=_of(names, TRAIN), test=_of(names, TEST))
         images = torch.cat([downscale(_samples(names[name], samples), size) for name in classes])
         labels = torch.arange(len(classes)).repeat_interleave(samples)
         super().__init__(images, labels, classes, transform=transform)
