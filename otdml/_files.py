@@ -1,6 +1,8 @@
 """Files that are replaced whole or not at all, and folders that one process holds."""
 
+import glob
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,18 +10,23 @@ from typing import IO
 
 __all__ = ["held", "replacing", "write_text"]
 
+# Locks of this process: closing a second handle of one would let go of it.
+_HELD: set[tuple[Path, int]] = set()
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error.
 
-    Whatever goes wrong inside, a full disk or a kill, the earlier file stays as it was.
+    Whatever goes wrong inside, a full disk or a kill, the earlier file stays as it was. What a kill has left of an
+    earlier attempt is removed.
 
     Raises:
         OSError: The file could not be written; the message names it, and says that nothing was lost.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+    _remove_abandoned(path)
     try:
         yield part
         with part.open("rb") as written:
@@ -33,6 +40,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine that are no more have left of ``path``."""
+    start = f".{path.name}.{socket.gethostname()}-"
+    for part in path.parent.glob(f"{glob.escape(start)}*.part"):
+        process = part.name.removeprefix(start).removesuffix(".part")
+        if process.isdecimal() and not _is_running(int(process)):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # It is another user's, or cannot be looked for.
+        return True
+    return True
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
     with replacing(path) as part:
@@ -43,14 +70,21 @@ def write_text(path: str | Path, text: str) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Within it no other process can hold the folder; a kill lets go of it. Without effect where locks are unknown.
 
+    A process that holds the folder already holds it on: it is let go of where the outermost block ends.
+
     Raises:
         ValueError: Another process holds it.
     """
-    path = folder / ".lock"
+    path = (folder / ".lock").resolve()
+    if (path, os.getpid()) in _HELD:
+        yield
+        return
     lock = _locked(path)
+    _HELD.add((path, os.getpid()))
     try:
         yield
     finally:
+        _HELD.discard((path, os.getpid()))
         if lock is not None:
             # Before it is let go of: whoever opened the file in the meantime finds that it is no longer there.
             path.unlink(missing_ok=True)

@@ -78,3 +78,36 @@ def test_folder_is_held_by_one_process_until_it_ends_or_is_killed(tmp_path):
     with held(tmp_path):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_kill_has_left_is_removed_by_the_next_attempt_and_what_is_being_written_is_not(tmp_path):
+    path = tmp_path / "file.txt"
+    script = (
+        f"import os; from otdml._files import replacing\nwith replacing({str(path)!r}) as part:\n    part.touch()\n"
+    )
+    subprocess.run([sys.executable, "-c", script + "    os.kill(os.getpid(), 9)"], check=False)
+    (left,) = os.listdir(tmp_path)
+    assert left.endswith(".part")
+    with replacing(path) as part:
+        part.write_text("one")
+        assert sorted(os.listdir(tmp_path)) == [part.name]
+        write_text(tmp_path / "another.txt", "two")
+        with replacing(path) as same:
+            assert same == part
+            assert part.exists()
+            part.write_text("three")
+        part.write_text("four")
+    assert sorted(os.listdir(tmp_path)) == ["another.txt", "file.txt"]
+
+
+def test_a_folder_is_held_until_the_outermost_block_ends(tmp_path):
+    script = f"from pathlib import Path; from otdml._files import held\nwith held(Path({str(tmp_path)!r})): pass"
+
+    def another():
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    with held(tmp_path):
+        with held(tmp_path):
+            assert "another process trains" in another().stderr
+        assert "another process trains" in another().stderr
+    assert another().returncode == 0

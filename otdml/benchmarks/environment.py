@@ -1,13 +1,16 @@
 """The machine and the versions behind a figure."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import otdml
 
-__all__ = ["cores", "environment", "native_precision"]
+__all__ = ["cores", "environment", "native_precision", "unlike"]
 
 LIBRARIES = (
     "torch",
@@ -24,14 +27,45 @@ LIBRARIES = (
 )
 
 
-def environment() -> dict[str, str]:
-    """What a reader of a result needs to know about where it was made: processor, threads, GPU, versions."""
+def environment(threads: int | None = None) -> dict[str, str]:
+    """What a reader of a result needs to know about where it was made: processor, threads, GPU, versions, code.
+
+    Args:
+        threads: Those that will be used; those of this process if None.
+    """
     import torch
 
-    found = {"otdml": otdml.__version__, "python": platform.python_version(), "system": platform.platform()}
-    found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
+    found = {
+        "otdml": otdml.__version__,
+        "code": _code(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    found |= {"processor": _processor(), "threads": str(threads or torch.get_num_threads())}
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return found | {name: version for name in LIBRARIES if (version := _version(name))}
+
+
+def unlike(there: Mapping[str, str], here: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """In what two environments differ: the former and the latter value by name.
+
+    Example:
+        >>> unlike({"torch": "2.12.0", "gpu": "none"}, {"torch": "2.13.0", "gpu": "none"})
+        {'torch': ('2.12.0', '2.13.0')}
+    """
+    names = [*there, *(name for name in here if name not in there)]
+    pairs = {name: (there.get(name, "unknown"), here.get(name, "absent")) for name in names}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+
+@cache
+def _code() -> str:
+    """A hash of the source of this package: a version may have any number of states."""
+    package = Path(otdml.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def native_precision() -> str:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from otdml._checks import argument_error, check_known
-from otdml._files import write_text
+from otdml._files import held, write_text
 from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
@@ -114,20 +114,23 @@ def execute(
     train, test = splits[names[0]], splits["test"]
     module = ProxyDML(num_classes=len(train.classes), seed=run.seed, **run.model)
     config = _budget(run, devices)
-    if is_first():
-        # Not before the data and the settings are known to be good.
-        folder.claim(run)
-    found = fit(
-        module,
-        train,
-        val=splits.get("val"),
-        test=test,
-        folder=path,
-        config=config,
-        augment=_augmentation(run),
-        progress=progress,
-    )
-    from_first(lambda: _finish(folder, module, test, found, config.ks))
+    path.mkdir(parents=True, exist_ok=True)
+    # Until the metrics are written, not only while it trains.
+    with held(path) if is_first() else nullcontext():
+        if is_first():
+            # Not before the data and the settings are known to be good.
+            folder.claim(run)
+        found = fit(
+            module,
+            train,
+            val=splits.get("val"),
+            test=test,
+            folder=path,
+            config=config,
+            augment=_augmentation(run),
+            progress=progress,
+        )
+        from_first(lambda: _finish(folder, module, test, found, config.ks))
 
 
 def _budget(run: Run, devices: int | None) -> "TrainingConfig":

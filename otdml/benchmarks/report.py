@@ -14,6 +14,7 @@ from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbna
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
 from otdml.benchmarks.methods import ARMS, parts
 from otdml.benchmarks.presets import Preset
+from otdml.benchmarks.provenance import differences, environments
 from otdml.benchmarks.results import (
     Comparison,
     Figure,
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
 
     from otdml.dml.index import Match
 
-__all__ = ["caveats", "folded", "metric_title", "percent", "readings", "statement", "write_matches", "write_report"]
+__all__ = [
+    "caveats",
+    "folded",
+    "metric_title",
+    "percent",
+    "readings",
+    "statement",
+    "write_matches",
+    "write_report",
+]
 
 TITLES = {
     "left_out": "queries without a counterpart",
@@ -105,7 +115,7 @@ def write_report(
         "pixelated": any(g["pixelated"] for g in galleries),
         "maps": list(_maps(runs)),
         "configurations": {run.method: _flat(run.folder.config()["run"]) for run in reversed(runs)},
-        "environment": runs[0].folder.config()["environment"],
+        "environments": environments(runs),
     }
     write_text(path, _template("report.html.jinja").render(content))
 
@@ -184,13 +194,16 @@ def caveats(preset: Preset, runs: Sequence[Finished]) -> list[str]:
     """What keeps figures from being compared with published ones, as far as the runs' configurations tell."""
     found = [run.folder.config()["run"] for run in runs]
     said = []
+    if preset.changed:
+        what = ", ".join(f"{key} = {value}" for key, value in preset.changed.items())
+        said.append(f"These settings are not those of the preset: {what}.")
     if preset.weights and not all("weights" in run["model"].get("backbone_options", {}) for run in found):
         said.append(f"Not all networks started from {preset.weights.what}, as the published ones did.")
     if any(run["data"].get("allow_partial") for run in found):
         said.append("The copy of the data set was allowed to be a part of it.")
     if any(run["data"].get("on_corrupt") == "skip" for run in found):
         said.append("Images that could not be read were left out.")
-    return said
+    return said + differences(runs)
 
 
 def statement(c: Comparison) -> str:

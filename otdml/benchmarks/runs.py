@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from otdml._files import write_text
-from otdml.benchmarks.environment import environment, native_precision
+from otdml.benchmarks.environment import environment, native_precision, unlike
 from otdml.benchmarks.methods import Method
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.validation import check, run_problems
@@ -123,15 +124,42 @@ class RunFolder:
     def claim(self, run: Run) -> None:
         """Make this the folder of ``run``: write its configuration, or check the one that is there.
 
+        Where a run goes on with other versions or on another machine, that is written down beside the first ones.
+
         Raises:
             ValueError: The folder holds a run of another configuration; the message says what differs.
         """
         self.check(run)
         if self.begun and (self.path / "config.json").exists():
+            if unlike(self.environments()[-1][1], now := environment()):
+                content = self.config()
+                content["continued"] = [*content.get("continued", []), {"epoch": len(self.curve()), "environment": now}]
+                write_text(self.path / "config.json", json.dumps(content, indent=1))
             return
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"fingerprint": run.fingerprint, "run": run.config(), "environment": environment()}
         write_text(self.path / "config.json", json.dumps(content, indent=1))
+
+    def environments(self) -> list[tuple[int, dict[str, str]]]:
+        """Where and with which versions the run was made, each from an epoch on, counted from 0."""
+        content = self.config()
+        later = [(one["epoch"], one["environment"]) for one in content.get("continued", [])]
+        return [(0, content.get("environment", {})), *later]
+
+    def moves(self, now: Mapping[str, str] | None = None) -> list[str]:
+        """What changed of versions and machine while the run was stopped, a phrase each; none for a run in one go.
+
+        Args:
+            now: An environment that it is about to go on in.
+        """
+        if not (self.path / "config.json").exists():
+            return []
+        found = self.environments() + ([] if now is None else [(len(self.curve()), dict(now))])
+        return [
+            f"{name} {old} until epoch {epoch}, {new} from then on"
+            for (_, before), (epoch, after) in itertools.pairwise(found)
+            for name, (old, new) in unlike(before, after).items()
+        ]
 
     def check(self, run: Run) -> None:
         """Raise unless the folder is free, or already that of ``run``."""
@@ -149,6 +177,8 @@ class RunFolder:
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics: from now on the run is finished, and is not repeated."""
+        # Of an earlier attempt that failed.
+        (self.path / "error.log").unlink(missing_ok=True)
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
 
 

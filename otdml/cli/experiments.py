@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otdml.cli.application import arguments, command, console
+from otdml.cli.application import arguments, command, console, errors, plain
 from otdml.cli.options import (
     SPREAD,
     AllowPartial,
@@ -28,12 +28,12 @@ from otdml.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
     from otdml.benchmarks.experiment import RunState
     from otdml.benchmarks.methods import Method
     from otdml.benchmarks.presets import Preset
-    from otdml.benchmarks.runs import Run
+    from otdml.benchmarks.runs import Run, RunFolder
 
 __all__ = ["benchmark", "train"]
 
@@ -86,7 +86,7 @@ def benchmark(
 
         show_catalogue(console)
         return
-    from otdml.benchmarks.runs import Run, check_settings
+    from otdml.benchmarks.runs import Run, RunFolder, check_settings
 
     with arguments():
         dataset = dataset or (None if preset else "digits")
@@ -110,6 +110,7 @@ def benchmark(
     from otdml.benchmarks.experiment import check_data, run_grid
 
     check_data(runs[0], root)
+    _tell_moves({run.title: RunFolder(folder / run.place) for run in runs}, threads)
     failures = _watched(run_grid(folder, runs, root=root, jobs=jobs, threads=threads, devices=devices))
     if reality_check:
         from otdml.benchmarks.reality import assemble
@@ -175,6 +176,18 @@ def _check_folder(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int],
 
             run = of_four_folds(run)
         earlier.folder.check(run)
+
+
+def _tell_moves(folders: "Mapping[str, RunFolder]", threads: int | None = None) -> None:
+    """Say of runs that go on where versions or the machine are not those that they were begun with."""
+    from otdml.benchmarks.environment import environment
+
+    now = environment(threads)
+    for title, folder in folders.items():
+        if folder.begun and not folder.finished and (moves := folder.moves(now)):
+            errors.print(
+                f"[yellow]{plain(title)} goes on with other versions:[/] {plain('; '.join(moves))}", highlight=False
+            )
 
 
 def _check_machine(run: "Run", devices: int | None) -> None:
@@ -263,6 +276,7 @@ def train(
             raise ValueError(f"--out {folder.path} is no folder.")
         folder.check(run)
     _check_machine(run, devices)
+    _tell_moves({run.title: folder})
     from otdml.benchmarks.display import metrics_table
     from otdml.benchmarks.experiment import execute
     from otdml.distributed import is_first

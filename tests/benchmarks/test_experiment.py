@@ -112,6 +112,26 @@ def test_grid_finishes_the_sound_runs_and_reports_the_others(tmp_path):
     assert RunFolder(tmp_path / "here").metrics()["last"] == finished.folder.metrics()["last"]
 
 
+def test_a_run_holds_its_folder_until_its_metrics_are_written(tmp_path, monkeypatch):
+    held = []
+    finish = RunFolder.finish
+    monkeypatch.setattr(
+        RunFolder, "finish", lambda *found: (held.append((tmp_path / ".lock").exists()), finish(*found))
+    )
+    execute(tiny(), tmp_path)
+    assert held == [True]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_run_that_succeeds_leaves_no_error_of_an_earlier_attempt(tmp_path, monkeypatch):
+    *_, (failed,) = run_grid(tmp_path, [tiny("soft-triple", classes_per_batch=99)], poll=0.1)
+    assert (failed.folder.path / "error.log").exists()
+    *_, (finished,) = run_grid(tmp_path, [tiny("soft-triple")], poll=0.1)
+    assert finished.status == "finished"
+    assert not (finished.folder.path / "error.log").exists()
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_closing_a_grid_stops_its_processes(tmp_path):
     import multiprocessing
 

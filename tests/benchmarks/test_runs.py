@@ -141,3 +141,24 @@ def test_automatic_precision_is_the_processors_own_and_is_written_down(monkeypat
     monkeypatch.setattr(Path, "read_text", lambda path: f"flags : {flags}\n")
     chosen = Run.of(digits, digits.method("proxy-anchor"), 0, precision="auto")
     assert chosen.config()["training"]["precision"] == precision
+
+
+def test_a_run_that_goes_on_with_other_versions_says_from_which_epoch_on(tmp_path, run, monkeypatch):
+    there = {"torch": "2.12.0", "code": "aaa", "gpu": "none"}
+    monkeypatch.setattr("otdml.benchmarks.runs.environment", lambda: there)
+    folder = RunFolder(tmp_path)
+    folder.claim(run)
+    (tmp_path / "last.ckpt").touch()
+    (tmp_path / "curve.csv").write_text("epoch,loss\n0,2.5\n1,2.0\n")
+    folder.claim(run)
+    assert folder.moves() == []
+    assert folder.environments() == [(0, there)]
+    here = there | {"torch": "2.13.0", "code": "bbb"}
+    expected = ["torch 2.12.0 until epoch 2, 2.13.0 from then on", "code aaa until epoch 2, bbb from then on"]
+    assert folder.moves(here) == expected
+    monkeypatch.setattr("otdml.benchmarks.runs.environment", lambda: here)
+    folder.claim(run)
+    folder.claim(run)
+    assert folder.environments() == [(0, there), (2, here)]
+    assert folder.moves() == expected
+    assert folder.config()["fingerprint"] == run.fingerprint
