@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from otdml._transforms import transforming
+from otdml._derivatives import transformed
 from otdml.sphere import length
 
 __all__ = ["angle", "centres", "distance", "excess_distance", "squared_distance"]
@@ -101,34 +102,54 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _Excess(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    def forward(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         along = 2 * ((x @ t.mT) - (y @ t.mT).mT)
         both = _distances(x + t, y) + t.norm(dim=-1, keepdim=True)
         # Zero over zero where points meet, in a batch element whose centres do.
-        excess = (along + _distances(x, y).square()) / both.clamp(min=torch.finfo(x.dtype).tiny)
-        ctx.save_for_backward(x, y, t, excess)
-        return excess
+        return (along + _distances(x, y).square()) / both.clamp(min=torch.finfo(x.dtype).tiny)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, y, t, excess = ctx.saved_tensors
         return *_direction_sums(x + t, y, excess + t.norm(dim=-1, keepdim=True), grad), None
 
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dt: Tensor | None) -> Tensor:
+        x, y, t, excess = ctx.saved_tensors
+        return _along_directions(x + t, y, excess + t.norm(dim=-1, keepdim=True), dx, dy)
+
 
 class _Distance(torch.autograd.Function):
     """Distances with matrix products for a gradient, which torch.cdist can neither do so nor do twice."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        distances = _distances(x, y)
-        ctx.save_for_backward(x, y, distances)
-        return distances
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        return _distances(x, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, y, distances = ctx.saved_tensors
         return _direction_sums(x, y, distances, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None) -> Tensor:
+        x, y, distances = ctx.saved_tensors
+        return _along_directions(x, y, distances, dx, dy)
 
 
 def _direction_sums(x: Tensor, y: Tensor, distances: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,12 +161,24 @@ def _direction_sums(x: Tensor, y: Tensor, distances: Tensor, grad: Tensor) -> tu
     return dx, w.sum(-2)[..., None] * y - w.mT @ x
 
 
+def _along_directions(x: Tensor, y: Tensor, distances: Tensor, dx: Tensor | None, dy: Tensor | None) -> Tensor:
+    """The changes of the distances where the points move by dx and dy."""
+    centre = y.detach().mean(-2, keepdim=True)
+    x, y = x - centre, y - centre
+    change = torch.zeros_like(distances)
+    if dx is not None:
+        change = change + (x * dx).sum(-1, keepdim=True) - dx @ y.mT
+    if dy is not None:
+        change = change + (y * dy).sum(-1)[..., None, :] - x @ dy.mT
+    return torch.where(distances > 0, change / distances.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
+
+
 def angle(x: Tensor, y: Tensor) -> Tensor:
     """The angles, shape (..., n, m)."""
     # 2 arcsin(|x - y| / 2), as arccos of a cosine near one has no digits and an infinite slope; and the angle to
     # the antipode where the chord is the long one.
     x, y = x / length(x), y / length(y)
-    obtuse = torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist").detach().square() > 2
+    obtuse = torch.cdist(x.detach(), y.detach(), compute_mode="use_mm_for_euclid_dist").square() > 2
     near = 2 * torch.asin((distance(x, y) / 2).clamp(max=0.75))
     far = torch.pi - 2 * torch.asin((distance(x, -y) / 2).clamp(max=0.75))
     return torch.where(obtuse, far, near)

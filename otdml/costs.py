@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._checks import check_choice
+from otdml._checks import check_choice, has_values
 from otdml._cost_forms import Bilinear, Ground, Mask, Matrix, Pointwise
 from otdml._distances import angle, centres, distance, excess_distance, squared_distance
 from otdml._precision import full_precision
@@ -118,7 +118,7 @@ def _euclidean(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None
     p, q = centres(x, y)
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
-    if not bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any()):
+    if not (has_values(t) and bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any())):
         return Pointwise(distance, x, y, symbol=_euclidean_symbol, factor=1.0, source=source)
 
     def excess(x: Tensor, y: Tensor) -> Tensor:
