@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
-__all__ = ["may_move", "once", "refuse_transforms", "transformed"]
+__all__ = ["fixed", "may_move", "once", "refuse_transforms", "transformed"]
 
 
 def transformed(x: Tensor) -> bool:
@@ -32,17 +31,47 @@ def refuse_transforms(what: str, *tensors: Tensor | None) -> None:
         )
 
 
-def once(x: Tensor) -> Tensor:
-    """``x``, of which first derivatives alone may be asked for."""
-    return _Once.apply(x) if x.requires_grad and torch.is_grad_enabled() else x
+def once(x: Tensor, what: str) -> Tensor:
+    """``x``, of which first derivatives alone may be asked for; ``what`` is named in the error of a second one."""
+    return _Once.apply(x, what) if x.requires_grad and torch.is_grad_enabled() else x
+
+
+def fixed(value: Tensor, what: str, *sources: Tensor) -> Tensor:
+    """``value``, which moves with ``sources`` in a way that is not known: to differentiate it in them is an error."""
+    return _Fixed.apply(what, value, *sources)
 
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor, what: str) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.what = inputs[1]
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # `once_differentiable` would pass a gradient that is a constant, whose derivative is then read as zero.
+        return fixed(grad, ctx.what, *ctx.saved_tensors), None
+
+
+class _Fixed(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(what: str, value: Tensor, *sources: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.what = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(ctx.what)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        raise RuntimeError(ctx.what)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from otdml._transforms import transforming
-from otdml._derivatives import transformed
 from otdml.sphere import length
 
 __all__ = ["angle", "centres", "distance", "excess_distance", "squared_distance"]

@@ -358,7 +358,8 @@ class _SquaredDistances:
             if not self.exact or (r2.amin((-2, -1), keepdim=True) >= _NEAR * self.eps * self.largest()).all():
                 return r2, None
         ends = self.x[..., rows, :], self.y[..., cols, :]
-        r2 = _without_own(torch.cdist(*ends, compute_mode="donot_use_mm_for_euclid_dist").square_(), own)
+        r = torch.cdist(*ends, compute_mode="donot_use_mm_for_euclid_dist")
+        r2 = _without_own(r.mul_(r), own)
         units = 1 if self.x is self.y else _COINCIDENT
         return r2, r2 <= self.largest() * (units * self.eps) ** 2
 

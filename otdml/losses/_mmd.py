@@ -200,7 +200,7 @@ def median_distance(x: Tensor, y: Tensor) -> Tensor:
         >>> median_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0]]))  # of 1, 3 and 4
         tensor(3.)
     """
-    x, y, *_ = broadcast_clouds(x, y)
+    x, y, *_ = broadcast_clouds(x.detach(), y.detach())
     z = torch.cat([p[..., :: max(1, p.shape[-2] // _SAMPLE), :] for p in (x, y)], dim=-2)
     unit = _unit_of_length(z)
     z = z / unit

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_equal_mass, has_values
+from otdml._derivatives import fixed
 from otdml._precision import full_arithmetic, full_precision
 from otdml.costs import Cost, cost_matrix
 from otdml.measures import broadcast_matrix, broadcast_measures, weights
@@ -204,36 +205,15 @@ def _slopes(problem: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | 
     C, a, b, plan, f, g = problem
     # The plan does not depend on the costs between two kinks, nor the potentials on the weights.
     found = (plan, (a, b)), (f, (C,)), (g, (C,))
-    return [_Fixed.apply(t, *sources) if needed else None for needed, (t, sources) in zip(wanted, found, strict=True)]
+    return [
+        fixed(t, _NO_SECOND, *sources) if needed else None for needed, (t, sources) in zip(wanted, found, strict=True)
+    ]
 
 
-class _Fixed(torch.autograd.Function):
-    """The first argument, which moves with the others, in a way that is not known."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, *sources: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise _no_second_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        raise _no_second_derivative()
-
-
-def _no_second_derivative() -> RuntimeError:
-    return RuntimeError(
-        "exact transport has no second derivatives that involve the weights. Take entropic transport, `sinkhorn`, or "
-        "detach the weights."
-    )
+_NO_SECOND = (
+    "exact transport has no second derivatives that involve the weights. Take entropic transport, `sinkhorn`, or "
+    "detach the weights."
+)
 
 
 def _network_simplex(C: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,8 @@ __all__ = ["SemidiscreteResult", "semidiscrete"]
 
 Sampler = Callable[[int], Tensor]
 
+_NO_SECOND = "semidiscrete has no second derivatives. Take `sinkhorn` of one sample, or leave out `create_graph`."
+
 
 @dataclass(frozen=True)
 class SemidiscreteResult:
@@ -99,7 +101,7 @@ def semidiscrete(
     refuse_transforms("semidiscrete", y, b)
     if y.ndim != 2:
         raise argument_error("y", "have shape (m, d)", tuple(y.shape))
-    y, b = once(y), once(b)
+    y, b = once(y, _NO_SECOND), once(b, _NO_SECOND)
     if not abs(float(b.detach().sum()) - 1) <= 1e-3:
         raise argument_error("b", "have mass one", f"{float(b.detach().sum()):g}", "Divide it by its sum.")
     if isinstance(x, Tensor):

@@ -1,9 +1,11 @@
 """Optimal transport on the line, and its average over directions."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_equal_mass, check_integer, check_points, check_positive
+from otdml._checks import argument_error, check_equal_mass, check_integer, check_points, check_positive, has_values
 from otdml._precision import full_precision
 from otdml.measures import broadcast_measures, weights
 
@@ -81,9 +83,39 @@ def _quantile_distance(x: Tensor, y: Tensor, a: Tensor, b: Tensor, p: float) -> 
     levels = torch.cat([s, t], -1).sort(-1).values
     lengths = torch.diff(levels, prepend=torch.zeros_like(levels[..., :1]))
     middles = (levels - lengths / 2).detach()
-    i = torch.searchsorted(s.detach(), middles).clamp_(max=x.shape[-1] - 1)
-    j = torch.searchsorted(t.detach(), middles).clamp_(max=y.shape[-1] - 1)
+    i, j = (_places(ends.detach(), middles) for ends in (s, t))
     return (lengths * (x.gather(-1, i) - y.gather(-1, j)).abs().pow(p)).sum(-1)
+
+
+def _places(ends: Tensor, values: Tensor) -> Tensor:
+    """Where values fall among ascending ends."""
+    if not (torch.compiler.is_compiling() or has_values(values)):
+        return _Places.apply(ends, values)
+    return torch.searchsorted(ends, values).clamp_(max=ends.shape[-1] - 1)
+
+
+class _Places(torch.autograd.Function):
+    """The same under ``vmap``, of which torch has no rule for its search."""
+
+    @staticmethod
+    def forward(ends: Tensor, values: Tensor) -> Tensor:
+        return _places(ends.contiguous(), values.contiguous())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *given: Tensor) -> tuple[Tensor, int]:
+        moved = (
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip(given, dims, strict=True)
+        )
+        return _Places.apply(*moved), 0
 
 
 @full_precision

@@ -14,12 +14,14 @@ views     ``(z1, z2)``           two views of the same rows
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import otdml.losses
 from otdml.losses import (
@@ -64,7 +66,10 @@ BIASED = "the entropy blurs the plan, so the value of equal measures is not zero
 BELOW_ZERO = "the entropy blurs the plan, so the gap of an optimal map is below zero"
 OF_THE_OBJECTIVE = "it is that of the entropic objective, which the value leaves out; see tests/ot/test_gromov.py"
 DRAWS = {"compile": "a graph takes no torch.Generator; without one slices compile, see test_sliced.py"}
-STOPS = {"compile": "the solver stops on convergence, which reads a number from the device"}
+TRANSFORMS = ("grad of torch.func", "vmap", "vmap of grad", "forward mode", "hessian of torch.func")
+OUTSIDE = dict.fromkeys(TRANSFORMS, "the solver iterates outside of what a transform sees")
+STOPS = {"compile": "the solver stops on convergence, which reads a number from the device", **OUTSIDE}
+ONCE = {"second derivatives": "with the plan held fixed they would be wrong; see tests/ot/test_gromov.py"}
 
 PAIRS = dict.fromkeys(
     ("zero on equal measures", "nonnegative", "doubled point", "one point"),
@@ -107,7 +112,7 @@ LOSSES = [
         "gromov_monge_gap",
         "paired",
         lambda: GromovMongeGap(eps=1e-2, tol=1e-5, max_iter=2000),
-        {**STOPS, **NOT_SHARED, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
+        {**STOPS, **NOT_SHARED, **ONCE, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
     ),
     Loss(
         "monge_gap",
@@ -146,7 +151,7 @@ LOSSES = [
         "mmd_imq",
         "measures",
         lambda: MMD(kernel="imq", bandwidth="median"),
-        {"doubled point": MEDIAN, "zero weight": MEDIAN, "gradient": FROZEN},
+        {"doubled point": MEDIAN, "zero weight": MEDIAN, "gradient": FROZEN, "second derivatives": FROZEN},
     ),
     Loss("mmd_unbiased", "measures", lambda: MMD(unbiased=True), PAIRS),
     Loss(
@@ -163,7 +168,7 @@ LOSSES = [
     Loss("max_cosine", "points", MaxCosine, PLAIN),
     Loss("lloyd_dispersion", "points", lambda: LloydDispersion(generator=seeded()), DRAWS),
     Loss("sliced_dispersion", "points", lambda: SlicedDispersion(generator=seeded()), DRAWS),
-    Loss("contrastive_alignment", "views", lambda: ContrastiveAlignment(form="joint")),
+    Loss("contrastive_alignment", "views", lambda: ContrastiveAlignment(form="joint"), OUTSIDE),
     Loss(
         "contrastive_alignment balanced",
         "views",
@@ -316,6 +321,106 @@ def test_gradient_of_weights(loss):
 
     logits = [a.log().requires_grad_() for a in weights]
     assert torch.autograd.gradcheck(along, logits, eps=1e-5, atol=1e-5, rtol=1e-3)
+
+
+# What says that a derivative does not exist.
+REFUSED = r"has no |have no |there are no |has second derivatives for .* alone"
+DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+def right_or_refused(find: Callable[[], Tensor | tuple[Tensor, ...]], *expected: Tensor, tol: float = 1e-5) -> None:
+    """A transform gives what differentiation in the plain way gives, or says that it cannot."""
+    try:
+        found = find()
+    except (RuntimeError, NotImplementedError) as error:
+        assert re.search(REFUSED, str(error)), error  # noqa: PT017 -- either answer is right.
+    else:
+        for one, other in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+            close(one, other, tol)
+
+
+def value_and_gradients(loss: Loss, points: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    leaves = [p.clone().requires_grad_() for p in points]
+    value = loss(*leaves)
+    return value.detach(), torch.autograd.grad(value, leaves)
+
+
+@obeys("grad of torch.func")
+def test_grad_of_torch_func(loss):
+    points = points_of(loss)
+    _, gradients = value_and_gradients(loss, points)
+    places = tuple(range(len(points)))
+    right_or_refused(lambda: torch.func.grad(loss, argnums=places)(*points), *gradients)
+
+
+@obeys("vmap")
+def test_vmap(loss):
+    points = points_of(loss, batch=(3,))
+    expected = torch.stack([loss(*one) for one in zip(*points, strict=True)])
+    right_or_refused(lambda: torch.func.vmap(loss, randomness="same")(*points), expected)
+
+
+@obeys("vmap of grad")
+def test_vmap_of_grad(loss):
+    points = points_of(loss, batch=(3,))
+    each = [value_and_gradients(loss, [p[i] for p in points])[1] for i in range(3)]
+    places = tuple(range(len(points)))
+    gradient = torch.func.vmap(torch.func.grad(loss, argnums=places), randomness="same")
+    right_or_refused(lambda: gradient(*points), *(torch.stack(parts) for parts in zip(*each, strict=True)))
+
+
+@obeys("forward mode")
+@DEPRECATED
+@pytest.mark.parametrize("dual", [False, True], ids=["jvp", "dual numbers"])
+def test_forward_mode(loss, dual):
+    points = points_of(loss)
+    value, gradients = value_and_gradients(loss, points)
+    ways = [torch.randn(p.shape, generator=seeded(), dtype=p.dtype) for p in points]
+    slope = sum((g * v).sum() for g, v in zip(gradients, ways, strict=True))
+
+    def by_dual_numbers() -> tuple[Tensor, Tensor]:
+        with forward_ad.dual_level():
+            moving = (forward_ad.make_dual(p, v) for p, v in zip(points, ways, strict=True))
+            primal, tangent = forward_ad.unpack_dual(loss(*moving))
+            # A tangent that is not there would be read as zero.
+            return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+    find = by_dual_numbers if dual else lambda: torch.func.jvp(loss, tuple(points), tuple(ways))
+    right_or_refused(find, value, slope)
+
+
+@obeys("second derivatives")
+def test_second_derivatives(loss):
+    points = [p.requires_grad_() for p in points_of(loss)]
+    ways = [torch.randn(p.shape, generator=seeded(), dtype=p.dtype) for p in points]
+
+    def slope(sign: float) -> tuple[Tensor, ...]:
+        moved = [p.detach() + sign * step * v for p, v in zip(points, ways, strict=True)]
+        return value_and_gradients(loss, moved)[1]
+
+    # Wide enough for what solvers leave of their tolerance.
+    step = 1e-3
+    numeric = [(up - down) / (2 * step) for up, down in zip(slope(1), slope(-1), strict=True)]
+
+    def along() -> tuple[Tensor, ...]:
+        gradients = torch.autograd.grad(loss(*points), points, create_graph=True)
+        return torch.autograd.grad(sum((g * v).sum() for g, v in zip(gradients, ways, strict=True)), points)
+
+    right_or_refused(along, *numeric, tol=3e-3)
+
+
+@obeys("hessian of torch.func")
+@DEPRECATED
+def test_hessian_of_torch_func(loss):
+    points = [p.requires_grad_() for p in points_of(loss)]
+    try:
+        expected = torch.autograd.functional.hessian(loss, tuple(points))[0][0]
+    except RuntimeError as error:
+        assert re.search(REFUSED, str(error)), error  # noqa: PT017 -- then nothing else is to be asked.
+        return
+    rest = [p.detach() for p in points[1:]]
+    gradient = torch.func.jacrev(lambda x: loss(x, *rest))
+    right_or_refused(lambda: torch.func.jacfwd(gradient, randomness="same")(points[0].detach()), expected)
 
 
 @obeys("dtype")

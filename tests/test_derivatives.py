@@ -1,0 +1,60 @@
+"""What refuses a derivative that would be wrong."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from otdml._derivatives import fixed, may_move, once, refuse_transforms, transformed
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+def test_what_is_under_a_transform():
+    x, seen = torch.ones(3), []
+
+    def look(x):
+        seen.append(transformed(x))
+        return x.sum()
+
+    torch.func.grad(look)(x)
+    torch.func.vmap(look)(x[None])
+    torch.func.jvp(look, (x,), (x,))
+    with forward_ad.dual_level():
+        look(forward_ad.make_dual(x, x))
+        look(x)
+    look(x.clone().requires_grad_())
+    assert seen == [True, True, True, True, False, False]
+
+
+def test_what_may_move():
+    x = torch.ones(3, requires_grad=True)
+    assert may_move(x)
+    assert not may_move(x.detach())
+    with torch.no_grad():
+        assert not may_move(x)
+    assert torch.func.vmap(lambda t: torch.tensor(may_move(t)))(x.detach()[None]).all()
+
+
+def test_refusal_is_one_sentence_that_says_what_to_do():
+    with pytest.raises(RuntimeError, match=r"this loss has no transforms of torch.func .* Use `torch.autograd.grad`"):
+        torch.func.grad(lambda x: refuse_transforms("this loss", None, x))(torch.ones(()))
+    refuse_transforms("this loss", torch.ones(3, requires_grad=True), None)
+
+
+@pytest.mark.parametrize("function", [lambda x: 3 * x.sum(), lambda x: x.pow(3).sum()])
+def test_a_second_derivative_is_refused_even_where_the_first_is_a_constant(function):
+    x = torch.ones(3, requires_grad=True)
+    (slope,) = torch.autograd.grad(function(once(x, "there is no second one")), x, create_graph=True)
+    torch.testing.assert_close(slope.detach(), torch.full((3,), 3.0))
+    with pytest.raises(RuntimeError, match="there is no second one"):
+        slope.sum().backward()
+
+
+def test_what_is_fixed_is_differentiable_in_nothing():
+    x, value = torch.ones(3, requires_grad=True), torch.full((3,), 2.0)
+    found = fixed(value, "nobody knows", x)
+    assert torch.equal(found, value)
+    with pytest.raises(RuntimeError, match="nobody knows"):
+        found.sum().backward()
+    with pytest.raises(RuntimeError, match="nobody knows"):
+        torch.func.jvp(lambda x: fixed(value, "nobody knows", x), (x.detach(),), (value,))
