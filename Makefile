@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FLAGS ?=
 
-.PHONY: help demo test test-slow lint types docs speed clean
+.PHONY: help demo test test-slow test-portable test-oldest lint types docs speed clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, evaluate and report seven methods on the embedded digits (minutes)"
 	@echo "make test       the test suite, with the doctests"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make test-portable  the numerical tests as on a processor without vector instructions"
+	@echo "make test-oldest    all tests with the oldest versions that are promised (downloads gigabytes)"
 	@echo "make lint       ruff: format and lint"
 	@echo "make types      mypy, strict"
 	@echo "make docs       the Sphinx site and its gallery, into docs/build/html"
@@ -38,6 +40,20 @@ test: $(VENV)/.core $(VENV)/.test $(VENV)/.peers $(VENV)/.docs
 
 test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.peers
 	$(BIN)/python -m pytest -m slow $(FLAGS)
+
+# The numerical part without vector instructions: no result may depend on the make of the processor beyond rounding.
+NUMERICAL = sphere kernels kernel_sums measures derivatives neighbors kmeans costs conventions
+test-portable: $(VENV)/.core $(VENV)/.test $(VENV)/.peers
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not keops" \
+		tests/losses tests/ot $(addprefix tests/test_,$(addsuffix .py,$(NUMERICAL))) $(FLAGS)
+
+# The oldest versions promised, in an environment of their own; what other projects deprecate since is not ours.
+OLDEST ?= .venv-oldest
+test-oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[cpu,train,test]"
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -W ignore::DeprecationWarning \
+		-W ignore::PendingDeprecationWarning $(FLAGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

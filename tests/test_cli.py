@@ -76,7 +76,7 @@ def test_list_names_benchmarks_and_methods(otdml_):
         (("benchmark", "-d", "digit"), "Did you mean 'digits'"),
         (("benchmark", "-m", "proxy-ancor"), "Did you mean 'proxy-anchor'"),
         (("benchmark", "-d", "omniglot"), "say which with --protocol"),
-        (("benchmark", "--seeds", "0"), "greater than or equal to 1"),
+        (("benchmark", "--seeds", "0"), "Invalid value for '--seeds'"),
         (("train", "-d", "digits", "-m", "triplet"), "Known: proxy-anchor, "),
         (("train", "-m", "proxy-anchor"), "name a data set with --dataset, or a file with --preset"),
         (("train", "--preset", "x.toml", "-p", "small"), "--protocol belongs to --dataset"),

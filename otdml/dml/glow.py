@@ -57,7 +57,7 @@ def reference_flow(
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         for _ in range(check_integer("blocks", blocks)):
             order = torch.randperm(dim, generator=generator, device=generator.device if generator else None)
-            order = order.to(torch.get_default_device())
+            order = order.to(torch.empty(0).device)
             transforms.append(UnconditionalTransform(PermutationTransform, order, buffer=True))
             transforms.append(GlowCouplings(dim, hidden=hidden, clamp=clamp))
     normal = UnconditionalDistribution(DiagNormal, torch.zeros(dim), torch.ones(dim), buffer=True)

@@ -265,8 +265,10 @@ def _started(seed: int | None) -> Iterator[None]:
 
 def _come_home(module: nn.Module, seed: int | None) -> None:
     """Bring what was drawn on the CPU to the default device."""
-    if seed is not None and torch.get_default_device().type != "cpu":
-        module.to(torch.get_default_device())
+    # `torch.get_default_device` does not know of `with torch.device(...)` before torch 2.8.
+    device = torch.empty(0).device
+    if seed is not None and device.type != "cpu":
+        module.to(device)
 
 
 def _without_start(settings: dict[str, Any]) -> dict[str, Any]:

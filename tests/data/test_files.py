@@ -61,7 +61,8 @@ def test_a_damaged_image_is_named_when_asked_for_or_left_out(folder):
     damaged.write_bytes(damaged.read_bytes()[:-200])
     images = ImageFolder(folder)
     assert len(images) == 4
-    with pytest.raises(ValueError, match=r"dog/c\.JPEG is corrupt .*on_corrupt='skip'"):
+    # Pillow 11 sees it when it opens the file, and later ones when they decode it.
+    with pytest.raises(ValueError, match=r"dog/c\.JPEG is (corrupt|no image) .*on_corrupt='skip'"):
         images[2]
     images = ImageFolder(folder, on_corrupt="skip")
     assert list(images.skipped) == [str(damaged)]

@@ -51,7 +51,7 @@ def normal_proxies(shape: tuple[int, ...], std: float, generator: torch.Generato
     check_integer("dim", shape[-1])
     initial = torch.randn(shape, generator=generator, device=generator.device if generator else None)
     # A generator may live on another device than the module: its draws come to where all parameters start.
-    return nn.Parameter(std * initial.to(torch.get_default_device()))
+    return nn.Parameter(std * initial.to(torch.empty(0).device))
 
 
 def sizes(proxies: Tensor) -> str:

@@ -117,7 +117,7 @@ class SoftTriple(nn.Module):
         bound = 1 / math.sqrt(num_classes * centres)
         device = generator.device if generator else None
         initial = torch.empty(shape, device=device).uniform_(-bound, bound, generator=generator)
-        self.proxies = nn.Parameter(initial.to(torch.get_default_device()))
+        self.proxies = nn.Parameter(initial.to(torch.empty(0).device))
 
     def extra_repr(self) -> str:
         numbers = f"lam={self.lam:g}, gamma={self.gamma:g}, delta={self.delta:g}, tau={self.tau:g}"
