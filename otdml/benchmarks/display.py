@@ -1,10 +1,11 @@
 """Benchmarks on the terminal: progress bars, the table of results, the catalogue."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement as Width
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -70,23 +71,8 @@ def _ending(state: RunState) -> str:
 
 def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None = None) -> None:
     """The results in percent as mean ± standard deviation over seeds, what the literature has, and what NIR does."""
-    rows, metrics = summary(runs), metrics_of(runs)
-    checkpoints = len({row["checkpoint"] for row in rows}) > 1
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("method", no_wrap=True)
-    if checkpoints:
-        table.add_column("embedding" if folded(runs) else "epoch")
-    for name in [*(metric_title(metric) for metric in metrics), "seeds", "s"]:
-        table.add_column(name, justify="right", overflow="fold", min_width=len(name))
-    for row in rows:
-        figures = [row["metrics"].get(m, Figure(math.nan, math.nan, 0)) for m in metrics]
-        cells = [percent(figure, folded(runs)) if figure.n else "" for figure in figures]
-        epoch = [readings(runs)[row["checkpoint"]]] if checkpoints else []
-        table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.0f}")
-    if raw := raw_pixels(runs):
-        figures = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
-        table.add_row(RAW, *[""] * checkpoints, *figures, "", "", style="dim")
-    console.print(table)
+    for columns in _fitting(console, runs, metrics_of(runs)):
+        console.print(_figures(runs, columns))
     for some in _by_source(preset.published if preset else ()):
         pairs = [
             f"{_value(one)} (here {'not run' if ours is None else percent(ours)})" for one, ours in beside(some, runs)
@@ -94,12 +80,49 @@ def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None
         console.print(f"[dim]Published:[/] {escape(_cited(some, ', '.join(pairs)))}", highlight=False)
     for said in caveats(preset, runs) if preset else ():
         console.print(f"[yellow]{escape(said)}[/]", highlight=False)
-    found = comparisons(runs, metrics[0])
+    found = comparisons(runs, metrics_of(runs)[0])
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
         return
     for one in found:
         console.print(f"[bold]{one.method}[/] against {one.against}: {statement(one)}", highlight=False)
+
+
+def _fitting(console: Console, runs: Sequence[Finished], metrics: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The metrics in as many tables, below one another, as it takes for no figure to be cut off or folded."""
+    while metrics:
+        fitting = [
+            n for n in range(1, len(metrics) + 1) if _width(console, _figures(runs, metrics[:n])) <= console.width
+        ]
+        count = max(fitting, default=1)
+        yield metrics[:count]
+        metrics = metrics[count:]
+
+
+def _width(console: Console, table: Table) -> int:
+    return Width.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _figures(runs: Sequence[Finished], metrics: Sequence[str]) -> Table:
+    """A row per method and checkpoint, and a column per metric."""
+    rows = summary(runs)
+    checkpoints = len({row["checkpoint"] for row in rows}) > 1
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    # Names alone are folded, and only where not even one metric fits beside them.
+    table.add_column("method", overflow="fold")
+    if checkpoints:
+        table.add_column("embedding" if folded(runs) else "epoch", no_wrap=True)
+    for name in [*(metric_title(metric) for metric in metrics), "seeds", "s"]:
+        table.add_column(name, justify="right", no_wrap=True, overflow="fold")
+    for row in rows:
+        figures = [row["metrics"].get(m, Figure(math.nan, math.nan, 0)) for m in metrics]
+        cells = [percent(figure, folded(runs)) if figure.n else "" for figure in figures]
+        epoch = [readings(runs)[row["checkpoint"]]] if checkpoints else []
+        table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.0f}")
+    if raw := raw_pixels(runs):
+        shares = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
+        table.add_row(RAW, *[""] * checkpoints, *shares, "", "", style="dim")
+    return table
 
 
 def metrics_table(metrics: dict[str, float]) -> Table:

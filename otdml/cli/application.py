@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -11,7 +12,7 @@ from rich.console import Console
 
 import otdml
 
-__all__ = ["DEBUG", "app", "arguments", "command", "console", "data_app", "errors", "plain"]
+__all__ = ["DEBUG", "app", "arguments", "check_writable", "command", "console", "data_app", "errors", "plain"]
 
 DEBUG = "OTDML_TRACEBACK"
 
@@ -57,6 +58,19 @@ def arguments() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise unless a file can be written at ``path``: what takes long is not done for a place that is none.
+
+    Raises:
+        ValueError: The message names the option and the path.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder. Name a file.")
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"{option} {path}: nothing can be written in {place}.")
 
 
 def _version(wanted: bool) -> None:

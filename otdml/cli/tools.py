@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from otdml.cli.application import arguments, command, console, data_app, plain
+from otdml.cli.application import arguments, check_writable, command, console, data_app, plain
 
 __all__ = ["check", "doctor", "speed"]
 
@@ -28,15 +28,27 @@ def speed(
     A peer that is fast and wrong is shown, and left out of the ratios.
     """
     from otdml._arguments import check_known
-    from otdml.benchmarks import display
-    from otdml.benchmarks.speed import TABLES, harness
+    from otdml.benchmarks.speed import TABLES
 
+    with arguments():
+        if not table and (quick or only or out):
+            raise ValueError("--quick, --only and --out need a table. Tables: " + ", ".join(TABLES))
+        if table:
+            check_known("table", table, TABLES)
+        if out is not None:
+            check_writable("--out", out)
     if not table:
         console.print("Tables: " + ", ".join(TABLES), highlight=False)
         return
+    from otdml.benchmarks import display
+    from otdml.benchmarks.speed import harness
+
     with arguments():
-        module = import_module(TABLES[check_known("table", table, TABLES)])
+        module = import_module(TABLES[table])
         wanted = harness.only(only or [])
+        harness.check_only(only or [], module.measurements, quick)
+        if out is not None and only:
+            harness.earlier(out)
     measurements = display.show_measurements(console, module.measurements(quick, wanted))
     if out is not None:
         measurements = harness.save(out, measurements, merge=bool(only))
@@ -56,6 +68,8 @@ def check(
 
     with arguments():
         check_known("data set", name, DATASETS)
+        if name == "digits" and root:
+            raise ValueError(f"--root {root}: the digits come with scikit-learn, and are in no folder.")
     from otdml.data.inventory import check as check_data
 
     found = check_data(name, root)
@@ -67,7 +81,9 @@ def check(
 @command("otdml doctor", "otdml doctor keops faiss --timeout 300")
 def doctor(
     engines: Annotated[list[str] | None, typer.Argument(help="Which ones; without a name, all.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that each may take. KeOps compiles.", min=1)] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that each may take. KeOps compiles.", min=1, max=86400)
+    ] = 120.0,
 ) -> None:
     """Which engines are present, and do they work? Each is used for a moment, in a process of its own.
 

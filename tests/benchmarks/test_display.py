@@ -1,6 +1,8 @@
 """What a benchmark prints: every figure, every ending, and nothing cut off."""
 
+import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -28,6 +30,31 @@ def test_table_shows_means_over_seeds_whole_names_and_comparisons(console, finis
     assert "proxy-anchor+nir-control 74.2 ± 2.8 54.2 ± 2.8 3 11" in lines
     assert "against proxy-anchor+nir-control" in text
     assert "no difference shown" in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_no_figure_is_cut_off_however_narrow_the_terminal(finished, digits, width):
+    names = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "left_out"]
+    for path in finished.rglob("metrics.json"):
+        found = json.loads(path.read_text())
+        found["last"] = {name: 0.9 - 0.1 * i + found["last"]["recall@1"] / 100 for i, name in enumerate(names)}
+        path.write_text(json.dumps(found))
+    runs = collect(finished)
+    narrow = Console(width=width, record=True, force_terminal=False, color_system=None)
+    show_table(narrow, runs)
+    lines = narrow.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [" ".join(line.split()) for line in lines if line.startswith("proxy-anchor ") and "±" in line]
+    figures = [cell for row in rows for cell in re.findall(r"\d+\.\d ± \d+\.\d", row)]
+    expected = [f"{100 * (0.9 - 0.1 * i + 0.0071):.1f} ± 0.0" for i in range(6)]
+    assert figures == expected
+    titles = " ".join(line for line in lines if line.startswith("method")).split()
+    assert [title for title in titles if title in ("R@1", "R@8", "R-precision", "MAP@R")] == [
+        "R@1",
+        "R@8",
+        "R-precision",
+        "MAP@R",
+    ]
 
 
 def test_published_figures_stand_below_the_table(console, finished, digits):

@@ -176,3 +176,33 @@ def test_what_is_wrong_is_run_once():
     runs = []
     result = harness.measure({}, "otdml", lambda: runs.append(1), judge=lambda _: 2.0, accept=lambda q: q < 1)
     assert (len(runs), result.quality, result.correct) == (1, 2.0, False)
+
+
+def cases(quick, wanted):
+    """A table of three cases that counts how often one is measured."""
+    for n in (8,) if quick else (8, 16, 32):
+        if wanted({"n": n, "d": 2}):
+            yield harness.measure({"n": n, "d": 2}, "otdml", lambda: 0.0)
+
+
+@pytest.mark.parametrize("selection", ["zz=3", "n=9", "n=8,d=3", "d=2,zz=3"])
+def test_a_selection_that_no_case_agrees_with_is_refused_before_anything_is_measured(selection):
+    with pytest.raises(ValueError, match=f"got '{selection}'. There are n = 8, 16, 32; d = 2."):
+        harness.check_only(["n=16", selection], cases, quick=False)
+    harness.check_only(["n=16", "d=2"], cases, quick=False)
+    with pytest.raises(ValueError, match="agree with a quick case of the table, got 'n=16'"):
+        harness.check_only(["n=16"], cases, quick=True)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_asks_before_it_measures(name):
+    module = importlib.import_module(TABLES[name])
+    with pytest.raises(ValueError, match="There are "):
+        harness.check_only(["zz=3"], module.measurements, quick=True)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"measurements": [{"n": 3}], "pieces": []}', '{"measurements": []}'])
+def test_a_file_without_measurements_is_named_before_anything_is_measured(tmp_path, content):
+    (tmp_path / "speed.json").write_text(content)
+    with pytest.raises(ValueError, match=r"speed\.json holds no measurements to add to"):
+        harness.earlier(tmp_path / "speed.json")

@@ -21,11 +21,14 @@ from typing import Any
 import torch
 
 from otdml._checks import argument_error
+from otdml._files import write_text
 from otdml.benchmarks.environment import environment
 
 __all__ = [
     "Measurement",
     "Ratio",
+    "check_only",
+    "earlier",
     "every_case",
     "geometric_mean",
     "measure",
@@ -60,10 +63,36 @@ def only(selections: Sequence[str]) -> Wanted:
         [True, False, True]
     """
     for selection in selections:
-        if not all(part.count("=") == 1 for part in selection.split(",")):
+        pairs = [part.split("=") for part in selection.split(",")]
+        if not all(len(pair) == 2 and all(pair) for pair in pairs):
             raise argument_error("only", "be of the form key=value,key=value", repr(selection))
     parsed = [dict(part.split("=") for part in selection.split(",")) for selection in selections]
     return lambda case: not parsed or any(all(str(case.get(k)) == v for k, v in one.items()) for one in parsed)
+
+
+def check_only(selections: Sequence[str], measurements: Callable[[bool, Wanted], Iterable[Any]], quick: bool) -> None:
+    """Raise for a selection that no case of a table agrees with, before anything is measured.
+
+    Args:
+        selections: As for :func:`only`.
+        measurements: Those of a table.
+        quick: Whether only the small cases are looked at.
+
+    Raises:
+        ValueError: The message names the selection, and the parameters that cases have.
+    """
+    cases: list[Case] = []
+    # Of every case it is asked whether it is wanted, before it is made.
+    list(measurements(quick, lambda case: cases.append(case) or False))  # type: ignore[func-returns-value]
+    for selection in selections:
+        if not any(map(only([selection]), cases)):
+            values: dict[str, dict[str, None]] = {}
+            for case in cases:
+                for key, value in case.items():
+                    values.setdefault(key, {})[str(value)] = None
+            known = "; ".join(f"{key} = {', '.join(found)}" for key, found in values.items())
+            kind = "quick case" if quick else "case"
+            raise argument_error("only", f"agree with a {kind} of the table", repr(selection), f"There are {known}.")
 
 
 @dataclass(frozen=True)
@@ -256,6 +285,27 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
+def earlier(path: Path) -> dict[str, Any]:
+    """What a file of measurements holds, empty if there is none.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    if not path.exists():
+        return {"measurements": [], "pieces": []}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for row in content["measurements"]:
+            Measurement(**row)
+        for piece in content["pieces"]:
+            list(piece["cases"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(
+            f"{path} holds no measurements to add to ({error}). Choose another file with --out."
+        ) from error
+    return content
+
+
 def save(path: Path, measurements: list[Measurement], *, merge: bool = False) -> list[Measurement]:
     """Write the measurements, the ratios and the environment as JSON.
 
@@ -268,7 +318,7 @@ def save(path: Path, measurements: list[Measurement], *, merge: bool = False) ->
     Returns:
         All measurements that are in the file.
     """
-    old = json.loads(path.read_text()) if merge and path.exists() else {"measurements": [], "pieces": []}
+    old = earlier(path) if merge else {"measurements": [], "pieces": []}
     now = {"environment": environment(), "cases": [rows[0].case for rows in _by_case(measurements).values()]}
     kept = [Measurement(**row) for row in old["measurements"] if row["case"] not in now["cases"]]
     pieces = [
@@ -284,5 +334,5 @@ def save(path: Path, measurements: list[Measurement], *, merge: bool = False) ->
         "geometric_mean_ratio": geometric_mean(r["ratio"] for r in found),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1))
+    write_text(path, json.dumps(content, indent=1))
     return merged
