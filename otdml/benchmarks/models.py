@@ -12,7 +12,7 @@ from torch import Tensor
 from otdml._checks import argument_error
 from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.presets import Preset
-from otdml.benchmarks.runs import RunFolder
+from otdml.benchmarks.runs import RunFolder, checkpoint_file
 from otdml.data.tensors import crop_to_ink
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GreyImage",
-    "checkpoint_file",
     "checkpoint_metrics",
     "embedded",
     "folder_metrics",
@@ -63,19 +62,6 @@ class GreyImage:
         # Scanned paper is never quite white, and would count as ink.
         ink = ink.masked_fill(ink < 64, 0)
         return crop_to_ink(ink[None, None], self.size, least=max(ink.shape) // 3)[0].float() / 255
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint at ``path``, or the last one in the run folder ``path``.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    file = path / "last.ckpt" if path.is_dir() else path
-    if not file.is_file():
-        found = ", ".join(str(p) for p in sorted(path.parent.rglob("*.ckpt"))[:5]) if path.parent.is_dir() else ""
-        raise FileNotFoundError(f"there is no checkpoint {file}." + (f" Near it: {found}." if found else ""))
-    return file
 
 
 def load_checkpoint(path: Path) -> "ProxyDML":

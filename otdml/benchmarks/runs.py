@@ -16,7 +16,7 @@ from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.validation import check, run_problems
 from otdml.dml.config import MEANS
 
-__all__ = ["Run", "RunFolder", "check_settings", "plan"]
+__all__ = ["Run", "RunFolder", "check_settings", "checkpoint_file", "plan"]
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,21 @@ class RunFolder:
         # Of an earlier attempt that failed.
         (self.path / "error.log").unlink(missing_ok=True)
         write_text(self.path / "metrics.json", json.dumps(metrics, indent=1))
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint at ``path``, or the last one in the run folder ``path``.
+
+    Raises:
+        FileNotFoundError: There is none; the message names some that are near.
+    """
+    file = path / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        # Not below everything: the folder may be a home.
+        near = [found for depth in range(4) for found in sorted(path.parent.glob("*/" * depth + "*.ckpt"))[:5]]
+        hint = f" Near it: {', '.join(map(str, near[:5]))}." if near else ""
+        raise FileNotFoundError(f"there is no checkpoint {file}.{hint}")
+    return file
 
 
 def check_settings(run: Run) -> None:

@@ -1,17 +1,19 @@
 """Commands that use a trained model: on a data set, or on any images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from otdml._arguments import check_known
 from otdml.cli.application import arguments, command, console, errors, plain
 from otdml.cli.options import Protocol, Root, SkipCorrupt
 
 __all__ = ["embed", "evaluate", "search"]
 
-Size = Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4)]
+SPLITS = ("train", "val", "trainval", "test", "query", "gallery")
+Size = Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4, max=4096)]
 
 
 @command(
@@ -23,7 +25,7 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Default: that of the run.")] = None,
     protocol: Protocol = None,
     root: Root = None,
-    split: Annotated[str, typer.Option(help="train, val, trainval or test.")] = "test",
+    split: Annotated[str | None, typer.Option(help="train, val, trainval or test, which is the default.")] = None,
     images: Annotated[
         Path | None, typer.Option(help="A folder of images instead of a data set; the class of each is its own folder.")
     ] = None,
@@ -37,24 +39,35 @@ def evaluate(
     Beside the checkpoint of a run lies config.json, which says what the run was trained on; elsewhere name the data
     set with --dataset.
     """
-    from otdml.benchmarks.display import metrics_table
-    from otdml.benchmarks.models import checkpoint_metrics, folder_metrics
     from otdml.benchmarks.presets import named
+    from otdml.benchmarks.runs import checkpoint_file
 
     with arguments():
-        numbers = tuple(_integers("--ks", ks))
+        numbers = tuple(_numbers("--ks", ks))
+        if split is not None:
+            check_known("split", split, SPLITS)
         if protocol and dataset is None:
             raise ValueError("--protocol needs --dataset: without both, the set and protocol of the run are taken.")
         if images and dataset:
             raise ValueError("--images and --dataset: give one of them.")
+        if images and (root or split):
+            raise ValueError("--images has neither --root nor --split: all images below the folder are taken.")
+        if images and not images.exists():
+            raise ValueError(f"--images {images}: there is no such folder.")
         if images is None and (size or skip_corrupt):
             raise ValueError("--size and --skip-corrupt need --images: a data set has those of its run.")
         chosen = None if dataset is None else named(dataset, protocol)
+        if root and chosen and chosen.dataset == "digits":
+            raise ValueError(f"--root {root}: the digits come with scikit-learn, and are in no folder.")
+    checkpoint_file(checkpoint)
+    from otdml.benchmarks.display import metrics_table
+    from otdml.benchmarks.models import checkpoint_metrics, folder_metrics
+
     if images:
         found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=_policy(skip_corrupt))
         _name(skipped)
     else:
-        found = checkpoint_metrics(checkpoint, chosen, root, split, numbers)
+        found = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
@@ -71,6 +84,10 @@ def embed(
     The index is a folder: index.faiss, which FAISS reads as well, and items.json with the paths. Given again for the
     same images and weights, the command finds them embedded.
     """
+    from otdml.benchmarks.runs import checkpoint_file
+
+    checkpoint_file(checkpoint)
+    _check_there(images)
     from otdml.benchmarks.models import embedded
 
     index, skipped = embedded(checkpoint, images, size=size, on_corrupt=_policy(skip_corrupt), earlier=out)
@@ -88,6 +105,11 @@ def search(
     html: Annotated[Path | None, typer.Option(help="Write a page that shows the images.")] = None,
 ) -> None:
     """The images of an index that are most similar to an image, with their cosine similarities."""
+    from otdml.benchmarks.runs import checkpoint_file
+
+    _check_there([index, image])
+    if checkpoint is not None:
+        checkpoint_file(checkpoint)
     from otdml.benchmarks.models import nearest_images
     from otdml.benchmarks.report import write_matches
 
@@ -108,8 +130,20 @@ def _name(skipped: Mapping[str, str]) -> None:
         errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
 
 
-def _integers(option: str, text: str) -> list[int]:
+def _check_there(paths: Iterable[Path]) -> None:
+    """Raise for a path at which there is nothing, before anything that takes long."""
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {path}.")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """The K of Recall@K."""
     try:
-        return [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"{option} must be integers separated by commas, got {text!r}.") from error
+    for number in found:
+        if not 1 <= number < 2**31:
+            raise ValueError(f"{option} must be integers from 1 to {2**31 - 1}, got {number}.")
+    return found
