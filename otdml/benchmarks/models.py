@@ -13,6 +13,7 @@ from otdml._checks import argument_error
 from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder, checkpoint_file
+from otdml.benchmarks.settings import DRAWINGS
 from otdml.data.tensors import crop_to_ink
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ __all__ = [
     "nearest_images",
     "split_for",
 ]
-
-# Sets of drawings, one channel in which ink is one and paper zero, and their pixels per side.
-DRAWINGS = {"glyphs": 28, "digits": 8, "omniglot": 28}
 
 
 class GreyImage:

@@ -12,12 +12,11 @@ import torch
 
 from otdml._arguments import argument_error
 from otdml.benchmarks.runs import Run
+from otdml.benchmarks.settings import DRAWINGS
 from otdml.dml.config import TrainingConfig
 
 __all__ = ["check_network", "check_trainer"]
 
-# Pixels per side and channels of sets whose images are drawings; those of all others are photographs.
-DRAWINGS = {"digits": 8, "omniglot": 28}
 # What torch raises for files that are no weights.
 UNREADABLE = (RuntimeError, ValueError, TypeError, LookupError, EOFError, OSError, pickle.UnpicklingError)
 # Settings that this machine may not have.

@@ -30,6 +30,8 @@ __all__ = [
     "BACKBONES",
     "DATASETS",
     "DATA_OF",
+    "DRAWINGS",
+    "EMBEDDED",
     "LOSS_OPTIONS",
     "Augment",
     "Figure",
@@ -55,6 +57,10 @@ DATASETS = {
     "sop": ("StanfordOnlineProducts", "Stanford Online Products"),
     "inshop": ("InShop", "In-Shop Clothes Retrieval"),
 }
+# Sets that come with a library, and are in no folder.
+EMBEDDED = ("glyphs", "digits")
+# Sets of drawings, one channel in which ink is one and paper zero, and their pixels per side; others are photographs.
+DRAWINGS = {"glyphs": 28, "digits": 8, "omniglot": 28}
 LIBRARIES = ("timm", "torchvision", "hf")
 PRECISIONS = (
     *("auto", "64-true", "64", "32-true", "32", "16-mixed", "16-true", "16", "bf16-mixed", "bf16-true", "bf16"),

@@ -138,9 +138,12 @@ def _chosen(
 
 def _check_root(chosen: "Preset", root: str | None) -> None:
     """Raise unless the folder of the data set is given where there is one, and is a folder."""
-    if root and chosen.dataset == "digits":
-        raise ValueError(f"--root {root}: the digits come with scikit-learn, and are in no folder.")
-    if chosen.dataset != "digits" and not (root and Path(root).is_dir()):
+    from otdml.benchmarks.settings import EMBEDDED
+
+    embedded = chosen.dataset in EMBEDDED
+    if root and embedded:
+        raise ValueError(f"--root {root}: {chosen.dataset} come with a library, and are in no folder.")
+    if not embedded and not (root and Path(root).is_dir()):
         got = f"{root} is none" if root else "it is not given"
         remedy = f"`otdml data check {chosen.dataset}` says where the set is published."
         raise ValueError(f"--root must be the folder that holds {chosen.dataset}, and {got}. {remedy}")

@@ -41,6 +41,7 @@ def evaluate(
     """
     from otdml.benchmarks.presets import named
     from otdml.benchmarks.runs import checkpoint_file
+    from otdml.benchmarks.settings import EMBEDDED
 
     with arguments():
         numbers = tuple(_numbers("--ks", ks))
@@ -57,8 +58,8 @@ def evaluate(
         if images is None and (size or skip_corrupt):
             raise ValueError("--size and --skip-corrupt need --images: a data set has those of its run.")
         chosen = None if dataset is None else named(dataset, protocol)
-        if root and chosen and chosen.dataset == "digits":
-            raise ValueError(f"--root {root}: the digits come with scikit-learn, and are in no folder.")
+        if root and chosen and chosen.dataset in EMBEDDED:
+            raise ValueError(f"--root {root}: {chosen.dataset} come with a library, and are in no folder.")
     checkpoint_file(checkpoint)
     from otdml.benchmarks.display import metrics_table
     from otdml.benchmarks.models import checkpoint_metrics, folder_metrics
@@ -87,7 +88,7 @@ def embed(
     from otdml.benchmarks.runs import checkpoint_file
 
     checkpoint_file(checkpoint)
-    _check_there(images)
+    _check_there("image file or folder", images)
     from otdml.benchmarks.models import embedded
 
     index, skipped = embedded(checkpoint, images, size=size, on_corrupt=_policy(skip_corrupt), earlier=out)
@@ -107,7 +108,8 @@ def search(
     """The images of an index that are most similar to an image, with their cosine similarities."""
     from otdml.benchmarks.runs import checkpoint_file
 
-    _check_there([index, image])
+    _check_there("index", [index])
+    _check_there("image file", [image])
     if checkpoint is not None:
         checkpoint_file(checkpoint)
     from otdml.benchmarks.models import nearest_images
@@ -130,11 +132,11 @@ def _name(skipped: Mapping[str, str]) -> None:
         errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
 
 
-def _check_there(paths: Iterable[Path]) -> None:
+def _check_there(what: str, paths: Iterable[Path]) -> None:
     """Raise for a path at which there is nothing, before anything that takes long."""
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"there is no {path}.")
+            raise FileNotFoundError(f"{path} is no {what}: there is nothing of that name.")
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -64,12 +64,12 @@ def check(
 ) -> None:
     """Say what of a data set is there, what is missing, and where to get it. Exit code 1 if it cannot be used."""
     from otdml._arguments import check_known
-    from otdml.benchmarks.settings import DATASETS
+    from otdml.benchmarks.settings import DATASETS, EMBEDDED
 
     with arguments():
         check_known("data set", name, DATASETS)
-        if name == "digits" and root:
-            raise ValueError(f"--root {root}: the digits come with scikit-learn, and are in no folder.")
+        if name in EMBEDDED and root:
+            raise ValueError(f"--root {root}: {name} come with a library, and are in no folder.")
     from otdml.data.inventory import check as check_data
 
     found = check_data(name, root)
