@@ -38,8 +38,8 @@ class Glyphs(TensorImages):
     A class is a letter, its samples are drawings of it in different faces (light, bold, slanted, with and without
     serifs, of fixed width), each turned, stretched, slanted and shifted at random: pixels of two samples have little
     in common, and a network must learn what a letter keeps. The fonts are those that Matplotlib ships. The random maps
-    of a letter depend on it and on the number of its samples alone. Letters that another letter looks like, as Greek and
-    Cyrillic capitals do like Latin ones, and letters with accents are left out.
+    of a letter depend on it and on the number of its samples alone. Letters that another letter looks like, as Greek
+    and Cyrillic capitals do like Latin ones, and letters with accents are left out.
 
     Latin, Greek, Cyrillic, Arabic, Lisu and Coptic are ``trainval``, of which whole scripts are held out as ``val``;
     Armenian, Georgian, Hebrew, Lao and Tifinagh are the test classes.

@@ -33,6 +33,8 @@ _HOMES = {
     "triplet_margin": "pairs",
     "EmbeddingIndex": "index",
     "cluster_agreement": "clustering",
+    "RetrievalMetrics": "metric",
+    "retrieval_by_class": "retrieval",
     "retrieval_metrics": "retrieval",
     "ClassBalancedBatchSampler": "sampling",
     "TrainingConfig": "config",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otdml.dml import retrieval
-from otdml.dml.retrieval import retrieval_metrics
+from otdml.dml.retrieval import retrieval_by_class, retrieval_metrics
 
 BACKENDS = ["faiss", "torch"]
 
@@ -81,7 +81,14 @@ def test_a_gallery(backend, n, m, classes, seed):
     labels, gallery_labels = (torch.randint(classes, (size,), generator=generator) for size in (n, m))
     labels[0] = gallery_labels[0]
     found = retrieval_metrics(
-        z, labels, gallery=gallery, gallery_labels=gallery_labels, ks=(1, 10), similarity="inner", backend=backend
+        z,
+        labels,
+        gallery=gallery,
+        gallery_labels=gallery_labels,
+        ks=(1, 10),
+        similarity="inner",
+        backend=backend,
+        own=torch.full((n,), -1),
     )
     expected = one_by_one(z, labels, gallery, gallery_labels, ks=(1, 10), similarity="inner")
     assert_same(found, {name: expected[name] for name in found})
@@ -209,7 +216,7 @@ def test_agrees_with_pytorch_metric_learning(generator):
         ({"gallery": torch.ones(2, 1)}, "`gallery_labels` must be given"),
         ({"gallery_labels": torch.tensor([1, 2])}, "`gallery` must be given"),
         ({"ks": (0,)}, "`ks` must be an integer >= 1"),
-        ({"extra": ("map@10",)}, "`extra` must be one of 'map@1000'"),
+        ({"extra": ("map@10",)}, "`extra` must be one of 'precision'"),
         ({"similarity": "cos"}, "`similarity` must be one of"),
         ({"gallery": torch.ones(2, 3), "gallery_labels": torch.tensor([0, 1])}, "features"),
         ({"gallery": torch.full((1, 1), math.nan), "gallery_labels": torch.tensor([0])}, "`gallery` must be finite"),
@@ -227,3 +234,84 @@ def test_classes_of_digits(generator):
     z, labels = torch.from_numpy(images).float()[::4], torch.from_numpy(labels)[::4]
     found = retrieval_metrics(z, labels, similarity="inner", extra=MAPS)
     assert_same(found, one_by_one(z, labels, similarity="inner"))
+
+
+def by_queries(z, labels, gallery, gallery_labels, own, ks):
+    """Precision@K and the reciprocal rank of every query with an item to find, on one sorted list each."""
+    found = []
+    for i in range(len(z)):
+        scores = ((z[i] - gallery) ** 2).sum(1)
+        ranked = sorted((j for j in range(len(gallery)) if j != own[i]), key=lambda j: (float(scores[j]), j))
+        rel = [int(gallery_labels[j] == labels[i]) for j in ranked]
+        if sum(rel):
+            row = {f"precision@{k}": sum(rel[:k]) / k for k in ks} | {f"recall@{k}": max(rel[:k]) for k in ks}
+            found.append((int(labels[i]), row | {"mrr": 1 / (rel.index(1) + 1)}))
+    return found
+
+
+@pytest.mark.parametrize("within", ["each other", "a larger gallery", "partly"])
+def test_precision_reciprocal_ranks_and_class_means(within):
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    # Rare classes, so that some first hits are far down the list.
+    labels = (60 * torch.rand(300, generator=generator) ** 2).long()
+    queries = torch.arange(300) if within == "each other" else torch.arange(0, 300, 3)
+    own = queries.clone()
+    gallery, gallery_labels = z, labels
+    if within == "partly":
+        gallery, gallery_labels = z[:150], labels[:150]
+        own[own >= 150] = -1
+    task = {} if within == "each other" else {"gallery": gallery, "gallery_labels": gallery_labels, "own": own}
+    options = {"ks": (1, 5, 400), "extra": ("precision", "mrr"), "similarity": "l2", **task}
+    expected = by_queries(z[queries], labels[queries], gallery, gallery_labels, own.tolist(), (1, 5, 400))
+    assert min(row["mrr"] for _, row in expected) < 1 / 64
+    found = retrieval_metrics(z[queries], labels[queries], **options)
+    assert found["left_out"] == len(queries) - len(expected)
+    classes = sorted({label for label, _ in expected})
+    means = retrieval_by_class(z[queries], labels[queries], **options)
+    macro = retrieval_metrics(z[queries], labels[queries], average="classes", **options)
+    assert means["label"].tolist() == classes
+    assert means["queries"].tolist() == [sum(label == c for label, _ in expected) for c in classes]
+    for name in expected[0][1]:
+        assert found[name] == pytest.approx(np.mean([row[name] for _, row in expected]), abs=1e-12)
+        each = [np.mean([row[name] for label, row in expected if label == c]) for c in classes]
+        assert means[name].tolist() == pytest.approx(each, abs=1e-12)
+        assert macro[name] == pytest.approx(np.mean(each), abs=1e-12)
+
+
+def test_a_gallery_that_holds_the_queries_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    z, labels = torch.randn(20, 4, generator=generator), torch.arange(20) % 4
+    with pytest.raises(ValueError, match=r"`gallery` must not hold the queries.*Pass `own`"):
+        retrieval_metrics(z, labels, gallery=z, gallery_labels=labels)
+    with pytest.raises(ValueError, match="`gallery` must not hold the queries"):
+        retrieval_metrics(z[:6], labels[:6], gallery=z[3:].clone(), gallery_labels=labels[3:])
+    alone = retrieval_metrics(z, labels)
+    assert retrieval_metrics(z, labels, gallery=z, gallery_labels=labels, own=torch.arange(20)) == alone
+    # Duplicates of a minority, and the same row under another class, are items like others.
+    found = retrieval_metrics(z[:7], labels[:7], gallery=z[4:], gallery_labels=labels[4:])
+    assert found["recall@1"] >= 3 / 7
+    retrieval_metrics(z, labels, gallery=z, gallery_labels=(labels + 1) % 4)
+    assert retrieval_metrics(z, labels, gallery=z, gallery_labels=labels, own=[-1] * 20)["recall@1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (torch.arange(3), "`own` must hold 4 rows of the gallery, from 0 to 4, or -1"),
+        (torch.tensor([0, 1, 2, 5]), "values 0 to 5"),
+        (torch.tensor([0, 1, 2, -2]), "values -2 to 2"),
+        (torch.tensor([1, 1, 2, 3]), "`own` must name rows of the queries' classes"),
+    ],
+)
+def test_own_rows_are_checked(own, message):
+    z, labels = torch.arange(5.0)[:, None], torch.tensor([0, 1, 0, 1, 0])
+    with pytest.raises(ValueError, match=message):
+        retrieval_metrics(z[:4], labels[:4], gallery=z, gallery_labels=labels, own=own, similarity="l2")
+    with pytest.raises(ValueError, match="`own` must be None without a gallery"):
+        retrieval_metrics(z, labels, own=torch.arange(5))
+
+
+def test_numpy_labels_and_tiny_embeddings():
+    z, labels = torch.tensor([[1e-30, 0.0], [2e-30, 1e-31], [0.0, 1e30], [1e29, 1e30]]), np.array([0, 0, 1, 1])
+    assert retrieval_metrics(z, labels, ks=(1,))["recall@1"] == 1

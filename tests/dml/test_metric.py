@@ -1,0 +1,104 @@
+"""RetrievalMetrics: the function on everything that all processes have seen."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from otdml.dml import RetrievalMetrics, retrieval_metrics
+
+N = 41
+OPTIONS = {"ks": (1, 3), "extra": ("mrr", "precision"), "average": "classes"}
+
+
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(N, 4, generator=generator)
+    # Equal rows, whose order decides who is found first.
+    z[30:] = z[:11]
+    return z, torch.randint(6, (N,), generator=generator), torch.rand(N, generator=generator) < 0.3
+
+
+def fed(rows, *, with_index, with_queries=False, size=4):
+    z, labels, queries = samples()
+    metric = RetrievalMetrics(**OPTIONS)
+    for batch in torch.as_tensor(rows).split(size):
+        more = {"index": batch} if with_index else {}
+        more |= {"is_query": queries[batch]} if with_queries else {}
+        metric.update(z[batch], labels[batch], **more)
+    return metric
+
+
+def test_value_is_that_of_the_function():
+    z, labels, queries = samples()
+    assert fed(range(N), with_index=False).compute() == retrieval_metrics(z, labels, **OPTIONS)
+    expected = retrieval_metrics(
+        z[queries], labels[queries], gallery=z[~queries], gallery_labels=labels[~queries], **OPTIONS
+    )
+    assert fed(range(N), with_index=False, with_queries=True).compute() == expected
+
+
+def test_index_orders_and_counts_once():
+    z, labels, _ = samples()
+    shuffled = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    repeated = torch.cat([shuffled, shuffled[:7]])
+    expected = retrieval_metrics(z, labels, **OPTIONS)
+    assert fed(repeated, with_index=True).compute() == expected
+    assert fed(repeated, with_index=False).compute() != expected
+
+
+def test_reset_forgets():
+    metric = fed(range(N), with_index=False)
+    metric.reset()
+    with (
+        pytest.raises(ValueError, match="Call `update` before `compute`"),
+        pytest.warns(UserWarning, match="before the"),
+    ):
+        metric.compute()
+    z, labels, _ = samples()
+    metric.update(z[:9], labels[:9])
+    assert metric.compute() == retrieval_metrics(z[:9], labels[:9], **OPTIONS)
+
+
+def test_errors_name_the_argument():
+    metric = fed(range(8), with_index=True)
+    z, labels, _ = samples()
+    with pytest.raises(ValueError, match="`index` must be in all batches or none"):
+        metric.update(z, labels)
+    with pytest.raises(ValueError, match=r"`labels` must have shape \(41,\)"):
+        metric.update(z, labels[:3], index=torch.arange(N))
+
+
+def worker(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        # As a distributed sampler deals: in turn, and the first samples once more where the last are missing.
+        dealt = [*range(N), 0][rank::2]
+        found = {
+            "halves": fed(range(N)[:17] if rank == 0 else range(N)[17:], with_index=False).compute(),
+            "dealt": fed(dealt, with_index=True).compute(),
+            "queries": fed(dealt, with_index=True, with_queries=True).compute(),
+        }
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_are_one(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    z, labels, queries = samples()
+    whole = retrieval_metrics(z, labels, **OPTIONS)
+    searched = retrieval_metrics(
+        z[queries], labels[queries], gallery=z[~queries], gallery_labels=labels[~queries], **OPTIONS
+    )
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found == {"halves": whole, "dealt": whole, "queries": searched}
