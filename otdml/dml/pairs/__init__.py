@@ -12,11 +12,13 @@ They are called as those of pytorch-metric-learning, ``loss(z, labels, tuples, r
 miners return the tuples of indices that it takes: each may stand in for the other.
 """
 
+from otdml.dml.pairs.memory import CrossBatchMemory
 from otdml.dml.pairs.miners import hard_triplets, multi_similarity_pairs, semi_hard_triplets
 from otdml.dml.pairs.multi_similarity import MultiSimilarity, multi_similarity
 from otdml.dml.pairs.triplet_margin import TripletMargin, triplet_margin
 
 __all__ = [
+    "CrossBatchMemory",
     "MultiSimilarity",
     "TripletMargin",
     "hard_triplets",
