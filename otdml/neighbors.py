@@ -17,6 +17,8 @@ __all__ = ["nearest_center", "nearest_neighbors"]
 _BLOCK = 2**24
 # FAISS itself multiplies 4096 queries at a time.
 _FAISS_ROWS = 4096
+# Coordinates whose squares and their sums are numbers of single precision.
+_SAFE = 1e-15, 1e15
 
 Search = Callable[[Tensor, Tensor, int, str], tuple[Tensor, Tensor]]
 
@@ -64,21 +66,29 @@ def nearest_neighbors(
         >>> nearest_neighbors(y, y, 1, metric="l2", exclude=torch.arange(3))
         (tensor([[1.], [1.], [4.]]), tensor([[1], [0], [1]]))
     """
-    _check_search(x, y, k, metric, exclude)
-    x, y = x.detach(), y.detach()
+    exclude = _check_search(x, y, k, metric, exclude)
+    dtype, x, y = x.dtype, x.detach(), y.detach()
     if metric == "l2":
         origin = _origin(y)
         x, y = x - origin, y - origin
+    if backend != "faiss":
+        x, y = _with_squares(x, y)
     items, rows = _items(y, metric, runs_on_faiss(backend, x)), _rows(backend, x, len(y), k)
     values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
     for start in range(0, len(x), rows):
         block = slice(start, start + rows)
         left_out = None if exclude is None else exclude[block].to(x.device)
         values[block], indices[block] = _nearest(items, x[block], k, left_out)
-    return (values if metric == "inner" else values.neg_()), indices
+    return (values if metric == "inner" else values.neg_()).to(dtype), indices
 
 
-def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None) -> None:
+def _with_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The points in double precision, if in theirs the squares of their coordinates would overflow or vanish."""
+    largest = float(torch.maximum(x.abs().amax(), y.abs().amax()))
+    return (x, y) if largest == 0 or _SAFE[0] < largest < _SAFE[1] else (x.double(), y.double())
+
+
+def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None) -> Tensor | None:
     for name, points in (("x", x), ("y", y)):
         check_matrix(name, points)
     if x.shape[1] != y.shape[1]:
@@ -87,10 +97,11 @@ def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | N
         raise argument_error("y", f"be on the device of `x`, {x.device}", y.device)
     check_choice("metric", metric, ("inner", "l2"))
     if exclude is not None:
-        check_labels("exclude", exclude, len(x), len(y))
+        exclude = check_labels("exclude", exclude, len(x), len(y))
     most = len(y) - (exclude is not None)
     if check_integer("k", k) > most:
         raise argument_error("k", f"be at most {most}, the items there are for a query", k)
+    return exclude
 
 
 def _rows(backend: str, x: Tensor, m: int, k: int) -> int:

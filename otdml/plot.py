@@ -104,7 +104,7 @@ def embedding_map(z: Tensor, labels: Tensor, *, ax: "Axes | None" = None) -> "Ax
         labels: Their classes, shape (n,); a class is a colour and a marker.
         ax: Where to draw.
     """
-    check_labels("labels", labels, len(check_points("z", z)))
+    labels = check_labels("labels", labels, len(check_points("z", z)))
     ax = _axes(ax)
     points, markers = plane(_array(z)), "osD^vP"
     for i, label in enumerate(labels.unique().tolist()):

@@ -263,3 +263,18 @@ def test_cuda_points_are_searched_where_they_are(generator):
     assert values.device == indices.device == x.device
     assert torch.equal(indices.cpu(), every(x.cpu(), x.cpu(), 4, "inner", torch.arange(50))[1])
     assert not _faiss.runs_on_faiss("auto", x)
+
+
+@pytest.mark.parametrize("metric", ["inner", "l2"])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_rows_of_extreme_length_have_the_neighbours_of_others(metric, scale, generator):
+    x = torch.randn(40, 5, generator=generator)
+    own = torch.arange(40)
+    _, expected = nearest_neighbors(x, x, 3, metric=metric, exclude=own)
+    _, found = nearest_neighbors(x * scale, x * scale, 3, metric=metric, exclude=own)
+    assert torch.equal(found, expected)
+
+
+def test_excluded_items_in_a_list():
+    y = torch.tensor([[0.0], [1.0], [3.0]])
+    assert nearest_neighbors(y, y, 1, metric="l2", exclude=[0, 1, 2])[1].tolist() == [[1], [0], [1]]

@@ -54,7 +54,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         upright: bool = True,
     ) -> None:
         check_choice("on_corrupt", on_corrupt, ("raise", "skip"))
-        check_labels("labels", labels, len(paths), len(classes))
+        labels = check_labels("labels", labels, len(paths), len(classes))
         files = [str(path) for path in paths]
         self.skipped = unreadable(files) if on_corrupt == "skip" else {}
         keep = torch.tensor([i for i, path in enumerate(files) if path not in self.skipped], dtype=torch.long)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import check_labels
+from otdml._checks import check_integers, check_labels
 
 __all__ = ["cluster_agreement"]
 
@@ -32,7 +32,8 @@ def cluster_agreement(cells: Tensor, labels: Tensor) -> tuple[float, float]:
         >>> cluster_agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 5, 3, 3]))
         (1.0, 1.0)
     """
-    check_labels("labels", labels, len(cells))
+    cells = check_integers("cells", cells)
+    labels = check_labels("labels", labels, len(cells))
     _, both = torch.stack([cells, labels.to(cells)]).unique(dim=1, return_counts=True)
     sizes = [part.unique(return_counts=True)[1] for part in (cells, labels)]
     clusters, classes, joint = (_entropy(counts) for counts in (*sizes, both))

@@ -8,13 +8,13 @@ from zlib import crc32
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from otdml._checks import argument_error, check_integer, check_matrix
 from otdml._faiss import read_vectors, write_vectors
 from otdml._files import replacing, write_text
 from otdml.neighbors import nearest_neighbors
+from otdml.sphere import unit
 
 __all__ = ["EmbeddingIndex", "Match"]
 
@@ -50,7 +50,7 @@ class EmbeddingIndex:
     """
 
     def __init__(self, z: Tensor, paths: Sequence[str | Path], about: Mapping[str, Any] | None = None) -> None:
-        self.z = F.normalize(check_matrix("z", z.detach()).float().cpu(), dim=1)
+        self.z = unit(check_matrix("z", z.detach()).float().cpu())
         self.paths = [str(path) for path in paths]
         self.about = dict(about or {})
         if len(self.paths) != len(z):
@@ -61,7 +61,7 @@ class EmbeddingIndex:
 
     def search(self, z: Tensor, k: int = 10) -> list[list[Match]]:
         """The ``k`` most similar images, or all if there are fewer, of each row of ``z``, shape (n, d); best first."""
-        z = F.normalize(check_matrix("z", z.detach()).float().cpu(), dim=1)
+        z = unit(check_matrix("z", z.detach()).float().cpu())
         values, rows = nearest_neighbors(z, self.z, min(check_integer("k", k), len(self)))
         pairs = zip(values.tolist(), rows.tolist(), strict=True)
         return [[Match(self.paths[i], v) for v, i in zip(*pair, strict=True)] for pair in pairs]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
 from otdml.distributed import gather, total
@@ -20,6 +19,7 @@ from otdml.dml.dispersion import Dispersion
 from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
 from otdml.dml.retrieval import retrieval_metrics
+from otdml.sphere import unit
 
 try:
     from lightning.pytorch import LightningModule
@@ -176,7 +176,7 @@ class ProxyDML(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit embeddings (n, dim), in float32 whatever the autocast."""
-        return F.normalize(self.head(self.backbone(images)).float(), dim=-1)
+        return unit(self.head(self.backbone(images)).float())
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The ``loss`` and its unweighted terms: ``proxy`` and, where asked for, ``nir`` and ``dispersion``.

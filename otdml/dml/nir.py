@@ -7,13 +7,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from zuko.distributions import NormalizingFlow
 from zuko.lazy import LazyDistribution
 
 from otdml._checks import argument_error, check_choice, check_integer, check_points, check_positive
 from otdml._precision import full_precision
 from otdml.dml.glow import reference_flow
+from otdml.sphere import unit
 
 __all__ = ["NIR", "REFERENCE_PROXY_WEIGHTS", "flow_nll"]
 
@@ -81,7 +81,7 @@ def flow_nll(z: Tensor, proxies: Tensor, flow: nn.Module, *, objective: str = "n
     """
     check_choice("objective", objective, OBJECTIVES)
     _check_rows(z, proxies)
-    energy, log_det = _latent(flow, F.normalize(z, dim=-1), F.normalize(proxies, dim=-1))
+    energy, log_det = _latent(flow, unit(z), unit(proxies))
     return 2 * energy - log_det if objective == "nll" else _capped_exp(energy - log_det, cap)
 
 

@@ -1,5 +1,6 @@
 """Agreement of partitions against scikit-learn and against counting pairs."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,3 +28,7 @@ def test_one_cluster_of_two_classes_says_nothing():
     nmi, f1 = cluster_agreement(torch.zeros(4).long(), torch.tensor([0, 0, 1, 1]))
     assert nmi == pytest.approx(0, abs=1e-12)
     assert f1 == pytest.approx(2 * 2 / (6 + 2))  # Two good pairs of six, and of two.
+
+
+def test_cells_and_labels_in_lists_and_arrays():
+    assert cluster_agreement([0, 0, 1, 1], np.array([5, 5, 3, 3], dtype=np.uint16)) == (1.0, 1.0)

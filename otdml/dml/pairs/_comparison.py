@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_labels, check_points
+from otdml.sphere import unit
 
 __all__ = ["Comparison", "Tuples", "all_pairs", "compare", "pair_masks", "without_itself"]
 
@@ -58,13 +58,13 @@ def compare(z: Tensor, labels: Tensor, reference: Tensor | None, reference_label
         missing = "reference" if reference is None else "reference_labels"
         raise argument_error(missing, "be given with the other of `reference` and `reference_labels`", None)
     labels = _labels("labels", labels, "z", z)
-    z = F.normalize(z, dim=-1)
+    z = unit(z)
     if reference is None or reference_labels is None:
         return Comparison(z, z, labels[:, None] == labels, itself=True)
     others = _labels("reference_labels", reference_labels, "reference", reference)
     if reference.shape[1] != z.shape[1]:
         raise argument_error("reference", f"have the features of `z`, {z.shape[1]}", reference.shape[1])
-    return Comparison(z, F.normalize(reference, dim=-1), labels[:, None] == others, itself=False)
+    return Comparison(z, unit(reference), labels[:, None] == others, itself=False)
 
 
 def _labels(name: str, labels: Tensor, points: str, x: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_integer, check_labels, check_points
 from otdml._precision import full_precision
+from otdml.sphere import unit
 
 __all__ = ["check_batch", "nearest_centres", "normal_proxies", "sizes", "unit_proxies"]
 
@@ -33,14 +33,14 @@ def check_batch(z: Tensor, proxies: Tensor, labels: Tensor, shape: str) -> Tenso
 def unit_proxies(z: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
     """The unit proxy of every sample's class, shape (n, d)."""
     labels = check_batch(z, proxies, labels, "(num_classes, d)")
-    return F.normalize(proxies[labels], dim=-1)
+    return unit(proxies[labels])
 
 
 @full_precision
 def nearest_centres(z: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
     """The unit centre nearest to every sample among those of its class, shape (n, d)."""
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
-    centres = F.normalize(proxies[labels], dim=-1)
+    centres = unit(proxies[labels])
     nearest = (centres @ z[:, :, None]).squeeze(-1).argmax(dim=-1)
     return centres[torch.arange(len(z), device=z.device), nearest]
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from otdml.sphere import unit
 
 __all__ = ["class_similarities"]
 
@@ -30,7 +31,7 @@ def class_similarities(z: Tensor, proxies: Tensor, gamma: float) -> Tensor:
 
 def _softened(z: Tensor, proxies: Tensor, gamma: float) -> Tensor:
     """The definition, for small batches and for derivatives of derivatives."""
-    cosines = (z @ F.normalize(proxies, dim=-1).flatten(0, 1).T).unflatten(-1, proxies.shape[:2])
+    cosines = (z @ unit(proxies).flatten(0, 1).T).unflatten(-1, proxies.shape[:2])
     return ((cosines / gamma).softmax(dim=-1) * cosines).sum(dim=-1)
 
 

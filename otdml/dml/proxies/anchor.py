@@ -4,12 +4,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from otdml._checks import check_integer, check_nonnegative, check_positive
 from otdml._precision import full_precision
 from otdml.dml._exponents import log_one_plus_sum_exp
 from otdml.dml.proxies._batch import check_batch, normal_proxies, sizes, unit_proxies
+from otdml.sphere import unit
 
 __all__ = ["ProxyAnchor", "proxy_anchor"]
 
@@ -50,7 +50,7 @@ def proxy_anchor(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float = 3
     Source: :cite:p:`kim:20`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, d)")
-    cosines = F.normalize(proxies, dim=-1) @ F.normalize(z, dim=-1).T
+    cosines = unit(proxies) @ unit(z).T
     own = torch.arange(len(proxies), device=z.device)[:, None] == labels
     attraction = log_one_plus_sum_exp(-alpha * (cosines - delta), own)
     repulsion = log_one_plus_sum_exp(alpha * (cosines + delta), ~own)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from otdml._checks import check_positive
 from otdml._precision import full_precision
 from otdml.dml.proxies._batch import check_batch, normal_proxies, sizes, unit_proxies
+from otdml.sphere import unit
 
 __all__ = ["ProxyNCA", "proxy_nca"]
 
@@ -45,7 +46,7 @@ def proxy_nca(z: Tensor, proxies: Tensor, labels: Tensor, *, temperature: float 
     Source: :cite:p:`teh:20`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, d)")
-    cosines = F.normalize(z, dim=-1) @ F.normalize(proxies, dim=-1).T
+    cosines = unit(z) @ unit(proxies).T
     return F.cross_entropy(2 / temperature * cosines, labels)
 
 

@@ -4,12 +4,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from otdml._checks import check_integer, check_positive
 from otdml._precision import full_precision
 from otdml.dml.proxies._batch import check_batch, nearest_centres, normal_proxies, sizes
+from otdml.sphere import unit
 
 __all__ = ["PotentialField", "potential_field"]
 
@@ -69,7 +69,7 @@ def potential_field(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float 
     Source: :cite:p:`bhatnagar:25`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
-    charges = torch.cat([F.normalize(z, dim=-1), F.normalize(proxies, dim=-1).flatten(0, 1)])
+    charges = torch.cat([unit(z), unit(proxies).flatten(0, 1)])
     owners = torch.arange(len(proxies), device=z.device).repeat_interleave(proxies.shape[1])
     classes = torch.cat([labels, owners])
     rows = max(1, _PAIRS // len(charges))

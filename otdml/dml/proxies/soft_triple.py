@@ -10,6 +10,7 @@ from otdml._checks import check_integer, check_nonnegative, check_positive
 from otdml._precision import full_precision
 from otdml.dml.proxies._batch import check_batch, nearest_centres, sizes
 from otdml.dml.proxies._softened import class_similarities
+from otdml.sphere import unit
 
 __all__ = ["SoftTriple", "soft_triple"]
 
@@ -63,8 +64,8 @@ def soft_triple(
     Source: :cite:p:`qian:19`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
-    unit = F.normalize(z, dim=-1)
-    similarities = class_similarities(unit, proxies, gamma)
+    directions = unit(z)
+    similarities = class_similarities(directions, proxies, gamma)
     margin = torch.zeros_like(similarities).scatter_(1, labels[:, None], delta)
     loss = F.cross_entropy(lam * (similarities - margin), labels)
     return loss + tau * _spread(proxies) if tau else loss

@@ -38,7 +38,7 @@ class DomainTarget:
     beta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_labels("domains", self.domains, len(self.domains))
+        object.__setattr__(self, "domains", check_labels("domains", self.domains, len(self.domains)))
         check_nonnegative("alpha", self.alpha)
         check_nonnegative("beta", self.beta)
 

@@ -34,13 +34,14 @@ def test_gradients_are_those_of_finite_differences(kind, generator):
 
 
 @pytest.mark.parametrize("kind", MODULES)
-def test_only_directions_matter(kind, generator):
+@pytest.mark.parametrize("scale", [100, 1e-30, 1e30])
+def test_only_directions_matter(kind, scale, generator):
     loss = kind(4, 8, generator=generator)
-    z, labels = torch.randn(6, 8, generator=generator), torch.tensor([0, 1, 2, 3, 0, 1])
-    value = loss(z, labels)
+    z, labels = torch.randn(6, 8, generator=generator), [0, 1, 2, 3, 0, 1]
+    value = loss(z, torch.tensor(labels))
     with torch.no_grad():
-        loss.proxies *= 7
-    torch.testing.assert_close(loss(100 * z, labels), value)
+        loss.proxies *= 0.07 * scale
+    torch.testing.assert_close(loss(scale * z, labels), value)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
