@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from otdml._checks import check_choice, check_integer, check_paired, check_positive, check_weights
 from otdml._precision import full_precision
+from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
 from otdml.measures import weights
 from otdml.ot.engines import BACKENDS
@@ -55,6 +56,7 @@ class ScaledCost(nn.Module):
 BLOCK = 2**22
 
 
+@transformable
 @full_precision
 def distortion(
     x: Tensor,
@@ -132,6 +134,7 @@ class Distortion(nn.Module):
         return distortion(x, y, a, cost_x=self.cost_x, cost_y=self.cost_y)
 
 
+@transformable
 @full_precision
 def gromov_monge_gap(
     x: Tensor,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_choice, check_integer, check_positive
 from otdml._precision import full_precision
+from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost, cost_matrix
 from otdml.measures import broadcast_pairs, weights
 from otdml.ot._sinkhorn import sinkhorn
@@ -14,6 +15,7 @@ from otdml.ot.engines import BACKENDS
 __all__ = ["MongeGap", "monge_gap"]
 
 
+@transformable
 @full_precision
 def monge_gap(
     x: Tensor,

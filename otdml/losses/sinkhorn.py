@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_choice, check_integer, check_positive
 from otdml._precision import full_precision
+from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost, ground
 from otdml.losses._kept import Kept
 from otdml.measures import broadcast_measures, weighted
@@ -21,6 +22,7 @@ from otdml.ot.engines import BACKENDS
 __all__ = ["EntropicOT", "SinkhornDivergence", "entropic_ot", "self_term", "sinkhorn_divergence"]
 
 
+@transformable
 def entropic_ot(
     x: Tensor,
     y: Tensor,
@@ -80,6 +82,7 @@ def entropic_ot(
     return sinkhorn(x, y, a, b, **options).value
 
 
+@transformable
 @full_precision
 def sinkhorn_divergence(
     x: Tensor,
@@ -203,6 +206,7 @@ def _self_problem(x: Tensor, a: Tensor, cost: Cost, eps: Tensor | float, rho: Rh
     return Problem(ground(x, x, cost), a, a, eps, check_rho(rho))
 
 
+@transformable
 @full_precision
 def self_term(
     y: Tensor,

@@ -67,10 +67,10 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
     posed, single = Posed.of(problem, options.backend), problem.resolves_more
     try:
         found, spent = _first_attempt(posed, options, init, symmetric=symmetric)
-        if not (found.done or spent >= options.max_iter or (single and unresolved(found, options))):
+        if not (found.done or spent >= options.max_iter or (single and unresolved(posed, found, options))):
             found, spent = _persistent(posed, options, found, spent)
         # What stopped for want of digits goes on with more of them.
-        if not (single and unresolved(found, options)):
+        if not (single and unresolved(posed, found, options)):
             return _finished(posed, found, spent, options)
         start: Init | None = _restored(problem, (None, found.g))
     except NotFinite as error:
@@ -92,20 +92,26 @@ def _empty(posed: Posed) -> Solved:
 _REMEDY = "Look for NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner; or raise `eps`."
 
 
-def resolution(found: Potentials) -> Tensor:
-    """The L1 error of the marginals that rounding of the potentials and of the costs leaves, shape (...)."""
+def resolution(posed: Posed, found: Potentials) -> Tensor:
+    """The L1 error of the marginals that rounding of the potentials and of the costs leaves, shape (...).
+
+    It is infinite where an unbalanced plan has a mass beyond all numbers.
+    """
     sizes = [torch.nan_to_num(h.abs(), posinf=0.0).amax(-1) for h in (found.f, found.g)]
-    return 2 * torch.finfo(found.g.dtype).eps * torch.maximum(*sizes)
+    rounding = 2 * torch.finfo(found.g.dtype).eps * torch.maximum(*sizes)
+    if posed.problem.balanced:
+        return rounding
+    return rounding.where(posed.problem.mass_at(found.g) < torch.inf, torch.inf)
 
 
-def unresolved(found: Potentials, options: SolverOptions) -> bool:
+def unresolved(posed: Posed, found: Potentials, options: SolverOptions) -> bool:
     """Whether rounding alone may take more of the error than it is allowed."""
-    return float(resolution(found).max()) > options.resolved
+    return float(resolution(posed, found).max()) > options.resolved
 
 
 @torch.no_grad()
 def _finished(posed: Posed, found: Potentials, spent: int, options: SolverOptions) -> Solved:
-    rounding = resolution(found)
+    rounding = resolution(posed, found)
     converged = found.converged & (rounding <= 2 * options.resolved)
     found = dataclasses.replace(found, n_iter=spent, error=torch.maximum(found.error, rounding), converged=converged)
     return Solved(posed, *refined(posed, found))

@@ -18,7 +18,14 @@ from otdml._precision import full_arithmetic
 from otdml._warnings import warn_caller
 from otdml.ot._problem import Marginal, Posed
 
-__all__ = ["DifferentiablePlan", "HeldPlan", "conditional_product", "implicit_potentials", "plan_product"]
+__all__ = [
+    "DifferentiablePlan",
+    "HeldPlan",
+    "conditional_product",
+    "first_order",
+    "implicit_potentials",
+    "plan_product",
+]
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -61,7 +68,7 @@ class DifferentiablePlan(HeldPlan):
 
     def first_order(self, gradients: Gradients, leaves: Sequence[Tensor]) -> Gradients:
         """The gradients, which raise an error when they are differentiated."""
-        return _last(gradients, (self.hf, self.hg, *leaves))
+        return first_order(gradients, (self.hf, self.hg, *leaves))
 
 
 class _Last(torch.autograd.Function):
@@ -74,12 +81,13 @@ class _Last(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         raise NotImplementedError(
-            "Potentials, plans and maps have no second derivatives, values have no third ones, and those of a "
-            "pointwise cost need backend='dense', which keeps its matrix, for their second ones."
+            "Potentials, plans and maps have no second derivatives, values have no third ones, those of a pointwise "
+            "cost need backend='dense', which keeps its matrix, for their second ones, and those of Gromov problems "
+            "have none."
         )
 
 
-def _last(gradients: Gradients, sources: Iterable[Tensor | None]) -> Gradients:
+def first_order(gradients: Gradients, sources: Iterable[Tensor | None]) -> Gradients:
     """``gradients``, which raise an error when they are differentiated as functions of ``sources``."""
     if not torch.is_grad_enabled():
         return gradients
@@ -98,7 +106,7 @@ def _final(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     def wrapper(ctx: Any, *grads: Tensor | None) -> Gradients:
         with torch.no_grad(), full_arithmetic(ctx.saved_tensors[0].device.type):
             found = backward(ctx, *grads)
-        return _last(found, (*grads, *ctx.saved_tensors, *ctx.posed.problem.cost.leaves))
+        return first_order(found, (*grads, *ctx.saved_tensors, *ctx.posed.problem.cost.leaves))
 
     return wrapper
 

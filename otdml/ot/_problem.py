@@ -158,6 +158,10 @@ class Problem:
         """The problem without gradients."""
         return dataclasses.replace(self, cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach())
 
+    def mass_at(self, g: Tensor) -> Tensor:
+        """The mass of the plan at a column potential that is optimal given the row potential, shape (...)."""
+        return self.columns.mass if self.columns.rho is None else self.columns.target(g).sum(-1)
+
     def symmetric_shift(self) -> Tensor | float:
         """What the reduced column potential of a symmetric problem has beyond the row potential."""
         u, v = (0.0 if t is None else t.detach() for t in (self.cost.u, self.cost.v))
@@ -206,7 +210,11 @@ def check_temperature(
 ) -> Tensor | float:
     """The temperature, a positive number or one per batch element; that of the costs' spread if None."""
     if eps is None:
-        return default_temperature(cost, a, b, mask)
+        found = default_temperature(cost, a, b, mask)
+        if not bool(found.isfinite().all()):
+            remedy = f"Look for NaN or infinity in `x` and `y`, or for costs that overflow {cost.dtype}; rescale them."
+            raise argument_error("x", "give finite costs", "NaN or infinity", remedy)
+        return found
     return eps.detach() if isinstance(eps, Tensor) else check_positive("eps", eps)
 
 

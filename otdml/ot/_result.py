@@ -49,7 +49,7 @@ class OTResult:
     Attributes:
         value: The optimal value, shape (...); it carries the gradient in the points, the weights or the matrix.
         converged: Whether the marginal error is within the tolerance, shape (...).
-        n_iter: Number of iterations that it took.
+        n_iter: Number of iterations that it took; -1 under a transform of ``torch.func``, where it is not known.
         marginal_error: L1 error of the plan's marginals relative to the mass, shape (...). What rounding of the
             potentials may add to it is part of it.
 

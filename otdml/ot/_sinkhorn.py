@@ -1,6 +1,7 @@
 """Entropic optimal transport between point clouds, or for a cost matrix."""
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from otdml.ot._annealing import Init, Solved, resolution, solve
 from otdml.ot._problem import Problem, Rho, SolverOptions, check_rho, check_temperature
 from otdml.ot._result import OTResult
 from otdml.ot._solution import EntropicSolution
+from otdml.ot._transformed import transformable_result
 
 __all__ = ["check_masses", "entropic", "posed_between", "sinkhorn", "sinkhorn_matrix"]
 
 
+@transformable_result
 @full_precision
 def sinkhorn(
     x: Tensor,
@@ -84,6 +87,7 @@ def sinkhorn(
     return entropic(problem, options, init=init, points=y)
 
 
+@transformable_result
 @full_precision
 def sinkhorn_matrix(
     C: Tensor,
@@ -175,7 +179,7 @@ def entropic(
     if not differentiable:
         # Else what is read later, in another mode, would have a part of its derivative.
         problem = dataclasses.replace(problem, a=problem.a.detach(), b=problem.b.detach())
-    solved = solve(problem, options, init, symmetric=symmetric)
+    solved = _representable(solve(problem, options, init, symmetric=symmetric), dtype)
     if not quiet and not solved.done:
         _warn(solved, options)
     solved = _readable(solved, differentiable=differentiable)
@@ -183,6 +187,19 @@ def entropic(
     solution = EntropicSolution(solved, differentiable, dtype, versions)
     found = solved.potentials
     return OTResult(solution.value.to(dtype), found.converged, found.n_iter, found.error.to(dtype), solution, points)
+
+
+@torch.no_grad()
+def _representable(solved: Solved, dtype: torch.dtype) -> Solved:
+    """The solution, unconverged where the dtype in which it is read does not hold the mass of its plan."""
+    problem, found = solved.posed.problem, solved.potentials
+    if problem.balanced or dtype == found.g.dtype:
+        return solved
+    held = problem.mass_at(found.g) <= torch.finfo(dtype).max
+    error = found.error.where(held, torch.inf)
+    return dataclasses.replace(
+        solved, potentials=dataclasses.replace(found, error=error, converged=found.converged & held)
+    )
 
 
 def _readable(solved: Solved, *, differentiable: bool) -> Solved:
@@ -242,11 +259,13 @@ def _where(bad: Tensor) -> str:
 
 def _warn(solved: Solved, options: SolverOptions) -> None:
     found = solved.potentials
-    rounding, dtype = float(resolution(found).max()), found.g.dtype
+    rounding, dtype = float(resolution(solved.posed, found).max()), found.g.dtype
     stopped, remedy = f"at `max_iter`={options.max_iter}", "Raise `max_iter` or `eps`, or accept a larger `tol`."
     if rounding > options.tol / 2:
         other = "" if dtype == torch.float64 else ", or pass float64"
         stopped = f"where {dtype} resolves {rounding:.1g} at this temperature,"
         remedy = f"Raise `eps`, or accept a larger `tol`{other}."
+    if math.isinf(float(found.error.max())):
+        stopped, remedy = "at a plan of a mass beyond all numbers,", "Raise `eps` or `rho`, or pass float64."
     error = f"a marginal error of {float(found.error.max()):.2g} > `tol`={options.tol:g}"
     warn_caller(f"Sinkhorn stopped {stopped} with {error}. {remedy}")

@@ -80,8 +80,7 @@ class EntropicSolution(Coupling):
                 # A constant can go from one potential to the other, whatever rounding does to their masses.
                 second = second * (rows.mass / columns.mass)
             # The column marginal is exact, so the mass of the plan is that of its target.
-            mass = columns.mass if columns.rho is None else columns.target(found.g).sum(-1)
-            over = mass - rows.mass * columns.mass if self._excess is None else self._excess.mass
+            over = problem.mass_at(found.g) - rows.mass * columns.mass if self._excess is None else self._excess.mass
             value = first + second - problem.eps * over
         return with_gradient(self, value) if self.differentiable else value
 

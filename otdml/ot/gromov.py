@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from otdml._checks import argument_error, check_choice, check_clouds, check_equal_mass, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
 from otdml.measures import weights
+from otdml.ot._implicit import first_order
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
@@ -272,12 +272,12 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        return first_order((grad,), (grad, *ctx.saved_tensors))[0]
 
 
 def _along(w: Tensor, gradient: Tensor) -> Tensor:

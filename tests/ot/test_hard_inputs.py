@@ -1,0 +1,196 @@
+"""Inputs that people report: nearly equal clouds, blobs, empty batches and elements, no mass, half precision later."""
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from otdml.losses import sinkhorn_divergence
+from otdml.ot import exact, gromov, sinkhorn, sinkhorn_matrix
+
+
+def uniform(*shape, seed=0, dtype=torch.float64):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# Near the zero of the divergence
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4])
+def test_divergence_of_nearly_equal_clouds_has_its_sign_and_gradient(noise, dtype):
+    errors = []
+    for seed in range(16):
+        x = uniform(50, 2, seed=seed, dtype=dtype).requires_grad_()
+        y = x.detach() + noise * normal(50, 2, seed=seed + 100, dtype=dtype)
+        value = sinkhorn_divergence(x, y, eps=0.02)
+        (gradient,) = torch.autograd.grad(value, x)
+        z = x.detach().double().requires_grad_()
+        fine = sinkhorn_divergence(z, y.double(), eps=0.02, tol=1e-9, max_iter=20000)
+        (right,) = torch.autograd.grad(fine, z)
+        assert float(value.detach()) >= 0
+        torch.testing.assert_close(float(value.detach()), float(fine.detach()), rtol=1e-2, atol=1e-8)
+        errors.append(float((gradient - right).norm() / right.norm()))
+    assert statistics.median(errors) < 0.05
+    assert max(errors) < 0.2
+
+
+@pytest.mark.parametrize("rho", [None, 0.5, (0.5, None)])
+def test_divergence_of_a_cloud_from_itself_is_zero(rho):
+    x, a = uniform(40, 3), uniform(40, seed=1) + 0.1
+    assert abs(float(sinkhorn_divergence(x, x.flip(0), a, a.flip(0), rho=rho))) < 1e-8
+
+
+# Plans that nearly fall into blocks
+
+
+def blobs(dtype, seed=1):
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=torch.float64).repeat_interleave(8, 0)
+    x = centres + 0.5 * normal(24, 2, seed=seed)
+    return x.to(dtype), (x + 0.3 * normal(24, 2, seed=seed + 1)).to(dtype)
+
+
+READINGS = {
+    "map": lambda x, y, eps: (sinkhorn(x, y, eps=eps, tol=1e-8).barycentric_map() * y.flip(0)).sum(),
+    "plan": lambda x, y, eps: (sinkhorn(x, y, eps=eps, tol=1e-8).plan * (y @ y.flip(0).mT)).sum(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("eps", [3.0, 1.0, 0.3])
+@pytest.mark.parametrize("name", READINGS)
+def test_derivatives_of_a_plan_in_blocks(name, eps, dtype):
+    (x, y), direction, step = blobs(dtype), normal(24, 2, seed=9), 1e-4
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(READINGS[name](x, y, eps), x)
+    ends = (READINGS[name](x.detach().double() + s * step * direction, y.double(), eps) for s in (1, -1))
+    difference = float(next(ends) - next(ends)) / (2 * step)
+    torch.testing.assert_close(float((gradient.double() * direction).sum()), difference, rtol=5e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_second_derivatives_of_a_divergence_in_blocks(dtype):
+    (x, y), direction, step = blobs(dtype), normal(24, 2, seed=9), 1e-3
+
+    def slope(x, y):
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(sinkhorn_divergence(x, y, eps=1.0, tol=1e-8), x, create_graph=True)
+        return x, gradient
+
+    leaf, gradient = slope(x, y)
+    (product,) = torch.autograd.grad((gradient * direction.to(dtype)).sum(), leaf)
+    ends = (slope(x.double() + s * step * direction, y.double())[1].detach() for s in (1, -1))
+    torch.testing.assert_close(product.double(), (next(ends) - next(ends)) / (2 * step), rtol=2e-2, atol=2e-3)
+
+
+def test_potentials_that_a_plan_does_not_determine_have_a_warning():
+    x, y = blobs(torch.float64)
+    f = sinkhorn(x.requires_grad_(), y, eps=0.1, tol=1e-8).f
+    with pytest.warns(RuntimeWarning, match="falls into blocks"):
+        (gradient,) = torch.autograd.grad(f[:8].sum(), x)
+    assert gradient.isfinite().all()
+
+
+# Nothing
+
+
+@pytest.mark.parametrize("solver", [sinkhorn, sinkhorn_divergence])
+def test_an_element_without_mass_is_named(solver):
+    x, y, a = uniform(3, 5, 2), uniform(3, 4, 2, seed=1), uniform(3, 5, seed=2)
+    a = a / a.sum(-1, keepdim=True)
+    a[1] = 0
+    with pytest.raises(ValueError, match="`a` must have mass, got weights that are all zero in batch element 1"):
+        solver(x, y, a)
+
+
+def test_an_element_of_another_mass_is_named():
+    a = torch.full((2, 3, 5), 0.2)
+    a[1, 2] *= 2
+    with pytest.raises(ValueError, match=r"a relative difference of 0.5 in batch element \(1, 2\)"):
+        sinkhorn(uniform(2, 3, 5, 2, dtype=torch.float32), uniform(2, 3, 4, 2, dtype=torch.float32), a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rho", [0.7, 1e-2, 50.0])
+def test_no_mass_against_some_costs_the_penalty(rho, dtype):
+    x, y = uniform(2, 5, 2, dtype=dtype), uniform(2, 4, 2, seed=1, dtype=dtype)
+    a, b = torch.full((2, 5), 0.2, dtype=dtype), torch.full((2, 4), 0.5, dtype=dtype).requires_grad_()
+    a[1] = 0
+    result = sinkhorn(x, y, a, b, eps=0.1, rho=rho)
+    alone = sinkhorn(x[0], y[0], a[0], b[0], eps=0.1, rho=rho)
+    torch.testing.assert_close(result.value[0], alone.value)
+    torch.testing.assert_close(float(result.value[1]), 2 * rho)
+    torch.testing.assert_close(result.plan[1].detach(), torch.zeros(5, 4, dtype=dtype))
+    (gradient,) = torch.autograd.grad(result.value[1], b)
+    torch.testing.assert_close(gradient[1], torch.full((4,), rho, dtype=dtype), rtol=1e-4, atol=0)
+
+
+def test_a_batch_of_no_problems_has_no_values():
+    x, y = torch.zeros(0, 5, 2, requires_grad=True), torch.zeros(0, 4, 2)
+    result = sinkhorn(x, y)
+    assert result.value.shape == result.converged.shape == (0,)
+    assert result.plan.shape == (0, 5, 4)
+    assert torch.autograd.grad(result.value.sum(), x)[0].shape == x.shape
+    assert sinkhorn_divergence(x, y).shape == (0,)
+    assert sinkhorn_matrix(torch.zeros(0, 3, 4)).value.shape == (0,)
+
+
+# What is off the scale
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_potentials_of_a_plan_of_next_to_no_mass_are_right(backend):
+    x, y = torch.zeros(3, 2), torch.full((3, 2), 9.0)
+    x, y = x + torch.arange(3.0)[:, None] / 10, y + torch.arange(3.0)[:, None] / 10
+    result = sinkhorn(x, y, eps=0.1, rho=0.5, tol=1e-5, backend=backend)
+    exactly = sinkhorn(x.double(), y.double(), eps=0.1, rho=0.5, tol=1e-10, backend="streamed")
+    torch.testing.assert_close(result.f, exactly.f.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.g, exactly.g.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_mass_beyond_all_numbers_is_said():
+    C = torch.full((3, 3), -10.0)
+    with pytest.warns(RuntimeWarning, match="a mass beyond all numbers"):
+        result = sinkhorn_matrix(C, eps=0.01, rho=0.05)
+    assert not result.converged
+
+
+def test_an_infinite_penalty_is_a_constraint():
+    x, y = uniform(5, 2), uniform(4, 2, seed=1)
+    torch.testing.assert_close(sinkhorn(x, y, eps=0.1, rho=math.inf).value, sinkhorn(x, y, eps=0.1).value)
+    one = sinkhorn(x, y, eps=0.1, rho=(math.inf, 0.5)).value
+    torch.testing.assert_close(one, sinkhorn(x, y, eps=0.1, rho=(None, 0.5)).value)
+
+
+def test_coordinates_whose_squares_overflow_are_an_error_and_smaller_ones_are_solved():
+    x, y = (uniform(6, 2, seed=s, dtype=torch.float32) for s in (0, 1))
+    torch.testing.assert_close(sinkhorn(1e18 * x, 1e18 * y).plan, sinkhorn(x, y).plan, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="costs that overflow torch.float32; rescale them"):
+        sinkhorn(1e25 * x, 1e25 * y)
+
+
+# Half precision after the fact
+
+
+@pytest.mark.parametrize("solver", [sinkhorn, exact, gromov])
+def test_what_is_read_under_autocast_is_in_full_precision(solver):
+    x, y = (0.1 * uniform(30, 2, seed=s, dtype=torch.float32) for s in (0, 1))
+    right = solver(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        leaf = x.clone().requires_grad_()
+        result = solver(leaf, y)
+        found = result.barycentric_map(y), result.apply(y), *result.marginals
+        assert {t.dtype for t in found} == {torch.float32}
+        if solver is sinkhorn:
+            (gradient,) = torch.autograd.grad(found[0].square().sum(), leaf)
+    for value, expected in zip(found, (right.barycentric_map(y), right.apply(y), *right.marginals), strict=True):
+        torch.testing.assert_close(value, expected)
+    if solver is sinkhorn:
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(solver(leaf, y).barycentric_map(y).square().sum(), leaf)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)

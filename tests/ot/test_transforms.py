@@ -1,0 +1,109 @@
+"""Every transform of ``torch.func`` and forward mode, by value: those of a loop, and finite differences."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from otdml.losses import entropic_ot, gromov_monge_gap, monge_gap, sinkhorn_divergence
+from otdml.ot import sinkhorn, sinkhorn_matrix
+
+TIGHT = {"eps": 0.2, "tol": 1e-11}
+
+
+def clouds(*batch, n=5, d=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*batch, n, d, generator=generator, dtype=torch.float64)
+
+
+Y, W = clouds(n=6, seed=1), torch.softmax(clouds(n=6, seed=2)[:, 0], 0)
+VALUES = {
+    "divergence": lambda x: sinkhorn_divergence(x, Y, None, W, **TIGHT),
+    "unbalanced": lambda x: sinkhorn_divergence(x, Y, None, 2 * W, rho=0.5, **TIGHT),
+    "euclidean": lambda x: entropic_ot(x, Y, cost="euclidean", backend="dense", **TIGHT),
+    "monge gap": lambda x: monge_gap(x, Y[:5], **TIGHT),
+    "matrix": lambda x: sinkhorn_matrix((x[:, None] - Y).norm(dim=-1), None, W, **TIGHT).value,
+    "weights": lambda x: entropic_ot(Y[:5], Y, torch.softmax(x[:, 0], 0), W, **TIGHT),
+}
+
+
+def moved(function, x, t, step=1e-4):
+    return (function(x + step * t) - function(x - step * t)) / (2 * step)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("name", VALUES)
+class TestValues:
+    def test_gradient(self, name):
+        x, t = clouds(), clouds(seed=3)
+        function = VALUES[name]
+        torch.testing.assert_close((grad(function)(x) * t).sum(), moved(function, x, t), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(jacrev(function)(x), grad(function)(x))
+
+    def test_forward_mode(self, name):
+        x, t = clouds(), clouds(seed=3)
+        function = VALUES[name]
+        value, tangent = jvp(function, (x,), (t,))
+        torch.testing.assert_close(value, function(x))
+        torch.testing.assert_close(tangent, moved(function, x, t), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(jacfwd(function)(x), grad(function)(x))
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(function(forward_ad.make_dual(x, t)))
+            torch.testing.assert_close(dual.tangent, tangent)
+
+    def test_second_derivatives(self, name):
+        x, t = clouds(), clouds(seed=3)
+        function = VALUES[name]
+        product = torch.einsum("ijkl,kl->ij", hessian(function)(x), t)
+        torch.testing.assert_close(product, moved(grad(function), x, t), rtol=1e-3, atol=1e-4)
+
+    def test_batches_are_loops(self, name):
+        many = clouds(3)
+        function = VALUES[name]
+        torch.testing.assert_close(vmap(function)(many), torch.stack([function(x) for x in many]))
+        torch.testing.assert_close(vmap(grad(function))(many), torch.stack([grad(function)(x) for x in many]))
+        torch.testing.assert_close(vmap(vmap(function))(many[None])[0], vmap(function)(many))
+        torch.testing.assert_close(vmap(function, in_dims=2)(many.permute(1, 2, 0)), vmap(function)(many))
+
+
+def test_no_second_derivatives_of_gromov_problems_is_an_error():
+    def gap(x):
+        return gromov_monge_gap(x, Y[:5], eps=0.1, tol=1e-6)
+
+    x = clouds().requires_grad_()
+    torch.testing.assert_close(grad(gap)(x), torch.autograd.grad(gap(x), x)[0])
+    with pytest.raises(NotImplementedError, match="Gromov problems have none"):
+        hessian(gap)(x)
+
+
+READINGS = {
+    "f": lambda result: result.f,
+    "plan": lambda result: result.plan,
+    "map": lambda result: result.barycentric_map(),
+    "marginal": lambda result: result.apply(Y),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_what_is_read_of_a_result(name):
+    def reading(x):
+        return READINGS[name](sinkhorn(x, Y, None, W, **TIGHT))
+
+    x, t = clouds(), clouds(seed=3)
+    value, pull = vjp(reading, x)
+    cotangent = torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    expected = (moved(reading, x, t) * cotangent).sum()
+    torch.testing.assert_close((pull(cotangent)[0] * t).sum(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(vmap(reading)(clouds(3)), torch.stack([reading(x) for x in clouds(3)]))
+    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        jvp(reading, (x,), (t,))
+
+
+def test_results_tell_convergence():
+    def solved(x):
+        result = sinkhorn(x, Y, **TIGHT)
+        return result.converged, result.marginal_error
+
+    converged, error = vmap(solved)(clouds(3))
+    assert converged.all()
+    assert (error <= TIGHT["tol"]).all()
