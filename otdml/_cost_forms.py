@@ -191,7 +191,7 @@ class Ground(ABC):
         found = mean - low
         # What rounding leaves of equal costs is no spread.
         noise = 64 * torch.finfo(found.dtype).eps * torch.maximum(mean.abs(), low.abs())
-        return torch.where(found > noise, found, 0.0)
+        return torch.where(found <= noise, 0.0, found)
 
 
 def _centred(offset: Tensor | None, weights: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ __all__ = [
     "Bilinear",
     "Cost",
     "Ground",
-    "Mask",
     "Matrix",
     "NamedCost",
     "Pointwise",
@@ -221,7 +220,7 @@ def default_temperature(
         tensor(0.1000)
     """
     spread = cost.spread(a, b, mask)
-    return torch.where(spread > 0, share * spread, torch.ones_like(spread))
+    return torch.where(spread == 0, torch.ones_like(spread), share * spread)
 
 
 def mean_cost(cost: Ground, a: Tensor, b: Tensor) -> Tensor:

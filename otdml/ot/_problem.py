@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_integer, check_positive
-from otdml.costs import Ground, Mask, default_temperature
+from otdml._cost_forms import Mask
+from otdml.costs import Ground, default_temperature
 from otdml.ot.engines import BACKENDS, Engine, engine
 
 __all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_temperature"]

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from otdml._checks import check_choice
-from otdml.costs import Ground, Mask
+from otdml._cost_forms import Mask
+from otdml.costs import Ground
 from otdml.ot.engines.base import Engine, RowUpdate, SoftMin
 from otdml.ot.engines.dense import Dense
 from otdml.ot.engines.keops import Symbolic

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from otdml.costs import Ground, Mask
+from otdml._cost_forms import Mask
+from otdml.costs import Ground
 from otdml.ot._progress import pulse
 
 __all__ = ["Engine", "RowUpdate", "SoftMin", "exponential", "softmin"]

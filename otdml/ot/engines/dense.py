@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otdml.costs import Ground, Mask
+from otdml._cost_forms import Mask
+from otdml.costs import Ground
 from otdml.ot.engines.base import Engine, exponential
 
 __all__ = ["Dense"]

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from otdml._checks import argument_error
-from otdml.costs import Ground, Mask
+from otdml._cost_forms import Mask
+from otdml.costs import Ground
 from otdml.ot.engines.base import Engine
 
 __all__ = ["Symbolic"]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error
-from otdml.costs import Ground, Mask
+from otdml._cost_forms import Mask
+from otdml.costs import Ground
 from otdml.ot.engines.cells import Cells
 from otdml.ot.engines.streamed import Streamed
 
