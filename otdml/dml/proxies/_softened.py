@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml.sphere import unit
+from otdml.sphere import length, unit
 
 __all__ = ["class_similarities"]
 
@@ -44,7 +44,7 @@ class _Softened(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, proxies: Tensor, gamma: float) -> Tensor:
-        lengths = torch.linalg.vector_norm(proxies, dim=-1).clamp_min_(1e-12).T.contiguous()
+        lengths = length(proxies)[..., 0].T.contiguous()
         cosines = z.new_empty(len(lengths), len(z), len(proxies))
         for k, products in enumerate(cosines):
             torch.mm(z, proxies[:, k].T, out=products)
@@ -70,16 +70,17 @@ class _Softened(torch.autograd.Function):
             slope.mul_((block / ctx.gamma).softmax(dim=0))
             along += (slope * block).sum(dim=1)
             torch.div(slope, lengths[:, None], out=pull[:, rows])
-        return *_gradients(z, proxies, pull, along / lengths.square()), None
+        return *_gradients(z, proxies, pull, along / lengths, lengths), None
 
 
-def _gradients(z: Tensor, proxies: Tensor, pull: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(z: Tensor, proxies: Tensor, pull: Tensor, along: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Of embeddings and centres, from those of their products and of the lengths."""
     to_z, to_proxies = torch.zeros_like(z), torch.empty_like(proxies)
     for k, products in enumerate(pull):
         to_z.addmm_(products, proxies[:, k])
         torch.mm(products.T, z, out=to_proxies[:, k])
-    return to_z, to_proxies.sub_(along.T[:, :, None] * proxies)
+    # Squares of lengths would overflow or vanish.
+    return to_z, to_proxies.sub_((proxies / lengths.T[:, :, None]).mul_(along.T[:, :, None]))
 
 
 def _blocks(cosines: Tensor) -> list[slice]:

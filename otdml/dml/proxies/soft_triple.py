@@ -143,9 +143,8 @@ def _spread(proxies: Tensor) -> Tensor:
     classes, k, _ = proxies.shape
     if k == 1:  # no pairs, and no factor
         return proxies.new_zeros(())
-    lengths = torch.linalg.vector_norm(proxies, dim=-1).clamp_min(1e-12)
-    # Products are divided by the lengths, rather than the centres, which are many more numbers.
-    cosines = (proxies @ proxies.mT) / (lengths[:, :, None] * lengths[:, None, :])
+    directions = unit(proxies)
+    cosines = directions @ directions.mT
     distances = (2 - 2 * cosines).clamp_min(0).add(1e-5).sqrt()
     itself = torch.eye(k, dtype=torch.bool, device=proxies.device)
     # Every pair is there in both orders.
