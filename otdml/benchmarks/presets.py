@@ -304,7 +304,7 @@ def _place(name: str, folder: Path) -> Path:
     """The file that ``name`` means in a preset of ``folder``."""
     if name.endswith(".toml"):
         return folder / name
-    known = {path.stem: path for path in FOLDER.glob("*.toml")}
+    known = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
     return known[check_known("preset to extend", name, known)]
 
 

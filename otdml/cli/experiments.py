@@ -197,8 +197,9 @@ def _check_machine(run: "Run", devices: int | None) -> None:
     """Raise unless this machine can train the run: its network, and what it trains on."""
     from otdml.benchmarks.preconditions import check_network, check_trainer
 
-    check_network(run)
-    check_trainer(run, devices)
+    with arguments():
+        check_network(run)
+        check_trainer(run, devices)
 
 
 def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:

@@ -233,3 +233,44 @@ def test_unknown_names_list_the_known_ones():
         preset("digits").method("nca")
     with pytest.raises(FileNotFoundError):
         preset(Path("absent.toml"))
+
+
+def test_a_title_says_what_was_changed_and_no_longer_what_it_said(tmp_path):
+    cub = preset("cub", ["model.backbone=resnet18", "model.dim=128"])
+    assert cub.title == "CUB-200-2011: cub with model.backbone = resnet18, model.dim = 128"
+    assert cub.changed == {"model.backbone": "resnet18", "model.dim": 128}
+    assert cub.note.startswith("Of cub without these changes: As its authors' code")
+    assert preset("cub").changed == {}
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "cub"\n[training]\nclasses_per_batch = 50\n')
+    assert preset(mine).title == "CUB-200-2011: cub with training.classes_per_batch = 50"
+    changed = preset(mine, ["training.epochs=2"])
+    assert changed.title == "CUB-200-2011: cub with training.classes_per_batch = 50, training.epochs = 2"
+    mine.write_text(mine.read_text().replace("[training]", 'title = "larger batches"\n[training]'))
+    assert preset(mine).title == "larger batches"
+    assert preset(mine, ["training.epochs=2"]).title == "CUB-200-2011: mine with training.epochs = 2"
+
+
+@pytest.mark.parametrize("name", preset_files())
+def test_presets_that_come_with_the_library_keep_their_own_titles(name):
+    assert preset(name).changed == {}
+    assert " with " not in preset(name).title.split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xef\xbb\xbf" + MINIMAL.encode(), ""),
+        (b"\xff" + MINIMAL.encode(), "mine.toml is no TOML file"),
+        (b"a = " + b"[" * 100_000, "mine.toml is no"),
+        (f"extends = 3\n{MINIMAL}".encode(), "`extends` must be the name of a preset"),
+    ],
+)
+def test_a_file_of_other_bytes_is_named(tmp_path, content, said):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    if not said:
+        assert preset(path).title == "t"
+        return
+    with pytest.raises(ValueError, match=said):
+        preset(path)
