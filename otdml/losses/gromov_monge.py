@@ -11,9 +11,9 @@ from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
 from otdml.measures import weights
+from otdml.ot._gromov.centred_cost import WithinCost, cost_block
+from otdml.ot._gromov.solver import STARTS, gromov
 from otdml.ot.engines import BACKENDS
-from otdml.ot.gromov import STARTS, gromov
-from otdml.ot.intrinsic import IntrinsicCost, intrinsic_block
 
 __all__ = ["Distortion", "GromovMongeGap", "ScaledCost", "distortion", "gromov_monge_gap"]
 
@@ -63,8 +63,8 @@ def distortion(
     y: Tensor,
     a: Tensor | None = None,
     *,
-    cost_x: IntrinsicCost = "cosine",
-    cost_y: IntrinsicCost = "cosine",
+    cost_x: WithinCost = "cosine",
+    cost_y: WithinCost = "cosine",
 ) -> Tensor:
     r"""Distortion of the map that sends each point of a cloud to its image.
 
@@ -111,18 +111,16 @@ def distortion(
     return torch.stack(values).sum(0)
 
 
-def _distortion_of_rows(
-    x: Tensor, y: Tensor, a: Tensor, rows: slice, cost_x: IntrinsicCost, cost_y: IntrinsicCost
-) -> Tensor:
-    A = intrinsic_block("cost_x", x[..., rows, :], x, cost_x)
-    B = intrinsic_block("cost_y", y[..., rows, :], y, cost_y)
+def _distortion_of_rows(x: Tensor, y: Tensor, a: Tensor, rows: slice, cost_x: WithinCost, cost_y: WithinCost) -> Tensor:
+    A = cost_block("cost_x", x[..., rows, :], x, cost_x)
+    B = cost_block("cost_y", y[..., rows, :], y, cost_y)
     return 0.5 * (a[..., rows] * ((A - B).square() @ a[..., None])[..., 0]).sum(-1)
 
 
 class Distortion(nn.Module):
     """Module form of :func:`distortion`."""
 
-    def __init__(self, *, cost_x: IntrinsicCost = "cosine", cost_y: IntrinsicCost = "cosine") -> None:
+    def __init__(self, *, cost_x: WithinCost = "cosine", cost_y: WithinCost = "cosine") -> None:
         super().__init__()
         self.cost_x = cost_x
         self.cost_y = cost_y
@@ -141,8 +139,8 @@ def gromov_monge_gap(
     y: Tensor,
     a: Tensor | None = None,
     *,
-    cost_x: IntrinsicCost = "cosine",
-    cost_y: IntrinsicCost = "cosine",
+    cost_x: WithinCost = "cosine",
+    cost_y: WithinCost = "cosine",
     eps: float | None = None,
     tol: float = 1e-3,
     max_iter: int = 300,
@@ -219,8 +217,8 @@ class GromovMongeGap(nn.Module):
     def __init__(
         self,
         *,
-        cost_x: IntrinsicCost = "cosine",
-        cost_y: IntrinsicCost = "cosine",
+        cost_x: WithinCost = "cosine",
+        cost_y: WithinCost = "cosine",
         eps: float | None = None,
         tol: float = 1e-3,
         max_iter: int = 300,

@@ -1,11 +1,11 @@
 """Optimal transport: points and weights in, a result out."""
 
 from otdml.ot._exact import exact, exact_matrix
+from otdml.ot._gromov.solver import GromovResult, gromov
 from otdml.ot._result import OTResult
 from otdml.ot._semidiscrete import SemidiscreteResult, semidiscrete
 from otdml.ot._sinkhorn import sinkhorn, sinkhorn_matrix
 from otdml.ot._sliced import sliced, wasserstein_1d
-from otdml.ot.gromov import GromovResult, gromov
 
 __all__ = [
     "GromovResult",

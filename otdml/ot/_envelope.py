@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otdml._cost_forms import Gradients
 from otdml._precision import full_arithmetic
-from otdml.ot._implicit import DifferentiablePlan, HeldPlan
+from otdml.ot._implicit import ConstantPlan, DifferentiablePlan
 
 if TYPE_CHECKING:
     from otdml.ot._solution import EntropicSolution
@@ -46,7 +46,7 @@ class _Envelope(torch.autograd.Function):
             if torch.is_grad_enabled() and any(leaves):
                 found = cost.linked_pullback(DifferentiablePlan(solution.posed, *solution.exponents), tensors, grad)
             else:
-                plan = HeldPlan(solution.posed, *solution.held)
+                plan = ConstantPlan(solution.posed, *solution.constant_exponents)
                 left = grad[..., None, None].expand(*plan.hf.shape, 1)
                 found = cost.pullback(plan, left, torch.ones_like(plan.hg)[..., None], leaves)
             return None, None, *to_weights, *found

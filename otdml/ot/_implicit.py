@@ -19,8 +19,8 @@ from otdml._warnings import warn_caller
 from otdml.ot._problem import Marginal, Posed
 
 __all__ = [
+    "ConstantPlan",
     "DifferentiablePlan",
-    "HeldPlan",
     "conditional_product",
     "first_order",
     "implicit_potentials",
@@ -31,7 +31,7 @@ Operator = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class HeldPlan:
+class ConstantPlan:
     """A plan exp(hf + hg - R) as a constant, as the pull-back of a cost reads it."""
 
     posed: Posed
@@ -39,8 +39,8 @@ class HeldPlan:
     hg: Tensor
 
     @property
-    def mT(self) -> "HeldPlan":
-        return HeldPlan(self.posed.mT, self.hg, self.hf)
+    def mT(self) -> "ConstantPlan":
+        return ConstantPlan(self.posed.mT, self.hg, self.hf)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of rows, each with its slice, which may be overwritten."""
@@ -52,7 +52,7 @@ class HeldPlan:
 
 
 @dataclass(frozen=True)
-class DifferentiablePlan(HeldPlan):
+class DifferentiablePlan(ConstantPlan):
     """The same, differentiable in its exponents and in the leaves of the cost."""
 
     @property
@@ -123,7 +123,7 @@ class _PlanProduct(torch.autograd.Function):
     @_final
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         hf, hg, v, result = ctx.saved_tensors
-        plan, problem = HeldPlan(ctx.posed, hf, hg), ctx.posed.problem
+        plan, problem = ConstantPlan(ctx.posed, hf, hg), ctx.posed.problem
         dv = plan.mT.product(grad)
         # Only the reduced cost enters the plan: the offsets are no part of it.
         weighted = grad * -problem.scale(2)
@@ -165,8 +165,8 @@ class _Implicit(torch.autograd.Function):
         # Squares of cotangents beyond 1e19 are none in single precision.
         size = torch.maximum(df.abs().amax(-1), dg.abs().amax(-1)).clamp(min=torch.finfo(f.dtype).tiny)[..., None]
         lam, mu = (size * t for t in _adjoint(posed, f, g, df / size, dg / size))
-        by_row = HeldPlan(posed, problem.rows.softmin(f), g)
-        by_column = HeldPlan(posed, f, problem.columns.softmin(g))
+        by_row = ConstantPlan(posed, problem.rows.softmin(f), g)
+        by_column = ConstantPlan(posed, f, problem.columns.softmin(g))
         scale = problem.scale(2)
         first = cost.pullback(by_row, lam[..., None] * scale, b[..., None], needs)
         second = cost.pullback(by_column, a[..., None] * scale, mu[..., None], needs)
@@ -206,7 +206,7 @@ def _adjoint(posed: Posed, f: Tensor, g: Tensor, df: Tensor, dg: Tensor) -> tupl
     rows, columns = posed.problem.rows, posed.problem.columns
     p, q = _stiffness(rows), _stiffness(columns)
     over_f, over_g = rows.softmin(f), columns.softmin(g)
-    by_column, by_row = HeldPlan(posed, f, over_g), HeldPlan(posed.mT, g, over_f)
+    by_column, by_row = ConstantPlan(posed, f, over_g), ConstantPlan(posed.mT, g, over_f)
 
     def to_rows(mu: Tensor) -> Tensor:
         return -by_column.product(mu[..., None])[..., 0] / p

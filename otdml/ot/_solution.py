@@ -104,7 +104,7 @@ class EntropicSolution(Coupling):
             return f + _log(problem.a, problem.rows), g + _log(problem.b, problem.columns)
 
     @property
-    def held(self) -> Pair:
+    def constant_exponents(self) -> Pair:
         """The same, as constants."""
         return self._found.f + self.problem.rows.log, self._found.g + self.problem.columns.log
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.costs import cost_matrix
-from otdml.ot.gromov import gromov
+from otdml.ot._gromov.solver import gromov
 
 __all__ = ["attained", "measurements"]
 

@@ -11,13 +11,13 @@ from otdml._checks import argument_error, check_choice, check_clouds, check_equa
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
 from otdml.measures import weights
+from otdml.ot._gromov.centred_cost import WithinCost, centred
+from otdml.ot._gromov.descent import DescentState, Start, descend, settled
+from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
 from otdml.ot._implicit import first_order
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
-from otdml.ot.descent import Rest, Start, descend, settled
-from otdml.ot.intrinsic import IntrinsicCost, intrinsic
-from otdml.ot.quadratic import Coupling, Quadratic
 
 __all__ = ["GromovResult", "gromov"]
 
@@ -27,7 +27,7 @@ STARTS = ("best", "identity", "product")
 EPS = 0.02
 
 # Over the same product, the temperature at which descents begin.
-HOT = 1.0
+START_TEMPERATURE = 1.0
 
 # Marginals are met no better than to this many rounding units.
 ROUNDING = 64
@@ -48,7 +48,7 @@ class GromovResult(OTResult):
 
     eps: Tensor = field(kw_only=True)
     divergence: Tensor = field(kw_only=True)
-    _problem: Quadratic = field(kw_only=True, repr=False)
+    _problem: GromovObjective = field(kw_only=True, repr=False)
     _shared: Tensor | None = field(kw_only=True, repr=False)
 
     @cached_property
@@ -97,12 +97,12 @@ def gromov(
     a: Tensor | None = None,
     b: Tensor | None = None,
     *,
-    cost_x: IntrinsicCost = "sqeuclidean",
-    cost_y: IntrinsicCost = "sqeuclidean",
+    cost_x: WithinCost = "sqeuclidean",
+    cost_y: WithinCost = "sqeuclidean",
     eps: float | Tensor | None = None,
     tol: float = 1e-3,
     max_iter: int = 300,
-    init: str | Coupling | Tensor = "best",
+    init: str | ReadablePlan | Tensor = "best",
     backend: str = "auto",
 ) -> GromovResult:
     r"""Entropic Gromov-Wasserstein transport between two weighted point clouds, of spaces that may differ.
@@ -142,7 +142,7 @@ def gromov(
 
     Returns:
         The result. Its value is the quadratic part of the objective, shape (...); it carries the gradient of the
-        whole objective in points, weights and scales, with the plan held fixed. There are no second derivatives.
+        whole objective in points, weights and scales, with the plan fixed_cost fixed. There are no second derivatives.
 
     Raises:
         ValueError: If shapes do not fit, masses differ, or the costs are not finite.
@@ -159,18 +159,18 @@ def gromov(
     check_integer("max_iter", max_iter)
     shared = _shared_weights(x, y, a, b)
     a, b = weights(x, a), weights(y, b)
-    x, y, a, b = (_Once.apply(t) for t in (x, y, a, b))
-    left, right = intrinsic("cost_x", x, a.detach(), cost_x), intrinsic("cost_y", y, b.detach(), cost_y)
+    x, y, a, b = (_FirstOrderOnly.apply(t) for t in (x, y, a, b))
+    left, right = centred("cost_x", x, a.detach(), cost_x), centred("cost_y", y, b.detach(), cost_y)
     if shared is None:
         check_equal_mass(a, b)
-    problem = Quadratic(left, right, a.detach(), b.detach())
+    problem = GromovObjective(left, right, a.detach(), b.detach())
     frozen = problem.detach()
-    eps, hot = _temperatures(frozen, eps)
-    near = descend(frozen, _starts(frozen, init, shared is not None), eps, hot, tol, max_iter, backend)
-    transport, rest = _polished(frozen, near, eps, tol, max_iter, backend)
-    if not bool(rest.converged.all()):
+    eps, start_temperature = _temperatures(frozen, eps)
+    near = descend(frozen, _starts(frozen, init, shared is not None), eps, start_temperature, tol, max_iter, backend)
+    transport, state = _polished(frozen, near, eps, tol, max_iter, backend)
+    if not bool(state.converged.all()):
         _warn(tol, max_iter)
-    return _result(problem, transport, rest, shared, (a, b), eps)
+    return _result(problem, transport, state, shared, (a, b), eps)
 
 
 def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -183,92 +183,92 @@ def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) ->
     return a if a is b or torch.equal(a, b) else None
 
 
-def _temperatures(problem: Quadratic, eps: float | Tensor | None) -> tuple[Tensor, Tensor]:
+def _temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[Tensor, Tensor]:
     """The temperature to solve at, shape (...) or (), and the one to cool down from."""
     left, right, a, b = problem.left, problem.right, problem.a, problem.b
-    scale, hot = (left.size(a, k) * right.size(b, k) * problem.mass for k in (1, 2))
+    scale, start_temperature = (left.size(a, k) * right.size(b, k) * problem.mass for k in (1, 2))
     shifts = (a * left.alpha.square()).sum(-1) * (b * right.alpha.square()).sum(-1)
-    hot = HOT * (hot + 2 * shifts.sqrt())
+    start_temperature = START_TEMPERATURE * (start_temperature + 2 * shifts.sqrt())
     # The floor is for clouds that are a single point, on which every temperature gives the same plan.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     if isinstance(eps, Tensor):
-        return eps.detach(), hot
-    return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), hot
+        return eps.detach(), start_temperature
+    return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), start_temperature
 
 
-def _starts(problem: Quadratic, init: str | Coupling | Tensor, paired: bool) -> list[Start]:
+def _starts(problem: GromovObjective, init: str | ReadablePlan | Tensor, paired: bool) -> list[Start]:
     if isinstance(init, Tensor):
         shape = (problem.a.shape[-1], problem.b.shape[-1])
         if init.shape[-2:] != shape:
             raise argument_error("init", f"be a plan of shape (..., {shape[0]}, {shape[1]})", tuple(init.shape))
-        return [Start(init if problem.right.z is None else init @ problem.right.z, held=True)]
+        return [Start(init if problem.right.z is None else init @ problem.right.z, fixed_cost=True)]
     if not isinstance(init, str):
-        return [Start(problem.read(init)[0].detach(), held=True)]
+        return [Start(problem.read(init)[0].detach(), fixed_cost=True)]
     check_choice("init", init, STARTS)
-    pairing = [Start(problem.pairing(), held=True)] if paired and init != "product" else []
+    pairing = [Start(problem.pairing(), fixed_cost=True)] if paired and init != "product" else []
     if init == "identity" and paired:
         return pairing
-    return pairing + [Start(moment, held=False) for moment in problem.independents()]
+    return pairing + [Start(projection, fixed_cost=False) for projection in problem.independents()]
 
 
 @dataclass(frozen=True)
-class _Converged:
+class _Polished:
     """The cost of the last transport problem, whether its plan has the same cost, and the steps in all."""
 
-    pull: Tensor
+    slope: Tensor
     converged: Tensor
     n_iter: int
 
 
 def _polished(
-    problem: Quadratic, rest: Rest, eps: Tensor, tol: float, max_iter: int, backend: str
-) -> tuple[OTResult, _Converged]:
+    problem: GromovObjective, state: DescentState, eps: Tensor, tol: float, max_iter: int, backend: str
+) -> tuple[OTResult, _Polished]:
     """Steps whose plans meet their marginals, until one moves the cost by less than the tolerance."""
-    pull, g, last = rest.pull, eps[..., None] * rest.g, max(max_iter, rest.n_iter + 1)
-    resolved = _resolved(problem, rest, eps)
+    slope, g, last = state.slope, eps[..., None] * state.g, max(max_iter, state.n_iter + 1)
+    resolved = _resolved(problem, state, eps)
     inner, least = max(tol, resolved), max(tol / 10, resolved)
-    for iteration in range(rest.n_iter + 1, last + 1):
-        linear = Problem(problem.cost(pull), problem.a, problem.b, eps)
+    for iteration in range(state.n_iter + 1, last + 1):
+        linear = Problem(problem.cost(slope), problem.a, problem.b, eps)
         options = SolverOptions(inner, backend=backend, rounding=tol / 2)
         transport = entropic(linear, options, init=(None, g), quiet=True)
-        new = problem.pull(problem.read(transport)[0])
-        converged = settled(problem, pull, new, eps, tol) & transport.converged
+        new = problem.slope(problem.read(transport)[0])
+        converged = settled(problem, slope, new, eps, tol) & transport.converged
         if iteration == last or bool(converged.all()):
-            return transport, _Converged(pull, converged, iteration)
+            return transport, _Polished(slope, converged, iteration)
         # Within their tolerance marginals go to and fro, and with them the cost.
-        pull, g, inner = new, transport.g, max(inner / 2, least)
+        slope, g, inner = new, transport.g, max(inner / 2, least)
         del transport
     raise AssertionError
 
 
-def _resolved(problem: Quadratic, rest: Rest, eps: Tensor) -> float:
+def _resolved(problem: GromovObjective, state: DescentState, eps: Tensor) -> float:
     """The error of marginals that rounding of the costs over the temperature leaves."""
-    return torch.finfo(eps.dtype).eps * max(ROUNDING, 3 * float((problem.size(rest.pull) / eps).max()))
+    return torch.finfo(eps.dtype).eps * max(ROUNDING, 3 * float((problem.size(state.slope) / eps).max()))
 
 
 def _result(
-    problem: Quadratic,
+    problem: GromovObjective,
     transport: OTResult,
-    rest: _Converged,
+    state: _Polished,
     shared: Tensor | None,
     live: tuple[Tensor, Tensor],
     eps: Tensor,
 ) -> GromovResult:
     frozen = problem.detach()
-    moment, transported = frozen.read(transport)
-    cost = -frozen.linear(transported) - (rest.pull * moment).sum((-2, -1))
+    projection, transported = frozen.read(transport)
+    cost = -frozen.linear(transported) - (state.slope * projection).sum((-2, -1))
     value = problem.value(transport)
     if any(w.requires_grad for w in live):
         duals = frozen.value_duals(transport, transport.f, transport.g)
         value = value + sum(_along(w, d) for w, d in zip(live, duals, strict=True))
     inherited = {f.name: getattr(transport, f.name) for f in fields(OTResult)}
-    own = {"value": value, "converged": rest.converged & transport.converged, "n_iter": rest.n_iter}
+    own = {"value": value, "converged": state.converged & transport.converged, "n_iter": state.n_iter}
     divergence = (transport.value - cost) / eps
     return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=problem, _shared=shared)
 
 
-class _Once(torch.autograd.Function):
-    """The identity, differentiable once: with the plan held fixed, second derivatives would be wrong."""
+class _FirstOrderOnly(torch.autograd.Function):
+    """The identity, differentiable once: with the plan fixed_cost fixed, second derivatives would be wrong."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from otdml.ot.intrinsic import intrinsic, intrinsic_block
+from otdml.ot._gromov.centred_cost import centred, cost_block
 
 NAMED = ["sqeuclidean", "cosine", "inner"]
 
@@ -17,7 +17,7 @@ def cloud(n, d, batch=(), seed=0):
 
 def parts(x, a, cost):
     """Mean, alpha and K in one vector."""
-    found = intrinsic("x", x, a, cost)
+    found = centred("x", x, a, cost)
     K = found.sigma * (found.z @ found.z.mT) if found.matrix is None else found.matrix
     return torch.cat([found.mean[..., None], found.alpha, K.flatten(-2)], -1)
 
@@ -28,7 +28,7 @@ def parts(x, a, cost):
 def test_parts_are_those_of_the_matrix(cost, d, batch):
     x, a = cloud(6, d, batch)
     x[..., 2, :] = 0
-    A = intrinsic_block("x", x, x, cost)
+    A = cost_block("x", x, x, cost)
     if cost == "cosine":
         # The angle to the origin is undefined; all of its cosines are zero here.
         A[..., 2, 2] = 1
@@ -59,7 +59,7 @@ def test_small_cloud_far_from_the_origin_keeps_its_digits(cost, d):
 @pytest.mark.parametrize("d", [3, 9])
 def test_size_is_a_norm_of_the_eigenvalues(d):
     x, a = cloud(6, d)
-    found = intrinsic("x", x, a, "sqeuclidean")
+    found = centred("x", x, a, "sqeuclidean")
     K = parts(x, a, "sqeuclidean")[7:].view(6, 6)
     eigenvalues = torch.linalg.eigvalsh(a.sqrt()[:, None] * K * a.sqrt())
     torch.testing.assert_close(found.size(a), (a[:, None] * a * K.square()).sum().sqrt())

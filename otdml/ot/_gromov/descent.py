@@ -14,12 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
 from otdml.ot._iteration import Alternating, iterate
 from otdml.ot._problem import Marginal
 from otdml.ot.engines import Engine, engine
-from otdml.ot.quadratic import Coupling, Quadratic
 
-__all__ = ["Rest", "Start", "descend", "settled"]
+__all__ = ["DescentState", "Start", "descend", "settled"]
 
 # By what the temperature falls in each step. Plans that are forced early are worse; where the cost stays that of the
 # start meanwhile, only its potentials have to follow.
@@ -52,36 +52,54 @@ ROUNDING = 40
 
 @dataclass(frozen=True)
 class Start:
-    """A plan to start from: its moment, and whether the cost stays the one at this plan while it cools down."""
+    """A plan to start from.
 
-    moment: Tensor
-    held: bool
+    Attributes:
+        projection: The plan times the features of the second cloud, or the plan itself.
+        fixed_cost: Whether the cost stays the one at this plan while the temperature falls.
+    """
+
+    projection: Tensor
+    fixed_cost: bool
 
 
 @dataclass(frozen=True)
-class Rest:
-    """Where a descent is: its objective, cost and column potential over the temperature, and the steps taken."""
+class DescentState:
+    """Where a descent is.
+
+    Attributes:
+        objective: The entropic objective, up to a constant, shape (...).
+        slope: Left factor of the linearised cost, see :meth:`GromovObjective.slope`.
+        g: Column potential over the temperature, shape (..., m).
+        n_iter: The steps taken.
+    """
 
     objective: Tensor
-    pull: Tensor
+    slope: Tensor
     g: Tensor
     n_iter: int
 
-    def each(self) -> list["Rest"]:
+    def each(self) -> list["DescentState"]:
         """The entries of the first dimension."""
-        return [Rest(*parts, self.n_iter) for parts in zip(self.objective, self.pull, self.g, strict=True)]
+        return [DescentState(*parts, self.n_iter) for parts in zip(self.objective, self.slope, self.g, strict=True)]
 
 
 def descend(
-    problem: Quadratic, starts: Sequence[Start], eps: Tensor, hot: Tensor, tol: float, max_iter: int, backend: str
-) -> Rest:
-    """The best of the starts, cooled down from the temperature ``hot`` to ``eps``, and followed until nearly settled.
+    problem: GromovObjective,
+    starts: Sequence[Start],
+    eps: Tensor,
+    start_temperature: Tensor,
+    tol: float,
+    max_iter: int,
+    backend: str,
+) -> DescentState:
+    """The best of the starts, cooled down to ``eps``, and followed until its steps are small.
 
     Args:
         problem: The objective, detached.
         starts: The plans to start from.
         eps: Temperature, shape (...) or ().
-        hot: The temperature to begin at, if it is above ``eps``.
+        start_temperature: The temperature to begin at, if it is above ``eps``.
         tol: Step of the cost over the temperature that will do.
         max_iter: Most steps of each start.
         backend: As in :func:`otdml.ot.gromov`.
@@ -89,83 +107,87 @@ def descend(
     Returns:
         Where the best start of each batch element is.
     """
-    heat = (hot / eps).clamp(min=1).expand(problem.mass.shape)
+    ratio = (start_temperature / eps).clamp(min=1).expand(problem.mass.shape)
     small = len(starts) * problem.a.numel() * problem.b.shape[-1] <= SMALL
     groups = [starts] if small else [[start] for start in starts]
-    cooled = [_cooled(problem, group, eps, heat, max_iter, backend) for group in groups]
-    rest = _best(cooled[0].each() if small and len(starts) > 1 else cooled)
-    return _followed(problem, rest, eps, max(tol, CLOSE), int(SHARE * (max_iter - rest.n_iter)), backend)
+    cooled = [_cooled(problem, group, eps, ratio, max_iter, backend) for group in groups]
+    state = _best(cooled[0].each() if small and len(starts) > 1 else cooled)
+    return _followed(problem, state, eps, max(tol, CLOSE), int(SHARE * (max_iter - state.n_iter)), backend)
 
 
-def settled(problem: Quadratic, pull: Tensor, new: Tensor, eps: Tensor, tol: float) -> Tensor:
-    """Whether the step of the cost from ``pull`` to ``new`` is small, shape (...); NaN does not change any more."""
-    step, size = problem.size(torch.stack([new - pull, pull])).unbind()
+def settled(problem: GromovObjective, slope: Tensor, new: Tensor, eps: Tensor, tol: float) -> Tensor:
+    """Whether the step of the cost from ``slope`` to ``new`` is small, shape (...); NaN does not change any more."""
+    step, size = problem.size(torch.stack([new - slope, slope])).unbind()
     return ~(step > tol * eps + ROUNDING * torch.finfo(step.dtype).eps * size)
 
 
 def _cooled(
-    problem: Quadratic, starts: Sequence[Start], eps: Tensor, heat: Tensor, max_iter: int, backend: str
-) -> Rest:
+    problem: GromovObjective, starts: Sequence[Start], eps: Tensor, ratio: Tensor, max_iter: int, backend: str
+) -> DescentState:
     """Some starts at the temperature ``eps``; where they are several they have a first dimension of their own."""
-    pull, held = problem.pull(_stacked([start.moment for start in starts])), _held(starts)
-    g = torch.zeros_like(problem.b).expand(*pull.shape[:-2], -1)
-    cooling = QUICK if all(start.held for start in starts) else COOLING
-    steps = _count(heat, cooling, max_iter - 1)
+    slope, fixed_cost = problem.slope(_stacked([start.projection for start in starts])), _fixed_costs(starts)
+    g = torch.zeros_like(problem.b).expand(*slope.shape[:-2], -1)
+    cooling = QUICK if all(start.fixed_cost for start in starts) else COOLING
+    steps = _count(ratio, cooling, max_iter - 1)
     for _ in range(steps):
-        step = _step(problem, pull, g, heat * eps, FEW, backend)
-        cooler = (cooling * heat).clamp(min=1)
-        # What is cold waits for the rest of its batch. Potentials over the temperature grow as it falls.
-        hot = heat > 1
-        g = torch.where(hot[..., None], (heat / cooler)[..., None] * step.g, g)
-        pull, heat = torch.where(hot[..., None, None] & ~held, step.pull, pull), cooler
+        step = _step(problem, slope, g, ratio * eps, FEW, backend)
+        cooler = (cooling * ratio).clamp(min=1)
+        # Elements at their last temperature wait for the others. Potentials over the temperature grow as it falls.
+        cooling_on = ratio > 1
+        g = torch.where(cooling_on[..., None], (ratio / cooler)[..., None] * step.g, g)
+        slope, ratio = torch.where(cooling_on[..., None, None] & ~fixed_cost, step.slope, slope), cooler
         del step
-    rest = Rest(pull.new_zeros(pull.shape[:-2]), pull, g, steps)
-    return _followed(problem, rest, eps, LOOSE, min(COMPARE, max_iter - steps), backend)
+    state = DescentState(slope.new_zeros(slope.shape[:-2]), slope, g, steps)
+    return _followed(problem, state, eps, LOOSE, min(COMPARE, max_iter - steps), backend)
 
 
-def _count(heat: Tensor, cooling: float, most: int) -> int:
-    """The steps until the temperature has fallen by ``heat``."""
-    hottest = float(heat.max())
+def _count(ratio: Tensor, cooling: float, most: int) -> int:
+    """The steps until the temperature has fallen by ``ratio``."""
+    hottest = float(ratio.max())
     return min(ceil(log(hottest) / -log(cooling)), most) if 1 < hottest < inf else 0
 
 
-def _followed(problem: Quadratic, rest: Rest, eps: Tensor, tol: float, most: int, backend: str) -> Rest:
+def _followed(
+    problem: GromovObjective, state: DescentState, eps: Tensor, tol: float, most: int, backend: str
+) -> DescentState:
     """At most so many steps on, until no start's cost moves by more than ``tol`` times the temperature."""
-    pull, g = rest.pull, rest.g
+    slope, g = state.slope, state.g
     for iteration in range(1, most + 1):
-        step = _step(problem, pull, g, eps, min(SWEEPS + iteration // CHECK, MOST), backend)
-        new = step.pull + AHEAD * (step.pull - pull), step.g
+        step = _step(problem, slope, g, eps, min(SWEEPS + iteration // CHECK, MOST), backend)
+        new = step.slope + AHEAD * (step.slope - slope), step.g
         if iteration == most or iteration % CHECK == 0:
-            done = settled(problem, pull, step.pull, eps, tol)
+            done = settled(problem, slope, step.slope, eps, tol)
             # The starts of one problem are compared together, and each problem of a batch on its own.
             done = done.all(0) if done.ndim > problem.mass.ndim else done
             if iteration == most or bool(done.all()):
-                return Rest(step.objective(problem, eps), step.pull, step.g, rest.n_iter + iteration)
-            new = torch.where(done[..., None, None], pull, new[0]), torch.where(done[..., None], g, new[1])
-        pull, g = new
+                return DescentState(step.objective(problem, eps), step.slope, step.g, state.n_iter + iteration)
+            new = torch.where(done[..., None, None], slope, new[0]), torch.where(done[..., None], g, new[1])
+        slope, g = new
         # The kernel is freed before the next one is made.
         del step
-    return rest
+    return state
 
 
-def _held(starts: Sequence[Start]) -> Tensor:
-    moment = starts[0].moment
-    return _stacked([moment.new_full((1,) * moment.ndim, start.held, dtype=torch.bool) for start in starts])
+def _fixed_costs(starts: Sequence[Start]) -> Tensor:
+    projection = starts[0].projection
+    return _stacked(
+        [projection.new_full((1,) * projection.ndim, start.fixed_cost, dtype=torch.bool) for start in starts]
+    )
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
     return torch.stack(tensors) if len(tensors) > 1 else tensors[0]
 
 
-def _best(rests: Sequence[Rest]) -> Rest:
-    """The best rest of each batch element."""
-    if len(rests) == 1:
-        return rests[0]
-    index = torch.stack([rest.objective for rest in rests]).argmin(0)
-    objective, pull, g = (
-        _pick(torch.stack([getattr(rest, name) for rest in rests]), index) for name in ("objective", "pull", "g")
+def _best(states: Sequence[DescentState]) -> DescentState:
+    """The best state of each batch element."""
+    if len(states) == 1:
+        return states[0]
+    index = torch.stack([state.objective for state in states]).argmin(0)
+    objective, slope, g = (
+        _pick(torch.stack([getattr(state, name) for state in states]), index) for name in ("objective", "slope", "g")
     )
-    return Rest(objective, pull, g, max(rest.n_iter for rest in rests))
+    return DescentState(objective, slope, g, max(state.n_iter for state in states))
 
 
 def _pick(stack: Tensor, index: Tensor) -> Tensor:
@@ -176,46 +198,46 @@ def _pick(stack: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Step:
-    """The plan of a linearisation, its moment and cost, and the cost ``last`` that it is of."""
+    """The plan of a linearisation, its projection and cost, and the cost ``last`` that it is of."""
 
-    plan: "_Rough"
+    plan: "_RoughPlan"
     last: Tensor
-    moment: Tensor
-    pull: Tensor
+    projection: Tensor
+    slope: Tensor
     g: Tensor
 
-    def objective(self, problem: Quadratic, eps: Tensor) -> Tensor:
+    def objective(self, problem: GromovObjective, eps: Tensor) -> Tensor:
         """The entropic objective, shape (...), up to a constant: the dual one of the linearised problem."""
         dual = (problem.a * self.plan.f).sum(-1) + (problem.b * self.plan.g).sum(-1)
-        return eps * dual + ((self.last - 0.5 * self.pull) * self.moment).sum((-2, -1))
+        return eps * dual + ((self.last - 0.5 * self.slope) * self.projection).sum((-2, -1))
 
 
-def _step(problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, sweeps: int, backend: str) -> _Step:
-    small = backend in ("auto", "dense") and pull.shape[:-1].numel() * problem.b.shape[-1] <= SMALL
-    plan = (_Scaled if small else partial(_Iterated, backend=backend))(problem, pull, g, eps, sweeps)
-    moment = plan.moment(problem)
+def _step(problem: GromovObjective, slope: Tensor, g: Tensor, eps: Tensor, sweeps: int, backend: str) -> _Step:
+    small = backend in ("auto", "dense") and slope.shape[:-1].numel() * problem.b.shape[-1] <= SMALL
+    plan = (_ScaledKernel if small else partial(_FewIterations, backend=backend))(problem, slope, g, eps, sweeps)
+    projection = plan.projection(problem)
     # Only f + g is determined, and single precision is lost on constants that add up.
     g = plan.g - (problem.b_shares * plan.g).sum(-1, keepdim=True)
-    return _Step(plan, pull, moment, problem.pull(moment), g)
+    return _Step(plan, slope, projection, problem.slope(projection), g)
 
 
-class _Rough(Coupling, Protocol):
+class _RoughPlan(ReadablePlan, Protocol):
     """A plan near its marginals, with potentials over the temperature, one of them optimal given the other."""
 
     @property
     def f(self) -> Tensor: ...
     @property
     def g(self) -> Tensor: ...
-    def moment(self, problem: Quadratic) -> Tensor: ...
+    def projection(self, problem: GromovObjective) -> Tensor: ...
 
 
-class _Scaled:
+class _ScaledKernel:
     """The kernel at the potentials so far, with one as the largest entry of each row, scaled a few times."""
 
-    def __init__(self, problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, sweeps: int) -> None:
+    def __init__(self, problem: GromovObjective, slope: Tensor, g: Tensor, eps: Tensor, sweeps: int) -> None:
         # Scalings are rows: a batch of these times matrices takes half of the time of matrices times columns, or less.
         a, b = problem.a[..., None, :], problem.b[..., None, :]
-        scores = problem.cost(pull).scaled(eps.reciprocal()).scores(slice(None), g + problem.log_b)
+        scores = problem.cost(slope).scaled(eps.reciprocal()).scores(slice(None), g + problem.log_b)
         self.top = scores.amax(-1)
         # A column that no row is near is linked to all of them: it must not lose its mass, nor be denormal.
         self.kernel = scores.sub_(self.top[..., None]).clamp_(min=NEGLIGIBLE).exp_()
@@ -233,7 +255,7 @@ class _Scaled:
     def plan(self) -> Tensor:
         return self.u.mT * self.kernel * self.v
 
-    def moment(self, problem: Quadratic) -> Tensor:
+    def projection(self, problem: GromovObjective) -> Tensor:
         # Rows have their mass already.
         return self.plan if problem.right.z is None else self.apply(problem.right.z)
 
@@ -244,12 +266,14 @@ class _Scaled:
         return self.v.mT * (self.kernel.mT @ (self.u.mT * v))
 
 
-class _Iterated:
+class _FewIterations:
     """The plan of an engine after a few iterations of the Sinkhorn loop."""
 
-    def __init__(self, problem: Quadratic, pull: Tensor, g: Tensor, eps: Tensor, sweeps: int, *, backend: str) -> None:
-        self.engine: Engine = engine(problem.cost(pull), eps, backend)
-        rows, columns = (Marginal(w.expand(*pull.shape[:-2], -1)) for w in (problem.a, problem.b))
+    def __init__(
+        self, problem: GromovObjective, slope: Tensor, g: Tensor, eps: Tensor, sweeps: int, *, backend: str
+    ) -> None:
+        self.engine: Engine = engine(problem.cost(slope), eps, backend)
+        rows, columns = (Marginal(w.expand(*slope.shape[:-2], -1)) for w in (problem.a, problem.b))
         solution = iterate(Alternating(self.engine, rows, columns), g, tol=1e-2, max_iter=sweeps)
         self.f, self.g = solution.f, solution.g
         self.hf, self.hg = solution.f + rows.log, solution.g + columns.log
@@ -258,7 +282,7 @@ class _Iterated:
     def plan(self) -> Tensor:
         return torch.cat([block for _, block in self.engine.plan_blocks(self.hf, self.hg)], -2)
 
-    def moment(self, problem: Quadratic) -> Tensor:
+    def projection(self, problem: GromovObjective) -> Tensor:
         return problem.read(self)[0]
 
     def apply(self, v: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from otdml._checks import argument_error, check_choice
 from otdml.costs import COSTS, cost_matrix
 from otdml.sphere import length
 
-__all__ = ["Intrinsic", "IntrinsicCost", "ScaledCostLike", "intrinsic", "intrinsic_block"]
+__all__ = ["CentredCost", "ScaledCostLike", "WithinCost", "centred", "cost_block"]
 
 
 @runtime_checkable
@@ -33,11 +33,11 @@ class ScaledCostLike(Protocol):
     def scale(self) -> Tensor: ...
 
 
-IntrinsicCost = str | ScaledCostLike | Callable[[Tensor, Tensor], Tensor]
+WithinCost = str | ScaledCostLike | Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Intrinsic:
+class CentredCost:
     r"""A centred symmetric cost :math:`A_{ik} = \bar A + \alpha_i + \alpha_k + K_{ik}` within one weighted cloud.
 
     Attributes:
@@ -81,12 +81,12 @@ class Intrinsic:
             gram = root[..., None] * self.matrix * root[..., None, :]
         return torch.linalg.matrix_norm(torch.linalg.matrix_power(gram, power)) ** (1 / power) / a.sum(-1)
 
-    def detach(self) -> "Intrinsic":
+    def detach(self) -> "CentredCost":
         z, matrix = (t if t is None else t.detach() for t in (self.z, self.matrix))
-        return Intrinsic(self.mean.detach(), self.alpha.detach(), z, self.sigma.detach(), matrix)
+        return CentredCost(self.mean.detach(), self.alpha.detach(), z, self.sigma.detach(), matrix)
 
 
-def intrinsic(name: str, x: Tensor, a: Tensor, cost: IntrinsicCost) -> Intrinsic:
+def centred(name: str, x: Tensor, a: Tensor, cost: WithinCost) -> CentredCost:
     """The cost within the cloud (x, a), centred in its weights; ``name`` is the argument that errors blame.
 
     Features are kept where they are fewer than the points, and the matrix otherwise: the smaller of the two.
@@ -95,21 +95,21 @@ def intrinsic(name: str, x: Tensor, a: Tensor, cost: IntrinsicCost) -> Intrinsic
     if not isinstance(cost, str) and isinstance(cost, ScaledCostLike):
         scale, cost = cost.scale.to(x), check_choice(name, cost.cost, COSTS)
     total = a.sum(-1, keepdim=True)
-    if isinstance(cost, str) and check_choice(name, cost, COSTS) in _FEATURES:
+    if isinstance(cost, str) and COSTS[check_choice(name, cost, COSTS)].products is not None:
         form = _from_features if x.shape[-2] > x.shape[-1] else _from_products
         return form(x, a / total, cost, scale)
-    matrix = scale * intrinsic_block(name, x, x, cost)
+    matrix = scale * cost_block(name, x, x, cost)
     potential = (matrix @ (a / total)[..., None])[..., 0]
     mean = (potential * a / total).sum(-1)
     alpha = potential - mean[..., None]
     K = matrix - mean[..., None, None] - alpha[..., :, None] - alpha[..., None, :]
-    return Intrinsic(mean, alpha, None, scale, K)
+    return CentredCost(mean, alpha, None, scale, K)
 
 
-def intrinsic_block(name: str, rows: Tensor, x: Tensor, cost: IntrinsicCost) -> Tensor:
+def cost_block(name: str, rows: Tensor, x: Tensor, cost: WithinCost) -> Tensor:
     """The costs between some ``rows`` of a cloud and all of its points ``x``, shape (..., rows, n)."""
     if isinstance(cost, ScaledCostLike):
-        return cost.scale.to(x) * intrinsic_block(name, rows, x, cost.cost)
+        return cost.scale.to(x) * cost_block(name, rows, x, cost.cost)
     if isinstance(cost, str):
         return cost_matrix(rows, x, check_choice(name, cost, COSTS))
     matrix = cost(rows, x)
@@ -119,11 +119,8 @@ def intrinsic_block(name: str, rows: Tensor, x: Tensor, cost: IntrinsicCost) -> 
     return matrix
 
 
-_FEATURES = {"sqeuclidean": -2.0, "cosine": -1.0, "inner": -1.0}
-
-
-def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> Intrinsic:
-    x = x / length(x) if cost == "cosine" else x
+def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCost:
+    x = x / length(x) if COSTS[cost].unit else x
     centre = (p[..., None, :] @ x)[..., 0, :]
     z = x - centre[..., None, :]
     if cost == "sqeuclidean":
@@ -133,12 +130,12 @@ def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> Intrinsic:
     else:
         mean = (1.0 if cost == "cosine" else 0.0) - centre.square().sum(-1)
         alpha = -(z @ centre[..., None])[..., 0]
-    return Intrinsic(scale * mean, scale[..., None] * alpha, z, _sigma(cost, scale), None)
+    return CentredCost(scale * mean, scale[..., None] * alpha, z, _sigma(cost, scale), None)
 
 
-def _from_products(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> Intrinsic:
+def _from_products(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCost:
     """The same from scalar products, so that many features are passed over few times."""
-    products = _Products.apply(x, cost == "cosine")
+    products = _Products.apply(x, COSTS[cost].unit)
     between, along, square = products[..., :-1, :-1], products[..., :-1, -1], products[..., -1, -1]
     potential = (between @ p[..., None])[..., 0]
     offset = (p * potential).sum(-1)[..., None]
@@ -153,11 +150,11 @@ def _from_products(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> Intrinsic:
         mean = (1.0 if cost == "cosine" else 0.0) - shift - (p * along).sum(-1) - square
         alpha = shift[..., None] - turned
     sigma = _sigma(cost, scale)
-    return Intrinsic(scale * mean, scale[..., None] * alpha, None, sigma, sigma * centred)
+    return CentredCost(scale * mean, scale[..., None] * alpha, None, sigma, sigma * centred)
 
 
 def _sigma(cost: str, scale: Tensor) -> Tensor:
-    return (scale * _FEATURES[cost])[..., None, None]
+    return (scale * COSTS[cost].products)[..., None, None]
 
 
 class _Products(torch.autograd.Function):

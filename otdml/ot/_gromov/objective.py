@@ -1,6 +1,6 @@
 r"""The Gromov objective: a quadratic function of the plan.
 
-With two centred costs (:mod:`otdml.ot.intrinsic`) and a plan P of marginals a, b and mass s,
+With two centred costs (:mod:`otdml.ot._gromov.centred_cost`) and a plan P of marginals a, b and mass s,
 
 .. math::
     \tfrac12 \sum_{ijkl} (A_{ik} - B_{jl})^2 P_{ij} P_{kl} = \tfrac12 s^2 (\bar A - \bar B)^2
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from otdml.costs import Bilinear, Matrix
-from otdml.ot.intrinsic import Intrinsic
+from otdml.ot._gromov.centred_cost import CentredCost
 
-__all__ = ["Coupling", "Quadratic"]
+__all__ = ["GromovObjective", "ReadablePlan"]
 
 
-class Coupling(Protocol):
+class ReadablePlan(Protocol):
     """A plan, read as :class:`~otdml.ot.OTResult` lets it be read."""
 
     @property
@@ -39,14 +39,14 @@ class Coupling(Protocol):
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class GromovObjective:
     r"""The objective between two weighted clouds.
 
-    Where L is kept as :math:`\sigma Z Z^\top`, a plan is read through its *moment* P Z, and otherwise as a matrix.
+    Where L is kept as :math:`\sigma Z Z^\top`, a plan is read through its *projection* P Z, and otherwise as a matrix.
     """
 
-    left: Intrinsic
-    right: Intrinsic
+    left: CentredCost
+    right: CentredCost
     a: Tensor
     b: Tensor
 
@@ -68,18 +68,18 @@ class Quadratic:
         return self.b <= 0
 
     @cached_property
-    def _tilt(self) -> Tensor:
+    def _linear_factor(self) -> Tensor:
         return (2 * self.mass[..., None] * self.left.alpha)[..., None]
 
     @cached_property
-    def _columns(self) -> Tensor:
+    def _readout(self) -> Tensor:
         """What a plan is read through: Z where it is kept, beta, and ones."""
         beta = self.right.alpha[..., None]
         return torch.cat([*([] if self.right.z is None else [self.right.z]), beta, torch.ones_like(beta)], -1)
 
     @cached_property
-    def _lift(self) -> Tensor:
-        """Twice the left factor of K, or K itself, times the factor of L where the moment has none of it."""
+    def _left_factor(self) -> Tensor:
+        """Twice the left factor of K, or K itself, times the factor of L where the projection has none of it."""
         left, scale = self.left, 2 * (1 if self.right.matrix is not None else self.right.sigma)
         if left.matrix is not None:
             return scale * left.matrix
@@ -96,26 +96,26 @@ class Quadratic:
         assert self.right.z is not None
         return torch.cat([self.right.alpha[..., None], self.right.z], -1)
 
-    def detach(self) -> "Quadratic":
-        return Quadratic(self.left.detach(), self.right.detach(), self.a.detach(), self.b.detach())
+    def detach(self) -> "GromovObjective":
+        return GromovObjective(self.left.detach(), self.right.detach(), self.a.detach(), self.b.detach())
 
-    def read(self, plan: Coupling) -> tuple[Tensor, Tensor]:
-        r"""The moment of the plan, and :math:`P \beta`, with its rows scaled to their exact mass.
+    def read(self, plan: ReadablePlan) -> tuple[Tensor, Tensor]:
+        r"""The projection of the plan, and :math:`P \beta`, with its rows scaled to their exact mass.
 
         What potentials are rounded to, over a low temperature, shows in the mass of a plan before it shows elsewhere.
         """
         if self.right.z is None:
             matrix = plan.plan.detach()
-            read = torch.cat([matrix, matrix @ self._columns], -1)
+            read = torch.cat([matrix, matrix @ self._readout], -1)
         else:
-            read = plan.apply(self._columns)
+            read = plan.apply(self._readout)
         # A point without weight has a row of zeros, which stays one.
         mass = read[..., -1:].clamp(min=torch.finfo(read.dtype).tiny)
         read = (read[..., :-1] / mass).mul_(self.a[..., None])
         return read[..., :-1], read[..., -1]
 
     def pairing(self) -> Tensor:
-        """The moment of the plan that pairs equal indices."""
+        """The projection of the plan that pairs equal indices."""
         return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
 
     def independents(self) -> tuple[Tensor, Tensor]:
@@ -125,32 +125,32 @@ class Quadratic:
         alike from the extreme point of their cloud, and the other to pair those that do not.
         """
         a, b = self.a[..., None], self.b_shares[..., None, :]
-        rows = 0.5 * a * _view(self.left, self.a)[..., None]
-        columns = b * _view(self.right, self.b)[..., None, :]
+        rows = 0.5 * a * _extreme_view(self.left, self.a)[..., None]
+        columns = b * _extreme_view(self.right, self.b)[..., None, :]
         if self.right.z is not None:
             tilt = rows * (columns @ self.right.z)
             return tilt, -tilt
         return a * b + rows * columns, a * b - rows * columns
 
-    def pull(self, moment: Tensor) -> Tensor:
+    def slope(self, projection: Tensor) -> Tensor:
         """Left factor of the gradient of <K P L, P>: with Z, or with the identity, as the right one."""
-        v = moment if self.right.matrix is None else moment @ self.right.matrix
-        return self._lift @ (v if self.left.z is None else self.left.z.mT @ v)
+        v = projection if self.right.matrix is None else projection @ self.right.matrix
+        return self._left_factor @ (v if self.left.z is None else self.left.z.mT @ v)
 
-    def cost(self, pull: Tensor) -> Bilinear | Matrix:
+    def cost(self, slope: Tensor) -> Bilinear | Matrix:
         """Minus the gradient of Q, up to constants of rows and columns, which transport ignores."""
         if self.right.z is None:
-            return Matrix(-self._tilt * self.right.alpha[..., None, :] - pull)
-        batch = pull.shape[:-2]
-        q = torch.cat([self._tilt.expand(*batch, -1, -1), pull], -1)
+            return Matrix(-self._linear_factor * self.right.alpha[..., None, :] - slope)
+        batch = slope.shape[:-2]
+        q = torch.cat([self._linear_factor.expand(*batch, -1, -1), slope], -1)
         return Bilinear(q, self._right_factor.expand(*batch, -1, -1))
 
-    def size(self, pull: Tensor) -> Tensor:
-        """Root mean square of the costs that ``pull`` stands for, shape (...)."""
+    def size(self, slope: Tensor) -> Tensor:
+        """Root mean square of the costs that ``slope`` stands for, shape (...)."""
         if self.right.z is None:
-            square = (self.a * (pull.square() @ self.b[..., None])[..., 0]).sum(-1)
+            square = (self.a * (slope.square() @ self.b[..., None])[..., 0]).sum(-1)
         else:
-            left = pull.mT @ (self.a[..., None] * pull)
+            left = slope.mT @ (self.a[..., None] * slope)
             square = (left * self._gram).sum((-2, -1))
         return square.clamp(min=0).sqrt() / self.mass
 
@@ -158,26 +158,26 @@ class Quadratic:
         r""":math:`2 s \langle \alpha, P \beta \rangle`, shape (...)."""
         return 2 * self.mass * (self.left.alpha * transported).sum(-1)
 
-    def value(self, plan: Coupling) -> Tensor:
-        """The objective, shape (...), differentiable in the points with the plan held fixed."""
+    def value(self, plan: ReadablePlan) -> Tensor:
+        """The objective, shape (...), differentiable in the points with the plan fixed_cost fixed."""
         left, right, a, b, s = self.left, self.right, self.a, self.b, self.mass
-        moment, transported = self.read(plan)
+        projection, transported = self.read(plan)
         squares = (a * left.alpha.square()).sum(-1) + (b * right.alpha.square()).sum(-1)
         energies = (a * left.energies(a)).sum(-1) + (b * right.energies(b)).sum(-1)
         apart = 0.5 * (s * (left.mean - right.mean)).square() + s * squares + 0.5 * energies
-        return apart - self.linear(transported) - 0.5 * (self.pull(moment) * moment).sum((-2, -1))
+        return apart - self.linear(transported) - 0.5 * (self.slope(projection) * projection).sum((-2, -1))
 
-    def gap(self, plan: Coupling) -> Tensor:
+    def gap(self, plan: ReadablePlan) -> Tensor:
         """Q at the plan less Q at the pairing D of equal indices, shape (...), differentiable in the points.
 
         The product of the difference and the sum, <K (P - D) L, P + D>, keeps its digits where P is close to D.
         """
-        moment, transported = self.read(plan)
+        projection, transported = self.read(plan)
         paired = self.pairing()
-        bilinear = (self.pull(moment - paired) * (moment + paired)).sum((-2, -1))
+        bilinear = (self.slope(projection - paired) * (projection + paired)).sum((-2, -1))
         return self.linear(transported - self.a * self.right.alpha) + 0.5 * bilinear
 
-    def value_duals(self, plan: Coupling, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def value_duals(self, plan: ReadablePlan, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of the entropic objective in the two weights, up to a constant.
 
         ``f`` and ``g`` are the potentials of :meth:`cost` at the plan, which leaves out the constants of rows and
@@ -187,17 +187,17 @@ class Quadratic:
             self.right, self.left, self.b, g, plan.apply_transpose
         )
 
-    def gap_dual(self, plan: Coupling, f: Tensor, g: Tensor) -> Tensor:
+    def gap_dual(self, plan: ReadablePlan, f: Tensor, g: Tensor) -> Tensor:
         """The gradient of the entropic gap in the weights that both clouds share, up to a constant."""
         left, right, a = self.left, self.right, self.a[..., None]
         alpha, beta = left.alpha[..., None], right.alpha[..., None]
         moved = left.times(plan.apply(beta) - a * beta) + right.times(plan.apply_transpose(alpha) - a * alpha)
-        pull = self.pull(self.pairing())
-        diagonal = pull.diagonal(dim1=-2, dim2=-1) if right.z is None else (pull * right.z).sum(-1)
+        slope = self.slope(self.pairing())
+        diagonal = slope.diagonal(dim1=-2, dim2=-1) if right.z is None else (slope * right.z).sum(-1)
         return 2 * moved[..., 0] - 2 * self.mass[..., None] * left.alpha * right.alpha - diagonal - f - g
 
 
-def _view(cost: Intrinsic, a: Tensor) -> Tensor:
+def _extreme_view(cost: CentredCost, a: Tensor) -> Tensor:
     """The centred cost to the extreme point, scaled to at most one; it is centred in the weights like every column."""
     extreme = cost.energies(a).where(a > 0, -1.0).argmax(-1, keepdim=True)
     h = cost.times(torch.zeros_like(a).scatter(-1, extreme, 1.0)[..., None])[..., 0]
@@ -206,7 +206,7 @@ def _view(cost: Intrinsic, a: Tensor) -> Tensor:
     return h / torch.where(top > 0, top, torch.ones_like(top))
 
 
-def _dual(left: Intrinsic, right: Intrinsic, a: Tensor, f: Tensor, push: Callable[[Tensor], Tensor]) -> Tensor:
+def _dual(left: CentredCost, right: CentredCost, a: Tensor, f: Tensor, push: Callable[[Tensor], Tensor]) -> Tensor:
     s = a.sum(-1, keepdim=True)
     square = s * (left.mean[..., None] + left.alpha).square() + left.energies(a)
     shifts = left.times((a * left.alpha)[..., None] - push(right.alpha[..., None]))[..., 0]

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from otdml.losses import ScaledCost
 from otdml.ot import gromov, sinkhorn
-from otdml.ot.intrinsic import intrinsic_block
+from otdml.ot._gromov.centred_cost import cost_block
 
 NAMED = ["sqeuclidean", "cosine", "inner"]
 
@@ -32,7 +32,7 @@ def quadruples(A, B, P):
 
 
 def inner_costs(x, y, cost_x, cost_y):
-    return intrinsic_block("cost_x", x, x, cost_x), intrinsic_block("cost_y", y, y, cost_y)
+    return cost_block("cost_x", x, x, cost_x), cost_block("cost_y", y, y, cost_y)
 
 
 def brute_force(A, B):
@@ -150,7 +150,7 @@ def test_gap_at_the_paper_s_batch_is_that_of_frank_wolfe(cost, seed):
 def test_gap_of_an_isometry_is_zero(cost):
     x, _, _, _ = clouds(32, dx=5)
     rotation = torch.linalg.qr(torch.randn(5, 5, dtype=x.dtype, generator=torch.Generator().manual_seed(1)))[0]
-    scale = intrinsic_block("x", x, x, cost).mean().square()
+    scale = cost_block("x", x, x, cost).mean().square()
     result = gromov(x, x @ rotation, cost_x=cost, cost_y=cost, eps=1e-3 * float(scale))
     assert result.value < 1e-4 * scale
     assert result.gap.abs() < 1e-4 * scale
@@ -174,7 +174,7 @@ def test_permuted_isometry_is_found(cost, paired):
 def test_scaling_a_cost_rescales_a_permuted_isometry():
     x, _, _, _ = clouds(12, dx=3)
     value = gromov(x, x.flip(0), cost_y=ScaledCost("sqeuclidean", 3.0, learnable=False), eps=0.05).value
-    A = intrinsic_block("x", x, x, "sqeuclidean")
+    A = cost_block("x", x, x, "sqeuclidean")
     # The plan stays the permutation, and what remains is half of the mean of (A - 3 A)^2.
     torch.testing.assert_close(value, 2 * A.square().mean(), rtol=1e-3, atol=0)
 
@@ -185,7 +185,7 @@ def test_factored_equals_matrix(cost, backend):
     x, y, a, b = (t.float() for t in clouds(40, 30, 5, 4))
 
     def matrix(x, y):
-        return intrinsic_block("x", x, y, cost)
+        return cost_block("x", x, y, cost)
 
     # Well above the rounding of the costs, which moves a plan by its share of the temperature.
     eps = 8.0 if cost == "sqeuclidean" else 2.0
