@@ -4,27 +4,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-__all__ = ["fixed", "may_move", "once", "refuse_transforms", "transformed"]
+from otdml._transforms import transforming
 
-
-def transformed(x: Tensor) -> bool:
-    """Whether ``x`` is under a transform of ``torch.func``, or carries a tangent of forward mode."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+__all__ = ["fixed", "may_move", "once", "refuse_transforms"]
 
 
 def may_move(x: Tensor) -> bool:
     """Whether a derivative in ``x`` may be asked for."""
     # Dynamo traces neither question, and prunes what is not used.
-    return torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or transformed(x)
+    return torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or transforming(x)
 
 
 def refuse_transforms(what: str, *tensors: Tensor | None) -> None:
     """Raise if one of the tensors is under a transform, which ``what`` could not follow."""
-    if any(t is not None and transformed(t) for t in tensors):
+    if transforming(*tensors):
         raise RuntimeError(
             f"{what} has no transforms of torch.func and no derivatives in forward mode. Use `torch.autograd.grad` or "
             "`backward`, and a batch dimension or a loop in place of `vmap`."

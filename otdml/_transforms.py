@@ -85,7 +85,7 @@ def called(function: Callable[..., Tensor], arguments: Mapping[str, Any], *, sca
     events = {k: EVENT.get(k, 2) for k in named}
     batch = torch.broadcast_shapes(*(v.shape[: v.ndim - events[k]] for k, v in named.items()))
     # Equal batch dimensions, so that every derivative belongs to one element of the batch.
-    tensors = [v.expand(*batch, *v.shape[v.ndim - events[k] :]) for k, v in named.items()]
+    tensors = [v.expand((*batch, *v.shape[v.ndim - events[k] :])) for k, v in named.items()]
     return cast(Tensor, _Value.apply(Call(function, tuple(named), others, scalar), *tensors))
 
 

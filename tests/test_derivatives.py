@@ -2,28 +2,10 @@
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 
-from otdml._derivatives import fixed, may_move, once, refuse_transforms, transformed
+from otdml._derivatives import fixed, may_move, once, refuse_transforms
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-
-def test_what_is_under_a_transform():
-    x, seen = torch.ones(3), []
-
-    def look(x):
-        seen.append(transformed(x))
-        return x.sum()
-
-    torch.func.grad(look)(x)
-    torch.func.vmap(look)(x[None])
-    torch.func.jvp(look, (x,), (x,))
-    with forward_ad.dual_level():
-        look(forward_ad.make_dual(x, x))
-        look(x)
-    look(x.clone().requires_grad_())
-    assert seen == [True, True, True, True, False, False]
 
 
 def test_what_may_move():
