@@ -35,15 +35,15 @@ $(VENV)/.%: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/otdml benchmark --dataset digits --out runs/demo $(FLAGS)
 
-test: $(VENV)/.core $(VENV)/.test $(VENV)/.peers $(VENV)/.docs
+test: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers $(VENV)/.docs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
 
-test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.peers
+test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
 # The numerical part without vector instructions: no result may depend on the make of the processor beyond rounding.
 NUMERICAL = sphere kernels kernel_sums measures derivatives neighbors kmeans costs conventions
-test-portable: $(VENV)/.core $(VENV)/.test $(VENV)/.peers
+test-portable: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not keops" \
 		tests/losses tests/ot $(addprefix tests/test_,$(addsuffix .py,$(NUMERICAL))) $(FLAGS)
 

@@ -27,6 +27,7 @@ __all__ = [
     "GreyImage",
     "checkpoint_metrics",
     "embedded",
+    "exported",
     "folder_metrics",
     "image_files",
     "image_transform",
@@ -149,6 +150,12 @@ def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: 
     return load_split(dataset, root, split, options)
 
 
+def _side(checkpoint: Path) -> int | None:
+    """Pixels per side of the images that a checkpoint's run was trained on, if that is known."""
+    origin = _origin(checkpoint)
+    return origin.get("data", {}).get("size") or DRAWINGS.get(origin.get("dataset", ""))
+
+
 def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None) -> Callable[["Image.Image"], Tensor]:
     """How image files become what the model was trained on: drawings or photographs, and how many pixels.
 
@@ -160,7 +167,7 @@ def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None
     from otdml.data.images import standard_crop
 
     origin = _origin(checkpoint)
-    side = size or origin.get("data", {}).get("size") or DRAWINGS.get(origin.get("dataset", ""))
+    side = size or _side(checkpoint)
     first = next(weight for weight in model.backbone.parameters() if weight.ndim == 4)
     if first.shape[1] == 1:
         crop = bool(origin.get("data", {}).get("crop"))
@@ -211,6 +218,23 @@ def embedded(
             if (there.about, there.paths) == (about, absolute):
                 return there, files.skipped
     return EmbeddingIndex(embed(model, files), absolute, about), files.skipped
+
+
+def exported(checkpoint: Path, out: Path, *, size: int | None = None) -> str:
+    """Write a checkpoint's model as ``out`` says by its suffix, and return what was written, in words."""
+    from otdml.dml.export import export_onnx, export_safetensors
+
+    model = load_checkpoint(checkpoint)
+    if not out.suffix:
+        model.save_pretrained(out)
+        return "Model"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".safetensors":
+        export_safetensors(model, out)
+        return "Weights"
+    side = size or _side(checkpoint) or 224
+    difference = export_onnx(model, out, size=side)
+    return f"Graph for images of {side} pixels, within {difference:.1g} of PyTorch"
 
 
 def nearest_images(index: Path, image: Path, k: int, checkpoint: Path | None = None) -> "list[Match]":

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from otdml._arguments import check_known
-from otdml.cli.application import arguments, command, console, errors, plain
+from otdml.cli.application import arguments, check_writable, command, console, errors, plain
 from otdml.cli.options import Protocol, Root, SkipCorrupt
 
-__all__ = ["embed", "evaluate", "search"]
+__all__ = ["embed", "evaluate", "export", "search"]
 
 SPLITS = ("train", "val", "trainval", "test", "query", "gallery")
 Size = Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4, max=4096)]
@@ -95,6 +95,41 @@ def embed(
     _name(skipped)
     index.save(out)
     console.print(f"{len(index)} embeddings: [bold]{out}[/]", soft_wrap=True, highlight=False)
+
+
+@command(
+    "otdml export runs/glyphs/proxy-anchor/seed-0 --out model.onnx",
+    "otdml export runs/cub/proxy-anchor/seed-0 --out model.safetensors",
+    "otdml export runs/cub/proxy-anchor/seed-0 --out model",
+)
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="NAME.onnx, NAME.safetensors, or a folder for both files of a hub's model."),
+    ],
+    size: Size = None,
+) -> None:
+    """Write a trained model in a form that other programs read.
+
+    NAME.onnx is the network from images to unit embeddings, compared with PyTorch by ONNX Runtime. NAME.safetensors
+    holds all weights, proxies too. A folder gets config.json and model.safetensors, as ProxyDML.from_pretrained and the
+    Hugging Face hub read them.
+    """
+    from otdml.benchmarks.runs import checkpoint_file
+
+    with arguments():
+        if out.suffix not in ("", ".onnx", ".safetensors"):
+            raise ValueError(f"--out {out} must end in .onnx or .safetensors, or be a folder.")
+        if size and out.suffix != ".onnx":
+            raise ValueError("--size is of an ONNX graph: weights fit images of any size.")
+        if out.suffix:
+            check_writable("--out", out)
+    checkpoint_file(checkpoint)
+    from otdml.benchmarks.models import exported
+
+    said = exported(checkpoint, out, size=size)
+    console.print(f"{said}: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)
 
 
 @command("otdml search photos.index query.jpg", "otdml search photos.index new.jpg --html near.html")

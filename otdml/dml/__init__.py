@@ -35,6 +35,8 @@ _HOMES = {
     "EmbeddingIndex": "index",
     "cluster_agreement": "clustering",
     "GradCache": "grad_cache",
+    "export_onnx": "export",
+    "export_safetensors": "export",
     "RetrievalMetrics": "metric",
     "retrieval_by_class": "retrieval",
     "retrieval_metrics": "retrieval",

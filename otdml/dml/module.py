@@ -178,6 +178,38 @@ class ProxyDML(LightningModule):
         """Unit embeddings (n, dim), in float32 whatever the autocast."""
         return unit(self.head(self.backbone(images)).float())
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, the two files of a model on the Hugging Face hub.
+
+        They hold the hyper-parameters and all weights, proxies and flow included, and no code. ``huggingface_hub``'s
+        mixin reads them, and :meth:`from_pretrained`.
+
+        Args:
+            folder: Where to; made if missing.
+        """
+        from otdml.dml.export import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **changes: Any) -> "ProxyDML":
+        """The module that :meth:`save_pretrained` wrote, in evaluation.
+
+        Args:
+            name: A folder; or ``OWNER/NAME`` of a repository on the hub, where huggingface_hub is installed.
+            revision: Branch, tag or commit of the repository.
+            changes: Arguments of the module in place of those kept: ``backbone`` and ``loss`` where they were modules.
+
+        Raises:
+            FileNotFoundError: If there is no such folder, and the name is none of a repository.
+        """
+        from otdml.dml.export import load_pretrained
+
+        settings, state = load_pretrained(name, revision)
+        module = cls(**{**settings, **changes})
+        module.load_state_dict(state)
+        return module.eval()
+
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The ``loss`` and its unweighted terms: ``proxy`` and, where asked for, ``nir`` and ``dispersion``.
 

@@ -1,0 +1,197 @@
+"""Trained models in the forms that other programs read: ONNX, safetensors, and folders as the Hugging Face hub has."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from otdml._checks import argument_error, check_integer
+from otdml._files import write_text
+
+if TYPE_CHECKING:
+    from otdml.dml.module import ProxyDML
+
+__all__ = ["export_onnx", "export_safetensors", "load_pretrained", "save_pretrained"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Entries of a state that are no tensors, such as where a memory goes on, as JSON in the header of the file.
+EXTRA = "extra_state"
+TOLERANCE = 1e-4
+
+
+class _Embedder(nn.Module):
+    """What is left of a module once it is trained: images in, unit embeddings out."""
+
+    def __init__(self, module: "ProxyDML") -> None:
+        super().__init__()
+        self.backbone, self.head = module.backbone, module.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.head(self.backbone(images)).float(), dim=-1)
+
+
+def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: int | None = None) -> float:
+    """Write the network and its head as an ONNX graph, and hold it to what PyTorch computes.
+
+    The graph maps ``images``, float32 of shape (n, channels, size, size) with any n, to ``embeddings``, unit rows of
+    shape (n, dim). Proxies, flow and everything else that only trains is left out. Images must come as the network saw
+    them in training, e.g. in [0, 1] with ink one.
+
+    Args:
+        module: What embeds.
+        path: File to write.
+        size: Pixels per side.
+        channels: Channels of the images; those of the first convolution if None.
+
+    Returns:
+        The largest difference between the embeddings of random images by ONNX Runtime and by PyTorch.
+
+    Raises:
+        ArithmeticError: If it is above 1e-4.
+        ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from otdml.dml import ProxyDML
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_onnx(ProxyDML(3, dim=8, seed=0), f"{folder}/model.onnx", size=28) < 1e-4
+        True
+    """
+    runtime = _library("onnxruntime")
+    _library("onnx"), _library("onnxscript")
+    check_integer("size", size)
+    channels = _channels(module) if channels is None else check_integer("channels", channels)
+    images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    with _evaluating(module), _quiet():
+        network = _Embedder(module).eval()
+        torch.onnx.export(
+            network,
+            (images.to(module.device),),
+            path,
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamic_shapes={"images": {0: torch.export.Dim("n")}},
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+        # Another number of images than the graph was traced with.
+        images = torch.cat([images, images.flip(-1)])
+        expected = network(images.to(module.device)).numpy(force=True)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference = float(np.abs(session.run(None, {"images": images.numpy()})[0] - expected).max())
+    if not difference <= TOLERANCE:
+        raise ArithmeticError(f"the ONNX graph in {path} is off by {difference:.2g} from what PyTorch computes.")
+    return difference
+
+
+def export_safetensors(module: nn.Module, path: str | Path) -> None:
+    """Write the state of a module as a safetensors file, which holds numbers and no code.
+
+    Args:
+        module: Any module; of :class:`~otdml.dml.ProxyDML` everything, proxies and flow included.
+        path: File to write.
+
+    Raises:
+        ModuleNotFoundError: If safetensors is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from otdml.dml import ProxyDML
+        >>> from safetensors.torch import load_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_safetensors(ProxyDML(3, dim=8, seed=0), f"{folder}/model.safetensors")
+        ...     load_file(f"{folder}/model.safetensors")["loss.proxies"].shape
+        torch.Size([3, 8])
+    """
+    save = _library("safetensors.torch").save_file
+    state = module.state_dict()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+    # Tensors that share memory are refused: each gets its own.
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    others = {name: value for name, value in state.items() if name not in tensors}
+    save(tensors, str(path), metadata={"format": "pt", EXTRA: json.dumps(others)} if others else {"format": "pt"})
+
+
+def save_pretrained(module: "ProxyDML", folder: str | Path) -> None:
+    """Write what :meth:`~otdml.dml.ProxyDML.save_pretrained` does."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_safetensors(module, folder / WEIGHTS)
+    write_text(folder / CONFIG, json.dumps(dict(module.hparams), indent=2, sort_keys=True) + "\n")
+
+
+def load_pretrained(name: str | Path, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hyper-parameters and state of a folder, or of a repository of the hub.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, and the name is none of a repository.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _from_hub(str(name), revision)
+    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    with _library("safetensors").safe_open(str(folder / WEIGHTS), framework="pt") as file:
+        state: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        others: Mapping[str, Any] = json.loads((file.metadata() or {}).get(EXTRA, "{}"))
+    return settings, {**state, **others}
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise FileNotFoundError(f"there is no folder {name}, and a repository of the hub is called OWNER/NAME.")
+    return Path(
+        _library("huggingface_hub").snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS])
+    )
+
+
+def _library(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        missing = name.partition(".")[0]
+        raise ModuleNotFoundError(f"this needs {missing}: pip install 'otdml[export]'", name=missing) from error
+
+
+def _channels(module: "ProxyDML") -> int:
+    first = next((weight for weight in module.backbone.parameters() if weight.ndim == 4), None)
+    if first is None:
+        raise argument_error("channels", "be given for a backbone without convolutions", None)
+    return first.shape[1]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation, without gradient, and then as it was."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on libraries that are not there, and on names that it calls itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
