@@ -9,7 +9,7 @@ FLAGS ?=
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       train, evaluate and report seven methods on the embedded digits (minutes)"
+	@echo "make demo       train, evaluate and report seven methods on letters of many scripts (minutes)"
 	@echo "make test       the test suite, with the doctests"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-portable  the numerical tests as on a processor without vector instructions"
@@ -33,7 +33,7 @@ $(VENV)/.%: $(VENV)/.core
 	@touch $@
 
 demo: $(VENV)/.core
-	$(BIN)/otdml benchmark --dataset digits --out runs/demo $(FLAGS)
+	$(BIN)/otdml benchmark --dataset glyphs --out runs/demo $(FLAGS)
 
 test: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers $(VENV)/.docs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)

@@ -324,3 +324,26 @@ def test_doctor_fails_when_a_necessary_engine_is_absent(otdml_, monkeypatch):
 
 def test_speed_lists_its_tables(otdml_):
     assert "sinkhorn" in otdml_("speed").output
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "model"])
+def test_export_writes_what_its_name_says(otdml_, trained, tmp_path, name):
+    for library in ("onnxruntime", "onnxscript", "safetensors"):
+        pytest.importorskip(library)
+    result = otdml_("export", trained, "--out", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / name).exists()
+    assert ("of 8 pixels" in result.output) == name.endswith(".onnx")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--out", "model.pt"), "must end in .onnx or .safetensors"),
+        (("--out", "model.safetensors", "--size", "8"), "--size is of an ONNX graph"),
+    ],
+)
+def test_export_refuses_what_it_cannot_write(otdml_, trained, words, message):
+    result = otdml_("export", trained, *words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())

@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Optimal transport for PyTorch, and proxy-based metric learning with it.",
-    epilog="Start with [bold]otdml benchmark --dataset digits[/bold]: seven methods, a report, two minutes.",
+    epilog="Start with [bold]otdml benchmark --dataset glyphs[/bold]: seven methods, a report, two minutes.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at data sets.")
 app.add_typer(data_app, name="data")

@@ -41,7 +41,7 @@ CORES = os.cpu_count() or 1
 
 
 @command(
-    "otdml benchmark -d digits",
+    "otdml benchmark -d glyphs",
     "otdml benchmark -d omniglot -p small --root DATA --seeds 5",
     "otdml benchmark -d digits -m proxy-anchor -m proxy-anchor+nir --out runs/mine",
     "otdml benchmark -d digits -m proxy-nca --dispersion koleo:0.1 --dispersion uniformity:1@proxies",
@@ -52,7 +52,9 @@ CORES = os.cpu_count() or 1
 def benchmark(
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", "-d", help="Data set: digits, omniglot, cub, cars, sop or inshop. Default: digits."),
+        typer.Option(
+            "--dataset", "-d", help="Data set: glyphs, digits, omniglot, cub, cars, sop or inshop. Default: glyphs."
+        ),
     ] = None,
     protocol: Protocol = None,
     root: Root = None,
@@ -89,7 +91,7 @@ def benchmark(
     from otdml.benchmarks.runs import Run, RunFolder, check_settings
 
     with arguments():
-        dataset = dataset or (None if preset else "digits")
+        dataset = dataset or (None if preset else "glyphs")
         chosen = _chosen(dataset, protocol, preset, change, epochs).starting_from(weights)
         _check_root(chosen, root)
         if reality_check:

@@ -23,12 +23,12 @@ __all__ = [
 ]
 
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", "-d", help="Data set: digits, omniglot, cub, cars, sop or inshop.")
+    str | None, typer.Option("--dataset", "-d", help="Data set: glyphs, digits, omniglot, cub, cars, sop or inshop.")
 ]
 Protocol = Annotated[
     str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small, r50-128; see --list of benchmark.")
 ]
-Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set; digits need none.")]
+Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set; glyphs and digits need none.")]
 Recipe = Annotated[Path | None, typer.Option("--preset", help="A TOML file of your own instead of a data set.")]
 SPREAD = "A dispersion loss and its weight, such as koleo:0.1, or koleo:0.1@proxies."
 Spreads = Annotated[

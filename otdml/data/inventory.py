@@ -10,6 +10,8 @@ from otdml.data.protocol import Protocol, differences, missing
 
 __all__ = ["Report", "check"]
 
+# Sets that come with a library: their class, and the library.
+EMBEDDED = {"glyphs": ("Glyphs", "Matplotlib"), "digits": ("Digits", "scikit-learn")}
 PROTOCOLS = {"cub": "cub", "cars": "cars", "sop": "sop", "inshop": "inshop"}
 
 
@@ -46,7 +48,7 @@ def check(name: str, root: str | Path | None = None, *, decode: bool = True) -> 
     """Look at a data set: its annotation files, the official counts, and every image.
 
     Args:
-        name: ``"digits"``, ``"omniglot"``, ``"cub"``, ``"cars"``, ``"sop"`` or ``"inshop"``.
+        name: ``"glyphs"``, ``"digits"``, ``"omniglot"``, ``"cub"``, ``"cars"``, ``"sop"`` or ``"inshop"``.
         root: Its folder.
         decode: Whether to read every image to its end, to find damaged ones; some minutes for a hundred thousand.
 
@@ -62,9 +64,9 @@ def check(name: str, root: str | Path | None = None, *, decode: bool = True) -> 
           + trainval: 901 images of 5 classes
           + test: 896 images of 5 classes
     """
-    check_known("data set", name, ["digits", "omniglot", *PROTOCOLS])
-    if name == "digits":
-        return _check_digits()
+    check_known("data set", name, ["glyphs", "digits", "omniglot", *PROTOCOLS])
+    if name in EMBEDDED:
+        return _check_embedded(name)
     if name == "omniglot":
         return _check_omniglot(root)
     protocol: Protocol = import_module(f"otdml.data.{PROTOCOLS[name]}").PROTOCOL
@@ -85,12 +87,11 @@ def check(name: str, root: str | Path | None = None, *, decode: bool = True) -> 
     return Report(name, str(root), there, wrong, where)
 
 
-def _check_digits() -> Report:
-    from otdml.data.digits import Digits
-
-    sets = {split: Digits(split=split) for split in ("trainval", "test")}
-    there = [f"{split}: {len(found)} images of {len(found.classes)} classes" for split, found in sets.items()]
-    return Report("digits", "scikit-learn", there)
+def _check_embedded(name: str) -> Report:
+    kind, home = EMBEDDED[name]
+    sets = {split: getattr(import_module(f"otdml.data.{name}"), kind)(split=split) for split in ("trainval", "test")}
+    there = [f"{split}: {len(found):,} images of {len(found.classes)} classes" for split, found in sets.items()]
+    return Report(name, home, there)
 
 
 def _check_omniglot(root: str | Path | None) -> Report:

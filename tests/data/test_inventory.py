@@ -8,8 +8,9 @@ from otdml.data.cub import PROTOCOL
 CLASSES = [1, 2, 3, 4, 101, 102]
 
 
-def test_digits_are_always_there():
-    assert check("digits").complete
+@pytest.mark.parametrize("name", ["glyphs", "digits"])
+def test_sets_of_libraries_are_always_there(name):
+    assert check(name).complete
 
 
 def test_a_partial_and_damaged_copy(published):
