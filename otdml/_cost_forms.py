@@ -152,11 +152,6 @@ class Ground(ABC):
         return tuple(t._version for t in self.leaves if not t.is_inference())
 
     @property
-    def settled(self) -> "Ground":
-        """The same cost without what only :meth:`double` needs."""
-        return self
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.leaves[0].dtype
 
@@ -252,10 +247,6 @@ class Bilinear(Ground):
             return self.source(torch.float64)
         u, v = (t if t is None else t.double() for t in (self.u, self.v))
         return Bilinear(self.q.double(), self.k.double(), u, v)
-
-    @property
-    def settled(self) -> "Bilinear":
-        return self if self.source is None else Bilinear(self.q, self.k, self.u, self.v)
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -405,10 +396,6 @@ class Pointwise(Ground):
             return self.source(torch.float64)
         u, v = (t if t is None else t.double() for t in (self.u, self.v))
         return dataclasses.replace(self, x=self.x.double(), y=self.y.double(), u=u, v=v)
-
-    @property
-    def settled(self) -> "Pointwise":
-        return dataclasses.replace(self, source=None)
 
     def evaluated(self) -> "Matrix":
         return Matrix(self.block(slice(0, self.shape[-2])), self.u, self.v)

@@ -64,21 +64,24 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
     """
     if problem.a.shape[:-1].numel() == 0:
         return _empty(Posed.of(problem, options.backend))
-    posed, single = Posed.of(problem, options.backend), problem.resolves_more
-    try:
-        found, spent = _first_attempt(posed, options, init, symmetric=symmetric)
-        if not (found.done or spent >= options.max_iter or (single and unresolved(posed, found, options))):
-            found, spent = _persistent(posed, options, found, spent)
-        # What stopped for want of digits goes on with more of them.
-        if not (single and unresolved(posed, found, options)):
-            return _finished(posed, found, spent, options)
-        start: Init | None = _restored(problem, (None, found.g))
-    except NotFinite as error:
-        if not single:
-            raise argument_error(
-                "x", "give finite costs over `eps`", "an iteration that is not finite", _REMEDY
-            ) from error
-        start = init
+    single = problem.resolves_more
+    with torch.no_grad():
+        posed = Posed.of(problem, options.backend)
+        try:
+            found, spent = _first_attempt(posed, options, init, symmetric=symmetric)
+            rounding = _rounding(posed, found)
+            if not (found.done or spent >= options.max_iter or (single and rounding > options.resolved)):
+                found, spent = _persistent(posed, options, found, spent)
+                rounding = _rounding(posed, found)
+            # What stopped for want of digits goes on with more of them.
+            if not single or rounding <= options.resolved:
+                return _finished(posed, found, spent, options, rounding)
+            start: Init | None = _restored(problem, (None, found.g))
+        except NotFinite as error:
+            if not single:
+                got = "an iteration that is not finite"
+                raise argument_error("x", "give finite costs over `eps`", got, _REMEDY) from error
+            start = init
     return solve(problem.double(), options, start, symmetric=symmetric)
 
 
@@ -104,20 +107,22 @@ def resolution(posed: Posed, found: Potentials) -> Tensor:
     return rounding.where(posed.problem.mass_at(found.g) < torch.inf, torch.inf)
 
 
-def unresolved(posed: Posed, found: Potentials, options: SolverOptions) -> bool:
-    """Whether rounding alone may take more of the error than it is allowed."""
-    return float(resolution(posed, found).max()) > options.resolved
+def _rounding(posed: Posed, found: Potentials) -> float:
+    """The largest :func:`resolution` of the batch."""
+    largest = max(float(found.f.abs().max()), float(found.g.abs().max()))
+    if math.isfinite(largest) and posed.problem.balanced:
+        return 2 * torch.finfo(found.g.dtype).eps * largest
+    return float(resolution(posed, found).max())
 
 
-@torch.no_grad()
-def _finished(posed: Posed, found: Potentials, spent: int, options: SolverOptions) -> Solved:
-    rounding = resolution(posed, found)
-    converged = found.converged & (rounding <= 2 * options.resolved)
-    found = dataclasses.replace(found, n_iter=spent, error=torch.maximum(found.error, rounding), converged=converged)
-    return Solved(posed, *refined(posed, found))
+def _finished(posed: Posed, found: Potentials, spent: int, options: SolverOptions, rounding: float) -> Solved:
+    error, converged = found.error.clamp(min=rounding), found.converged
+    if rounding > 2 * options.resolved:
+        each = resolution(posed, found)
+        error, converged = torch.maximum(found.error, each), converged & (each <= 2 * options.resolved)
+    return Solved(posed, *refined(posed, Potentials(found.f, found.g, error, spent, converged)))
 
 
-@torch.no_grad()
 def _first_attempt(
     posed: Posed, options: SolverOptions, init: Init | None, *, symmetric: bool
 ) -> tuple[Potentials, int]:
@@ -134,7 +139,6 @@ def _first_attempt(
     return found, min(spent + found.n_iter, options.max_iter)
 
 
-@torch.no_grad()
 def _persistent(posed: Posed, options: SolverOptions, found: Potentials, spent: int) -> tuple[Potentials, int]:
     """The solution of a problem that a few iterations have not solved, and the number of iterations in all."""
     tol, max_iter = options.tol, options.max_iter

@@ -176,13 +176,13 @@ def entropic(
     """
     dtype = problem.cost.dtype
     differentiable = torch.is_grad_enabled() and (problem.linked or problem.cost.depends_on_parameters)
-    if not differentiable:
+    if problem.linked and not differentiable:
         # Else what is read later, in another mode, would have a part of its derivative.
-        problem = dataclasses.replace(problem, a=problem.a.detach(), b=problem.b.detach())
+        problem = problem.detach()
     solved = _representable(solve(problem, options, init, symmetric=symmetric), dtype)
     if not quiet and not solved.done:
         _warn(solved, options)
-    solved = _readable(solved, differentiable=differentiable)
+    solved = _readable(solved)
     versions = solved.posed.problem.cost.versions
     solution = EntropicSolution(solved, differentiable, dtype, versions)
     found = solved.potentials
@@ -202,10 +202,10 @@ def _representable(solved: Solved, dtype: torch.dtype) -> Solved:
     )
 
 
-def _readable(solved: Solved, *, differentiable: bool) -> Solved:
+def _readable(solved: Solved) -> Solved:
     """The solution with its cost in a form that potentials and plans can be read, and differentiated, from."""
     posed = solved.posed
-    cost = posed.problem.cost.settled if differentiable else posed.problem.cost.settled.detach()
+    cost = posed.problem.cost
     if posed.engine.keeps_matrix:
         # Evaluated once more, with its graph, which reaches what the function depends on.
         cost = cost.evaluated()
@@ -213,6 +213,8 @@ def _readable(solved: Solved, *, differentiable: bool) -> Solved:
         remedy = "Pass backend='dense', which has them, or detach the parameters."
         must = "depend on nothing but the points on this backend"
         raise argument_error("cost", must, "parameters with gradients", remedy)
+    if cost is posed.problem.cost:
+        return solved
     problem = dataclasses.replace(posed.problem, cost=cost)
     return dataclasses.replace(solved, posed=dataclasses.replace(posed, problem=problem))
 

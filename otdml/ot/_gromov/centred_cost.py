@@ -154,7 +154,7 @@ def _from_products(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCos
 
 
 def _sigma(cost: str, scale: Tensor) -> Tensor:
-    return (scale * COSTS[cost].products)[..., None, None]
+    return scale[..., None, None] * (COSTS[cost].products or 0.0)
 
 
 class _Products(torch.autograd.Function):
