@@ -6,7 +6,6 @@ precision: potentials of r temperatures are rounded to r times 1e-7 in single pr
 itself.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
