@@ -66,7 +66,7 @@ def nearest_neighbors(
         >>> nearest_neighbors(y, y, 1, metric="l2", exclude=torch.arange(3))
         (tensor([[1.], [1.], [4.]]), tensor([[1], [0], [1]]))
     """
-    exclude = _check_search(x, y, k, metric, exclude)
+    k, exclude = _check_search(x, y, k, metric, exclude)
     dtype, x, y = x.dtype, x.detach(), y.detach()
     if metric == "l2":
         origin = _origin(y)
@@ -88,7 +88,7 @@ def _with_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (x, y) if largest == 0 or _SAFE[0] < largest < _SAFE[1] else (x.double(), y.double())
 
 
-def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None) -> Tensor | None:
+def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None) -> tuple[int, Tensor | None]:
     for name, points in (("x", x), ("y", y)):
         check_matrix(name, points)
     if x.shape[1] != y.shape[1]:
@@ -99,9 +99,10 @@ def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | N
     if exclude is not None:
         exclude = check_labels("exclude", exclude, len(x), len(y))
     most = len(y) - (exclude is not None)
-    if check_integer("k", k) > most:
+    k = check_integer("k", k)
+    if k > most:
         raise argument_error("k", f"be at most {most}, the items there are for a query", k)
-    return exclude
+    return k, exclude
 
 
 def _rows(backend: str, x: Tensor, m: int, k: int) -> int:

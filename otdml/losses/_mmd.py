@@ -233,7 +233,11 @@ class MMD(nn.Module):
         elif cache_second:
             raise argument_error("bandwidth", "be a number or several where `cache_second` is on", repr(bandwidth))
         self.kernel = check_choice("kernel", kernel, KERNELS)
-        self.bandwidth = bandwidth.tolist() if isinstance(bandwidth, np.ndarray) else bandwidth
+        # Numbers of Python, which compare and print as such.
+        scales = (
+            bandwidth if isinstance(bandwidth, str) else [check_positive("bandwidth", s) for s in _scales(bandwidth)]
+        )
+        self.bandwidth: Bandwidth = scales[0] if isinstance(bandwidth, Real) else scales
         self.unbiased = unbiased
         self.backend = check_choice("backend", backend, BACKENDS)
         self.cache_second = cache_second

@@ -91,8 +91,7 @@ def zonal_kernel(kernel: str, distance: str, gamma: float, s: float) -> RadialKe
     """
     check_choice("kernel", kernel, KERNELS)
     check_choice("distance", distance, DISTANCES)
-    check_positive("gamma", gamma)
-    check_positive("s", s)
+    gamma, s = check_positive("gamma", gamma), check_positive("s", s)
     made = {"gaussian": gaussian((2 * gamma) ** -0.5), "laplacian": laplacian(1 / gamma), "riesz": riesz(s)}
     chord = made.get(kernel, logarithmic())
     return chord if distance == "chord" else geodesic(chord)
@@ -135,7 +134,8 @@ class KernelDispersion(nn.Module):
         super().__init__()
         zonal_kernel(kernel, distance, gamma, s)
         _check_log(kernel, log)
-        self.kernel, self.distance, self.gamma, self.s, self.log = kernel, distance, gamma, s, log
+        self.kernel, self.distance, self.log = kernel, distance, log
+        self.gamma, self.s = check_positive("gamma", gamma), check_positive("s", s)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def extra_repr(self) -> str:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice
+from otdml._checks import argument_error, check_choice, check_positive
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum
 from otdml.kernels import constant_mean
@@ -105,7 +105,8 @@ class MMDToUniform(nn.Module):
         super().__init__()
         zonal_kernel(kernel, distance, gamma, s)
         self.unbiased = _check_kernel(kernel, distance, unbiased)
-        self.kernel, self.distance, self.gamma, self.s = kernel, distance, gamma, s
+        self.kernel, self.distance = kernel, distance
+        self.gamma, self.s = check_positive("gamma", gamma), check_positive("s", s)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def extra_repr(self) -> str:
