@@ -499,6 +499,20 @@ def test_compiles_in_one_graph(loss):
     close(compiled(*points), loss(*points), tol=1e-5)
 
 
+@obeys("compile with breaks")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiles_with_breaks_in_the_graph(loss):
+    torch._dynamo.reset()
+    points = points_of(loss, dtype=torch.float32)
+    expected, gradients = value_and_gradients(loss, points)
+    leaves = [p.requires_grad_() for p in points]
+    value = torch.compile(loss.make(), backend="aot_eager")(*leaves)
+    close(value.detach(), expected, tol=1e-4)
+    for found, gradient in zip(torch.autograd.grad(value, leaves), gradients, strict=True):
+        close(found, gradient, tol=1e-4)
+
+
 @obeys("gradient mode")
 def test_gradient_mode_is_left_alone(loss):
     points = [p.requires_grad_() for p in points_of(loss)]
