@@ -1,0 +1,196 @@
+r"""What a ground cost is to a solver: the operations that entropic transport needs of every algebraic form.
+
+Every form is :math:`C_{ij} = u_i + v_j + R_{ij}` with row and column *offsets* u and v and a *reduced* cost R. Solvers
+work on R, and on the potentials less u and v, so the distance between two clouds costs no digits.
+
+A new form of cost implements :class:`Ground`; nothing outside of this file asks which form a cost has.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Gradients", "Ground", "LinkedPlan", "Mask", "Plan", "Scale", "Symbolic", "per_batch"]
+
+Gradients = tuple[Tensor | None, ...]
+Scale = Tensor | float
+# Forbidden pairs: from two slices to a boolean tensor, True where no mass may go.
+Mask = Callable[[slice, slice], Tensor]
+# A symbolic function of two symbolic points, for engines that compile it.
+Symbolic = Callable[[Any, Any], Any]
+
+# Entries of a block when a whole cost is read once.
+_BLOCK = 2**20
+
+
+class Plan(Protocol):
+    """A plan without gradient, as the pull-back of a cost reads it."""
+
+    @property
+    def mT(self) -> "Plan": ...
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]: ...
+    def product(self, v: Tensor) -> Tensor: ...
+
+
+class LinkedPlan(Protocol):
+    """A plan that is differentiable in its exponents and in the leaves of its cost."""
+
+    @property
+    def mT(self) -> "LinkedPlan": ...
+    def product(self, v: Tensor) -> Tensor: ...
+    def entries(self, C: Tensor) -> Tensor: ...
+    def first_order(self, gradients: Gradients, leaves: Sequence[Tensor]) -> Gradients: ...
+
+
+class Ground(ABC):
+    """A ground cost between n row points and m column points, with optional leading batch dimensions.
+
+    Attributes:
+        u: Row offsets, shape (..., n), or None for zero.
+        v: Column offsets, shape (..., m), or None for zero.
+    """
+
+    u: Tensor | None
+    v: Tensor | None
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """(..., n, m)."""
+
+    @property
+    @abstractmethod
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors in which the cost is differentiable."""
+
+    @property
+    @abstractmethod
+    def mT(self) -> Self:
+        """The cost with rows and columns exchanged."""
+
+    @abstractmethod
+    def block(self, rows: slice) -> Tensor:
+        """The reduced cost of some rows, shape (..., rows, m)."""
+
+    @abstractmethod
+    def scaled(self, scale: Scale) -> Self:
+        """The reduced cost times ``scale``, a number or shape (...), without offsets."""
+
+    @abstractmethod
+    def detach(self) -> Self:
+        """The same cost without its graph."""
+
+    @abstractmethod
+    def double(self) -> "Ground":
+        """The same cost in double precision, computed anew from the points where it was made of points."""
+
+    @abstractmethod
+    def pullback(
+        self, plan: Plan, left: Tensor, right: Tensor, needs: Sequence[bool], *, offsets: bool = True
+    ) -> Gradients:
+        r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle C_{ij}` in the leaves, P held fixed.
+
+        Args:
+            plan: P.
+            left: l, shape (..., n, e).
+            right: r, shape (..., m, e).
+            needs: Which leaves need it.
+            offsets: Whether C or the reduced cost R is meant.
+        """
+
+    @abstractmethod
+    def linked_pullback(self, plan: LinkedPlan, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:
+        r"""The gradient of :math:`\sum_{ij} P_{ij} C_{ij}` in the leaves, times ``grad``, differentiable through P."""
+
+    def scores(self, rows: slice, h: Tensor, out: Tensor | None = None) -> Tensor:
+        """:math:`h_j - R_{ij}` for some rows, in ``out`` or in a new tensor."""
+        return torch.sub(h[..., None, :], self.block(rows), out=out)
+
+    def largest(self) -> Tensor:
+        """The largest absolute reduced cost, or an upper bound of it, over the whole batch."""
+        return torch.stack([self.block(rows).abs().max() for rows in self._row_blocks()]).max()
+
+    def evaluated(self) -> "Ground":
+        """The form that an engine which keeps the matrix works with."""
+        return self
+
+    def near_zero(self, scale: Scale) -> "Ground":
+        """The same cost with an offset in place of a constant that would cost digits in units of ``scale``."""
+        return self
+
+    def symbolic(self) -> Symbolic | None:
+        """The reduced cost between symbolic points, where it can be compiled."""
+        return None
+
+    def norm(self) -> tuple[int, tuple[Tensor, Tensor]] | None:
+        r"""A power p and points with :math:`R_{ij} = \lVert x_i - y_j \rVert^p / p` up to offsets, or None."""
+        return None
+
+    def gaussian_potential(self) -> Tensor:
+        """A column potential to start from, shape (..., m)."""
+        return self.leaves[0].new_zeros(*self.shape[:-2], self.shape[-1])
+
+    def between(self, x: Tensor, y: Tensor) -> "Ground":
+        """The reduced cost between other points, or factors, in place of the first two leaves."""
+        raise TypeError(f"{type(self).__name__} has no points")
+
+    @property
+    def depends_on_parameters(self) -> bool:
+        """Whether the cost has a gradient in something that is not among its leaves."""
+        return False
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """How often tensors that may be the caller's own have been changed in place."""
+        return tuple(t._version for t in self.leaves if not t.is_inference())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.leaves[0].dtype
+
+    def _row_blocks(self) -> Iterator[slice]:
+        n, m = self.shape[-2:]
+        size = max(1, _BLOCK // max(1, m * self.shape[:-2].numel()))
+        return (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+    def spread(self, a: Tensor, b: Tensor, mask: Mask | None = None) -> Tensor:
+        r"""The mean of :math:`C_{ij} - \min C`, over admissible pairs of points with weight, shape (...).
+
+        It does not change when a constant is added to the cost. Pairs of infinite cost, or where ``mask`` is True, are
+        left out. The matrix is read once, in blocks of rows.
+        """
+        cost, a, b = self.detach(), a.detach(), b.detach()
+        u, v = (_centred(offset, w) for offset, w in ((cost.u, a), (cost.v, b)))
+        # Points without weight have no part in the least cost.
+        v = v + torch.where(b > 0, 0.0, torch.inf)
+        u = u + torch.where(a > 0, 0.0, torch.inf)
+        totals, masses, least = [], [], []
+        for rows in cost._row_blocks():
+            C = cost.block(rows) + u[..., rows, None] + v[..., None, :]
+            if mask is not None:
+                C = C.masked_fill(mask(rows, slice(0, C.shape[-1])), torch.inf)
+            least.append(C.amin((-2, -1)))
+            admissible = torch.inf > C
+            weights = a[..., rows, None] * b[..., None, :] * admissible
+            masses.append(weights.sum((-2, -1)))
+            totals.append((weights * C.where(admissible, 0.0)).sum((-2, -1)))
+        low, mass = torch.stack(least).amin(0), torch.stack(masses).sum(0)
+        mean = torch.stack(totals).sum(0) / mass
+        found = mean - low
+        # What rounding leaves of equal costs is no spread.
+        noise = 64 * torch.finfo(found.dtype).eps * torch.maximum(mean.abs(), low.abs())
+        return torch.where(found <= noise, 0.0, found)
+
+
+def _centred(offset: Tensor | None, weights: Tensor) -> Tensor:
+    if offset is None:
+        return torch.zeros_like(weights)
+    return offset - (weights * offset).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+
+
+def per_batch(scale: Scale) -> Scale:
+    """``scale``, a number or shape (...), as a factor of matrices."""
+    return scale[..., None, None] if isinstance(scale, Tensor) else scale

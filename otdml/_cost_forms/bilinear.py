@@ -1,0 +1,139 @@
+"""Costs that are a scalar product away from a matrix."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, Symbolic, per_batch
+
+__all__ = ["Bilinear"]
+
+
+@dataclass(frozen=True)
+class Bilinear(Ground):
+    r"""The cost :math:`C_{ij} = u_i + v_j - \langle q_i, k_j \rangle`.
+
+    Attributes:
+        q: Row factors, shape (..., n, e).
+        k: Column factors, shape (..., m, e).
+        u: Row offsets, shape (..., n), or None for zero.
+        v: Column offsets, shape (..., m), or None for zero.
+        source: Makes the cost anew from the points in another dtype, or None where it was made of factors.
+    """
+
+    q: Tensor
+    k: Tensor
+    u: Tensor | None = None
+    v: Tensor | None = None
+    source: Callable[[torch.dtype], "Bilinear"] | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.q.shape[:-1], self.k.shape[-2]))
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        q, k = self.q, self.k
+        u = q.new_zeros(q.shape[:-1]) if self.u is None else self.u
+        return q, k, u, k.new_zeros(k.shape[:-1]) if self.v is None else self.v
+
+    @property
+    def mT(self) -> "Bilinear":
+        source = self.source
+        return Bilinear(self.k, self.q, self.v, self.u, source and _Transposed(source))
+
+    def block(self, rows: slice) -> Tensor:
+        return -self.q[..., rows, :] @ self.k.mT
+
+    def scores(self, rows: slice, h: Tensor, out: Tensor | None = None) -> Tensor:
+        # A product and a sum take less time than torch.addmm, which copies h to all rows first.
+        return torch.matmul(self.q[..., rows, :], self.k.mT, out=out).add_(h[..., None, :])
+
+    def scaled(self, scale: Scale) -> "Bilinear":
+        return Bilinear(self.q * per_batch(scale), self.k)
+
+    def detach(self) -> "Bilinear":
+        u, v = (t if t is None else t.detach() for t in (self.u, self.v))
+        return Bilinear(self.q.detach(), self.k.detach(), u, v)
+
+    def double(self) -> "Bilinear":
+        if self.source is not None:
+            return self.source(torch.float64)
+        u, v = (t if t is None else t.double() for t in (self.u, self.v))
+        return Bilinear(self.q.double(), self.k.double(), u, v)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        # The factors are made by the library and never written to.
+        return ()
+
+    def largest(self) -> Tensor:
+        q, k = (torch.linalg.vector_norm(factor, dim=-1).amax(-1) for factor in (self.q, self.k))
+        return (q * k).max()
+
+    def symbolic(self) -> Symbolic:
+        return lambda q, k: -(q | k)
+
+    def norm(self) -> tuple[int, tuple[Tensor, Tensor]]:
+        # Any split of the factor between q and k will do; this one makes the diameter of the two together small.
+        sizes = self.q.square().mean(), self.k.square().mean()
+        ratio = (sizes[1] / sizes[0]) ** 0.25 if bool(sizes[0] * sizes[1] > 0) else sizes[0].new_ones(())
+        return 2, (self.q * ratio, self.k / ratio)
+
+    def gaussian_potential(self) -> Tensor:
+        r"""The optimal column potential between Gaussians of the points' spreads, at the temperature one.
+
+        With independent coordinates, :math:`q_e` of variance S and :math:`k_e` of variance T, it is
+        :math:`-\sum_e k_e^2 S / (1 + \sqrt{1 + 4 S T})`.
+        """
+        squares = self.k.square()
+        s, t = self.q.square().mean(-2), squares.mean(-2)
+        return -(squares @ (s / (1 + torch.sqrt(1 + 4 * s * t)))[..., None])[..., 0]
+
+    def between(self, x: Tensor, y: Tensor) -> "Bilinear":
+        return Bilinear(x, y)
+
+    def pullback(
+        self, plan: Plan, left: Tensor, right: Tensor, needs: Sequence[bool], *, offsets: bool = True
+    ) -> Gradients:
+        to_q, to_k, to_u, to_v = needs[0], needs[1], needs[2] and offsets, needs[3] and offsets
+        q, k = self.q.detach(), self.k.detach()
+        dq, du = _factor_gradient(plan, k, left, right) if to_q or to_u else (None, None)
+        dk, dv = _factor_gradient(plan.mT, q, right, left) if to_k or to_v else (None, None)
+        return (dq, dk, du, dv) if offsets else (dq, dk, None, None)
+
+    def linked_pullback(self, plan: LinkedPlan, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:
+        q, k = leaves[:2]
+        row = plan.product(_beside_one(k)) * grad[..., None, None]
+        column = plan.mT.product(_beside_one(q)) * grad[..., None, None]
+        return -row[..., :-1], -column[..., :-1], row[..., -1], column[..., -1]
+
+
+@dataclass(frozen=True)
+class _Transposed:
+    """Makes the transposed cost; an object rather than a closure, so that it can be pickled."""
+
+    source: Callable[[torch.dtype], Bilinear]
+
+    def __call__(self, dtype: torch.dtype) -> Bilinear:
+        return self.source(dtype).mT
+
+
+def _beside_one(k: Tensor) -> Tensor:
+    return torch.cat([k, k.new_ones(*k.shape[:-1], 1)], -1)
+
+
+def _factor_gradient(plan: Plan, k: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the plan, weighted by <l_i, r_j>, times ``k``; and its row sums."""
+    if left.shape[-1] == 1:
+        sums = plan.product(_beside_one(k) * right).mul_(left)
+        return sums[..., :-1].neg(), sums[..., -1]
+    dq, du = left.new_empty(*left.shape[:-1], k.shape[-1]), left.new_empty(left.shape[:-1])
+    for rows, block in plan.blocks():
+        block *= left[..., rows, :] @ right.mT
+        dq[..., rows, :] = block @ k
+        du[..., rows] = block.sum(-1)
+    return dq.neg_(), du

@@ -1,0 +1,69 @@
+"""Costs that are given as a matrix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, per_batch
+
+__all__ = ["Matrix"]
+
+
+@dataclass(frozen=True)
+class Matrix(Ground):
+    """A reduced cost given as a matrix, shape (..., n, m), and offsets that are constants."""
+
+    C: Tensor
+    u: Tensor | None = None
+    v: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.C.shape
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.C,)
+
+    @property
+    def mT(self) -> "Matrix":
+        return Matrix(self.C.mT, self.v, self.u)
+
+    def block(self, rows: slice) -> Tensor:
+        return self.C[..., rows, :]
+
+    def scaled(self, scale: Scale) -> "Matrix":
+        return Matrix(self.C * per_batch(scale))
+
+    def detach(self) -> "Matrix":
+        return Matrix(self.C.detach(), self.u, self.v)
+
+    def double(self) -> "Matrix":
+        u, v = (t if t is None else t.double() for t in (self.u, self.v))
+        return Matrix(self.C.double(), u, v)
+
+    def largest(self) -> Tensor:
+        # Infinity forbids a pair and is no cost.
+        values = self.C.detach().abs()
+        return values.where(values < torch.inf, 0.0).max()
+
+    def near_zero(self, scale: Scale) -> "Matrix":
+        low = self.C.detach().amin((-2, -1))
+        if self.u is not None or not bool((low.abs() > 64 * scale).any()):
+            return self
+        return Matrix(self.C - low[..., None, None], low[..., None].expand(self.C.shape[:-1]))
+
+    def pullback(
+        self, plan: Plan, left: Tensor, right: Tensor, needs: Sequence[bool], *, offsets: bool = True
+    ) -> Gradients:
+        if not any(needs):
+            return (None,)
+        out = torch.empty_like(self.C)
+        for rows, block in plan.blocks():
+            out[..., rows, :] = block.mul_(left[..., rows, :] @ right.mT)
+        return (out,)
+
+    def linked_pullback(self, plan: LinkedPlan, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:
+        return (grad[..., None, None] * plan.entries(leaves[0]),)

@@ -1,0 +1,132 @@
+"""Costs that are a function of two blocks of points."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error
+from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, Symbolic, per_batch
+from otdml._cost_forms.matrix import Matrix
+
+__all__ = ["Pointwise"]
+
+
+@dataclass(frozen=True)
+class Pointwise(Ground):
+    """A reduced cost given by a function of two blocks of points, and offsets that are constants.
+
+    Attributes:
+        function: Blocks of points, shapes (..., n, d) and (..., m, d), to a matrix.
+        x: Points, shape (..., n, d).
+        y: Points, shape (..., m, d).
+        u: Row offsets, shape (..., n), or None for zero.
+        v: Column offsets, shape (..., m), or None for zero.
+        symbol: The function of two symbolic points, where it can be compiled.
+        factor: The factor, a number or shape (...), where the function is one of the distance, up to a constant.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor
+    y: Tensor
+    u: Tensor | None = None
+    v: Tensor | None = None
+    symbol: Symbolic | None = None
+    factor: Scale | None = None
+    source: Callable[[torch.dtype], "Pointwise"] | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.x.shape[:-1], self.y.shape[-2]))
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return self.x, self.y
+
+    @property
+    def mT(self) -> "Pointwise":
+        def transposed(x: Tensor, y: Tensor) -> Tensor:
+            return self.function(y, x).mT
+
+        symbol, source = self.symbol, self.source
+        return Pointwise(
+            transposed,
+            self.y,
+            self.x,
+            self.v,
+            self.u,
+            symbol and (lambda y, x: symbol(x, y)),
+            self.factor,
+            source and (lambda dtype: source(dtype).mT),
+        )
+
+    def block(self, rows: slice) -> Tensor:
+        values = self.function(self.x[..., rows, :], self.y)
+        expected = (*self.x[..., rows, :].shape[:-1], self.y.shape[-2])
+        if values.shape != expected:
+            raise argument_error("cost", f"return a matrix of shape {expected}", tuple(values.shape))
+        return values
+
+    def scaled(self, scale: Scale) -> "Pointwise":
+        def function(x: Tensor, y: Tensor) -> Tensor:
+            return self.function(x, y) * per_batch(scale)
+
+        symbol = self.symbol
+        symbolic_scale = scale[..., None, None, None] if isinstance(scale, Tensor) else scale
+        factor = None if self.factor is None else self.factor * scale
+        return Pointwise(
+            function, self.x, self.y, symbol=symbol and (lambda x, y: symbol(x, y) * symbolic_scale), factor=factor
+        )
+
+    def detach(self) -> "Pointwise":
+        return dataclasses.replace(self, x=self.x.detach(), y=self.y.detach())
+
+    def double(self) -> "Pointwise":
+        if self.source is not None:
+            return self.source(torch.float64)
+        u, v = (t if t is None else t.double() for t in (self.u, self.v))
+        return dataclasses.replace(self, x=self.x.double(), y=self.y.double(), u=u, v=v)
+
+    def evaluated(self) -> "Matrix":
+        return Matrix(self.block(slice(0, self.shape[-2])), self.u, self.v)
+
+    def symbolic(self) -> Symbolic | None:
+        return self.symbol
+
+    def norm(self) -> tuple[int, tuple[Tensor, Tensor]] | None:
+        if self.factor is None:
+            return None
+        factor = self.factor[..., None, None] if isinstance(self.factor, Tensor) else self.factor
+        return 1, (self.x * factor, self.y * factor)
+
+    def between(self, x: Tensor, y: Tensor) -> "Pointwise":
+        return dataclasses.replace(self, x=x, y=y, u=None, v=None)
+
+    @property
+    def depends_on_parameters(self) -> bool:
+        # Costs with a formula are those of the library, which have no parameters.
+        if self.symbol is not None or not torch.is_grad_enabled():
+            return False
+        return self.function(self.x[..., :1, :].detach(), self.y[..., :1, :].detach()).requires_grad
+
+    def pullback(
+        self, plan: Plan, left: Tensor, right: Tensor, needs: Sequence[bool], *, offsets: bool = True
+    ) -> Gradients:
+        y = self.y.detach().requires_grad_()
+        dx, dy = torch.empty_like(self.x), torch.zeros_like(self.y)
+        for rows, block in plan.blocks():
+            x = self.x[..., rows, :].detach().requires_grad_()
+            with torch.enable_grad():
+                values = self.function(x, y)
+            part, rest = torch.autograd.grad(values, (x, y), block.mul_(left[..., rows, :] @ right.mT))
+            dx[..., rows, :] = part
+            dy += rest
+        return dx, dy
+
+    def linked_pullback(self, plan: LinkedPlan, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:
+        left, right = grad[..., None, None].expand(*self.x.shape[:-1], 1), torch.ones_like(self.y[..., :1])
+        with torch.no_grad():
+            found = self.pullback(plan, left, right, (True, True))  # type: ignore[arg-type]
+        return plan.first_order(found, (grad, *leaves))
