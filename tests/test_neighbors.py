@@ -19,7 +19,10 @@ BACKENDS = ["faiss", "torch"]
 def every(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """All scores in float64, sorted; equal ones in order of index."""
     x, y = x.double(), y.double()
-    scores = x @ y.T if metric == "inner" else -(x[:, None] - y).square().sum(-1)
+    # Copies of an item have one score: a product may round them differently, in float64 too.
+    distinct, which = y.unique(dim=0, return_inverse=True)
+    scores = x @ distinct.T if metric == "inner" else -(x[:, None] - distinct).square().sum(-1)
+    scores = scores[:, which]
     if exclude is not None:
         scores[torch.arange(len(x)), exclude] = -torch.inf
     values, indices = scores.sort(dim=1, descending=True, stable=True)
