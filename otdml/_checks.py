@@ -25,7 +25,6 @@ __all__ = [
     "argument_error",
     "check_batches",
     "check_choice",
-    "check_clouds",
     "check_equal_mass",
     "check_finite",
     "check_fraction",
@@ -34,9 +33,7 @@ __all__ = [
     "check_known",
     "check_labels",
     "check_matrix",
-    "check_measures",
     "check_nonnegative",
-    "check_paired",
     "check_points",
     "check_positive",
     "check_signs",
@@ -149,27 +146,6 @@ def check_batches(**shapes: torch.Size) -> torch.Size:
     raise AssertionError("two of them differ")
 
 
-def check_measures(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> None:
-    """Raise unless (x, a) and (y, b) are two weighted point clouds of one space, with equal batch dimensions."""
-    check_points("x", x)
-    check_points("y", y)
-    if x.shape[-1] != y.shape[-1]:
-        remedy = "Use a Gromov loss to compare points of different spaces."
-        raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1], remedy)
-    _check_alike(x, y)
-    check_weights("a", a, x)
-    check_weights("b", b, y)
-
-
-def check_clouds(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> None:
-    """Raise unless (x, a) and (y, b) are weighted point clouds, of spaces that may differ, with equal batches."""
-    check_points("x", x)
-    check_points("y", y)
-    _check_alike(x, y)
-    check_weights("a", a, x)
-    check_weights("b", b, y)
-
-
 def check_equal_mass(a: Tensor, b: Tensor) -> None:
     """Raise unless the weights ``a`` and ``b``, shapes (..., n) and (..., m), have equal sums."""
     if not (a.numel() and has_values(a) and has_values(b)):
@@ -183,15 +159,6 @@ def check_equal_mass(a: Tensor, b: Tensor) -> None:
         where = f" in batch element {tuple(map(int, np.unravel_index(worst, p.shape)))}" if p.ndim else ""
         got = f"{float(q.flatten()[worst]):g} and {float(p.flatten()[worst]):g}{where}"
         raise argument_error("b", "have the mass of `a`", got, "Normalise the weights.")
-
-
-def check_paired(x: Tensor, y: Tensor, second: str = "y") -> None:
-    """Raise unless row i of ``y`` is the image of row i of ``x``: equal shapes up to the features."""
-    check_points("x", x)
-    check_points(second, y)
-    if x.shape[-2] != y.shape[-2]:
-        raise argument_error(second, f"hold one row per row of `x`, {x.shape[-2]}", y.shape[-2])
-    _check_alike(x, y, second=second)
 
 
 def check_views(z1: Tensor, z2: Tensor, *, paired: bool) -> None:

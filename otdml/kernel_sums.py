@@ -13,7 +13,7 @@ from torch import Tensor
 
 from otdml._checks import check_choice
 from otdml._derivatives import may_move
-from otdml._precision import full_arithmetic
+from otdml._precision import full_arithmetic, full_precision
 from otdml.kernels import Kernel, RadialKernel
 from otdml.measures import expand
 
@@ -35,6 +35,7 @@ _FEW = 8
 _COINCIDENT = 16
 
 
+@full_precision
 def quadratic_form(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> Tensor:
     r"""Sum of a kernel over all pairs of points of one measure.
 
@@ -58,6 +59,7 @@ def quadratic_form(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto
     return pair_sum(kernel, x, a, backend=backend) + kernel.at_zero * a.square().sum(-1)
 
 
+@full_precision
 def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> Tensor:
     r"""Sum of a kernel over the pairs of distinct points of one measure.
 
@@ -89,6 +91,7 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
     return _streamed(kernel, engine, True, x, a, x.detach(), a.detach())
 
 
+@full_precision
 def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, backend: str = "auto") -> Tensor:
     r"""Sum of a kernel over the pairs of points of two measures.
 
@@ -118,6 +121,7 @@ def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, bac
     return _streamed(kernel, engine, False, x, a, y, b)
 
 
+@full_precision
 def smallest_squared_distance(x: Tensor) -> Tensor:
     """The smallest squared distance between two points of each batch element, without gradient, shape (..., 1, 1).
 

@@ -165,3 +165,31 @@ def test_smallest_squared_distance(generator, small_tiles):
 def test_unknown_backend_is_named():
     with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed', 'keops', got 'gpu'"):
         pair_sum(gaussian(), torch.zeros(2, 2), torch.ones(2), backend="gpu")
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_sums_are_taken_in_full_precision(backend, generator):
+    x, a, y, b = clouds(3, (), torch.float32, generator)
+    x.requires_grad_()
+
+    def sums():
+        values = pair_sum(gaussian(0.5), x, a, backend=backend), cross_sum(gaussian(0.5), x, a, y, b, backend=backend)
+        return *values, *torch.autograd.grad(sum(values), x)
+
+    expected = sums()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sums()
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(found[2], expected[2], rtol=0.02, atol=0.02 * float(expected[2].abs().max()))
+    assert pair_sum(gaussian(0.5), x.bfloat16(), a, backend=backend).dtype == torch.float32
+
+
+def test_clouds_and_weights_share_a_batch(generator):
+    x, a, y, b = clouds(3, (), torch.float64, generator)
+    more = torch.rand(4, len(a), generator=generator, dtype=torch.float64)
+    for backend in ("dense", "streamed"):
+        found = cross_sum(gaussian(0.5), x, more, y, b, backend=backend)
+        torch.testing.assert_close(found, torch.stack([cross_sum(gaussian(0.5), x, w, y, b) for w in more]))
+        found = pair_sum(gaussian(0.5), x, more, backend=backend)
+        torch.testing.assert_close(found, torch.stack([pair_sum(gaussian(0.5), x, w) for w in more]))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from otdml._checks import check_choice, check_integer, check_paired, check_positive, check_weights
+from otdml._checks import check_choice, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
-from otdml.measures import weights
+from otdml.measures import broadcast_pairs, weights
 from otdml.ot._gromov.centred_cost import WithinCost, cost_block
 from otdml.ot._gromov.solver import STARTS, gromov
 from otdml.ot.engines import BACKENDS
@@ -98,8 +98,7 @@ def distortion(
 
     The ½ and the name follow :cite:p:`uscidda:24`.
     """
-    check_paired(x, y)
-    check_weights("a", a, x)
+    x, y, a = broadcast_pairs(x, y, a)
     a = weights(x, a)
     n = x.shape[-2]
     size = max(1, BLOCK // n)
@@ -193,8 +192,7 @@ def gromov_monge_gap(
         >>> gromov_monge_gap(x, y, cost_x="sqeuclidean", cost_y="sqeuclidean", eps=0.01)
         tensor(14.2222)
     """
-    check_paired(x, y)
-    check_weights("a", a, x)
+    x, y, a = broadcast_pairs(x, y, a)
     result = gromov(
         x,
         y,

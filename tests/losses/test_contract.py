@@ -69,7 +69,7 @@ DRAWS = {"compile": "a graph takes no torch.Generator; without one slices compil
 TRANSFORMS = ("grad of torch.func", "vmap", "vmap of grad", "forward mode", "hessian of torch.func")
 OUTSIDE = dict.fromkeys(TRANSFORMS, "the solver iterates outside of what a transform sees")
 STOPS = {"compile": "the solver stops on convergence, which reads a number from the device"}
-ONCE = {"second derivatives": "with the plan held fixed they would be wrong; see tests/ot/test_gromov.py"}
+SOME = {"no problems": "a batch holds a problem: the solver asks for the largest error of all of them"}
 
 PAIRS = dict.fromkeys(
     ("zero on equal measures", "nonnegative", "doubled point", "one point"),
@@ -81,21 +81,17 @@ PLAIN = {"repr": "it has no parameter"}
 TRACED = {"compile": "tracing a custom function warns of a deprecation within torch"}
 
 
-# Their solvers take clouds whose batches are equal.
-NOT_SHARED = {"shared by a batch": "expand what is to be shared"}
-
-
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
 LOSSES = [
-    Loss("distortion", "paired", Distortion, NOT_SHARED),
+    Loss("distortion", "paired", Distortion),
     Loss(
         "entropic_ot",
         "measures",
         lambda: EntropicOT(eps=2.0, tol=2e-6),
-        {**STOPS, **NOT_SHARED, "zero on equal measures": BIASED},
+        {**STOPS, "zero on equal measures": BIASED},
     ),
     Loss(
         "entropic_ot unbalanced",
@@ -103,7 +99,6 @@ LOSSES = [
         lambda: EntropicOT(cost="cosine", eps=0.5, rho=(2.0, None), tol=2e-6, backend="streamed"),
         {
             **STOPS,
-            **NOT_SHARED,
             "zero on equal measures": BIASED,
             "symmetry": "the penalty is on the first measure alone",
         },
@@ -112,32 +107,32 @@ LOSSES = [
         "gromov_monge_gap",
         "paired",
         lambda: GromovMongeGap(eps=1e-2, tol=1e-5, max_iter=2000),
-        {**STOPS, **NOT_SHARED, **ONCE, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
+        {**STOPS, **SOME, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
     ),
     Loss(
         "monge_gap",
         "paired",
         lambda: MongeGap(eps=2.0, tol=2e-6),
-        {**STOPS, **NOT_SHARED, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
+        {**STOPS, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
     ),
     Loss(
         "monge_gap euclidean",
         "paired",
         lambda: MongeGap(cost="euclidean", eps=0.5, tol=2e-6, backend="streamed"),
-        {**STOPS, **NOT_SHARED, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
+        {**STOPS, "nonnegative": BELOW_ZERO, "zero on equal measures": BIASED},
     ),
-    Loss("sinkhorn_divergence", "measures", lambda: SinkhornDivergence(eps=2.0, tol=2e-6), STOPS | NOT_SHARED),
+    Loss("sinkhorn_divergence", "measures", lambda: SinkhornDivergence(eps=2.0, tol=2e-6), STOPS),
     Loss(
         "sinkhorn_divergence kept",
         "measures",
         lambda: SinkhornDivergence(cost="euclidean", eps=0.5, tol=2e-6, backend="streamed", cache_second=True),
-        STOPS | NOT_SHARED,
+        STOPS,
     ),
     Loss(
         "sinkhorn_divergence unbalanced",
         "measures",
         lambda: SinkhornDivergence(eps=2.0, rho=3.0, tol=2e-6),
-        STOPS | NOT_SHARED,
+        STOPS,
     ),
     Loss("sliced_wasserstein", "measures", lambda: SlicedWasserstein(n_projections=8, generator=seeded()), DRAWS),
     Loss(
@@ -168,18 +163,18 @@ LOSSES = [
     Loss("max_cosine", "points", MaxCosine, PLAIN),
     Loss("lloyd_dispersion", "points", lambda: LloydDispersion(generator=seeded()), DRAWS),
     Loss("sliced_dispersion", "points", lambda: SlicedDispersion(generator=seeded()), DRAWS),
-    Loss("contrastive_alignment", "views", lambda: ContrastiveAlignment(form="joint"), OUTSIDE),
+    Loss("contrastive_alignment", "views", lambda: ContrastiveAlignment(form="joint"), OUTSIDE | SOME),
     Loss(
         "contrastive_alignment balanced",
         "views",
         lambda: ContrastiveAlignment(marginals="balanced", form="two-way", tol=1e-6),
-        STOPS | OUTSIDE,
+        STOPS | OUTSIDE | SOME,
     ),
     Loss(
         "contrastive_alignment unbalanced rince",
         "views",
         lambda: ContrastiveAlignment(marginals=0.7, divergence="kl+rince", form="joint", tol=1e-6),
-        STOPS | OUTSIDE,
+        STOPS | OUTSIDE | SOME,
     ),
     Loss("sliced_to_uniform", "points", lambda: SlicedWassersteinToUniform(unbiased=True, generator=seeded()), DRAWS),
     Loss("sliced_dispersion_axes", "points", lambda: SlicedDispersion(axis_aligned=True, generator=seeded()), DRAWS),
@@ -297,6 +292,15 @@ def test_batch_is_loop(loss, weighted):
     actual = loss(*tensors)
     assert actual.shape == (2, 3)
     close(actual, torch.stack([torch.stack(row) for row in expected]))
+
+
+@obeys("no problems")
+def test_a_batch_of_no_problems_has_no_values(loss):
+    points = [p.requires_grad_() for p in points_of(loss, batch=(0,))]
+    value = loss(*points)
+    assert value.shape == (0,)
+    value.sum().backward()
+    assert all(p.grad.shape == p.shape for p in points)
 
 
 @obeys("scalar")

@@ -128,7 +128,7 @@ def neighbor_pairs(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     nearest = nearest_indices(x, k)
     # Its gradient adds rows, where that of indexing sorts them first.
     found = x.reshape(-1, x.shape[-1]).index_select(0, nearest.flatten())
-    return x.unsqueeze(-2), found.view(*nearest.shape, -1)
+    return x.unsqueeze(-2), found.view(*nearest.shape, x.shape[-1])
 
 
 @torch.no_grad()

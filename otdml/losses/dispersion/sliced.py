@@ -134,7 +134,8 @@ def circle_wasserstein(u: Tensor, *, unbiased: bool = False) -> Tensor:
     """
     n = u.shape[-1]
     targets = torch.arange(n, dtype=u.dtype, device=u.device) / n
-    value = (u.sort(dim=-1, stable=True).values - targets).var(dim=-1, correction=0) + 1 / (12 * n**2)
+    shifts = u.sort(dim=-1, stable=True).values - targets
+    value = (shifts - shifts.mean(dim=-1, keepdim=True)).square().mean(dim=-1) + 1 / (12 * n**2)
     return (value - 1 / (12 * n)) * n / (n - 1) if unbiased else value
 
 

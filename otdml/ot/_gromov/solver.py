@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_clouds, check_equal_mass, check_integer, check_positive
+from otdml._checks import argument_error, check_choice, check_equal_mass, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
-from otdml.measures import weights
+from otdml.measures import broadcast_clouds, weights
 from otdml.ot._gromov.centred_cost import WithinCost, centred
 from otdml.ot._gromov.descent import DescentState, Start, descend, settled
 from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
@@ -154,7 +154,7 @@ def gromov(
         >>> result.plan.argmax(-1)
         tensor([2, 1, 0])
     """
-    check_clouds(x, y, a, b)
+    x, y, a, b = broadcast_clouds(x, y, a, b)
     check_positive("tol", tol)
     check_integer("max_iter", max_iter)
     shared = _shared_weights(x, y, a, b)

@@ -373,7 +373,14 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="`y` must pair with `x`"):
         _ = gromov(x, y, a, b, eps=5.0).gap
     with pytest.raises(ValueError, match="`y` must have the batch dimensions of `x`"):
-        gromov(x, y[None])
+        gromov(x.expand(2, 6, -1), y.expand(3, 5, -1))
+
+
+def test_a_cloud_is_shared_by_a_batch():
+    x, y, a, b = clouds(6, 5)
+    both = torch.stack([y, 2 * y])
+    found = gromov(x, both, a, b).value
+    torch.testing.assert_close(found, torch.stack([gromov(x, one, a, b).value for one in both]), rtol=1e-3, atol=0)
 
 
 def test_not_a_number_is_not_hidden():
