@@ -33,7 +33,7 @@ from otdml.losses.dispersion import (
 )
 from otdml.losses.gromov_monge import Distortion, GromovMongeGap, ScaledCost, distortion, gromov_monge_gap
 from otdml.losses.monge import MongeGap, monge_gap
-from otdml.losses.sinkhorn import EntropicOT, SinkhornDivergence, entropic_ot, self_term, sinkhorn_divergence
+from otdml.losses.sinkhorn import EntropicOT, SinkhornDivergence, entropic_ot, sinkhorn_divergence, sinkhorn_self_term
 from otdml.losses.sliced import SlicedWasserstein, sliced_wasserstein
 
 __all__ = [
@@ -75,8 +75,8 @@ __all__ = [
     "mmd_self_term",
     "mmd_to_uniform",
     "monge_gap",
-    "self_term",
     "sinkhorn_divergence",
+    "sinkhorn_self_term",
     "sliced_dispersion",
     "sliced_wasserstein",
     "sliced_wasserstein_to_uniform",

@@ -12,8 +12,7 @@ from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
 from otdml.measures import broadcast_pairs, weights
 from otdml.ot._gromov.centred_cost import WithinCost, cost_block
-from otdml.ot._gromov.solver import STARTS, gromov
-from otdml.ot.engines import BACKENDS
+from otdml.ot._gromov.solver import GROMOV_BACKENDS, STARTS, gromov
 
 __all__ = ["Distortion", "GromovMongeGap", "ScaledCost", "distortion", "gromov_monge_gap"]
 
@@ -230,7 +229,7 @@ class GromovMongeGap(nn.Module):
         self.tol = check_positive("tol", tol)
         self.max_iter = check_integer("max_iter", max_iter)
         self.init = check_choice("init", init, STARTS)
-        self.backend = check_choice("backend", backend, BACKENDS)
+        self.backend = check_choice("backend", backend, GROMOV_BACKENDS)
 
     def extra_repr(self) -> str:
         eps = "None" if self.eps is None else f"{self.eps:g}"

@@ -19,7 +19,7 @@ from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import check_masses, entropic, posed_between, sinkhorn
 from otdml.ot.engines import BACKENDS
 
-__all__ = ["EntropicOT", "SinkhornDivergence", "entropic_ot", "self_term", "sinkhorn_divergence"]
+__all__ = ["EntropicOT", "SinkhornDivergence", "entropic_ot", "sinkhorn_divergence", "sinkhorn_self_term"]
 
 
 @transformable
@@ -126,8 +126,8 @@ def sinkhorn_divergence(
             equal are solved to less, down to a thousandth of it, so that their errors stay small beside their sum.
         max_iter: Most iterations of each term.
         backend: "auto", or an engine by name.
-        second: The value of :func:`self_term` of (y, b) with the same options, if it is known: it saves a third of
-            the work when the second measure is fixed. It needs a number as ``eps``.
+        second: The value of :func:`sinkhorn_self_term` of (y, b) with the same options, if it is known: it saves a
+            third of the work when the second measure is fixed. It needs a number as ``eps``.
 
     Returns:
         One value per batch element, shape (...), in units of the cost.
@@ -208,7 +208,7 @@ def _self_problem(x: Tensor, a: Tensor, cost: Cost, eps: Tensor | float, rho: Rh
 
 @transformable
 @full_precision
-def self_term(
+def sinkhorn_self_term(
     y: Tensor,
     b: Tensor | None = None,
     *,
@@ -236,7 +236,7 @@ def self_term(
 
     Example:
         >>> import torch
-        >>> self_term(torch.tensor([[0.0], [100.0]]), eps=1.0)  # Far apart, each point stays: eps log 2.
+        >>> sinkhorn_self_term(torch.tensor([[0.0], [100.0]]), eps=1.0)  # Far apart, each point stays: eps log 2.
         tensor(0.6931)
     """
     y, b = weighted(y, b, name="y", weight="b")
@@ -317,4 +317,4 @@ class SinkhornDivergence(EntropicOT):
         options = self._options()
         # A cost may have parameters, which a gradient step writes to.
         given = (y, b, *self.parameters())
-        return self._kept(lambda: self_term(y, b, **options), given, options)
+        return self._kept(lambda: sinkhorn_self_term(y, b, **options), given, options)

@@ -5,19 +5,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_views
+from otdml._checks import argument_error, check_labels, check_points, check_views
 from otdml._precision import full_precision
 from otdml.distributed import gather as gather_rows
 from otdml.distributed import local_rows, total
 from otdml.losses.alignment.directions import factors
 from otdml.losses.alignment.first_order import first_order_only
 from otdml.losses.alignment.options import Marginals, Options
-from otdml.losses.alignment.pairing import joint, one_way
+from otdml.losses.alignment.pairing import joint, one_way, within
 from otdml.losses.alignment.problem import Alignment
 from otdml.losses.alignment.samples import Labels, Samples
 from otdml.losses.alignment.target import DomainTarget, Target, target_plan
 
-__all__ = ["ContrastiveAlignment", "contrastive_alignment"]
+__all__ = ["ContrastiveAlignment", "contrast_within", "contrastive_alignment"]
 
 # Rows of this process, of the first and of the second set, or None for all.
 Anchors = tuple[Tensor | None, Tensor | None]
@@ -109,7 +109,8 @@ def contrastive_alignment(
         tensor(0.3133)
     """
     options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
-    eps = eps if isinstance(eps, Tensor) else options.check_temperature(eps, z1.dtype)
+    dtype = check_points("z1", z1).dtype
+    eps = eps if isinstance(eps, Tensor) else options.check_temperature(eps, dtype)
     return _checked_alignment(z1, z2, target, ids, eps, options)
 
 
@@ -148,6 +149,41 @@ def _alignment(z1: Tensor, z2: Tensor, eps: Tensor | float, samples: Samples, op
     else:
         value = first.part(anchors[0]).value(first.potentials(options)[1], options)
     value = value if options.marginals in ("rows", "none") else first_order_only(value)
+    return total(value) if options.gather else value
+
+
+def contrast_within(
+    z: Tensor, labels: Tensor, eps: Tensor | float, options: Options, *, empty: str = "error"
+) -> Tensor:
+    """The loss of one batch, each sample an anchor against all others, those of its label being positives.
+
+    Args:
+        z: Shape (..., n, d).
+        labels: Shape (n,).
+        eps: Temperature.
+        options: All other options.
+        empty: "zero" where a batch without any positive pair is zero and not an error.
+    """
+    labels = check_labels("labels", labels, check_points("z", z).shape[-2])
+    if empty == "zero" and not options.gather and len(labels.unique()) == len(labels):
+        # A zero that has a gradient, of zeros.
+        return (0 * z).sum((-2, -1))
+    if z.ndim == 2:
+        return _within(z, labels, eps, options)
+    values = [_within(cloud, labels, eps, options) for cloud in z.reshape(-1, *z.shape[-2:])]
+    return torch.stack(values).reshape(z.shape[:-2])
+
+
+@full_precision
+def _within(z: Tensor, labels: Tensor, eps: Tensor | float, options: Options) -> Tensor:
+    anchors = None
+    if options.gather:
+        anchors = _numbers(len(z), z.device)
+        z, labels = gather_rows(z), gather_rows(labels.to(z.device))
+    x, _ = factors(z, z[:0], eps, joint=True)
+    pairing = within(len(x), x.device)
+    problem = Alignment(x, x, eps, pairing, target_plan((labels, labels), pairing, x), None)
+    value = problem.part(anchors).value(None, options)
     return total(value) if options.gather else value
 
 

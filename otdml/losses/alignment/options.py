@@ -13,7 +13,6 @@ from otdml._checks import (
     check_nonnegative,
     check_positive,
 )
-from otdml.ot.engines import BACKENDS
 
 __all__ = ["Marginals", "Options"]
 
@@ -21,6 +20,8 @@ Marginals = str | float | tuple[float | None, float | None]
 
 MARGINALS = ("rows", "balanced", "none")
 DIVERGENCES = ("kl", "rince", "kl+rince")
+# Those that take forbidden pairs and any number of features.
+BACKENDS = ("auto", "dense", "streamed")
 FORMS = ("one-way", "two-way", "joint")
 
 

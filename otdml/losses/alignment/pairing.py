@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Forbidden", "Pairing", "chosen", "joint", "one_way"]
+__all__ = ["Forbidden", "Pairing", "chosen", "joint", "one_way", "within"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ def joint(n: int, device: torch.device) -> Pairing:
     """Both views of n samples as anchors and as candidates: the n first views, then the n second ones."""
     itself = torch.arange(2 * n, device=device)
     return Pairing(2 * n, 2 * n, itself.roll(n), itself, turn=n)
+
+
+def within(n: int, device: torch.device) -> Pairing:
+    """One set of n samples, as anchors and as candidates."""
+    itself = torch.arange(n, device=device)
+    return Pairing(n, n, itself, itself)
 
 
 def chosen(column: Tensor, rows: slice, columns: slice) -> Tensor:

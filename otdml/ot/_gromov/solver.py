@@ -21,6 +21,8 @@ from otdml.ot._sinkhorn import entropic
 
 __all__ = ["GromovResult", "gromov"]
 
+# Engines that take any number of features and batches of starts.
+GROMOV_BACKENDS = ("auto", "dense", "streamed")
 STARTS = ("best", "identity", "product")
 
 # The temperature where none is given, over the product of the root mean squares of the two centred costs.
@@ -157,6 +159,7 @@ def gromov(
     x, y, a, b = broadcast_clouds(x, y, a, b)
     check_positive("tol", tol)
     check_integer("max_iter", max_iter)
+    check_choice("backend", backend, GROMOV_BACKENDS)
     shared = _shared_weights(x, y, a, b)
     a, b = weights(x, a), weights(y, b)
     x, y, a, b = (_FirstOrderOnly.apply(t) for t in (x, y, a, b))

@@ -1,7 +1,19 @@
 import pytest
 import torch
 
-from otdml.losses import BYOL, GCAINCE, GCARINCE, GCAUOT, RINCE, InfoNCE, SupCon, contrastive_alignment
+from otdml.losses import (
+    BYOL,
+    GCAINCE,
+    GCARINCE,
+    GCAUOT,
+    RINCE,
+    ContrastiveAlignment,
+    GromovMongeGap,
+    InfoNCE,
+    SupCon,
+    contrastive_alignment,
+)
+from otdml.ot import gromov
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 0])
 ROBUST = {"q": 0.25, "lam": 0.1}
@@ -40,3 +52,77 @@ def test_all_names_differ():
 def test_temperature_can_be_learnt():
     for make in (InfoNCE, SupCon, GCAINCE):
         assert len(list(make(learnable=True).parameters())) == 1
+
+
+def test_names_are_classes():
+    for make in (InfoNCE, SupCon, RINCE, GCAINCE, GCARINCE, GCAUOT, BYOL):
+        assert isinstance(make(), make)
+        assert isinstance(make(), ContrastiveAlignment)
+
+
+# One batch and its labels
+
+LABELLED = torch.tensor([0, 1, 0, 2, 1, 0])
+
+
+def supervised(z, labels, eps):
+    """Equation 2 of the paper, anchor by anchor."""
+    z = z / z.norm(dim=-1, keepdim=True)
+    scores = z @ z.mT / eps
+    found = []
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i]
+        positives = [j for j in others if labels[j] == labels[i]]
+        if positives:
+            found.append(-(scores[i, positives] - scores[i, others].logsumexp(0)).mean())
+    return torch.stack(found).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_batch_with_labels(dtype):
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype).requires_grad_()
+    value, expected = SupCon(eps=0.3)(z, LABELLED), supervised(z, LABELLED, 0.3)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(v, z)[0] for v in (value, expected)))
+    torch.testing.assert_close(SupCon(eps=0.3)(z, LABELLED.numpy()), expected)
+    both = torch.stack([z, z.flip(0)])
+    torch.testing.assert_close(SupCon(eps=0.3)(both, LABELLED)[0], expected)
+
+
+def test_one_batch_as_two_views_of_its_halves():
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 0])
+    torch.testing.assert_close(SupCon()(z, labels.repeat(2)), SupCon()(z[:3], z[3:], labels))
+
+
+def test_a_batch_without_positives_is_an_error_or_zero():
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with pytest.raises(ValueError, match="at least one positive pair"):
+        SupCon()(z, torch.arange(4))
+    value = SupCon(empty="zero")(z, torch.arange(4))
+    assert float(value.detach()) == 0
+    torch.testing.assert_close(torch.autograd.grad(value, z)[0], torch.zeros_like(z))
+    with pytest.raises(ValueError, match="`empty` must be one of 'error', 'zero'"):
+        SupCon(empty="nothing")
+
+
+@pytest.mark.parametrize("bad", [[[1.0, 0.0], [0.0, 1.0]], None])
+def test_what_is_no_tensor_is_an_error_that_says_so(bad):
+    z = torch.eye(2)
+    for loss in (InfoNCE(), GCAINCE()):
+        with pytest.raises(TypeError, match=r"`z1` must be a torch.Tensor"):
+            loss(bad, z)
+        with pytest.raises(TypeError, match=r"`z2` must be a torch.Tensor"):
+            loss(z, bad)
+    with pytest.raises(TypeError, match=r"`z1` must be a torch.Tensor"):
+        contrastive_alignment(bad, z)
+
+
+@pytest.mark.parametrize("backend", ["keops", "multiscale"])
+def test_engines_that_cannot_be_used_are_refused(backend):
+    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed'"):
+        ContrastiveAlignment(backend=backend)
+    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed'"):
+        GromovMongeGap(backend=backend)
+    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed'"):
+        gromov(torch.eye(3), torch.eye(3), backend=backend)
