@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_labels, check_points
+from otdml._distances import distance
 from otdml.sphere import unit
 
 __all__ = ["Comparison", "Tuples", "all_pairs", "compare", "pair_masks", "without_itself"]
@@ -49,7 +50,7 @@ class Comparison:
 
     def distances(self) -> Tensor:
         """Euclidean distances, shape (n, m), exact also where they are small, with gradient zero where they vanish."""
-        return torch.cdist(self.z, self.reference, compute_mode="donot_use_mm_for_euclid_dist")
+        return distance(self.z, self.reference)
 
 
 def compare(z: Tensor, labels: Tensor, reference: Tensor | None, reference_labels: Tensor | None) -> Comparison:

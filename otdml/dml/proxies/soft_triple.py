@@ -66,7 +66,7 @@ def soft_triple(
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
     directions = unit(z)
     similarities = class_similarities(directions, proxies, gamma)
-    margin = torch.zeros_like(similarities).scatter_(1, labels[:, None], delta)
+    margin = delta * F.one_hot(labels, len(proxies)).to(similarities)
     loss = F.cross_entropy(lam * (similarities - margin), labels)
     return loss + tau * _spread(proxies) if tau else loss
 

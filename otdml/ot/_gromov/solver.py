@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_equal_mass, check_integer, check_positive
+from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
 from otdml.measures import broadcast_clouds, weights
@@ -157,6 +158,7 @@ def gromov(
         tensor([2, 1, 0])
     """
     x, y, a, b = broadcast_clouds(x, y, a, b)
+    refuse_transforms("gromov", x, y, a, b)
     check_positive("tol", tol)
     check_integer("max_iter", max_iter)
     check_choice("backend", backend, GROMOV_BACKENDS)

@@ -1,0 +1,208 @@
+"""Every public function that is differentiable, under every derivative and transform: right, or refused in a sentence.
+
+The losses have these laws in their contract, with points alone; here are their weights, and everything else.
+"""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from otdml import kernel_sums, kernels
+from otdml.costs import COSTS, cost_matrix
+from otdml.dml import multi_similarity, potential_field, proxy_anchor, proxy_nca, soft_triple, triplet_margin
+from otdml.losses import (
+    distortion,
+    entropic_ot,
+    gromov_monge_gap,
+    mmd,
+    mmd_self_term,
+    monge_gap,
+    self_term,
+    sinkhorn_divergence,
+    sliced_wasserstein,
+)
+from otdml.ot import exact, exact_matrix, gromov, semidiscrete, sinkhorn, sinkhorn_matrix, sliced, wasserstein_1d
+from otdml.sphere import angle, distinct_directions, length, unit
+
+# What says that a derivative does not exist.
+REFUSED = r"has no |have no |there are no |has second derivatives for .* alone"
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+TIGHT = {"eps": 1.0, "tol": 1e-9, "max_iter": 5000}
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+X, Y, Z = drawn(5, 3), drawn(4, 3, seed=1), drawn(5, 3, seed=2)
+S, T, PROXIES = drawn(5, seed=3), drawn(4, seed=4), drawn(3, 3, seed=5)
+CENTRES, LABELS = drawn(3, 2, 3, seed=6), torch.tensor([0, 0, 1, 2, 2])
+AXES = drawn(2, 3, seed=7)
+
+
+def weighted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same of logits: weights move on the simplex, where measures keep their mass."""
+    return lambda x, y, s, t: function(x, y, s.softmax(-1), t.softmax(-1))
+
+
+def paired(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, y, s: function(x, y, s.softmax(-1))
+
+
+def tilted(values: Tensor) -> Tensor:
+    """A sum with unequal factors."""
+    return (values.flatten() * torch.linspace(-1, 1, values.numel(), dtype=values.dtype)).sum()
+
+
+MEASURES = (X, Y, S, T)
+ENTRIES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "unit": (lambda x: tilted(unit(x)), (X,)),
+    "length": (lambda x: tilted(length(x)), (X,)),
+    "angle": (lambda x, y: tilted(angle(unit(x), unit(y))), (X, Z)),
+    "distinct_directions": (lambda x: tilted(distinct_directions(x)), (X,)),
+    **{f"cost_matrix {c}": (lambda x, y, c=c: tilted(cost_matrix(x, y, c)), (X, Y)) for c in COSTS},
+    **{
+        f"cross_sum {k} {b}": (
+            lambda x, a, y, w, k=k, b=b: kernel_sums.cross_sum(getattr(kernels, k)(), x, a, y, w, backend=b),
+            (X, S, Y, T),
+        )
+        for k in ("gaussian", "laplacian", "inverse_multiquadric", "energy")
+        for b in ("dense", "streamed")
+    },
+    **{
+        f"pair_sum {b}": (lambda x, a, b=b: kernel_sums.pair_sum(kernels.riesz(2.0), x, a, backend=b), (X, S))
+        for b in ("dense", "streamed")
+    },
+    "quadratic_form": (lambda x, a: kernel_sums.quadratic_form(kernels.gaussian(), x, a), (X, S)),
+    "mmd": (weighted(mmd), MEASURES),
+    "mmd streamed": (weighted(lambda *t: mmd(*t, kernel="energy", backend="streamed")), MEASURES),
+    "mmd_self_term": (lambda x, s: mmd_self_term(x, s.softmax(-1)), (X, S)),
+    "sliced_wasserstein": (weighted(lambda *t: sliced_wasserstein(*t, projections=AXES)), MEASURES),
+    "sliced": (weighted(lambda *t: sliced(*t, projections=AXES, p=1.5)), MEASURES),
+    "wasserstein_1d": (weighted(wasserstein_1d), (X[:, 0], Y[:, 0], S, T)),
+    "exact": (lambda x, y: exact(x, y, S.softmax(-1), T.softmax(-1)).value, (X, Y)),
+    "exact weights": (weighted(lambda *t: exact(*t).value), MEASURES),
+    "exact_matrix": (lambda C: exact_matrix(C).value, (X @ Y.T,)),
+    "entropic_ot": (weighted(lambda *t: entropic_ot(*t, **TIGHT)), MEASURES),
+    "sinkhorn_divergence": (weighted(lambda *t: sinkhorn_divergence(*t, **TIGHT)), MEASURES),
+    "self_term": (lambda x, s: self_term(x, s.softmax(-1), **TIGHT), (X, S)),
+    "sinkhorn": (weighted(lambda *t: sinkhorn(*t, **TIGHT).value), MEASURES),
+    "sinkhorn unbalanced": (lambda *t: sinkhorn(*t, **TIGHT, rho=2.0).value, (X, Y, S.exp(), T.exp())),
+    "sinkhorn_matrix": (lambda C: sinkhorn_matrix(C, **TIGHT).value, (X @ Y.T,)),
+    "monge_gap": (paired(lambda *t: monge_gap(*t, **TIGHT)), (X, Z, S)),
+    "distortion": (paired(distortion), (X, Z, S)),
+    "gromov_monge_gap": (lambda x, y: gromov_monge_gap(x, y, eps=1e-2, tol=1e-6, max_iter=3000), (X, X + Z / 8)),
+    "gromov": (lambda x, y: gromov(x, y, eps=0.1, tol=1e-8, max_iter=3000).gap, (X, X + Z / 8)),
+    "proxy_anchor": (lambda z, p: proxy_anchor(z, p, LABELS), (X, PROXIES)),
+    "proxy_nca": (lambda z, p: proxy_nca(z, p, LABELS), (X, PROXIES)),
+    "soft_triple": (lambda z, p: soft_triple(z, p, LABELS), (X, CENTRES)),
+    "potential_field": (lambda z, p: potential_field(z, p, LABELS), (X, CENTRES)),
+    "multi_similarity": (lambda z: multi_similarity(z, LABELS), (X,)),
+    "triplet_margin": (lambda z: triplet_margin(z, LABELS, margin=1.0), (X,)),
+}
+every = pytest.mark.parametrize("name", ENTRIES)
+
+
+def entry(name: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    function, tensors = ENTRIES[name]
+    return function, tuple(t.clone().requires_grad_() for t in tensors)
+
+
+def found(find: Callable[[], Tensor | tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+    """What a transform gives, or None if it says that it cannot."""
+    try:
+        result = find()
+    except (RuntimeError, NotImplementedError) as error:
+        assert re.search(REFUSED, str(error)), error  # noqa: PT017 -- either answer is right.
+        return None
+    return result if isinstance(result, tuple) else (result,)
+
+
+def same(result: tuple[Tensor, ...] | None, *expected: Tensor) -> None:
+    if result is not None:
+        for one, other in zip(result, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@every
+def test_gradients_are_finite_differences(name):
+    function, tensors = entry(name)
+    assert torch.autograd.gradcheck(function, tensors, eps=1e-5, atol=1e-4, rtol=1e-3, fast_mode=True)
+
+
+@every
+def test_second_derivatives_are_finite_differences(name):
+    function, tensors = entry(name)
+    ok = found(
+        lambda: torch.tensor(
+            torch.autograd.gradgradcheck(function, tensors, eps=1e-5, atol=1e-3, rtol=1e-3, fast_mode=True)
+        )
+    )
+    assert ok is None or ok[0]
+
+
+@every
+@pytest.mark.parametrize("dual", [False, True], ids=["jvp", "dual numbers"])
+def test_forward_mode(name, dual):
+    function, tensors = entry(name)
+    ways = [drawn(*t.shape, seed=9) for t in tensors]
+    value = function(*tensors)
+    slope = sum((g * v).sum() for g, v in zip(torch.autograd.grad(value, tensors), ways, strict=True))
+    plain = tuple(t.detach() for t in tensors)
+
+    def by_dual_numbers() -> tuple[Tensor, Tensor]:
+        with forward_ad.dual_level():
+            result = function(*(forward_ad.make_dual(p, v) for p, v in zip(plain, ways, strict=True)))
+            primal, tangent = forward_ad.unpack_dual(result)
+            # A tangent that is not there would be read as zero.
+            return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+    result = found(by_dual_numbers if dual else lambda: torch.func.jvp(function, plain, tuple(ways)))
+    same(result, value.detach(), slope)
+
+
+@every
+def test_grad_and_vmap_of_torch_func(name):
+    function, tensors = entry(name)
+    places, plain = tuple(range(len(tensors))), [t.detach() for t in tensors]
+    several = [torch.stack([t, 1.1 * t, 0.9 * t]) for t in plain]
+    values, slopes = [], []
+    for one in zip(*several, strict=True):
+        leaves = [t.clone().requires_grad_() for t in one]
+        values.append(function(*leaves))
+        slopes.append(torch.autograd.grad(values[-1], leaves))
+    same(found(lambda: torch.func.grad(function, argnums=places)(*plain)), *slopes[0])
+    same(found(lambda: torch.func.vmap(function)(*several)), torch.stack(values).detach())
+    stacked = [torch.stack(parts) for parts in zip(*slopes, strict=True)]
+    same(found(lambda: torch.func.vmap(torch.func.grad(function, argnums=places))(*several)), *stacked)
+
+
+@every
+def test_hessian_is_that_of_reverse_mode(name):
+    function, tensors = entry(name)
+    try:
+        expected = torch.autograd.functional.hessian(function, tensors)[0][0]
+    except (RuntimeError, NotImplementedError) as error:
+        assert re.search(REFUSED, str(error)), error  # noqa: PT017 -- then nothing else is to be asked.
+        return
+    same(found(lambda: torch.func.hessian(function)(*(t.detach() for t in tensors))), expected)
+
+
+def test_semidiscrete_is_refused_in_a_sentence():
+    def value(y: Tensor) -> Tensor:
+        return semidiscrete(X, y, n_samples=8, n_steps=2, generator=seeded()).value
+
+    for transform in (torch.func.grad, torch.func.vmap, torch.func.hessian):
+        assert (
+            found(lambda transform=transform: transform(value)(Y if transform is not torch.func.vmap else Y[None]))
+            is None
+        )
