@@ -40,9 +40,8 @@ def protocol_of(preset: Preset) -> Preset:
         ValueError: Its data set has too few training classes for four folds.
     """
     if ("model", "dim") in preset.asked:
-        raise argument_error(
-            "model.dim", f"be left alone: networks of the Reality Check have {DIM} dimensions", preset.model["dim"]
-        )
+        must = f"be {DIM}, the dimensions of the Reality Check protocol"
+        raise argument_error("model.dim", must, preset.model["dim"], "Leave it out.")
     if not takes(preset.dataset, "fold"):
         must = f"have training classes for {FOLDS} folds of two or more"
         remedy = "Of the sets that need no photographs, omniglot has: --dataset omniglot --protocol small."

@@ -17,7 +17,7 @@ def main() -> None:
     try:
         app()
     except FAILURES as error:
-        if os.environ.get(DEBUG):
+        if os.environ.get(DEBUG) == "1":
             raise
         errors.print(f"[bold red]Error:[/] {plain(str(error))}", highlight=False)
         errors.print("[dim]`otdml --traceback ...` shows where.[/]", highlight=False)

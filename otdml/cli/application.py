@@ -85,5 +85,4 @@ def options(
     traceback: Annotated[bool, typer.Option("--traceback", envvar=DEBUG, help="Errors with their traceback.")] = False,
 ) -> None:
     """Options of every command."""
-    if traceback:
-        os.environ[DEBUG] = "1"
+    os.environ[DEBUG] = "1" if traceback else ""

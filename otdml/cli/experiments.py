@@ -190,9 +190,8 @@ def _tell_moves(folders: "Mapping[str, RunFolder]", threads: int | None = None) 
     now = environment(threads)
     for title, folder in folders.items():
         if folder.begun and not folder.finished and (moves := folder.moves(now)):
-            errors.print(
-                f"[yellow]{plain(title)} goes on with other versions:[/] {plain('; '.join(moves))}", highlight=False
-            )
+            said = f"{title} goes on elsewhere than it was begun: {'; '.join(moves)}"
+            errors.print(f"[yellow]{plain(said)}[/]", highlight=False)
 
 
 def _check_machine(run: "Run", devices: int | None) -> None:

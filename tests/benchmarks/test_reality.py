@@ -55,6 +55,16 @@ def test_the_protocol_of_a_preset():
     assert [run.place for run in runs] == [f"proxy-anchor/seed-2/fold-{fold}" for fold in range(4)]
     assert len({run.fingerprint for run in runs}) == 4
     check_settings(runs[0])
+    # Not those of the preset, which has 512 dimensions, and not without what was changed.
+    assert found.title == "Reality Check protocol: CUB-200-2011, resnet50, four of 128 dimensions"
+    changed = protocol_of(preset("cub", ["model.backbone=resnet18", "training.epochs=2"]))
+    assert (
+        changed.title == "Reality Check protocol: CUB-200-2011, resnet18, four of 128 dimensions, training.epochs = 2"
+    )
+    with pytest.raises(
+        ValueError, match=r"`model.dim` must be 128, the dimensions of the Reality Check protocol, got 64"
+    ):
+        protocol_of(preset("cub", ["model.dim=64"]))
 
 
 @pytest.fixture
