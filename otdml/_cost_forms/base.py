@@ -76,6 +76,10 @@ class Ground(ABC):
         """The reduced cost of some rows, shape (..., rows, m)."""
 
     @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """The cost of some rows, by their numbers; without batch dimensions."""
+
+    @abstractmethod
     def scaled(self, scale: Scale) -> Self:
         """The reduced cost times ``scale``, a number or shape (...), without offsets."""
 

@@ -52,6 +52,9 @@ class Bilinear(Ground):
         # A product and a sum take less time than torch.addmm, which copies h to all rows first.
         return torch.matmul(self.q[..., rows, :], self.k.mT, out=out).add_(h[..., None, :])
 
+    def rows(self, index: Tensor) -> "Bilinear":
+        return Bilinear(self.q[index], self.k, self.u if self.u is None else self.u[index], self.v)
+
     def scaled(self, scale: Scale) -> "Bilinear":
         return Bilinear(self.q * per_batch(scale), self.k)
 

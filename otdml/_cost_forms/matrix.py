@@ -34,6 +34,9 @@ class Matrix(Ground):
     def block(self, rows: slice) -> Tensor:
         return self.C[..., rows, :]
 
+    def rows(self, index: Tensor) -> "Matrix":
+        return Matrix(self.C[index], self.u if self.u is None else self.u[index], self.v)
+
     def scaled(self, scale: Scale) -> "Matrix":
         return Matrix(self.C * per_batch(scale))
 

@@ -69,6 +69,10 @@ class Pointwise(Ground):
             raise argument_error("cost", f"return a matrix of shape {expected}", tuple(values.shape))
         return values
 
+    def rows(self, index: Tensor) -> "Pointwise":
+        u = self.u if self.u is None else self.u[index]
+        return dataclasses.replace(self, x=self.x[index], u=u, source=None)
+
     def scaled(self, scale: Scale) -> "Pointwise":
         def function(x: Tensor, y: Tensor) -> Tensor:
             return self.function(x, y) * per_batch(scale)

@@ -1,7 +1,9 @@
 """Optimal transport: points and weights in, a result out."""
 
+from otdml.ot._couplings import couple
 from otdml.ot._exact import exact, exact_matrix
 from otdml.ot._gromov.solver import GromovResult, gromov
+from otdml.ot._padding import pad_clouds
 from otdml.ot._result import OTResult
 from otdml.ot._semidiscrete import SemidiscreteResult, semidiscrete
 from otdml.ot._sinkhorn import sinkhorn, sinkhorn_matrix
@@ -11,9 +13,11 @@ __all__ = [
     "GromovResult",
     "OTResult",
     "SemidiscreteResult",
+    "couple",
     "exact",
     "exact_matrix",
     "gromov",
+    "pad_clouds",
     "semidiscrete",
     "sinkhorn",
     "sinkhorn_matrix",

@@ -1,0 +1,136 @@
+"""Pairs of points drawn from a transport plan, as flow matching trains on them."""
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_choice, check_fraction, check_integer
+from otdml._derivatives import refuse_transforms
+from otdml._precision import full_precision
+from otdml.costs import Cost, cost_matrix
+from otdml.measures import broadcast_measures
+from otdml.ot._exact import exact, exact_matrix
+from otdml.ot._problem import Problem, Rho, SolverOptions
+from otdml.ot._result import OTResult
+from otdml.ot._semidiscrete import semidiscrete
+from otdml.ot._sinkhorn import entropic, posed_between
+from otdml.ot._solution import EntropicSolution
+from otdml.ot.engines import Streamed
+
+__all__ = ["METHODS", "couple"]
+
+METHODS = ("exact", "sinkhorn", "unbalanced", "partial", "semidiscrete")
+
+Pairs = tuple[Tensor, Tensor]
+
+
+@full_precision
+@torch.no_grad()
+def couple(
+    x0: Tensor,
+    x1: Tensor,
+    *,
+    method: str = "exact",
+    n_pairs: int | None = None,
+    cost: Cost = "sqeuclidean",
+    eps: float | None = None,
+    rho: Rho = None,
+    mass: float = 0.9,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    backend: str = "auto",
+    generator: torch.Generator | None = None,
+) -> Pairs:
+    r"""Indices of pairs drawn from a transport plan between two batches of points of equal weights.
+
+    Flow matching on pairs :math:`(x_0[i], x_1[j]) \sim P` in place of independent ones has straighter paths and
+    targets of less variance :cite:p:`tong:24`. The plan stays on the points' device; that of ``"sinkhorn"`` and
+    ``"unbalanced"`` is drawn from in blocks of rows, and no matrix of n × m entries is needed for it.
+
+    Args:
+        x0: First points, shape (n, d).
+        x1: Second points, shape (m, d).
+        method: The plan: "exact", without regularisation (n and m to some thousands); "sinkhorn", entropic;
+            "unbalanced", entropic with penalties ``rho`` in place of the marginals, so that outliers are seldom drawn;
+            "partial", exact for the share ``mass`` of both that it costs least to move; "semidiscrete", each of x0 to
+            the cell that it lies in, when x1 is the whole data and x0 a batch of noise.
+        n_pairs: Number of pairs, drawn with replacement from the plan. None for one pair for each point of ``x0`` that
+            the plan moves all of, in their order, which has less variance; for "unbalanced" that is drawn as well.
+        cost: Ground cost, see :func:`~otdml.costs.ground`.
+        eps: Temperature of "sinkhorn" and "unbalanced", see :func:`sinkhorn`.
+        rho: Penalty of "unbalanced", see :func:`sinkhorn`.
+        mass: Share of the mass that "partial" moves, in (0, 1].
+        tol: Tolerance of "sinkhorn" and "unbalanced".
+        max_iter: Most iterations of "sinkhorn" and "unbalanced".
+        backend: Engine of "sinkhorn" and "unbalanced".
+        generator: Of the pairs.
+
+    Returns:
+        The indices i and j of the pairs, integers of shape (n_pairs,) each.
+
+    Raises:
+        ValueError: If shapes do not fit, a method is unknown, or ``rho`` is missing or does nothing.
+
+    Example:
+        >>> import torch
+        >>> x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])
+        >>> couple(x0, x1)  # 0 goes to 1, and 1 goes to 3.
+        (tensor([0, 1]), tensor([1, 0]))
+    """
+    refuse_transforms("couple", x0, x1)
+    check_choice("method", method, METHODS)
+    x0, x1, _, _ = broadcast_measures(x0, x1)
+    if x0.ndim != 2:
+        raise argument_error("x0", "have shape (n, d)", tuple(x0.shape), "Couple one batch at a time.")
+    if (rho is None) == (method == "unbalanced"):
+        raise argument_error("rho", "be given with method='unbalanced' and with no other", rho)
+    n_pairs = n_pairs if n_pairs is None else check_integer("n_pairs", n_pairs)
+    if method in ("sinkhorn", "unbalanced"):
+        problem = posed_between(x0, x1, None, None, cost=cost, eps=eps, rho=rho)
+        return _from_potentials(problem, SolverOptions(tol, max_iter, backend), n_pairs, generator)
+    if method == "semidiscrete":
+        i = _rows(x0.new_ones(len(x0)), n_pairs, generator, all_rows=True)
+        return i, semidiscrete(x0, x1, cost=cost, generator=generator).cells(x0)[i]
+    plan = exact(x0, x1, cost=cost).plan if method == "exact" else _partial_plan(x0, x1, cost, mass)
+    i = _rows(plan.sum(1), n_pairs, generator, all_rows=method == "exact")
+    return i, torch.multinomial(plan[i], 1, generator=generator)[:, 0]
+
+
+def _rows(mass: Tensor, n_pairs: int | None, generator: torch.Generator | None, *, all_rows: bool) -> Tensor:
+    """Rows drawn by their mass, or each once."""
+    if n_pairs is None and all_rows:
+        return torch.arange(len(mass), device=mass.device)
+    if n_pairs is None:
+        # Those of a partial plan that move at least half of their mass.
+        return (mass > 0.5 / len(mass)).nonzero()[:, 0]
+    return torch.multinomial(mass, n_pairs, replacement=True, generator=generator)
+
+
+def _from_potentials(
+    problem: Problem, options: SolverOptions, n_pairs: int | None, generator: torch.Generator | None
+) -> Pairs:
+    """Pairs of an entropic plan: rows by their mass, and in each a column by the Gumbel-max trick, block by block."""
+    result = entropic(problem, options)
+    assert isinstance(result._coupling, EntropicSolution)
+    solution = result._coupling
+    mass = solution.product(torch.ones_like(problem.b)[:, None])[:, 0]
+    count = len(mass) if n_pairs is None and not problem.balanced else n_pairs
+    i = _rows(mass, count, generator, all_rows=problem.balanced)
+    cost = solution.problem.cost.detach().rows(i).scaled(solution.problem.scale(0))
+    j = torch.empty_like(i)
+    for block, scores in Streamed(cost).score_blocks(solution.constant_exponents[1]):
+        noise = torch.empty_like(scores).exponential_(generator=generator).log_()
+        j[block] = scores.sub_(noise).argmax(-1)
+    return i, j
+
+
+def _partial_plan(x0: Tensor, x1: Tensor, cost: Cost, mass: float) -> Tensor:
+    """The cheapest plan of this mass between uniform weights: one more point on each side takes what stays."""
+    n, m = len(x0), len(x1)
+    kept = 1 - check_fraction("mass", mass)
+    a, b = x0.new_full((n + 1,), 1 / n), x0.new_full((m + 1,), 1 / m)
+    a[-1] = b[-1] = kept
+    C = x0.new_zeros(n + 1, m + 1)
+    C[:-1, :-1] = cost_matrix(x0, x1, cost)
+    C[-1, -1] = torch.inf
+    result: OTResult = exact_matrix(C, a, b)
+    return result.plan[:-1, :-1]

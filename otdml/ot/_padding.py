@@ -1,0 +1,51 @@
+"""Clouds of different sizes as one batch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_points, check_weights
+from otdml.measures import weights
+
+__all__ = ["pad_clouds"]
+
+
+def pad_clouds(clouds: Sequence[Tensor], masses: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
+    """A batch of points and weights from clouds of different sizes.
+
+    Shorter clouds are filled with copies of their first point that have no weight, so every solver and loss gives what
+    it gives for each cloud alone, and padding has no gradient.
+
+    Args:
+        clouds: Points, shape (n_i, d) each.
+        masses: Their weights, shape (n_i,) each; uniform of mass one where None.
+
+    Returns:
+        Points, shape (batch, n, d) with the largest n, and weights, shape (batch, n).
+
+    Raises:
+        ValueError: If there is no cloud, or shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> points, mass = pad_clouds([torch.zeros(1, 2), torch.ones(3, 2)])
+        >>> points.shape, mass[0]
+        (torch.Size([2, 3, 2]), tensor([1., 0., 0.]))
+    """
+    if len(clouds) == 0:
+        raise argument_error("clouds", "hold at least one cloud", "none")
+    masses = [None] * len(clouds) if masses is None else masses
+    if len(masses) != len(clouds):
+        raise argument_error("masses", f"hold one entry per cloud, {len(clouds)}", len(masses))
+    points, kept = [], []
+    n = max(check_points(f"clouds[{i}]", x).shape[0] for i, x in enumerate(clouds))
+    for i, (x, a) in enumerate(zip(clouds, masses, strict=True)):
+        if x.ndim != 2 or x.shape[1] != clouds[0].shape[1]:
+            must = f"have shape (n, {clouds[0].shape[-1]}), the features of the first one"
+            raise argument_error(f"clouds[{i}]", must, tuple(x.shape))
+        check_weights(f"masses[{i}]", a, x)
+        short = n - len(x)
+        points.append(torch.cat([x, x[:1].detach().expand(short, -1)]))
+        kept.append(torch.nn.functional.pad(weights(x, a), (0, short)))
+    return torch.stack(points), torch.stack(kept)

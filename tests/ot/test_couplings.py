@@ -1,0 +1,102 @@
+"""Pairs drawn from plans: those of the assignment, and frequencies that are the plan's entries."""
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from otdml.costs import cost_matrix
+from otdml.ot import couple, sinkhorn
+
+
+def clouds(n=9, m=9, d=2, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(k, d, generator=generator, dtype=torch.float64).to(dtype) for k in (n, m))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_exact_pairs_are_the_assignment(dtype):
+    x0, x1 = clouds(dtype=dtype)
+    i, j = couple(x0, x1, generator=seeded())
+    _, expected = linear_sum_assignment(cost_matrix(x0.double(), x1.double()).numpy())
+    assert i.tolist() == list(range(9))
+    assert j.tolist() == expected.tolist()
+
+
+def frequencies(i, j, n, m):
+    return torch.bincount(i * m + j, minlength=n * m).view(n, m) / len(i)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", lambda x, y: torch.cdist(x, y)])
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_entropic_pairs_have_the_frequencies_of_the_plan(backend, cost):
+    x0, x1 = clouds(5, 4)
+    options = {"cost": cost, "eps": 0.5, "backend": backend, "tol": 1e-9}
+    i, j = couple(x0, x1, method="sinkhorn", n_pairs=100_000, generator=seeded(), **options)
+    plan = sinkhorn(x0, x1, **options).plan
+    found = frequencies(i, j, 5, 4)
+    # Five standard deviations.
+    assert ((found - plan).abs() <= 5 * (plan / 100_000).sqrt() + 1e-9).all()
+
+
+def test_one_pair_for_each_point_has_the_conditional_frequencies():
+    x0, x1 = clouds(5, 4)
+    i, j = couple(x0.repeat(4000, 1), x1, method="sinkhorn", eps=0.5, tol=1e-9, generator=seeded())
+    assert (i == torch.arange(20_000)).all()
+    plan = sinkhorn(x0, x1, eps=0.5, tol=1e-9).plan
+    found = frequencies(i % 5, j, 5, 4)
+    assert ((found - plan).abs() <= 5 * (plan / 20_000).sqrt() + 1e-9).all()
+
+
+def test_unbalanced_pairs_leave_outliers_out():
+    x0, x1 = clouds(20, 20)
+    x0[3] = 100.0
+    i, _ = couple(x0, x1, method="unbalanced", rho=1.0, eps=0.2, n_pairs=2000, generator=seeded())
+    assert 3 not in i
+    assert len(couple(x0, x1, method="unbalanced", rho=1.0, generator=seeded())[0]) == 20
+
+
+def test_partial_pairs_are_the_cheapest():
+    import ot
+
+    x0, x1 = clouds(8, 8)
+    i, j = couple(x0, x1, method="partial", mass=0.5, generator=seeded())
+    C, a = cost_matrix(x0, x1).numpy(), [1 / 8] * 8
+    plan = torch.from_numpy(ot.partial.partial_wasserstein(a, a, C, m=0.5))
+    pairs = set(zip(i.tolist(), j.tolist(), strict=True))
+    assert pairs == set(map(tuple, (plan > 1e-6).nonzero().tolist()))
+    drawn = couple(x0, x1, method="partial", mass=0.5, n_pairs=500, generator=seeded())
+    assert set(zip(*(t.tolist() for t in drawn), strict=True)) <= pairs
+
+
+def test_cells_of_the_second_points_have_their_mass():
+    x0 = torch.linspace(0, 1, 2000)[:, None]
+    x1 = torch.tensor([[0.1], [0.2], [0.9], [1.0]])
+    i, j = couple(x0, x1, method="semidiscrete", generator=seeded())
+    assert (i == torch.arange(2000)).all()
+    assert ((torch.bincount(j) / 2000 - 0.25).abs() < 0.03).all()
+    assert (j[1:] >= j[:-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "optimal"}, "`method` must be one of 'exact'"),
+        ({"method": "unbalanced"}, "`rho` must be given with method='unbalanced'"),
+        ({"rho": 1.0}, "`rho` must be given with method='unbalanced' and with no other"),
+        ({"method": "partial", "mass": 1.5}, "`mass` must lie in"),
+        ({"n_pairs": 0}, "`n_pairs` must be an integer >= 1"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    x0, x1 = clouds()
+    with pytest.raises(ValueError, match=message):
+        couple(x0, x1, **options)
+
+
+def test_batches_are_an_error():
+    with pytest.raises(ValueError, match="Couple one batch at a time"):
+        couple(torch.zeros(2, 3, 1), torch.zeros(2, 3, 1))
