@@ -129,7 +129,10 @@ def _origin(checkpoint: Path) -> dict[str, Any]:
     """The configuration of the run that the checkpoint belongs to, empty where none lies beside it."""
     folder = RunFolder(checkpoint_file(checkpoint).parent)
     # Other tools write a config.json, too.
-    return folder.config().get("run", {}) if (folder.path / "config.json").exists() else {}
+    content = folder.config() if (folder.path / "config.json").exists() else {}
+    run = content.get("run") if isinstance(content, dict) else None
+    known = isinstance(run, dict) and isinstance(run.get("data"), dict) and isinstance(run.get("dataset"), str)
+    return run if known else {}  # type: ignore[return-value]
 
 
 def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: str) -> Any:

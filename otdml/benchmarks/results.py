@@ -109,17 +109,26 @@ def collect(out: Path) -> list[Finished]:
 
 
 def _finished(folder: RunFolder) -> Finished:
-    run, found = folder.config()["run"], folder.metrics()
-    return Finished(
-        run["method"],
-        run["seed"],
-        found["last"],
-        found["best"],
-        found["best_epoch"],
-        found["seconds"],
-        folder,
-        found.get("raw_pixels"),
-    )
+    config, found = folder.config(), folder.metrics()
+    try:
+        run = config["run"]
+        finished = Finished(
+            run["method"],
+            run["seed"],
+            {name: float(value) for name, value in found["last"].items()},
+            found["best"] and {name: float(value) for name, value in found["best"].items()},
+            found["best_epoch"],
+            float(found["seconds"]),
+            folder,
+            found.get("raw_pixels"),
+        )
+        _rank(finished.method)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{folder.path}: config.json or metrics.json is damaged ({reason}). Delete that folder to repeat the run."
+        ) from error
+    return finished
 
 
 def _rank(method: str) -> tuple[int, int, str]:

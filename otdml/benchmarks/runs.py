@@ -113,8 +113,12 @@ class RunFolder:
         path = self.path / "curve.csv"
         if not path.exists():
             return []
-        with path.open(newline="", encoding="utf-8") as lines:
-            return [{key: float(value) for key, value in row.items() if key and value} for row in csv.DictReader(lines)]
+        try:
+            with path.open(newline="", encoding="utf-8") as lines:
+                rows = list(csv.DictReader(lines))
+            return [{key: float(value) for key, value in row.items() if key and value} for row in rows]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged ({error}). Delete its folder to repeat that run.") from error
 
     @property
     def begun(self) -> bool:
@@ -143,8 +147,12 @@ class RunFolder:
     def environments(self) -> list[tuple[int, dict[str, str]]]:
         """Where and with which versions the run was made, each from an epoch on, counted from 0."""
         content = self.config()
-        later = [(one["epoch"], one["environment"]) for one in content.get("continued", [])]
-        return [(0, content.get("environment", {})), *later]
+        try:
+            later = [(int(one["epoch"]), dict(one["environment"])) for one in content.get("continued", [])]
+            return [(0, dict(content.get("environment", {}))), *later]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            path = self.path / "config.json"
+            raise ValueError(f"{path} is damaged ({error}). Delete its folder to repeat that run.") from error
 
     def moves(self, now: Mapping[str, str] | None = None) -> list[str]:
         """What changed of versions and machine while the run was stopped, a phrase each; none for a run in one go.
@@ -166,7 +174,7 @@ class RunFolder:
         if not (self.path / "config.json").exists():
             return
         there = self.config()
-        if not isinstance(there, dict) or not {"fingerprint", "run"} <= there.keys():
+        if not isinstance(there, dict) or not {"fingerprint", "run"} <= there.keys() or not _is_run(there["run"]):
             raise ValueError(f"{self.path / 'config.json'} is of another program. Choose another folder with --out.")
         if self.begun and there["fingerprint"] != run.fingerprint:
             differences = "; ".join(_differences(_numbers(there["run"]), _numbers(run.config()))) or "an earlier format"
@@ -217,8 +225,15 @@ def plan(out: Path, runs: Sequence[Run]) -> dict[Path, Run]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete its folder to repeat that run.") from error
+
+
+def _is_run(content: Any) -> bool:
+    """Whether the tables that are compared are there."""
+    return isinstance(content, dict) and all(
+        isinstance(content.get(name), dict) for name in ("training", "model", "data")
+    )
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
