@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_labels, check_points, check_views
 from otdml._precision import full_precision
+from otdml._transforms import called, transforming
 from otdml.distributed import gather as gather_rows
 from otdml.distributed import local_rows, total
 from otdml.losses.alignment.directions import factors
@@ -117,6 +118,8 @@ def contrastive_alignment(
 def _checked_alignment(
     z1: Tensor, z2: Tensor, target: Target, ids: Labels | None, eps: Tensor | float, options: Options
 ) -> Tensor:
+    if transforming(z1, z2, eps if isinstance(eps, Tensor) else None):
+        return _transformed_alignment(z1, z2, target, ids, eps, options)
     paired = options.form == "joint" or target is None or isinstance(target, DomainTarget) or isinstance(ids, Tensor)
     check_views(z1, z2, paired=paired or (isinstance(target, Tensor) and target.ndim == 1))
     samples = Samples.checked(target, ids, z1.shape[-2], z2.shape[-2])
@@ -129,6 +132,26 @@ def _checked_alignment(
     views = (z.reshape(-1, *z.shape[-2:]) for z in (z1, z2))
     values = [_alignment(first, second, eps, samples, options) for first, second in zip(*views, strict=True)]
     return torch.stack(values).reshape(z1.shape[:-2])
+
+
+def _transformed_alignment(
+    z1: Tensor, z2: Tensor, target: Target, ids: Labels | None, eps: Tensor | float, options: Options
+) -> Tensor:
+    """The same under a transform of ``torch.func`` or in forward mode, in the two sets alone."""
+    held = (t for t in (eps, target) if isinstance(t, Tensor))
+    if any(
+        torch._C._functorch.is_functorch_wrapped_tensor(t) or (t.requires_grad and torch.is_grad_enabled())
+        for t in held
+    ):
+        raise RuntimeError(
+            "contrastive_alignment has no transforms of torch.func, and no derivatives in forward mode, in `eps` and "
+            "`target`. Pass a number as `eps` and a target without gradient, or use `torch.autograd.grad`."
+        )
+
+    def value(z1: Tensor, z2: Tensor) -> Tensor:
+        return _checked_alignment(z1, z2, target, ids, eps, options)
+
+    return called(value, {"z1": z1, "z2": z2})
 
 
 @full_precision

@@ -674,3 +674,11 @@ def test_error_temperature_that_is_not_positive():
 def test_warns_if_not_converged():
     with pytest.warns(RuntimeWarning, match="Sinkhorn stopped at `max_iter`=1"):
         contrastive_alignment(*views(), eps=0.05, marginals="balanced", max_iter=1, tol=1e-9)
+
+
+def test_transforms_in_the_temperature_are_refused_in_a_sentence():
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="contrastive_alignment has no transforms of torch.func"):
+        torch.func.grad(lambda eps: contrastive_alignment(z, z.flip(0), eps=eps))(torch.tensor(0.5))
+    with pytest.raises(RuntimeError, match="Pass a number as `eps`"):
+        torch.func.grad(ContrastiveAlignment(learnable=True), argnums=0)(z, z.flip(0))
