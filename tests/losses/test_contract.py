@@ -25,11 +25,17 @@ from torch.autograd import forward_ad
 
 import otdml.losses
 from otdml.losses import (
+    BYOL,
+    GCAINCE,
+    GCARINCE,
+    GCAUOT,
     MMD,
+    RINCE,
     ContrastiveAlignment,
     Distortion,
     EntropicOT,
     GromovMongeGap,
+    InfoNCE,
     KernelDispersion,
     KoLeo,
     LloydDispersion,
@@ -67,6 +73,7 @@ BELOW_ZERO = "the entropy blurs the plan, so the gap of an optimal map is below 
 OF_THE_OBJECTIVE = "it is that of the entropic objective, which the value leaves out; see tests/ot/test_gromov.py"
 DRAWS = {"compile": "a graph takes no torch.Generator; without one slices compile, see test_sliced.py"}
 STOPS = {"compile": "the solver stops on convergence, which reads a number from the device"}
+ONE_WAY = {"symmetry": "the anchors are those of the first view"}
 SOME = {"no problems": "a batch holds a problem: the solver asks for the largest error of all of them"}
 
 PAIRS = dict.fromkeys(
@@ -174,6 +181,12 @@ LOSSES = [
         lambda: ContrastiveAlignment(marginals=0.7, divergence="kl+rince", form="joint", tol=1e-6),
         STOPS | SOME,
     ),
+    Loss("infonce", "views", lambda: InfoNCE(eps=0.5), SOME | ONE_WAY),
+    Loss("rince", "views", lambda: RINCE(eps=0.5), SOME | ONE_WAY),
+    Loss("gca_ince", "views", lambda: GCAINCE(eps=0.5, tol=1e-6), STOPS | SOME),
+    Loss("gca_rince", "views", lambda: GCARINCE(eps=0.5, tol=1e-6), STOPS | SOME | ONE_WAY),
+    Loss("gca_uot", "views", lambda: GCAUOT(eps=0.5, tol=1e-6), STOPS | SOME | ONE_WAY),
+    Loss("byol", "views", BYOL, SOME),
     Loss("sliced_to_uniform", "points", lambda: SlicedWassersteinToUniform(unbiased=True, generator=seeded()), DRAWS),
     Loss("sliced_dispersion_axes", "points", lambda: SlicedDispersion(axis_aligned=True, generator=seeded()), DRAWS),
 ]
@@ -669,8 +682,8 @@ def test_error_unequal_rows(loss):
 def test_every_loss_is_in_the_contract():
     public = (getattr(otdml.losses, name) for name in otdml.losses.__all__)
     modules = {one for one in public if isinstance(one, type) and issubclass(one, nn.Module)}
-    # A learnt cost is an argument of losses.
-    assert {type(loss.make()) for loss in LOSSES} == modules - {otdml.losses.ScaledCost}
+    # A learnt cost is an argument of losses, and one loss takes labels with one view or two; see test_named.py.
+    assert {type(loss.make()) for loss in LOSSES} == modules - {otdml.losses.ScaledCost, otdml.losses.SupCon}
 
 
 def test_waived_laws_exist_and_say_why():

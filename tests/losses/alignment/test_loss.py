@@ -678,7 +678,7 @@ def test_warns_if_not_converged():
 
 def test_transforms_in_the_temperature_are_refused_in_a_sentence():
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(RuntimeError, match="contrastive_alignment has no transforms of torch.func"):
+    with pytest.raises(RuntimeError, match=r"contrastive_alignment has no transforms of torch.func"):
         torch.func.grad(lambda eps: contrastive_alignment(z, z.flip(0), eps=eps))(torch.tensor(0.5))
     with pytest.raises(RuntimeError, match="Pass a number as `eps`"):
         torch.func.grad(ContrastiveAlignment(learnable=True), argnums=0)(z, z.flip(0))
