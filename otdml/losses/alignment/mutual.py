@@ -70,7 +70,7 @@ def symmetric_logsumexp(x: Tensor, h: Tensor, w: Tensor, edit: Edit | None = Non
     return _Symmetric.apply(x, h, w, edit, bound)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Kernel:
     """Blocks of the exponentials of scalar products less ``bound``: whole rows, or their part from the diagonal on."""
 
@@ -100,7 +100,7 @@ class _Kernel:
         return _Kept(next(self.blocks()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Kept:
     block: tuple[slice, slice, Tensor]
 

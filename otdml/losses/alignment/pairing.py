@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["Forbidden", "Pairing", "chosen", "joint", "one_way", "within"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairing:
     """Anchors and candidates by their numbers.
 
@@ -58,7 +58,7 @@ def chosen(column: Tensor, rows: slice, columns: slice) -> Tensor:
     return column[rows, None] == torch.arange(columns.start, columns.stop, device=column.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forbidden:
     """Pairs that carry no mass: of an anchor with itself, and of one instance with itself unless it is a positive.
 

@@ -68,7 +68,7 @@ class Plan(Protocol):
         """The rows of these anchors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatchTarget:
     """The other view of each anchor, all of one mass.
 
@@ -113,7 +113,7 @@ class MatchTarget:
         return PairTarget(len(i), self.pairing.m, i, j, self.rows[: len(i)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairTarget:
     """A plan that lists its pairs in order of their rows.
 
@@ -165,7 +165,7 @@ class PairTarget:
         return PairTarget(len(anchors), self.m, i, self.j[kept][order], self.mass[kept][order])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenseTarget:
     """A plan given as a matrix."""
 
@@ -189,7 +189,7 @@ class DenseTarget:
         return DenseTarget(self.T[anchors])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupTarget:
     r"""A plan of few values, :math:`s_i (w_o 1[j = o_i] + w_g 1[\text{same group}] + w_a)`, zero at self pairs.
 

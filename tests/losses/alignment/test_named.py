@@ -126,3 +126,17 @@ def test_engines_that_cannot_be_used_are_refused(backend):
         GromovMongeGap(backend=backend)
     with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed'"):
         gromov(torch.eye(3), torch.eye(3), backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("views", [1, 2])
+def test_supervised_contrast_compiles(views, generator):
+    torch._dynamo.reset()
+    z, labels = torch.randn(views, 6, 4, generator=generator), torch.tensor([0, 0, 1, 1, 2, 2])
+    values, gradients = [], []
+    for loss in (SupCon(), torch.compile(SupCon(), backend="aot_eager")):
+        leaves = z.clone().requires_grad_()
+        values.append(loss(*leaves, labels))
+        gradients.append(torch.autograd.grad(values[-1], leaves)[0])
+    torch.testing.assert_close(values[1], values[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
