@@ -21,8 +21,8 @@ from otdml.losses import (
     mmd,
     mmd_self_term,
     monge_gap,
-    self_term,
     sinkhorn_divergence,
+    sinkhorn_self_term,
     sliced_wasserstein,
 )
 from otdml.ot import exact, exact_matrix, gromov, semidiscrete, sinkhorn, sinkhorn_matrix, sliced, wasserstein_1d
@@ -94,7 +94,7 @@ ENTRIES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "exact_matrix": (lambda C: exact_matrix(C).value, (X @ Y.T,)),
     "entropic_ot": (weighted(lambda *t: entropic_ot(*t, **TIGHT)), MEASURES),
     "sinkhorn_divergence": (weighted(lambda *t: sinkhorn_divergence(*t, **TIGHT)), MEASURES),
-    "self_term": (lambda x, s: self_term(x, s.softmax(-1), **TIGHT), (X, S)),
+    "sinkhorn_self_term": (lambda x, s: sinkhorn_self_term(x, s.softmax(-1), **TIGHT), (X, S)),
     "sinkhorn": (weighted(lambda *t: sinkhorn(*t, **TIGHT).value), MEASURES),
     "sinkhorn unbalanced": (lambda *t: sinkhorn(*t, **TIGHT, rho=2.0).value, (X, Y, S.exp(), T.exp())),
     "sinkhorn_matrix": (lambda C: sinkhorn_matrix(C, **TIGHT).value, (X @ Y.T,)),
