@@ -73,7 +73,10 @@ class CrossBatchMemory(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.memory.shape[1]}, size={len(self.memory)}, gather={self.gather}"
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor, tuples: None = None) -> Tensor:
+        if tuples is not None:
+            must = "be None: those of a batch alone know nothing of the memory"
+            raise argument_error("tuples", must, "some", "Give the miner to the memory.")
         labels = check_labels("labels", labels, len(check_matrix("z", z))).to(z.device)
         if self.gather:
             z, labels = gather_rows(z), gather_rows(labels)
@@ -83,10 +86,10 @@ class CrossBatchMemory(nn.Module):
         others = self.memory_labels[: self._filled].clone()
         if self.miner is None:
             with torch.no_grad():
-                tuples = all_pairs(compare(z, labels, reference, others))
+                found = all_pairs(compare(z, labels, reference, others))
         else:
-            tuples = self.miner(z.detach(), labels, reference, others)
-        return self.loss(z, labels, without_itself(tuples, rows), reference, others)
+            found = self.miner(z.detach(), labels, reference, others)
+        return self.loss(z, labels, without_itself(found, rows), reference, others)
 
     @torch.no_grad()
     def _keep(self, z: Tensor, labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from otdml._checks import argument_error, check_integer, check_labels, check_poi
 from otdml._precision import full_precision
 from otdml.sphere import unit
 
-__all__ = ["check_batch", "nearest_centres", "normal_proxies", "sizes", "unit_proxies"]
+__all__ = ["check_batch", "check_no_tuples", "nearest_centres", "normal_proxies", "sizes", "unit_proxies"]
 
 
 def check_batch(z: Tensor, proxies: Tensor, labels: Tensor, shape: str) -> Tensor:
@@ -27,6 +27,15 @@ def check_batch(z: Tensor, proxies: Tensor, labels: Tensor, shape: str) -> Tenso
         devices = f"{z.device}, {proxies.device} and {found.device}"
         raise argument_error("z", "be on one device with proxies and labels", devices, "Move the loss with `.to`.")
     return found
+
+
+def check_no_tuples(tuples: object) -> None:
+    """Raise for the mined tuples of a trainer of pytorch-metric-learning, which passes None without a miner."""
+    if tuples is not None:
+        remedy = "Leave out the miner, or take a pair loss."
+        raise argument_error(
+            "tuples", "be None: samples are compared with proxies, not with each other", "some", remedy
+        )
 
 
 @full_precision

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from otdml._checks import check_integer, check_nonnegative, check_positive
 from otdml._precision import full_precision
 from otdml.dml._exponents import log_one_plus_sum_exp
-from otdml.dml.proxies._batch import check_batch, normal_proxies, sizes, unit_proxies
+from otdml.dml.proxies._batch import check_batch, check_no_tuples, normal_proxies, sizes, unit_proxies
 from otdml.sphere import unit
 
 __all__ = ["ProxyAnchor", "proxy_anchor"]
@@ -100,7 +100,8 @@ class ProxyAnchor(nn.Module):
     def extra_repr(self) -> str:
         return f"{sizes(self.proxies)}, alpha={self.alpha:g}, delta={self.delta:g}"
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor, tuples: None = None) -> Tensor:
+        check_no_tuples(tuples)
         return proxy_anchor(z, self.proxies, labels, alpha=self.alpha, delta=self.delta)
 
     def class_proxies(self, z: Tensor, labels: Tensor) -> Tensor:

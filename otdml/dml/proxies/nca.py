@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from otdml._checks import check_positive
 from otdml._precision import full_precision
-from otdml.dml.proxies._batch import check_batch, normal_proxies, sizes, unit_proxies
+from otdml.dml.proxies._batch import check_batch, check_no_tuples, normal_proxies, sizes, unit_proxies
 from otdml.sphere import unit
 
 __all__ = ["ProxyNCA", "proxy_nca"]
@@ -83,7 +83,8 @@ class ProxyNCA(nn.Module):
     def extra_repr(self) -> str:
         return f"{sizes(self.proxies)}, temperature={self.temperature:g}"
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor, tuples: None = None) -> Tensor:
+        check_no_tuples(tuples)
         return proxy_nca(z, self.proxies, labels, temperature=self.temperature)
 
     def class_proxies(self, z: Tensor, labels: Tensor) -> Tensor:

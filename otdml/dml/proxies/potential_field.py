@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from otdml._checks import check_integer, check_positive
 from otdml._precision import full_precision
-from otdml.dml.proxies._batch import check_batch, nearest_centres, normal_proxies, sizes
+from otdml.dml.proxies._batch import check_batch, check_no_tuples, nearest_centres, normal_proxies, sizes
 from otdml.sphere import unit
 
 __all__ = ["PotentialField", "potential_field"]
@@ -139,7 +139,8 @@ class PotentialField(nn.Module):
     def extra_repr(self) -> str:
         return f"{sizes(self.proxies)}, centres={self.proxies.shape[1]}, alpha={self.alpha:g}, delta={self.delta:g}"
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor, tuples: None = None) -> Tensor:
+        check_no_tuples(tuples)
         return potential_field(z, self.proxies, labels, alpha=self.alpha, delta=self.delta)
 
     def class_proxies(self, z: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from otdml._checks import check_integer, check_nonnegative, check_positive
 from otdml._precision import full_precision
-from otdml.dml.proxies._batch import check_batch, nearest_centres, sizes
+from otdml.dml.proxies._batch import check_batch, check_no_tuples, nearest_centres, sizes
 from otdml.dml.proxies._softened import class_similarities
 from otdml.sphere import unit
 
@@ -124,7 +124,8 @@ class SoftTriple(nn.Module):
         numbers = f"lam={self.lam:g}, gamma={self.gamma:g}, delta={self.delta:g}, tau={self.tau:g}"
         return f"{sizes(self.proxies)}, centres={self.proxies.shape[1]}, {numbers}"
 
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor, tuples: None = None) -> Tensor:
+        check_no_tuples(tuples)
         return soft_triple(z, self.proxies, labels, lam=self.lam, gamma=self.gamma, delta=self.delta, tau=self.tau)
 
     def class_proxies(self, z: Tensor, labels: Tensor) -> Tensor:
