@@ -2,6 +2,7 @@
 
 import os
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -128,17 +129,23 @@ def test_errors_name_the_argument():
         GradCache(network(), size=0)
 
 
+def work(rank, folder):
+    net = nn.parallel.DistributedDataParallel(GradCache(network(), size=7))
+    rows = slice(0, 22) if rank == 0 else slice(22, 40)
+    for _ in range(2):
+        net.zero_grad()
+        MultiSimilarity()(gather(net(images()[rows])), gather(LABELS[rows])).backward()
+    torch.save([p.grad for p in net.parameters()], f"{folder}/{rank}.pt")
+
+
 def worker(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
     try:
-        net = nn.parallel.DistributedDataParallel(GradCache(network(), size=7))
-        rows = slice(0, 22) if rank == 0 else slice(22, 40)
-        for _ in range(2):
-            net.zero_grad()
-            MultiSimilarity()(gather(net(images()[rows])), gather(LABELS[rows])).backward()
-        torch.save([p.grad for p in net.parameters()], f"{folder}/{rank}.pt")
+        # What reduces gradients is gone before the connection is, and nobody leaves before the other is done.
+        work(rank, folder)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

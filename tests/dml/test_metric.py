@@ -2,6 +2,7 @@
 
 import os
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -72,19 +73,25 @@ def test_errors_name_the_argument():
         metric.update(z, labels[:3], index=torch.arange(N))
 
 
+def work(rank, folder):
+    # As a distributed sampler deals: in turn, and the first samples once more where the last are missing.
+    dealt = [*range(N), 0][rank::2]
+    found = {
+        "halves": fed(range(N)[:17] if rank == 0 else range(N)[17:], with_index=False).compute(),
+        "dealt": fed(dealt, with_index=True).compute(),
+        "queries": fed(dealt, with_index=True, with_queries=True).compute(),
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
 def worker(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
     try:
-        # As a distributed sampler deals: in turn, and the first samples once more where the last are missing.
-        dealt = [*range(N), 0][rank::2]
-        found = {
-            "halves": fed(range(N)[:17] if rank == 0 else range(N)[17:], with_index=False).compute(),
-            "dealt": fed(dealt, with_index=True).compute(),
-            "queries": fed(dealt, with_index=True, with_queries=True).compute(),
-        }
-        torch.save(found, f"{folder}/{rank}.pt")
+        # What reduces gradients is gone before the connection is, and nobody leaves before the other is done.
+        work(rank, folder)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

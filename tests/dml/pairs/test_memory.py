@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -127,15 +128,21 @@ def rows_of(rank):
     return slice(0, 5) if rank == 0 else slice(5, 9)
 
 
+def work(rank, folder):
+    net = nn.parallel.DistributedDataParallel(network())
+    loss = CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE, miner=multi_similarity_pairs, gather=True).double()
+    steps = [(z[rows_of(rank)], labels[rows_of(rank)]) for z, labels in batches()]
+    torch.save((run(loss, net, steps), loss.state_dict()), f"{folder}/{rank}.pt")
+
+
 def worker(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
     try:
-        net = nn.parallel.DistributedDataParallel(network())
-        loss = CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE, miner=multi_similarity_pairs, gather=True).double()
-        steps = [(z[rows_of(rank)], labels[rows_of(rank)]) for z, labels in batches()]
-        torch.save((run(loss, net, steps), loss.state_dict()), f"{folder}/{rank}.pt")
+        # What reduces gradients is gone before the connection is, and nobody leaves before the other is done.
+        work(rank, folder)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
