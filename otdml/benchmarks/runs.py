@@ -205,13 +205,14 @@ def checkpoint_file(path: Path) -> Path:
     return file
 
 
-def check_settings(run: Run) -> None:
+def check_settings(*runs: Run) -> None:
     """Raise for a setting that nothing takes, or of another type or range, before any process is started.
 
     Raises:
         ValueError: The message names every such setting, and the one that may have been meant.
     """
-    check(run.method, run_problems(run.config()))
+    for run in runs:
+        check(run.method, run_problems(run.config()))
 
 
 def plan(out: Path, runs: Sequence[Run]) -> dict[Path, Run]:

@@ -6,25 +6,29 @@ are read without torch, so that a wrong word is refused at once. Nothing is conv
 """
 
 import inspect
-from collections.abc import Mapping
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    Tag,
-    create_model,
-)
+from pydantic import AfterValidator, Field, PlainValidator, create_model
 
 from otdml._arguments import check_known
+from otdml.benchmarks.fields import (
+    Count,
+    Magnitude,
+    Neighbours,
+    NumberOrRates,
+    OnCorrupt,
+    Positive,
+    Rates,
+    Share,
+    Table,
+    Text,
+    Whole,
+    Width,
+    one_of,
+)
 from otdml.benchmarks.methods import METHODS, parts
 from otdml.dml.losses import LOSSES
-from otdml.dml.names import PART_NAMES, DispersionName
+from otdml.dml.names import DispersionName
 
 __all__ = [
     "BACKBONES",
@@ -71,10 +75,6 @@ RECALL = "recall@"
 NOT_PLAIN = ("num_classes", "dim", "generator")
 
 
-def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
-    return AfterValidator(lambda value: check_known(what, value, names))
-
-
 def _backbone(name: str) -> str:
     library, _, rest = name.partition("/")
     if rest and library in LIBRARIES:
@@ -103,54 +103,18 @@ def _devices(value: Any) -> int | str:
     raise ValueError(f"must be an integer from 1 to 1024, or 'auto', got {value!r}")
 
 
-Text = Annotated[str, StringConstraints(min_length=1)]
-# Beyond these a machine would be out of memory, or of time, long before it says so.
-Count = Annotated[int, Field(ge=1, le=10**6)]
-Whole = Annotated[int, Field(ge=0, le=10**6)]
-Width = Annotated[int, Field(ge=1, le=2**14)]
-Positive = Annotated[float, Field(gt=0)]
-Magnitude = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Neighbours = Annotated[int, Field(ge=1, le=2**31 - 1)]
-OnCorrupt = Annotated[str, _one_of("policy", ("raise", "skip"))]
-
-
-class Table(BaseModel):
-    """A table of settings: no key but its fields, and no value of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Rates(Table):
-    """A number for each part of the model."""
-
-    backbone: Magnitude | None = None
-    head: Magnitude | None = None
-    proxies: Magnitude | None = None
-    flow: Magnitude | None = None
-
-
-assert tuple(Rates.model_fields) == PART_NAMES
-# The tags of a choice between types; a message leaves them out of the key.
-NUMBER, TABLE = "<number>", "<table>"
-NumberOrRates = Annotated[
-    Annotated[Magnitude, Tag(NUMBER)] | Annotated[Rates, Tag(TABLE)],
-    Discriminator(lambda value: TABLE if isinstance(value, Mapping | Rates) else NUMBER),
-]
-
-
 class Model(Table):
     """What all methods of a preset share of :class:`~otdml.dml.ProxyDML`."""
 
     backbone: Annotated[str, AfterValidator(_backbone)] = "conv4"
     backbone_options: dict[str, Any] | None = None
     dim: Width = 64
-    head: Annotated[str, _one_of("head", ("linear", "layernorm"))] = "linear"
-    pool: Annotated[str, _one_of("pool", ("avg", "max", "avgmax"))] = "avg"
-    optimizer: Annotated[str, _one_of("optimizer", ("adamw", "adam", "sgd"))] = "adamw"
+    head: Annotated[str, one_of("head", ("linear", "layernorm"))] = "linear"
+    pool: Annotated[str, one_of("pool", ("avg", "max", "avgmax"))] = "avg"
+    optimizer: Annotated[str, one_of("optimizer", ("adamw", "adam", "sgd"))] = "adamw"
     lr: NumberOrRates = 1e-3
     weight_decay: NumberOrRates = 0.0
-    schedule: Annotated[str, _one_of("schedule", ("cosine", "step", "constant"))] = "cosine"
+    schedule: Annotated[str, one_of("schedule", ("cosine", "step", "constant"))] = "cosine"
     step_epochs: Count | None = None
     step_factor: Positive = 0.5
     warmup_epochs: Whole = 0
@@ -175,7 +139,7 @@ class MethodSettings(Table):
 class RunModel(Model):
     """All of :class:`~otdml.dml.ProxyDML` that a run sets: what all methods share, and what is the method's own."""
 
-    loss: Annotated[str, _one_of("loss", tuple(LOSSES))] = "proxy-anchor"
+    loss: Annotated[str, one_of("loss", tuple(LOSSES))] = "proxy-anchor"
     loss_options: dict[str, Any] | None = None
     loss_weight: Magnitude = 1.0
     nir_weight: Magnitude = 0.0
@@ -196,7 +160,7 @@ class Training(Table):
     test_every: Whole = 0
     eval_batch_size: Count = 512
     workers: Annotated[int, Field(ge=0, le=256)] = 0
-    precision: Annotated[str, _one_of("precision", PRECISIONS)] = "32-true"
+    precision: Annotated[str, one_of("precision", PRECISIONS)] = "32-true"
     accelerator: Text = "auto"
     devices: Annotated[int | str, PlainValidator(_devices)] = 1
     num_nodes: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -238,7 +202,7 @@ class GlyphsData(Table):
 class OmniglotData(Table):
     """Settings of :class:`~otdml.data.Omniglot`."""
 
-    protocol: Annotated[str, _one_of("protocol", ("small", "full"))] = "small"
+    protocol: Annotated[str, one_of("protocol", ("small", "full"))] = "small"
     size: Annotated[int, Field(ge=4, le=105)] = 28
     crop: bool = False
     rotations: bool = False
@@ -331,7 +295,7 @@ def options_of(loss: str) -> type[Table]:
 class NIROptions(Table):
     """Options of :class:`~otdml.dml.NIR`."""
 
-    objective: Annotated[str, _one_of("objective", ("nll", "exp_nll"))] = "nll"
+    objective: Annotated[str, one_of("objective", ("nll", "exp_nll"))] = "nll"
     cap: Positive = 20.0
     detach_embeddings: bool = False
     detach_proxies: bool = False
@@ -355,7 +319,7 @@ class NamedResNetOptions(Table):
 class ResNetOptions(NamedResNetOptions):
     """Options of :class:`~otdml.dml.backbones.ResNet`."""
 
-    block: Annotated[str, _one_of("block", ("basic", "bottleneck"))] = "basic"
+    block: Annotated[str, one_of("block", ("basic", "bottleneck"))] = "basic"
     depths: Annotated[list[Annotated[int, Field(ge=1, le=256)]], Field(min_length=1, max_length=32)] = [2, 2, 2, 2]
     widths: Annotated[list[Width], Field(min_length=1, max_length=32)] = [64, 128, 256, 512]
 
@@ -389,7 +353,7 @@ class PresetFile(Table):
     """A preset as a whole; what its tables hold depends on one another, and is looked at apart."""
 
     title: Text
-    dataset: Annotated[str, _one_of("data set", tuple(DATASETS))]
+    dataset: Annotated[str, one_of("data set", tuple(DATASETS))]
     compare: Annotated[list[Annotated[str, AfterValidator(_method)]], Field(min_length=1)]
     model: Model
     training: Training

@@ -7,18 +7,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from otdml._arguments import check_known
+from otdml.benchmarks.fields import NUMBER, TABLE, Table
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.settings import (
     BACKBONES,
     DATA_OF,
-    NUMBER,
-    TABLE,
     Augment,
     NIROptions,
     PresetFile,
     RunModel,
     RunTraining,
-    Table,
     options_of,
 )
 from otdml.dml.config import TrainingConfig

@@ -1,6 +1,5 @@
 """Commands that train: a benchmark, and one run of it."""
 
-import os
 import sys
 from contextlib import closing
 from functools import partial
@@ -13,31 +12,35 @@ from otdml.cli.application import arguments, command, console, errors, plain
 from otdml.cli.options import (
     SPREAD,
     AllowPartial,
+    AnyDataset,
     Change,
     Dataset,
     Devices,
     Epochs,
     HoldOut,
+    Jobs,
+    Listed,
+    Methods,
     Protocol,
     RealityCheck,
     Recipe,
     Root,
+    RunsFolder,
+    Seeds,
     SkipCorrupt,
     Spreads,
     StartFrom,
+    Threads,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Mapping
 
-    from otdml.benchmarks.experiment import RunState
     from otdml.benchmarks.methods import Method
     from otdml.benchmarks.presets import Preset
     from otdml.benchmarks.runs import Run, RunFolder
 
 __all__ = ["benchmark", "train"]
-
-CORES = os.cpu_count() or 1
 
 
 @command(
@@ -50,32 +53,25 @@ CORES = os.cpu_count() or 1
     "otdml benchmark -d cub -p r50-128 --root DATA --weights none --set model.backbone=resnet18",
 )
 def benchmark(
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", "-d", help="Data set: glyphs, digits, omniglot, cub, cars, sop or inshop. Default: glyphs."
-        ),
-    ] = None,
+    dataset: AnyDataset = None,
     protocol: Protocol = None,
     root: Root = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="A method; repeat for more. Default: the preset's.")
-    ] = None,
+    method: Methods = None,
     dispersion: Spreads = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1, max=10_000)] = None,
+    seeds: Seeds = None,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
     reality_check: RealityCheck = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1, max=1024)] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1, max=CORES)] = 1,
+    out: RunsFolder = None,
+    jobs: Jobs = None,
+    threads: Threads = 1,
     devices: Devices = None,
     preset: Recipe = None,
     weights: StartFrom = None,
     change: Change = None,
     allow_partial: AllowPartial = False,
     skip_corrupt: SkipCorrupt = False,
-    listed: Annotated[bool, typer.Option("--list", help="Show the benchmarks and methods there are.")] = False,
+    listed: Listed = False,
 ) -> None:
     """Compare methods over seeds, and write a report.
 
@@ -84,41 +80,40 @@ def benchmark(
     what is there. At the end: report.html (opens offline), results.csv, runs.csv and results.json.
     """
     if listed:
-        from otdml.benchmarks.display import show_catalogue
-
-        show_catalogue(console)
+        _list()
         return
     from otdml.benchmarks.runs import Run, RunFolder, check_settings
 
     with arguments():
-        dataset = dataset or (None if preset else "glyphs")
-        chosen = _chosen(dataset, protocol, preset, change, epochs).starting_from(weights)
+        chosen = _chosen(dataset or (None if preset else "glyphs"), protocol, preset, change, epochs).starting_from(
+            weights
+        )
         _check_root(chosen, root)
-        if reality_check:
-            from otdml.benchmarks.reality import protocol_of
-
-            chosen = protocol_of(chosen)
+        chosen = _under_reality_check(chosen) if reality_check else chosen
         methods = _methods(chosen, method, dispersion)
         chosen.check_asked([one.name for one in methods], hold_out or reality_check)
         data = _tolerance(chosen, allow_partial, skip_corrupt)
         run_of = partial(Run.of, chosen, hold_out=hold_out or reality_check, data=data)
         seeded = [run_of(one, seed) for seed in range(seeds or chosen.seeds) for one in methods]
-        for run in seeded[: len(methods)]:
-            check_settings(run)
+        check_settings(*seeded[: len(methods)])
         folder = out or Path("runs") / chosen.name
         runs = _folds(seeded) if reality_check else seeded
         _check_folder(folder, runs, lambda name, seed: run_of(chosen.method(name), seed))
     _check_machine(runs[0], devices)
-    from otdml.benchmarks.experiment import check_data, run_grid
-
-    check_data(runs[0], root)
     _tell_moves({run.title: RunFolder(folder / run.place) for run in runs}, threads)
-    failures = _watched(run_grid(folder, runs, root=root, jobs=jobs, threads=threads, devices=devices))
+    failures = _trained(folder, runs, root=root, jobs=jobs, threads=threads, devices=devices)
     if reality_check:
         from otdml.benchmarks.reality import assemble
 
         assemble(folder, seeded, root)
     _report(folder, chosen, failures)
+
+
+def _list() -> None:
+    """Show the benchmarks and methods there are."""
+    from otdml.benchmarks.display import show_catalogue
+
+    show_catalogue(console)
 
 
 def _chosen(
@@ -134,8 +129,7 @@ def _chosen(
     if preset and dataset:
         raise ValueError(f"--dataset {dataset} and --preset: give one of them, the file says its data set.")
     changes = [*(change or ()), *([] if epochs is None else [f"training.epochs={epochs}"])]
-    chosen = named(dataset, protocol, preset, changes)
-    return chosen
+    return named(dataset, protocol, preset, changes)
 
 
 def _check_root(chosen: "Preset", root: str | None) -> None:
@@ -151,6 +145,13 @@ def _check_root(chosen: "Preset", root: str | None) -> None:
         raise ValueError(f"--root must be the folder that holds {chosen.dataset}, and {got}. {remedy}")
 
 
+def _under_reality_check(preset: "Preset") -> "Preset":
+    """The preset under the Reality Check protocol."""
+    from otdml.benchmarks.reality import protocol_of
+
+    return protocol_of(preset)
+
+
 def _folds(seeded: "list[Run]") -> "list[Run]":
     """The runs of the Reality Check protocol, four for each seed."""
     from otdml.benchmarks.reality import fold_runs
@@ -158,11 +159,13 @@ def _folds(seeded: "list[Run]") -> "list[Run]":
     return [fold for run in seeded for fold in fold_runs(run)]
 
 
-def _watched(states: "Generator[list[RunState], None, None]") -> list[str]:
+def _trained(folder: Path, runs: "list[Run]", *, root: str | None, **means: int | None) -> list[str]:
     """Show a grid until it ends, or is interrupted; one message per run that failed."""
     from otdml.benchmarks.display import watch
+    from otdml.benchmarks.experiment import check_data, run_grid
 
-    with closing(states):
+    check_data(runs[0], root)
+    with closing(run_grid(folder, runs, root=root, **means)) as states:  # type: ignore[arg-type]
         return watch(console, states)
 
 

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,23 +9,39 @@ import typer
 __all__ = [
     "SPREAD",
     "AllowPartial",
+    "AnyDataset",
     "Change",
     "Dataset",
     "Devices",
     "Epochs",
     "HoldOut",
+    "Jobs",
+    "Listed",
+    "Methods",
     "Protocol",
     "RealityCheck",
     "Recipe",
     "Root",
+    "RunsFolder",
+    "Seeds",
     "SkipCorrupt",
     "Spreads",
     "StartFrom",
+    "Threads",
 ]
 
-Dataset = Annotated[
-    str | None, typer.Option("--dataset", "-d", help="Data set: glyphs, digits, omniglot, cub, cars, sop or inshop.")
+SETS = "Data set: glyphs, digits, omniglot, cub, cars, sop or inshop."
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help=SETS)]
+AnyDataset = Annotated[str | None, typer.Option("--dataset", "-d", help=f"{SETS} Default: glyphs.")]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", "-m", help="A method; repeat for more. Default: the preset's.")
 ]
+Seeds = Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1, max=10_000)]
+RunsFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1, max=1024)]
+# More threads than processors only wait for each other.
+Threads = Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1, max=os.cpu_count() or 1)]
+Listed = Annotated[bool, typer.Option("--list", help="Show the benchmarks and methods there are.")]
 Protocol = Annotated[
     str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small, r50-128; see --list of benchmark.")
 ]

@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 
 from otdml.benchmarks import settings
+from otdml.benchmarks.fields import Rates, Table
 from otdml.benchmarks.methods import SETTINGS
 from otdml.data import Distort
 from otdml.dml import NIR, ProxyDML, TrainingConfig
@@ -15,7 +16,7 @@ from otdml.dml.backbones import BACKBONES, LIBRARIES
 from otdml.dml.dispersion import REGULARISERS
 from otdml.dml.losses import LOSSES
 from otdml.dml.module import POOLS
-from otdml.dml.names import REGULARISER_NAMES
+from otdml.dml.names import PART_NAMES, REGULARISER_NAMES
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES
 
 # Parameters that are not a preset's to set.
@@ -36,7 +37,7 @@ REACHED = {
 
 def plain(value):
     """A default as TOML would have it."""
-    if isinstance(value, settings.Table):
+    if isinstance(value, Table):
         return value.model_dump(exclude_none=True)
     return list(value) if isinstance(value, tuple) else value
 
@@ -48,6 +49,10 @@ def test_a_table_has_the_parameters_of_what_it_reaches_and_their_defaults(table)
     assert set(table.model_fields) == set(parameters) - left_out
     for name, field in table.model_fields.items():
         assert plain(field.default) == plain(parameters[name].default), name
+
+
+def test_rates_have_the_parts_of_a_model():
+    assert tuple(Rates.model_fields) == PART_NAMES
 
 
 def test_a_method_has_the_settings_of_its_table():

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from otdml import cli
 from otdml.benchmarks import settings
+from otdml.benchmarks.fields import Rates, Table
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import preset_files
 from otdml.dml.names import REGULARISER_NAMES
@@ -82,14 +83,14 @@ def _keys() -> list[tuple[str, type]]:
         head: settings.MethodSettings,
         f"{head}.nir_options": settings.NIROptions,
         f"{loss}.loss_options": settings.LOSS_OPTIONS["proxy-anchor"],
-        f"{head}.lr": settings.Rates,
-        "model.lr": settings.Rates,
+        f"{head}.lr": Rates,
+        "model.lr": Rates,
     }
     found = []
     for place, table in tables.items():
         for name, field in table.model_fields.items():
-            kind = OPTIONAL.get(name, float if table is settings.Rates else type(field.default))
-            found.append((f"{place}.{name}", dict if issubclass(kind, settings.Table) else kind))
+            kind = OPTIONAL.get(name, float if table is Rates else type(field.default))
+            found.append((f"{place}.{name}", dict if issubclass(kind, Table) else kind))
     return found
 
 
