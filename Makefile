@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FLAGS ?=
 
-.PHONY: help demo test test-slow test-portable test-oldest lint types docs speed clean
+.PHONY: help demo test test-slow test-kernels test-portable test-oldest lint types docs speed clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-portable  the numerical tests as on a processor without vector instructions"
 	@echo "make test-oldest    all tests with the oldest versions that are promised (downloads gigabytes)"
+	@echo "make test-kernels  the GPU kernels: their values, interpreted, and their compilation for three architectures"
 	@echo "make lint       ruff: format and lint"
 	@echo "make types      mypy, strict"
 	@echo "make docs       the Sphinx site and its gallery, into docs/build/html"
@@ -54,6 +55,12 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[cpu,train,test]"
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -W ignore::DeprecationWarning \
 		-W ignore::PendingDeprecationWarning $(FLAGS)
+
+# The interpreter of kernels is chosen when they are imported, so their values and their compilation are two runs.
+test-kernels: $(VENV)/.core $(VENV)/.test $(VENV)/.triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines/test_triton.py $(FLAGS)
+	$(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines/test_triton_compilation.py $(FLAGS)
+	$(BIN)/python -W ignore -m otdml.ot.engines._triton_report
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

@@ -106,7 +106,7 @@ def _inner(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) ->
 
 
 def _geodesic(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) -> Pointwise:
-    return Pointwise(angle, x, y, symbol=_geodesic_symbol, source=source)
+    return Pointwise(angle, x, y, symbol=_geodesic_symbol, factor=1.0, source=source, metric="angle")
 
 
 # Clouds are far from each other where their centres are so many times further apart than a point is from its own.
@@ -118,7 +118,7 @@ def _euclidean(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
     if not (has_values(t) and bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any())):
-        return Pointwise(distance, x, y, symbol=_euclidean_symbol, factor=1.0, source=source)
+        return Pointwise(distance, x, y, symbol=_euclidean_symbol, factor=1.0, source=source, metric="distance")
 
     def excess(x: Tensor, y: Tensor) -> Tensor:
         return excess_distance(x - p, y - q, t)

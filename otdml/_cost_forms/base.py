@@ -33,6 +33,7 @@ class Plan(Protocol):
     def mT(self) -> "Plan": ...
     def blocks(self) -> Iterator[tuple[slice, Tensor]]: ...
     def product(self, v: Tensor) -> Tensor: ...
+    def slopes(self, left: Tensor, right: Tensor) -> "Gradients | None": ...
 
 
 class LinkedPlan(Protocol):
@@ -127,6 +128,14 @@ class Ground(ABC):
 
     def symbolic(self) -> Symbolic | None:
         """The reduced cost between symbolic points, where it can be compiled."""
+        return None
+
+    def tile(self) -> tuple[str, Tensor, Tensor, Scale | None] | None:
+        r"""How a fused kernel evaluates the reduced cost, or None: a form, points x and y, and a factor.
+
+        ``"product"`` is :math:`-\langle x, y \rangle`, ``"distance"`` the factor times :math:`\lVert x - y \rVert`, and
+        ``"angle"`` the factor times the angle between x and y.
+        """
         return None
 
     def norm(self) -> tuple[int, tuple[Tensor, Tensor]] | None:

@@ -80,6 +80,9 @@ class Bilinear(Ground):
     def symbolic(self) -> Symbolic:
         return lambda q, k: -(q | k)
 
+    def tile(self) -> tuple[str, Tensor, Tensor, None]:
+        return "product", self.q, self.k, None
+
     def norm(self) -> tuple[int, tuple[Tensor, Tensor]]:
         # Any split of the factor between q and k will do; this one makes the diameter of the two together small.
         sizes = self.q.square().mean(), self.k.square().mean()

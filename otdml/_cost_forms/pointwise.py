@@ -10,6 +10,7 @@ from torch import Tensor
 from otdml._checks import argument_error
 from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, Symbolic, per_batch
 from otdml._cost_forms.matrix import Matrix
+from otdml.sphere import length
 
 __all__ = ["Pointwise"]
 
@@ -25,7 +26,9 @@ class Pointwise(Ground):
         u: Row offsets, shape (..., n), or None for zero.
         v: Column offsets, shape (..., m), or None for zero.
         symbol: The function of two symbolic points, where it can be compiled.
-        factor: The factor, a number or shape (...), where the function is one of the distance, up to a constant.
+        factor: The factor, a number or shape (...), where the function is one of the distance, up to a constant, or
+            where it is that of the metric.
+        metric: ``"distance"`` or ``"angle"`` where the function is the factor times that, or None.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -36,6 +39,7 @@ class Pointwise(Ground):
     symbol: Symbolic | None = None
     factor: Scale | None = None
     source: Callable[[torch.dtype], "Pointwise"] | None = dataclasses.field(default=None, repr=False)
+    metric: str | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -60,6 +64,7 @@ class Pointwise(Ground):
             symbol and (lambda y, x: symbol(x, y)),
             self.factor,
             source and (lambda dtype: source(dtype).mT),
+            self.metric,
         )
 
     def block(self, rows: slice) -> Tensor:
@@ -80,9 +85,8 @@ class Pointwise(Ground):
         symbol = self.symbol
         symbolic_scale = scale[..., None, None, None] if isinstance(scale, Tensor) else scale
         factor = None if self.factor is None else self.factor * scale
-        return Pointwise(
-            function, self.x, self.y, symbol=symbol and (lambda x, y: symbol(x, y) * symbolic_scale), factor=factor
-        )
+        scaled = symbol and (lambda x, y: symbol(x, y) * symbolic_scale)
+        return Pointwise(function, self.x, self.y, symbol=scaled, factor=factor, metric=self.metric)
 
     def detach(self) -> "Pointwise":
         return dataclasses.replace(self, x=self.x.detach(), y=self.y.detach())
@@ -99,8 +103,13 @@ class Pointwise(Ground):
     def symbolic(self) -> Symbolic | None:
         return self.symbol
 
+    def tile(self) -> tuple[str, Tensor, Tensor, Scale | None] | None:
+        if self.metric == "angle":
+            return "angle", self.x / length(self.x), self.y / length(self.y), self.factor
+        return None if self.metric is None else (self.metric, self.x, self.y, self.factor)
+
     def norm(self) -> tuple[int, tuple[Tensor, Tensor]] | None:
-        if self.factor is None:
+        if self.factor is None or self.metric == "angle":
             return None
         factor = self.factor[..., None, None] if isinstance(self.factor, Tensor) else self.factor
         return 1, (self.x * factor, self.y * factor)
@@ -118,6 +127,8 @@ class Pointwise(Ground):
     def pullback(
         self, plan: Plan, left: Tensor, right: Tensor, needs: Sequence[bool], *, offsets: bool = True
     ) -> Gradients:
+        if self.metric is not None and (slopes := plan.slopes(left, right)) is not None:
+            return self._through_points(slopes)
         y = self.y.detach().requires_grad_()
         dx, dy = torch.empty_like(self.x), torch.zeros_like(self.y)
         for rows, block in plan.blocks():
@@ -129,8 +140,23 @@ class Pointwise(Ground):
             dy += rest
         return dx, dy
 
+    def _through_points(self, slopes: Gradients) -> Gradients:
+        """The gradient in the leaves from that in the points of the tile: unit vectors where the metric is an angle."""
+        if self.metric != "angle":
+            return slopes
+        return tuple(_through_length(point, slope) for point, slope in zip(self.leaves, slopes, strict=True))
+
     def linked_pullback(self, plan: LinkedPlan, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:
         left, right = grad[..., None, None].expand(*self.x.shape[:-1], 1), torch.ones_like(self.y[..., :1])
         with torch.no_grad():
             found = self.pullback(plan, left, right, (True, True))  # type: ignore[arg-type]
         return plan.first_order(found, (grad, *leaves))
+
+
+def _through_length(x: Tensor, slope: Tensor | None) -> Tensor | None:
+    """The gradient in x from that in its direction."""
+    if slope is None:
+        return None
+    size = length(x.detach())
+    direction = x.detach() / size
+    return (slope - direction * (direction * slope).sum(-1, keepdim=True)) / size

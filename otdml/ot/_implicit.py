@@ -50,6 +50,11 @@ class ConstantPlan:
         """The plan times ``v``."""
         return self.posed.engine.plan_product(self.hf, self.hg, v)
 
+    def slopes(self, left: Tensor, right: Tensor) -> Gradients | None:
+        """The gradient of the plan's cost in the points of its tiles, where the engine has it, see `Engine.slopes`."""
+        found = self.posed.engine.slopes(self.hf, self.hg, left, right)
+        return None if found is None else tuple(slope / self.posed.problem.scale(2) for slope in found)
+
 
 @dataclass(frozen=True)
 class DifferentiablePlan(ConstantPlan):

@@ -1,5 +1,6 @@
 """Ways to compute soft minima over a cost, behind one interface."""
 
+import torch
 from torch import Tensor
 
 from otdml._checks import check_choice
@@ -10,14 +11,27 @@ from otdml.ot.engines.dense import Dense
 from otdml.ot.engines.keops import Symbolic
 from otdml.ot.engines.multiscale import Multiscale
 from otdml.ot.engines.streamed import Streamed
+from otdml.ot.engines.triton import Fused, pays
 
-__all__ = ["BACKENDS", "Dense", "Engine", "Multiscale", "RowUpdate", "SoftMin", "Streamed", "Symbolic", "engine"]
+__all__ = [
+    "BACKENDS",
+    "Dense",
+    "Engine",
+    "Fused",
+    "Multiscale",
+    "RowUpdate",
+    "SoftMin",
+    "Streamed",
+    "Symbolic",
+    "engine",
+]
 
 _ENGINES: dict[str, type[Engine]] = {
     "dense": Dense,
     "streamed": Streamed,
     "keops": Symbolic,
     "multiscale": Multiscale,
+    "triton": Fused,
 }
 BACKENDS = ("auto", *_ENGINES)
 
@@ -31,5 +45,9 @@ def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask 
     scaled = cost.detach().scaled(1 / eps)
     if backend == "auto":
         entries = cost.shape.numel()
-        backend = "dense" if entries * cost.leaves[0].element_size() <= DENSE_BYTES else "streamed"
+        fits = entries * cost.leaves[0].element_size() <= DENSE_BYTES
+        backend = "triton" if pays(scaled, mask, fits) else "dense" if fits else "streamed"
+    if backend == "triton" and scaled.dtype == torch.float64:
+        # The kernels are single precision; so a double check of what they found is streamed.
+        backend = "streamed"
     return _ENGINES[backend](scaled, mask)

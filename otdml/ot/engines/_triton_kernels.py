@@ -258,7 +258,7 @@ def combine_kernel(PARTS: tl.tensor, OUT: tl.tensor, count: tl.tensor, parts: tl
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    for p in range(parts):
+    for _ in range(parts):
         s = tl.load(PARTS + at, mask=at < count, other=float("inf"))
         lower = tl.minimum(low, s)
         shift = tl.where(lower == float("inf"), 0.0, lower)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from otdml.ot.engines import _triton_kernels as kernels
+from otdml.ot.engines.barred import Barred
 
-__all__ = ["FORMS", "PRECISIONS", "Barred", "FusedCost", "Tile", "tile"]
+__all__ = ["FORMS", "PRECISIONS", "FusedCost", "Tile", "tile"]
 
 FORMS = {"product": kernels.PRODUCT.value, "distance": kernels.DISTANCE.value, "angle": kernels.ANGLE.value}
 # How products of matrices are rounded: as single precision; as three products of TF32, which is nearly that; as one
@@ -57,70 +58,35 @@ class Tile:
             **OPTIONS,
         }
 
+    def columns(self, e: int, precision: str, *, crowded: bool) -> int:
+        """Columns of a matrix, of ``e``, that a program multiplies at once; ``crowded`` where it holds more than that."""
+        most = 16 if crowded else 32 if not self.wide or precision == "tf32x3" else 64
+        return min(most, max(16, 1 << (e - 1).bit_length())) if e else 0
 
-def tile(form: str, d: int, precision: str = "ieee") -> Tile:
+
+def tile(form: str, d: int, precision: str = "ieee", *, product: bool = False) -> Tile:
     """The tile for points of d features.
+
+    Args:
+        form: Of the cost.
+        d: Features.
+        precision: Of matrix products.
+        product: Whether the plan is multiplied by a matrix, whose columns need registers as well.
 
     Example:
         >>> tile("product", 50)
-        Tile(n=64, m=64, d=32, few=0, wide=True, warps=4)
+        Tile(n=64, m=64, d=16, few=0, wide=True, warps=4)
         >>> tile("distance", 3)
         Tile(n=32, m=64, d=16, few=3, wide=False, warps=4)
     """
+    # Without tensor cores each thread holds its operands in registers, so that few may be multiplied at once.
+    single = precision == "ieee" or form != "product" or d <= FEW
+    m = 32 if product and single else 64
     if form != "product" or d <= FEW:
-        return Tile(32, 64, 16, d if d <= FEW else 0, False)
-    # Without tensor cores each thread holds its operands in registers, so fewer features fit.
-    most = 32 if precision == "ieee" else 64
-    return Tile(64, 64, min(most, max(16, 1 << (d - 1).bit_length())), 0, True)
-
-
-@dataclass(frozen=True)
-class Barred:
-    r"""Pairs that may carry no mass, by integers that their points share.
-
-    A pair (i, j) is barred if ``own`` agrees, or if ``same`` agrees and ``kept`` does not. As a mask it is a function of
-    two slices, as every engine takes it.
-
-    Attributes:
-        own: Two vectors of integers, shapes (n,) and (m,), or None.
-        same: Likewise.
-        kept: Likewise; without it, nothing is excepted from ``same``.
-    """
-
-    own: tuple[Tensor, Tensor] | None = None
-    same: tuple[Tensor, Tensor] | None = None
-    kept: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, rows: slice, columns: slice) -> Tensor:
-        """True where no mass may go."""
-        own, same, kept = (pair and pair[0][rows, None] == pair[1][columns] for pair in (self.own, self.same, self.kept))
-        if same is None:
-            assert own is not None
-            return own
-        same = same if kept is None else same & ~kept
-        return same if own is None else own | same
-
-    @property
-    def mT(self) -> "Barred":
-        own, same, kept = (pair and pair[::-1] for pair in (self.own, self.same, self.kept))
-        return Barred(own, same, kept)
-
-    @property
-    def level(self) -> int:
-        """1 if one pair of vectors says it all, 2 if it takes three."""
-        return 1 if self.same is None or (self.own is None and self.kept is None) else 2
-
-    def vectors(self, side: int) -> Tensor:
-        """The rows' (0) or the columns' (1) integers, shape (1, n) or (3, n)."""
-        if self.level == 1:
-            pair = self.own or self.same
-            assert pair is not None
-            return pair[side].to(torch.int32)[None].contiguous()
-        assert self.same is not None
-        # Numbers that agree with none of the other side.
-        never = torch.full_like(self.same[side], -1 - side)
-        own, kept = (never if pair is None else pair[side] for pair in (self.own, self.kept))
-        return torch.stack([own, self.same[side], kept]).to(torch.int32)
+        return Tile(32, m, 16, d if d <= FEW else 0, False)
+    most = 16 if single else 32 if precision == "tf32x3" else 64
+    whole = max(16, 1 << (d - 1).bit_length())
+    return Tile(64, m, whole if single and whole <= 32 else min(most, whole), 0, True)
 
 
 @dataclass(frozen=True)
@@ -153,8 +119,10 @@ class FusedCost:
         return len(self.x), self.x.shape[1], self.y.shape[1]
 
     @cached_property
-    def tile(self) -> Tile:
-        return tile(self.form, self.x.shape[-1], self.precision)
+    def tiles(self) -> tuple[Tile, Tile]:
+        """Of the soft minimum, and of products."""
+        one, other = (tile(self.form, self.x.shape[-1], self.precision, product=p) for p in (False, True))
+        return one, other
 
     @cached_property
     def _points(self) -> tuple[Tensor, Tensor]:
@@ -162,11 +130,15 @@ class FusedCost:
         return self._laid_out(self.x), self._laid_out(self.y)
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        if not self.tile.wide:
+        if not self.tiles[0].wide:
             return x.float().mT.contiguous()
-        x = x.to(torch.bfloat16) if self.precision == "bf16" else x.float()
         # A batch of views of one cloud needs no copies of it.
-        return x[:1].contiguous().expand(x.shape) if x.stride(0) == 0 else x.contiguous()
+        own = x[:1] if x.stride(0) == 0 else x
+        return _padded(own, self._half).expand(len(x), -1, -1)
+
+    @property
+    def _half(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" and self.tiles[0].wide else torch.float32
 
     @cached_property
     def _barred(self) -> tuple[Tensor, Tensor]:
@@ -175,33 +147,35 @@ class FusedCost:
             return none, none
         return self.barred.vectors(0), self.barred.vectors(1)
 
-    def _split(self) -> tuple[int, int]:
-        """The number of parts of the columns, so that programs are many enough, and the columns of one."""
+    def _split(self, tile: Tile) -> tuple[int, int, int]:
+        """The number of parts of the columns, so that programs are many enough, the columns of one, and programs."""
         batch, n, m = self.shape
-        programs = batch * -(-n // self.tile.n)
+        programs = batch * -(-n // tile.n)
         parts = max(1, min(PROGRAMS // max(1, programs), m // LEAST_SPAN))
-        span = -(-m // (parts * self.tile.m)) * self.tile.m
-        return max(1, -(-m // max(1, span))), span
+        span = -(-m // (parts * tile.m)) * tile.m
+        parts = max(1, -(-m // max(1, span)))
+        return parts, span, programs * parts
 
-    def _grid(self, parts: int) -> int:
-        batch, n, _ = self.shape
-        return batch * parts * -(-n // self.tile.n)
-
-    def _meta(self) -> dict[str, Any]:
+    def _meta(self, tile: Tile) -> dict[str, Any]:
         level = 0 if self.barred is None else self.barred.level
-        return {"FORM": FORMS[self.form], "BARRED": level, **self.tile.meta(self.x.shape[-1], self.precision)}
+        return {"FORM": FORMS[self.form], "BARRED": level, **tile.meta(self._features, self.precision)}
+
+    @property
+    def _features(self) -> int:
+        """The number of features as the kernels see them."""
+        return self._points[0].shape[-1] if self.tiles[0].wide else self.x.shape[-1]
 
     def softmin(self, h: Tensor) -> Tensor:
         r""":math:`-\log \sum_j \exp(h_j - R_{ij})`, shape (batch, n), for h of shape (batch, m)."""
-        (batch, n, m), (x, y), (parts, span) = self.shape, self._points, self._split()
+        (batch, n, m), (x, y), (parts, span, programs) = self.shape, self._points, self._split(self.tiles[0])
         h = _rows(h)
         out = h.new_empty(parts, batch, n)
         if not out.numel():
             return out[0]
-        kernels.softmin_kernel[(self._grid(parts),)](
+        kernels.softmin_kernel[(programs,)](
             *(x, y, h, h if self.factor is None else self.factor, *self._barred, out),
-            *(n, m, self.x.shape[-1], batch, parts, span, x.stride(0), y.stride(0), h.stride(0)),
-            **self._meta(),
+            *(n, m, self._features, batch, parts, span, x.stride(0), y.stride(0), h.stride(0)),
+            **self._meta(self.tiles[0]),
         )
         return out[0] if parts == 1 else _combined(out)
 
@@ -221,20 +195,23 @@ class FusedCost:
             hf: Shape (batch, n).
             hg: Shape (batch, m).
             v: Shape (batch, m, e).
-            weights: l and r, shapes (batch, n, k) and (batch, m, k): P is multiplied by :math:`\langle l_i, r_j \rangle`.
+            weights: l and r, shapes (batch, n, k) and (batch, m, k): P is multiplied by
+                :math:`\langle l_i, r_j \rangle`.
             slope: Whether P is multiplied by the factor over the distance, or over the sine of the angle.
             excess: Whether one is subtracted from P.
         """
         (batch, n, _), e = self.shape, v.shape[-1]
         # The last of an odd number of columns, most often the row sums, would double a padded product.
-        last = v[..., -1] if e % 16 == 1 else v.new_zeros(v.shape[:-1])
-        body = v[..., :-1] if e % 16 == 1 else v
-        parts, span = self._split()
-        out, sums = v.new_empty(parts, batch, n, body.shape[-1], dtype=torch.float32), v.new_empty(parts, batch, n)
+        beside = e % 16 == 1
+        last = v[..., -1] if beside else v.new_zeros(v.shape[:-1])
+        body = _padded(v[..., :-1] if beside else v, self._half)
+        parts, _, _ = self._split(self.tiles[1])
+        sums = torch.empty(parts, batch, n, device=v.device)
+        out = sums.new_empty(*sums.shape, body.shape[-1])
         if out.numel() or sums.numel():
-            meta = self._meta() | {"SLOPE": slope, "EXCESS": excess}
-            self._launch_product(hf, hg, body, last, weights, (out, sums), span, meta)
-        found = out if e % 16 != 1 else torch.cat([out, sums[..., None]], -1)
+            flags = {"SLOPE": slope, "EXCESS": excess}
+            self._launch_product(hf, hg, body, last, weights, (out, sums), flags)
+        found = torch.cat([out, sums[..., None]], -1) if beside else out[..., :e]
         return found[0] if parts == 1 else found.sum(0)
 
     def _launch_product(
@@ -245,23 +222,28 @@ class FusedCost:
         last: Tensor,
         weights: tuple[Tensor, Tensor] | None,
         out: tuple[Tensor, Tensor],
-        span: int,
-        meta: dict[str, Any],
+        flags: dict[str, Any],
     ) -> None:
-        (batch, n, m), (x, y), e, parts = self.shape, self._points, v.shape[-1], len(out[0])
+        (batch, n, m), (x, y), e = self.shape, self._points, v.shape[-1]
+        parts, span, programs = self._split(self.tiles[1])
         hf, hg = _rows(hf), _rows(hg)
-        left, right = (hf, hg) if weights is None else (w.float().contiguous() for w in weights)
-        half = torch.bfloat16 if self.precision == "bf16" and self.tile.wide else torch.float32
-        block = min(64, max(16, 1 << (e - 1).bit_length())) if e else 0
-        kernels.product_kernel[(self._grid(parts), -(-e // block) if e else 1)](
-            *(x, y, hf, hg, v.to(half).contiguous(), last.float().contiguous(), left, right),
+        left, right = (hf, hg) if weights is None else (_padded(w) for w in weights)
+        block = self.tiles[1].columns(e, self.precision, crowded=weights is not None)
+        kernels.product_kernel[(programs, -(-e // block) if e else 1)](
+            *(x, y, hf, hg, v, last.float().contiguous(), left, right),
             *(hf if self.factor is None else self.factor, *self._barred, *out),
-            *(n, m, self.x.shape[-1], e, 1 if weights is None else left.shape[-1], batch, parts, span),
+            *(n, m, self._features, e, 1 if weights is None else left.shape[-1], batch, parts, span),
             *(x.stride(0), y.stride(0), hf.stride(0), hg.stride(0)),
-            **meta,
+            **self._meta(self.tiles[1]),
+            **flags,
             WEIGHTED=weights is not None,
             BLOCK_E=block,
         )
+
+
+def _padded(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Contiguous, with zeros up to a multiple of 16 features, so that every load is wide."""
+    return torch.nn.functional.pad(x.to(dtype), (0, -x.shape[-1] % 16)).contiguous()
 
 
 def _rows(h: Tensor) -> Tensor:

@@ -150,6 +150,19 @@ class Engine(SoftMin):
             out[..., rows, :] = plan @ v
         return out
 
+    def slopes(self, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
+        r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle R_{ij}` in the points of a fused cost.
+
+        P is held fixed. None where the engine has nothing quicker than blocks of the plan.
+
+        Args:
+            hf: Shape (..., n).
+            hg: Shape (..., m).
+            left: l, shape (..., n, e).
+            right: r, shape (..., m, e).
+        """
+        return None
+
     def initial_potential(self, a: Tensor, b: Tensor, *, balanced: bool) -> Tensor:
         """A column potential to start from, shape (..., m)."""
         return self.cost.gaussian_potential()

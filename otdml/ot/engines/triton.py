@@ -1,0 +1,160 @@
+"""Soft minima and plan products fused into one kernel each, in Triton: on a GPU, without a matrix of pairs."""
+
+import functools
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error
+from otdml._cost_forms import Mask
+from otdml.costs import Ground
+from otdml.ot.engines.barred import Barred
+from otdml.ot.engines.base import Engine
+
+if TYPE_CHECKING:
+    from otdml.ot.engines._triton_launch import FusedCost
+
+__all__ = ["Fused", "pays"]
+
+# Where a kernel matrix fits, a half-step with it reads 4 bytes of each pair; that is slower than to compute the pair
+# anew from this many features, once there are so many pairs that launches do not show. From arithmetic, not measured.
+PAIRS, FEATURES = 2**22, 16
+
+
+def pays(cost: Ground, mask: Mask | None, fits: bool) -> bool:
+    """Whether the fused engine takes this problem, and is expected to be faster than others are.
+
+    Args:
+        cost: The reduced cost.
+        mask: Forbidden pairs.
+        fits: Whether a dense kernel would fit in memory.
+    """
+    if cost.leaves[0].device.type != "cuda" or cost.dtype == torch.float64 or not _present():
+        return False
+    if not (mask is None or isinstance(mask, Barred)) or cost.tile() is None:
+        return False
+    return not fits or (cost.shape.numel() >= PAIRS and cost.leaves[0].shape[-1] <= FEATURES)
+
+
+@functools.cache
+def _present() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+class Fused(Engine):
+    r"""Soft minima and plan products from tiles that never leave the chip, in single precision.
+
+    It takes bilinear costs, distances and angles, and a mask that is :class:`~otdml.ot.engines.barred.Barred`. Sums and
+    matrix products are in full single precision. Results are the same on every run, on one kind of GPU.
+
+    Args:
+        cost: Reduced cost R, already divided by the temperature, shape (..., n, m).
+        mask: Forbidden pairs, or None.
+        precision: Of matrix products: ``"ieee"``; ``"tf32x3"``, on tensor cores at a third of their rate, nearly as
+            exact; ``"tf32"``, with an error of some :math:`5 \cdot 10^{-4}` of :math:`\lvert q \rvert \lvert k \rvert`
+            in each entry of R, or ``"bf16"``, with :math:`4 \cdot 10^{-3}` of it.
+    """
+
+    def __init__(self, cost: Ground, mask: Mask | None = None, precision: str = "ieee") -> None:
+        if not (mask is None or isinstance(mask, Barred)):
+            raise argument_error("backend", "be 'dense' or 'streamed' where a function forbids pairs", "'triton'")
+        if cost.tile() is None:
+            raise argument_error("backend", "be 'dense' or 'streamed' for a matrix or a function", "'triton'")
+        _check_device(cost.leaves[0].device)
+        super().__init__(cost, mask)
+        self.precision = precision
+
+    @property
+    def mT(self) -> "Fused":
+        twin = Fused(self.cost.mT, self.mask and self._barred.mT, self.precision)
+        # What was laid out for the rows of one is for the columns of the other.
+        twin.__dict__["fused"] = self.fused.mT
+        return twin
+
+    @property
+    def _barred(self) -> Barred:
+        assert isinstance(self.mask, Barred)
+        return self.mask
+
+    @functools.cached_property
+    def fused(self) -> "FusedCost":
+        """The cost with one batch dimension."""
+        from otdml.ot.engines._triton_launch import FusedCost
+
+        found = self.cost.tile()
+        assert found is not None
+        form, x, y, factor = found
+        if form != "product":
+            # Differences are the same around any origin, and so are the digits of their squares.
+            factor = torch.as_tensor(1.0 if factor is None else factor, dtype=torch.float32, device=x.device)
+            factor = factor.expand(self.shape[:-2]).reshape(-1).contiguous()
+        barred = None if self.mask is None else self._barred
+        return FusedCost(form, self._flat(x, 2), self._flat(y, 2), factor, barred, self.precision)
+
+    @functools.cached_property
+    def _columns(self) -> "FusedCost":
+        return self.fused.mT
+
+    def _flat(self, t: Tensor, dims: int) -> Tensor:
+        """``t``, with ``dims`` dimensions after those of the batch, with one batch dimension."""
+        own = t.shape[t.ndim - dims :]
+        return t.expand(*self.shape[:-2], *own).reshape(-1, *own)
+
+    def _shaped(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        return t.to(dtype).reshape(*self.shape[:-2], *t.shape[1:])
+
+    def row_softmin(self, h: Tensor) -> Tensor:
+        return self._shaped(self.fused.softmin(self._flat(h, 1)), h.dtype)
+
+    def column_softmin(self, h: Tensor) -> Tensor:
+        return self._shaped(self._columns.softmin(self._flat(h, 1)), h.dtype)
+
+    def row_excess(self, f: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        found = self.fused.product(*(self._flat(h, 1) for h in (f, g)), self._flat(b, 1)[..., None], excess=True)
+        return self._shaped(found[..., 0], f.dtype)
+
+    def plan_product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:
+        found = self.fused.product(self._flat(hf, 1), self._flat(hg, 1), self._flat(v, 2))
+        return self._shaped(found, v.dtype)
+
+    def slopes(self, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
+        hf, hg = self._flat(hf, 1), self._flat(hg, 1)
+        left, right = self._flat(left, 2), self._flat(right, 2)
+        dx = _slope(self.fused, hf, hg, left, right)
+        dy = _slope(self._columns, hg, hf, right, left)
+        return self._shaped(dx, hf.dtype), self._shaped(dy, hf.dtype)
+
+
+def _slope(cost: "FusedCost", hf: Tensor, hg: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle R_{ij}` in x.
+
+    With s the slope of the cost it is :math:`\sum_j P_{ij} \langle l_i, r_j \rangle s_{ij} (x_i - y_j)` for a distance,
+    and that without the part along :math:`x_i` for an angle, which the derivative of the direction has no use for.
+    """
+    one = left.shape[-1] == 1
+    scale, weights = (right, None) if one else (torch.ones_like(right[..., :1]), (left, right))
+    if cost.form == "product":
+        found = -cost.product(hf, hg, cost.y * scale, weights=weights)
+    elif cost.form == "angle":
+        found = -cost.product(hf, hg, cost.y * scale, weights=weights, slope=True)
+    else:
+        centre = cost.y.mean(1, keepdim=True)
+        beside_one = torch.cat([cost.y - centre, torch.ones_like(cost.y[..., :1])], -1)
+        sums = cost.product(hf, hg, beside_one * scale, weights=weights, slope=True)
+        found = (cost.x - centre) * sums[..., -1:] - sums[..., :-1]
+    return found * left if one else found
+
+
+def _check_device(device: torch.device) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError(
+            "backend='triton' needs triton. Install it with `pip install 'otdml[triton]'`, or pass backend='streamed'."
+        )
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"backend='triton' needs points on a CUDA device, but they are on {device}. Move them, or pass "
+            "backend='streamed'."
+        )

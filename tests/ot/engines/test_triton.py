@@ -1,0 +1,288 @@
+"""The fused engine, its kernels interpreted on the CPU, against matrices in double precision."""
+
+import importlib.util
+import math
+import os
+
+import pytest
+import torch
+
+from otdml import costs
+from otdml.costs import Bilinear, Matrix, ground
+from otdml.ot import sinkhorn
+from otdml.ot.engines import Dense, Fused, Streamed, engine
+from otdml.ot.engines.barred import Barred
+
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
+        reason="needs triton, and TRITON_INTERPRET=1 so that its kernels run on the CPU",
+    ),
+    # The interpreter computes what a kernel then selects away, with NumPy's warnings.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION:UserWarning"),
+]
+
+COSTS = ("sqeuclidean", "euclidean", "geodesic")
+# Features that are summed one by one, in a loop, in one matrix product, in one that is padded, and in several.
+FEATURES = {"sqeuclidean": (1, 4, 16, 20, 70), "euclidean": (1, 4, 20), "geodesic": (2, 5)}
+CASES = [(cost, d) for cost in COSTS for d in FEATURES[cost]]
+
+
+def clouds(d, n=37, m=70, batch=(), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*batch, size, d, generator=generator) for size in (n, m))
+
+
+def engines(cost, d, eps=0.7, mask=None, **shape):
+    """The fused engine in single precision, and the streamed one in double precision, of the same points."""
+    x, y = clouds(d, **shape)
+    exact = ground(x.double(), y.double(), cost)
+    if isinstance(exact, Bilinear):
+        # The centres of the clouds, and with them the split of the cost, are those of either precision.
+        single = Bilinear(exact.q.float(), exact.k.float())
+        exact = Bilinear(single.q.double(), single.k.double())
+    else:
+        single = ground(x, y, cost)
+    return Fused(single.scaled(1 / eps), mask), Streamed(exact.scaled(1 / eps), mask)
+
+
+def potentials(reference, seed=1):
+    """Row and column exponents of a plan: columns of mass one, some without weight."""
+    generator = torch.Generator().manual_seed(seed)
+    *batch, n, m = reference.shape
+    hg = torch.randn(*batch, m, generator=generator, dtype=torch.float64)
+    hg[..., 3] = -torch.inf
+    return reference.row_softmin(hg).float(), hg.float()
+
+
+def close(found, expected, tol=3e-6):
+    assert found.dtype == torch.float32
+    scale = expected[expected.isfinite()].abs().amax().clamp(min=1.0)
+    torch.testing.assert_close(found.double(), expected, rtol=tol, atol=float(tol * scale))
+
+
+@pytest.mark.parametrize(("cost", "d"), CASES)
+def test_soft_minima(cost, d):
+    fused, reference = engines(cost, d)
+    hf, hg = potentials(reference)
+    close(fused.row_softmin(hg), reference.row_softmin(hg.double()))
+    close(fused.column_softmin(hf), reference.column_softmin(hf.double()))
+    close(fused.mT.row_softmin(hf), reference.column_softmin(hf.double()))
+
+
+@pytest.mark.parametrize(("cost", "d"), CASES)
+@pytest.mark.parametrize("e", [1, 5, 17, 70])
+def test_products_of_the_plan(cost, d, e):
+    fused, reference = engines(cost, d)
+    hf, hg = potentials(reference)
+    v = torch.randn(70, e, generator=torch.Generator().manual_seed(2))
+    close(fused.plan_product(hf, hg, v), reference.plan_product(hf.double(), hg.double(), v.double()))
+    w = v[:37]
+    close(fused.mT.plan_product(hg, hf, w), reference.mT.plan_product(hg.double(), hf.double(), w.double()))
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("batch", [(2,), (2, 3)])
+def test_batches(cost, batch):
+    fused, reference = engines(cost, 5, n=9, m=33, batch=batch)
+    hf, hg = potentials(reference)
+    v = torch.randn(*batch, 33, 2, generator=torch.Generator().manual_seed(2))
+    close(fused.row_softmin(hg), reference.row_softmin(hg.double()))
+    close(fused.plan_product(hf, hg, v), reference.plan_product(hf.double(), hg.double(), v.double()))
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_a_batch_that_shares_points_and_has_temperatures_of_its_own(cost):
+    x, y = clouds(20, n=9, m=33)
+    eps = torch.tensor([0.5, 2.0])
+    shared = ground(x.expand(2, -1, -1), y.expand(2, -1, -1), cost)
+    h = torch.zeros(33).expand(2, 33)
+    found = Fused(shared.scaled(1 / eps)).row_softmin(h)
+    expected = torch.stack([Streamed(ground(x, y, cost).scaled(1 / e)).row_softmin(h[0]) for e in eps.tolist()])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_in_parts_are_put_together(monkeypatch):
+    from otdml.ot.engines import _triton_launch
+
+    monkeypatch.setattr(_triton_launch, "LEAST_SPAN", 64)
+    fused, reference = engines("sqeuclidean", 3, n=5, m=200)
+    hf, hg = potentials(reference)
+    hg[:64] = -torch.inf
+    assert fused.fused._split(fused.fused.tiles[0])[0] == 3
+    close(fused.row_softmin(hg), reference.row_softmin(hg.double()))
+    v = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
+    close(fused.plan_product(hf, hg, v), reference.plan_product(hf.double(), hg.double(), v.double()))
+    assert (fused.row_softmin(torch.full((200,), -torch.inf)) == torch.inf).all()
+
+
+def masks(n=37, m=70):
+    rows, columns = torch.arange(n), torch.arange(m)
+    own = rows + 3, columns
+    same, kept = (rows % 5, columns % 5), (rows % 10, columns % 10)
+    return {
+        "own": (Barred(own=own), lambda i, j: j == i + 3),
+        "same": (Barred(same=same), lambda i, j: i % 5 == j % 5),
+        "kept": (Barred(same=same, kept=kept), lambda i, j: (i % 5 == j % 5) & (i % 10 != j % 10)),
+        "all": (Barred(own, same, kept), lambda i, j: (j == i + 3) | ((i % 5 == j % 5) & (i % 10 != j % 10))),
+    }
+
+
+@pytest.mark.parametrize("kind", ["own", "same", "kept", "all"])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_pairs_without_mass(kind, cost):
+    barred, rule = masks()[kind]
+    i, j = torch.arange(37)[:, None], torch.arange(70)
+    assert torch.equal(barred(slice(5, 20), slice(0, 70)), rule(i, j)[5:20])
+    fused, reference = engines(cost, 20, mask=barred)
+    hf, hg = potentials(reference)
+    close(fused.row_softmin(hg), reference.row_softmin(hg.double()))
+    close(fused.column_softmin(hf), reference.column_softmin(hf.double()))
+    v = torch.randn(70, 3, generator=torch.Generator().manual_seed(2))
+    close(fused.plan_product(hf, hg, v), reference.plan_product(hf.double(), hg.double(), v.double()))
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_no_partner_is_infinity_and_no_number_stays_none(cost):
+    numbers = torch.tensor([0, 1]), torch.zeros(3, dtype=torch.long)
+    x, y = clouds(5, n=2, m=3)
+    fused = Fused(ground(x, y, cost), Barred(same=numbers))
+    found = fused.row_softmin(torch.zeros(3))
+    assert found[0] == torch.inf
+    assert found[1].isfinite()
+    assert (fused.row_softmin(torch.full((3,), -torch.inf)) == torch.inf).all()
+    assert Fused(ground(x * torch.nan, y, "sqeuclidean")).row_softmin(torch.zeros(3)).isnan().all()
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_empty_sides(cost):
+    x, y = clouds(5, n=2, m=3)
+    assert Fused(ground(x, y, cost).between(x[:0], y)).row_softmin(torch.zeros(3)).shape == (0,)
+    found = Fused(ground(x, y, cost).between(x, y[:0])).row_softmin(torch.zeros(0))
+    assert (found == torch.inf).all()
+    assert Fused(ground(x, y, cost)).plan_product(torch.zeros(2), torch.zeros(3), torch.zeros(3, 0)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("cost", ["euclidean", "geodesic"])
+def test_near_points_keep_their_digits(cost):
+    """Distances of 1e-4 between points of length one: products of the points would leave no digit of them."""
+    x, _ = clouds(20, n=8)
+    x = x / x.norm(dim=-1, keepdim=True)
+    generator = torch.Generator().manual_seed(3)
+    y = x + 1e-5 * torch.randn(x.shape, generator=generator)
+    # One column alone leaves the cost itself.
+    for i in range(8):
+        h = torch.full((8,), -torch.inf)
+        h[i] = 0.0
+        found = Fused(ground(x, y, cost)).row_softmin(h)[i]
+        exact = ground(x.double(), y.double(), cost).block(slice(i, i + 1))[0, i]
+        torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-3, 0.5, math.pi / 2, 2.5, math.pi - 1e-3, math.pi])
+def test_angles_on_the_whole_half_circle(angle):
+    x = torch.tensor([[1.0, 0.0]])
+    y = torch.tensor([[math.cos(angle), math.sin(angle)]])
+    found = Fused(ground(x, y, "geodesic")).row_softmin(torch.zeros(1))
+    torch.testing.assert_close(found, torch.tensor([angle]), rtol=1e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_excess_keeps_its_digits_at_high_temperatures(cost):
+    fused, reference = engines(cost, 5, eps=1e5)
+    hf, hg = torch.full((37,), 1e-5), torch.full((70,), -2e-5)
+    b = torch.full((70,), 1 / 70)
+    found, expected = fused.row_excess(hf, hg, b), reference.row_excess(hf.double(), hg.double(), b.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-9)
+    hot, exact = engines(cost, 5, eps=5.0)
+    found, expected = hot.row_excess(hf, hg, b), exact.row_excess(hf.double(), hg.double(), b.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("e", [1, 3, 20])
+@pytest.mark.parametrize(
+    ("cost", "d"), [("inner", 3), ("inner", 20), ("euclidean", 3), ("euclidean", 20), ("geodesic", 3)]
+)
+def test_gradients_of_the_cost(cost, d, e):
+    """The gradient of sum P <l, r> R by autograd on the matrix, in double precision."""
+    x, y = clouds(d, n=19, m=33)
+    y[:2] = x[:2]
+    left, right = clouds(e, n=19, m=33, seed=4)
+    fused = Fused(Bilinear(x, y)) if cost == "inner" else Fused(ground(x, y, cost).scaled(0.5))
+    hg = torch.randn(33, generator=torch.Generator().manual_seed(1))
+    hf = fused.row_softmin(hg)
+    found = fused.slopes(hf, hg, left, right)
+
+    points = [t.double().requires_grad_() for t in (x, y)]
+    if cost == "geodesic":
+        points = [(t / t.norm(dim=-1, keepdim=True)).double().requires_grad_() for t in (x, y)]
+    R = Bilinear(*points).block(slice(None)) if cost == "inner" else 0.5 * costs.cost_matrix(*points, cost)
+    weights = (hf.double()[:, None] + hg.double() - R).exp().detach() * (left.double() @ right.double().mT)
+    exact = torch.autograd.grad((weights * R).sum(), points)
+    for slope, expected, point in zip(found, exact, points, strict=True):
+        slope = slope.double()
+        if cost == "geodesic":
+            # What is along a unit vector has no effect.
+            slope = slope - point.detach() * (slope * point.detach()).sum(-1, keepdim=True)
+        torch.testing.assert_close(slope, expected, rtol=2e-4, atol=float(2e-5 * expected.abs().max()))
+
+
+def solved(cost, rho, dtype, **options):
+    """The value and the derivatives of it and of the potential, of a batch that shares a cloud."""
+    x, ys = clouds(3, n=24, m=1)[0], torch.stack([clouds(3, m=35, seed=seed)[1] for seed in (5, 6)])
+    x, ys = x.to(dtype).requires_grad_(), ys.to(dtype).requires_grad_()
+    result = sinkhorn(x, ys, cost=cost, eps=0.4, rho=rho, **options)
+    assert result.converged.all()
+    first = torch.autograd.grad(result.value.sum(), (x, ys), retain_graph=True)
+    second = torch.autograd.grad(result.f.square().sum(), (x, ys))
+    return [t.double() for t in (result.value.detach(), *first, *second)]
+
+
+@pytest.mark.parametrize("rho", [None, 1.0])
+@pytest.mark.parametrize("cost", [*COSTS, "cosine"])
+def test_the_solver_on_fused_kernels(cost, rho):
+    found = solved(cost, rho, torch.float32, backend="triton", tol=1e-5)
+    exact = solved(cost, rho, torch.float64, backend="dense", tol=1e-8)
+    for one, other, tol in zip(found, exact, (1e-5, 1e-4, 1e-4, 1e-3, 1e-3), strict=True):
+        torch.testing.assert_close(one, other, rtol=tol, atol=tol * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(("precision", "tol"), [("tf32x3", 1e-5), ("tf32", 2e-2), ("bf16", 2e-2)])
+def test_what_other_precisions_cost(precision, tol):
+    """The interpreter multiplies TF32 in full precision; bfloat16 is rounded as it would be on a GPU."""
+    x, y = clouds(20)
+    exact = Streamed(Bilinear(x.double(), y.double()))
+    hf, hg = potentials(exact)
+    fused = Fused(Bilinear(x, y), precision=precision)
+    size = float(x.norm(dim=-1).max() * y.norm(dim=-1).max())
+    difference = (fused.row_softmin(hg).double() - exact.row_softmin(hg.double())).abs().max()
+    assert difference <= tol * size
+    if precision == "bf16":
+        assert difference > 1e-5 * size
+    v = torch.randn(70, 17, generator=torch.Generator().manual_seed(2))
+    found, expected = fused.plan_product(hf, hg, v), exact.plan_product(hf.double(), hg.double(), v.double())
+    assert (found - expected).abs().max() <= 5 * tol * expected.abs().max()
+
+
+def test_half_precision_points_are_summed_in_single_precision():
+    x, y = (t.half() for t in clouds(20))
+    found = Fused(Bilinear(x, y)).row_softmin(torch.zeros(70))
+    close(found, Streamed(Bilinear(x.double(), y.double())).row_softmin(torch.zeros(70, dtype=torch.float64)))
+
+
+def test_which_engine_is_made():
+    x, y = clouds(3)
+    cost = ground(x, y)
+    assert isinstance(engine(cost, 1.0, "triton"), Fused)
+    assert isinstance(engine(ground(x.double(), y.double()), 1.0, "triton"), Streamed)
+    assert isinstance(engine(cost, 1.0, "auto"), Dense)
+
+
+def test_what_it_does_not_take_is_refused():
+    x, y = clouds(3)
+    with pytest.raises(ValueError, match="'dense' or 'streamed' for a matrix or a function"):
+        Fused(Matrix(torch.zeros(2, 3)))
+    with pytest.raises(ValueError, match="where a function forbids pairs"):
+        Fused(ground(x, y), lambda i, j: torch.zeros(1, 1, dtype=torch.bool))

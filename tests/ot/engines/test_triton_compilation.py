@@ -1,0 +1,60 @@
+"""Every kernel and configuration compiles to machine code, spills no register and fits the shared memory."""
+
+import importlib.util
+import os
+
+import pytest
+
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1" or importlib.util.find_spec("triton") is None,
+        reason="needs triton, and its compiler rather than its interpreter",
+    ),
+    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION:UserWarning"),
+]
+
+
+def chunks(number=16):
+    return [pytest.param(i, number, id=f"{i + 1} of {number}") for i in range(number)]
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize(("part", "parts"), chunks())
+def test_nothing_spills(architecture, part, parts):
+    from otdml.ot.engines._triton_report import LARGEST_SHARED, configurations, usage
+
+    for one in sorted(set(configurations()), key=str)[part::parts]:
+        found = usage(one, architecture)
+        assert found.spilled == 0, f"{one}: {found}"
+        assert 0 < found.registers <= 255, f"{one}: {found}"
+        assert found.shared <= LARGEST_SHARED, f"{one}: {found}"
+
+
+def test_spills_would_be_seen(monkeypatch):
+    """A tile that is too large for its threads holds what it cannot keep on the stack."""
+    from otdml.ot.engines import _triton_report
+    from otdml.ot.engines._triton_launch import Tile
+
+    monkeypatch.setattr(_triton_report, "tile", lambda *args, **options: Tile(128, 128, 32, 0, True))
+    assert _triton_report.usage(_triton_report.Configuration("softmin", d=32), 90).spilled > 0
+
+
+def test_every_rule_is_among_the_configurations():
+    """The shapes of tiles for any number of features are those of the table."""
+    from otdml.ot.engines._triton_launch import FORMS, PRECISIONS, tile
+    from otdml.ot.engines._triton_report import configurations
+
+    listed = {
+        (c.form, c.precision, c.kernel == "product", tile(c.form, c.d, c.precision, product=c.kernel == "product"))
+        for c in configurations()
+        if c.kernel != "combine"
+    }
+    for form in FORMS:
+        for precision in PRECISIONS if form == "product" else ("ieee",):
+            for d in range(1, 300):
+                for product in (False, True):
+                    shape = tile(form, d, precision, product=product)
+                    known = {one[3] for one in listed if one[:3] == (form, precision, product)}
+                    known |= {one[3] for one in listed if one[0] == form and one[1] == "ieee" and one[2] == product}
+                    assert shape in known, (form, precision, d, product)
