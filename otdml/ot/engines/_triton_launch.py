@@ -59,7 +59,7 @@ class Tile:
         }
 
     def columns(self, e: int, precision: str, *, crowded: bool) -> int:
-        """Columns of a matrix, of ``e``, that a program multiplies at once; ``crowded`` where it holds more than that."""
+        """Columns of a matrix, of ``e``, that a program takes; ``crowded`` where it holds more beside them."""
         most = 16 if crowded else 32 if not self.wide or precision == "tf32x3" else 64
         return min(most, max(16, 1 << (e - 1).bit_length())) if e else 0
 

@@ -143,7 +143,7 @@ def _resources(binary: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        call = [program, "--dump-resource-usage", file.name]
+        call = [str(program), "--dump-resource-usage", file.name]
         text = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
 

@@ -87,12 +87,12 @@ class Fused(Engine):
         found = self.cost.tile()
         assert found is not None
         form, x, y, factor = found
+        factors = None
         if form != "product":
-            # Differences are the same around any origin, and so are the digits of their squares.
-            factor = torch.as_tensor(1.0 if factor is None else factor, dtype=torch.float32, device=x.device)
-            factor = factor.expand(self.shape[:-2]).reshape(-1).contiguous()
+            factors = torch.as_tensor(1.0 if factor is None else factor, dtype=torch.float32, device=x.device)
+            factors = factors.expand(self.shape[:-2]).reshape(self.shape[:-2].numel()).contiguous()
         barred = None if self.mask is None else self._barred
-        return FusedCost(form, self._flat(x, 2), self._flat(y, 2), factor, barred, self.precision)
+        return FusedCost(form, self._flat(x, 2), self._flat(y, 2), factors, barred, self.precision)
 
     @functools.cached_property
     def _columns(self) -> "FusedCost":
@@ -100,8 +100,8 @@ class Fused(Engine):
 
     def _flat(self, t: Tensor, dims: int) -> Tensor:
         """``t``, with ``dims`` dimensions after those of the batch, with one batch dimension."""
-        own = t.shape[t.ndim - dims :]
-        return t.expand(*self.shape[:-2], *own).reshape(-1, *own)
+        own, batch = t.shape[t.ndim - dims :], self.shape[:-2]
+        return t.expand(*batch, *own).reshape(batch.numel(), *own)
 
     def _shaped(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         return t.to(dtype).reshape(*self.shape[:-2], *t.shape[1:])
@@ -113,7 +113,8 @@ class Fused(Engine):
         return self._shaped(self._columns.softmin(self._flat(h, 1)), h.dtype)
 
     def row_excess(self, f: Tensor, g: Tensor, b: Tensor) -> Tensor:
-        found = self.fused.product(*(self._flat(h, 1) for h in (f, g)), self._flat(b, 1)[..., None], excess=True)
+        f, g, b = (self._flat(h, 1) for h in (f, g, b))
+        found = self.fused.product(f, g, b[..., None], excess=True)
         return self._shaped(found[..., 0], f.dtype)
 
     def plan_product(self, hf: Tensor, hg: Tensor, v: Tensor) -> Tensor:

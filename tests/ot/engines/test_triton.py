@@ -51,13 +51,13 @@ def engines(cost, d, eps=0.7, mask=None, **shape):
 def potentials(reference, seed=1):
     """Row and column exponents of a plan: columns of mass one, some without weight."""
     generator = torch.Generator().manual_seed(seed)
-    *batch, n, m = reference.shape
+    *batch, _, m = reference.shape
     hg = torch.randn(*batch, m, generator=generator, dtype=torch.float64)
     hg[..., 3] = -torch.inf
     return reference.row_softmin(hg).float(), hg.float()
 
 
-def close(found, expected, tol=3e-6):
+def close(found, expected, tol=1e-5):
     assert found.dtype == torch.float32
     scale = expected[expected.isfinite()].abs().amax().clamp(min=1.0)
     torch.testing.assert_close(found.double(), expected, rtol=tol, atol=float(tol * scale))
@@ -107,11 +107,11 @@ def test_a_batch_that_shares_points_and_has_temperatures_of_its_own(cost):
 def test_columns_in_parts_are_put_together(monkeypatch):
     from otdml.ot.engines import _triton_launch
 
-    monkeypatch.setattr(_triton_launch, "LEAST_SPAN", 64)
+    monkeypatch.setattr(_triton_launch, "LEAST_SPAN", 50)
     fused, reference = engines("sqeuclidean", 3, n=5, m=200)
     hf, hg = potentials(reference)
     hg[:64] = -torch.inf
-    assert fused.fused._split(fused.fused.tiles[0])[0] == 3
+    assert fused.fused._split(fused.fused.tiles[0])[0] == 4
     close(fused.row_softmin(hg), reference.row_softmin(hg.double()))
     v = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
     close(fused.plan_product(hf, hg, v), reference.plan_product(hf.double(), hg.double(), v.double()))
@@ -167,7 +167,7 @@ def test_empty_sides(cost):
 
 @pytest.mark.parametrize("cost", ["euclidean", "geodesic"])
 def test_near_points_keep_their_digits(cost):
-    """Distances of 1e-4 between points of length one: products of the points would leave no digit of them."""
+    """Distances of 4e-5 between points of length one: products of the points would leave no digit of them."""
     x, _ = clouds(20, n=8)
     x = x / x.norm(dim=-1, keepdim=True)
     generator = torch.Generator().manual_seed(3)
@@ -178,7 +178,8 @@ def test_near_points_keep_their_digits(cost):
         h[i] = 0.0
         found = Fused(ground(x, y, cost)).row_softmin(h)[i]
         exact = ground(x.double(), y.double(), cost).block(slice(i, i + 1))[0, i]
-        torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=0.0)
+        # The square root of rounding would be 2e-4; the directions of the points are rounded to 6e-8.
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=3e-8)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-3, 0.5, math.pi / 2, 2.5, math.pi - 1e-3, math.pi])
@@ -231,13 +232,14 @@ def test_gradients_of_the_cost(cost, d, e):
 
 def solved(cost, rho, dtype, **options):
     """The value and the derivatives of it and of the potential, of a batch that shares a cloud."""
-    x, ys = clouds(3, n=24, m=1)[0], torch.stack([clouds(3, m=35, seed=seed)[1] for seed in (5, 6)])
+    (x, first), (_, second) = clouds(3, n=24, m=35, seed=5), clouds(3, n=24, m=35, seed=6)
+    ys = torch.stack([first, second])
     x, ys = x.to(dtype).requires_grad_(), ys.to(dtype).requires_grad_()
     result = sinkhorn(x, ys, cost=cost, eps=0.4, rho=rho, **options)
     assert result.converged.all()
-    first = torch.autograd.grad(result.value.sum(), (x, ys), retain_graph=True)
-    second = torch.autograd.grad(result.f.square().sum(), (x, ys))
-    return [t.double() for t in (result.value.detach(), *first, *second)]
+    once = torch.autograd.grad(result.value.sum(), (x, ys), retain_graph=True)
+    twice = torch.autograd.grad(result.f.square().sum(), (x, ys))
+    return [t.double() for t in (result.value.detach(), *once, *twice)]
 
 
 @pytest.mark.parametrize("rho", [None, 1.0])
@@ -249,21 +251,16 @@ def test_the_solver_on_fused_kernels(cost, rho):
         torch.testing.assert_close(one, other, rtol=tol, atol=tol * float(other.abs().max()))
 
 
-@pytest.mark.parametrize(("precision", "tol"), [("tf32x3", 1e-5), ("tf32", 2e-2), ("bf16", 2e-2)])
-def test_what_other_precisions_cost(precision, tol):
-    """The interpreter multiplies TF32 in full precision; bfloat16 is rounded as it would be on a GPU."""
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
+def test_other_precisions_of_products(precision):
+    """The interpreter multiplies TF32 in full, and bfloat16 not at all: that is compiled only."""
     x, y = clouds(20)
     exact = Streamed(Bilinear(x.double(), y.double()))
     hf, hg = potentials(exact)
     fused = Fused(Bilinear(x, y), precision=precision)
-    size = float(x.norm(dim=-1).max() * y.norm(dim=-1).max())
-    difference = (fused.row_softmin(hg).double() - exact.row_softmin(hg.double())).abs().max()
-    assert difference <= tol * size
-    if precision == "bf16":
-        assert difference > 1e-5 * size
+    close(fused.row_softmin(hg), exact.row_softmin(hg.double()))
     v = torch.randn(70, 17, generator=torch.Generator().manual_seed(2))
-    found, expected = fused.plan_product(hf, hg, v), exact.plan_product(hf.double(), hg.double(), v.double())
-    assert (found - expected).abs().max() <= 5 * tol * expected.abs().max()
+    close(fused.plan_product(hf, hg, v), exact.plan_product(hf.double(), hg.double(), v.double()))
 
 
 def test_half_precision_points_are_summed_in_single_precision():
