@@ -58,7 +58,7 @@ test-oldest:
 
 # The interpreter of kernels is chosen when they are imported, so their values and their compilation are two runs.
 test-kernels: $(VENV)/.core $(VENV)/.test $(VENV)/.triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines/test_triton.py $(FLAGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines $(FLAGS)
 	$(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines/test_triton_compilation.py $(FLAGS)
 	$(BIN)/python -W ignore -m otdml.ot.engines._triton_report
 

@@ -1,5 +1,6 @@
 """The contract of engines: every one computes the soft minima, plans and products of a dense matrix in float64."""
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -8,9 +9,16 @@ import torch
 from otdml.costs import Bilinear, Matrix, ground
 from otdml.ot.engines import BACKENDS, Engine, base, engine
 
-ENGINES = [
-    pytest.param(name, marks=pytest.mark.keops) if name == "keops" else name for name in BACKENDS if name != "auto"
-]
+MARKS = {
+    "keops": [pytest.mark.keops],
+    "triton": [
+        pytest.mark.kernels,
+        pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a CPU, kernels must be interpreted"),
+        # The interpreter computes what a kernel then selects away, with NumPy's warnings.
+        pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    ],
+}
+ENGINES = [pytest.param(name, marks=MARKS.get(name, [])) for name in BACKENDS if name != "auto"]
 COSTS = ("sqeuclidean", "cosine", "euclidean")
 EPS = 0.3
 
