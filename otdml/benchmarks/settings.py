@@ -265,19 +265,12 @@ class MultiSimilarityOptions(Table):
     epsilon: Positive | None = None
 
 
-class TripletMarginOptions(Table):
-    """Options of :class:`~otdml.dml.TripletMargin`."""
-
-    margin: Magnitude = 0.05
-
-
 LOSS_OPTIONS: dict[str, type[Table]] = {
     "proxy-anchor": ProxyAnchorOptions,
     "proxy-nca": ProxyNCAOptions,
     "soft-triple": SoftTripleOptions,
     "potential-field": PotentialFieldOptions,
     "multi-similarity": MultiSimilarityOptions,
-    "triplet-margin": TripletMarginOptions,
 }
 
 
