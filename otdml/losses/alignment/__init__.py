@@ -2,7 +2,7 @@
 
 from otdml.losses.alignment.loss import ContrastiveAlignment, contrastive_alignment
 from otdml.losses.alignment.named import BYOL, GCAINCE, GCARINCE, GCAUOT, RINCE, InfoNCE, SupCon
-from otdml.losses.alignment.target import DomainTarget
+from otdml.losses.alignment.pairs import DomainTarget
 
 __all__ = [
     "BYOL",

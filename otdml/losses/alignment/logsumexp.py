@@ -1,24 +1,72 @@
-"""Row-wise log-sum-exp of a matrix of logits that is never held as a whole."""
+"""Log-sum-exp of the rows, and of the columns, of a matrix of logits that is never held as a whole."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from otdml.losses.alignment.first_order import first_order
+from otdml.ot.engines.base import block_entries
 
-__all__ = ["Edit", "logsumexp", "row_slices", "safe_shift", "weighted_logsumexp"]
+__all__ = [
+    "Edit",
+    "first_order_only",
+    "logsumexp",
+    "mutual_logsumexp",
+    "row_slices",
+    "safe_shift",
+    "symmetric_logsumexp",
+    "weighted_logsumexp",
+]
+
+Pair = tuple[Tensor, Tensor]
+# Rows, columns and entries of a part of a matrix.
+Block = tuple[slice, slice, Tensor]
 
 # Changes a block of logits in place, given its rows and columns: pairs that may not be, or weights in the log domain.
 Edit = Callable[[Tensor, slice, slice], object]
 
-# Entries of a block: those of the CPU stay in its cache, those of a GPU keep it busy.
-_BLOCK, _BLOCK_CUDA = 2**19, 2**24
 # Up to this many entries a matrix costs less than the overhead of streaming.
 _SMALL = 2**16
 # Logarithm of the ratio of the largest to the least number of which sums are made without a look at the largest.
 _ROOM = {torch.float32: 80.0, torch.float64: 600.0}
+
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that may not itself be differentiated.
+
+    ``once_differentiable`` of torch says nothing as long as the gradient that comes in is a constant, as it is for a
+    loss, and the gradient that goes out is then a constant, too.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "This loss has second derivatives for `marginals`='rows' and `backend`='dense' alone. "
+                "Pass these, or differentiate without `create_graph`."
+            )
+        return backward(ctx, *grads)
+
+    return wrapper
+
+
+class _FirstOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def first_order_only(value: Tensor) -> Tensor:
+    """``value``, whose gradient may not be differentiated."""
+    return _FirstOrder.apply(value)
 
 
 def logsumexp(x: Tensor, y: Tensor, h: Tensor, edit: Edit | None = None, *, backend: str = "auto") -> Tensor:
@@ -72,7 +120,7 @@ class _LogSumExp(torch.autograd.Function):
         return result
 
     @staticmethod
-    @first_order
+    @_first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, y, h, result = ctx.saved_tensors
         dx, dy, dh = (torch.zeros_like(t) for t in (x, y, h))
@@ -164,7 +212,7 @@ class _WeightedLogSumExp(torch.autograd.Function):
         return value
 
     @staticmethod
-    @first_order
+    @_first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *(g if g is None else grad * g for g in ctx.saved_tensors), None, None, None
 
@@ -181,8 +229,8 @@ def _powers(scores: Tensor, shift: float | None) -> tuple[Tensor, Tensor, Tensor
 
 
 def row_slices(n: int, m: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover ``n`` rows of ``m`` entries in blocks."""
-    size = max(1, (_BLOCK_CUDA if device.type == "cuda" else _BLOCK) // m)
+    """Slices that cover ``n`` rows of ``m`` entries in blocks of the engines' size."""
+    size = max(1, block_entries(device) // m)
     return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
 
@@ -196,3 +244,151 @@ def _blocks(x: Tensor, y: Tensor, h: Tensor, edit: Edit | None) -> Iterator[tupl
         if edit is not None:
             edit(scores, rows, slice(0, len(y)))
         yield rows, scores
+
+
+def mutual_logsumexp(x: Tensor, y: Tensor, h: Pair, w: Pair, edit: Edit | None = None, *, bound: float = 0.0) -> Tensor:
+    r"""Weighted log-sum-exp of the rows, and of the columns, of one matrix of logits.
+
+    .. math::
+        \sum_i w_i \log \sum_j \exp(\langle x_i, y_j \rangle + h'_j)
+        + \sum_j w'_j \log \sum_i \exp(\langle x_i, y_j \rangle + h_i)
+
+    The exponentials are made once where they fit into one block, and twice beyond; done one after the other, both
+    sums would take half as many products again. There is no second derivative, and none in h and w.
+
+    Args:
+        x: Shape (n, d).
+        y: Shape (m, d).
+        h: Terms h of the rows and h' of the columns, shapes (n,) and (m,).
+        w: Weights w and w', shapes (n,) and (m,).
+        edit: Changes blocks of logits in place, by constants.
+        bound: A bound of the scalar products for which :func:`~otdml.losses.alignment.logsumexp.safe_shift` with h
+            is a number.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import torch
+        >>> ones = torch.ones(1), torch.ones(3)
+        >>> zeros = torch.zeros(1), torch.zeros(3)
+        >>> mutual_logsumexp(torch.zeros(1, 2), torch.ones(3, 2), zeros, ones)  # log 3 + 3 log 1
+        tensor(1.0986)
+    """
+    return _MutualLogSumExp.apply(x, y, h, w, edit, bound)
+
+
+def symmetric_logsumexp(x: Tensor, h: Tensor, w: Tensor, edit: Edit | None = None, *, bound: float = 0.0) -> Tensor:
+    r"""Weighted log-sum-exp of the rows of the logits of points with themselves, from one half of the matrix.
+
+    .. math:: \sum_i w_i \log \sum_j \exp(\langle x_i, x_j \rangle + h_j)
+
+    Args:
+        x: Shape (n, d).
+        h: Column terms, shape (n,).
+        w: Weights, shape (n,).
+        edit: Changes blocks of logits in place, by constants that are symmetric.
+        bound: As in :func:`mutual_logsumexp`.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import torch
+        >>> symmetric_logsumexp(torch.zeros(3, 2), torch.zeros(3), torch.ones(3))  # 3 log 3
+        tensor(3.2958)
+    """
+    return _MutualLogSumExp.apply(x, None, (h,), (w,), edit, bound)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kernel:
+    """The matrix of exponentials of scalar products less ``bound``, in blocks of rows.
+
+    Attributes:
+        x: Shape (n, d).
+        y: Shape (m, d), or None for a symmetric matrix, of whose blocks only the part from the diagonal on is made.
+        edit: Changes blocks of logits in place.
+        bound: Taken from all logits.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    edit: Edit | None
+    bound: float
+
+    def blocks(self) -> Iterator[Block]:
+        y = self.x if self.y is None else self.y
+        n, m = len(self.x), len(y)
+        shift, buffer = self.x.new_tensor([-self.bound]), None
+        for rows in row_slices(n, m, self.x.device):
+            columns = slice(rows.start if self.y is None else 0, m)
+            shape = rows.stop - rows.start, m - columns.start
+            buffer = self.x.new_empty(shape[0] * shape[1]) if buffer is None else buffer
+            out = buffer[: shape[0] * shape[1]].view(shape)
+            scores = torch.addmm(shift, self.x[rows], y[columns].mT, out=out)
+            if self.edit is not None:
+                self.edit(scores, rows, columns)
+            yield rows, columns, scores.exp_()
+
+    def turned(self, rows: slice) -> slice:
+        """The columns whose entries in these rows are those of the transpose: all, or those after the diagonal."""
+        return slice(0 if self.y is not None else rows.stop, None)
+
+    def passes(self) -> tuple[Iterable[Block], Iterable[Block]]:
+        """The blocks twice: a single block is kept, several are made anew."""
+        if len(self.x) * len(self.x if self.y is None else self.y) > block_entries(self.x.device):
+            return self.blocks(), self.blocks()
+        kept = list(self.blocks())
+        return kept, kept
+
+
+class _MutualLogSumExp(torch.autograd.Function):
+    """Each exponential is used for its row and for its column; of a symmetric matrix one half is made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, h: Sequence[Tensor], w: Sequence[Tensor], edit: Edit | None, bound: float
+    ) -> Tensor:
+        tops = [t.amax() for t in h]
+        factors = [(t - top).exp() for t, top in zip(h, tops, strict=True)]
+        u, v = factors[0], factors[-1]
+        kernel = _Kernel(x, y, edit, bound)
+        first, second = kernel.passes()
+        sums = [t.new_zeros(len(t)) for t in h]
+        for rows, columns, powers in first:
+            turned = kernel.turned(rows)
+            sums[0][rows].addmv_(powers, v[columns])
+            sums[-1][turned].addmv_(powers[:, _within(turned, columns)].mT, u[rows])
+        value, scales = _logs(w, sums, [top + bound for top in reversed(tops)])
+        if any(ctx.needs_input_grad):
+            left, right = torch.stack([scales[0], u], 1), torch.stack([v, scales[-1]])
+            gradients = [torch.zeros_like(z) for z in (x, y) if z is not None]
+            for rows, columns, powers in second:
+                turned = kernel.turned(rows)
+                share = powers.mul_(left[rows] @ right[:, columns])
+                gradients[0][rows].addmm_(share, (x if y is None else y)[columns])
+                gradients[-1][turned].addmm_(share[:, _within(turned, columns)].mT, x[rows])
+            ctx.save_for_backward(*gradients)
+        return value
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = [grad * g for g in ctx.saved_tensors]
+        return (*found, *[None] * (6 - len(found)))
+
+
+def _within(part: slice, columns: slice) -> slice:
+    """The columns of ``part`` by their place in a block that begins with the first of ``columns``."""
+    return slice(part.start - columns.start, None)
+
+
+def _logs(w: Sequence[Tensor], sums: Sequence[Tensor], shifts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The weighted logarithms of the sums, shifted, and the weights over the sums."""
+    value, scales = w[0].new_zeros(()), []
+    for weights, s, shift in zip(w, sums, shifts, strict=True):
+        s.clamp_(min=torch.finfo(s.dtype).tiny)
+        value += torch.dot(weights, s.log().add_(shift))
+        scales.append(weights / s)
+    return value, scales

@@ -10,13 +10,11 @@ from otdml._precision import full_precision
 from otdml._transforms import called, transforming
 from otdml.distributed import gather as gather_rows
 from otdml.distributed import local_rows, total
-from otdml.losses.alignment.directions import factors
-from otdml.losses.alignment.first_order import first_order_only
+from otdml.losses.alignment.logsumexp import first_order_only
 from otdml.losses.alignment.options import Marginals, Options
-from otdml.losses.alignment.pairing import joint, one_way, within
-from otdml.losses.alignment.problem import Alignment
-from otdml.losses.alignment.samples import Labels, Samples
-from otdml.losses.alignment.target import DomainTarget, Target, target_plan
+from otdml.losses.alignment.pairs import DomainTarget, Labels, Samples, Target, as_target, joint, one_way, within
+from otdml.losses.alignment.problem import Alignment, factors
+from otdml.losses.alignment.target import target_plan
 
 __all__ = ["ContrastiveAlignment", "contrast_within", "contrastive_alignment"]
 
@@ -118,6 +116,7 @@ def contrastive_alignment(
 def _checked_alignment(
     z1: Tensor, z2: Tensor, target: Target, ids: Labels | None, eps: Tensor | float, options: Options
 ) -> Tensor:
+    target = as_target(target)
     if transforming(z1, z2, eps if isinstance(eps, Tensor) else None):
         return _transformed_alignment(z1, z2, target, ids, eps, options)
     paired = options.form == "joint" or target is None or isinstance(target, DomainTarget) or isinstance(ids, Tensor)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from otdml._arguments import check_choice
 from otdml.losses.alignment.loss import ContrastiveAlignment, contrast_within
-from otdml.losses.alignment.target import Target
+from otdml.losses.alignment.pairs import Target
 
 __all__ = ["BYOL", "GCAINCE", "GCARINCE", "GCAUOT", "RINCE", "InfoNCE", "SupCon"]
 
@@ -139,7 +139,7 @@ class GCARINCE(ContrastiveAlignment):
 class GCAUOT(ContrastiveAlignment):
     r"""InfoNCE of the unbalanced transport plan, plus ``weight`` times its robust bound :cite:p:`chen:24`.
 
-    ``rho`` is the penalty of the marginals; with ``weight=0`` the loss goes from InfoNCE to :func:`GCAINCE` as it
+    ``marginals`` is their penalty; with ``weight=0`` the loss goes from InfoNCE to :class:`GCAINCE` as it
     grows. The other arguments are those of :class:`ContrastiveAlignment`.
 
     Example:
@@ -151,7 +151,7 @@ class GCAUOT(ContrastiveAlignment):
     def __init__(
         self,
         *,
-        rho: float | tuple[float | None, float | None] = 1.0,
+        marginals: float | tuple[float | None, float | None] = 1.0,
         eps: float = 0.5,
         weight: float = 1.0,
         q: float = 0.5,
@@ -163,7 +163,7 @@ class GCAUOT(ContrastiveAlignment):
         divergence = "kl+rince" if weight else "kl"
         super().__init__(
             eps=eps,
-            marginals=rho,
+            marginals=marginals,
             divergence=divergence,
             q=q,
             lam=lam,

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +11,22 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_finite
 from otdml.costs import Bilinear
-from otdml.losses.alignment.logsumexp import Edit, logsumexp, safe_shift, weighted_logsumexp
-from otdml.losses.alignment.mutual import mutual_logsumexp, symmetric_logsumexp
+from otdml.losses.alignment.logsumexp import (
+    Edit,
+    logsumexp,
+    mutual_logsumexp,
+    safe_shift,
+    symmetric_logsumexp,
+    weighted_logsumexp,
+)
 from otdml.losses.alignment.options import Options
-from otdml.losses.alignment.pairing import Forbidden, Pairing
+from otdml.losses.alignment.pairs import Forbidden, Pairing
 from otdml.losses.alignment.target import GroupTarget, MatchTarget, PairTarget, Plan
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._sinkhorn import entropic
+from otdml.sphere import length, unit
 
-__all__ = ["Alignment"]
+__all__ = ["Alignment", "directions", "factors"]
 
 Potentials = tuple[Tensor | None, Tensor | None]
 
@@ -28,6 +36,56 @@ _KERNEL_BYTES = 2**28
 _SMALL = 2**16
 # Unbalanced plans of similarities beyond the first are solved for in double precision, which ends at the second.
 _STEEP, _STEEPEST = 30.0, 500.0
+
+
+def factors(z1: Tensor, z2: Tensor, eps: Tensor | float, *, joint: bool) -> tuple[Tensor, Tensor]:
+    """Anchors and candidates whose scalar products are cosines over ``eps``: one and the same tensor if ``joint``."""
+    root = eps**0.5
+    fixed = 1.0 if isinstance(root, Tensor) else root
+    parts = (torch.cat([z1, z2]),) if joint else (z1, z2)
+    found = [directions(z, fixed) for z in parts]
+    found = [z / root for z in found] if isinstance(root, Tensor) else found
+    return found[0], found[-1]
+
+
+def directions(z: Tensor, divisor: float = 1.0) -> Tensor:
+    """:func:`otdml.sphere.unit` over a number, with a shorter way back.
+
+    Args:
+        z: Vectors, shape (n, d).
+        divisor: The number.
+
+    Returns:
+        Shape (n, d).
+
+    Example:
+        >>> import torch
+        >>> directions(torch.tensor([[3.0, 4.0]]), 0.1)
+        tensor([[6., 8.]])
+    """
+    # A compiler makes its own way back, shorter than what it can trace.
+    return unit(z) / divisor if torch.compiler.is_compiling() else _Directions.apply(z, divisor)
+
+
+class _Directions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, divisor: float) -> Tensor:
+        norm = length(z)
+        norm *= divisor
+        x = z / norm
+        ctx.divisor = divisor
+        ctx.save_for_backward(z, x, norm)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        z, x, norm = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # For a second derivative, which has to see how the length depends on z.
+            norm = ctx.divisor * length(z)
+            x = z / norm
+        along = (x * grad).sum(-1, keepdim=True)
+        return torch.addcmul(grad, x, along, value=-(ctx.divisor**2)).div_(norm), None
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,43 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_labels, check_nonnegative
-from otdml.losses.alignment.pairing import Pairing, chosen
+from otdml._checks import argument_error
+from otdml.losses.alignment.pairs import DomainTarget, Pairing, Target, chosen
 
-__all__ = ["DenseTarget", "DomainTarget", "GroupTarget", "MatchTarget", "PairTarget", "Plan", "Target", "target_plan"]
-
-
-@dataclass(frozen=True, eq=False)
-class DomainTarget:
-    r"""Positive pairs, and a share of mass for the pairs inside a domain and between domains.
-
-    .. math:: T = I + \alpha \, 1[\text{same domain}, i \ne j] + \beta \, 1[\text{other domain}]
-
-    with rows divided by their sums. With :math:`\alpha > \beta` embeddings keep what tells domains apart, with
-    :math:`\alpha < \beta` they lose it :cite:p:`chen:24`; a single domain and a small :math:`\alpha` smooth the
-    labels of InfoNCE and pull towards a uniform plan, as the uniformity penalty of :cite:t:`shi:23` does.
-
-    Args:
-        domains: Domain of each sample, integers, shape (n,).
-        alpha: Mass of a pair of one domain, relative to a positive pair's.
-        beta: Mass of a pair of two domains.
-
-    Raises:
-        ValueError: If a mass is negative.
-        TypeError: If domains are no integers.
-    """
-
-    domains: Tensor
-    alpha: float = 0.0
-    beta: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "domains", check_labels("domains", self.domains, len(self.domains)))
-        check_nonnegative("alpha", self.alpha)
-        check_nonnegative("beta", self.beta)
-
-
-Target = Tensor | tuple[Tensor, Tensor] | DomainTarget | None
+__all__ = ["DenseTarget", "GroupTarget", "MatchTarget", "PairTarget", "Plan", "target_plan"]
 
 
 class Plan(Protocol):

@@ -17,7 +17,7 @@ from otdml._cost_forms import Mask
 from otdml.costs import Ground
 from otdml.ot._progress import pulse
 
-__all__ = ["Engine", "RowUpdate", "SoftMin", "exponential", "softmin"]
+__all__ = ["Engine", "RowUpdate", "SoftMin", "block_entries", "exponential", "softmin"]
 
 # From soft minima of some rows to their potentials.
 RowUpdate = Callable[[Tensor, slice], Tensor]
@@ -174,7 +174,7 @@ class Engine(SoftMin):
     def row_blocks(self) -> Iterator[slice]:
         """Slices that cover the rows in blocks."""
         n, m = self.shape[-2:]
-        entries = BLOCK.get(self.cost.leaves[0].device.type, LARGE_BLOCK)
+        entries = block_entries(self.cost.leaves[0].device)
         size = max(1, min(n, entries // max(1, m * self.shape[:-2].numel())))
         for start in range(0, n, size):
             yield slice(start, min(n, start + size))
@@ -192,6 +192,11 @@ class Engine(SoftMin):
     def _transposed_mask(self) -> Mask | None:
         mask = self.mask
         return mask and (lambda rows, columns: mask(columns, rows).mT)
+
+
+def block_entries(device: torch.device) -> int:
+    """Number of entries of a matrix that a device computes at a time."""
+    return BLOCK.get(device.type, LARGE_BLOCK)
 
 
 def softmin(scores: Tensor) -> Tensor:

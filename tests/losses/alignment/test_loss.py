@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from otdml.losses import ContrastiveAlignment, DomainTarget, contrastive_alignment
 from otdml.losses.alignment import logsumexp as logsumexp_module
 from otdml.losses.alignment.options import Options
-from otdml.losses.alignment.pairing import one_way
+from otdml.losses.alignment.pairs import one_way
 from otdml.losses.alignment.problem import Alignment
 from otdml.losses.alignment.target import target_plan
 

@@ -28,7 +28,7 @@ ROBUST = {"q": 0.25, "lam": 0.1}
         (GCAINCE(tol=1e-6), None, {"marginals": "balanced", "tol": 1e-6}),
         (GCARINCE(**ROBUST), None, {"marginals": "balanced", "divergence": "rince", **ROBUST}),
         (
-            GCAUOT(rho=(None, 0.5), weight=0.3, **ROBUST),
+            GCAUOT(marginals=(None, 0.5), weight=0.3, **ROBUST),
             None,
             {"marginals": (None, 0.5), "divergence": "kl+rince", "weight": 0.3, **ROBUST},
         ),

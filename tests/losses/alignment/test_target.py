@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from otdml.losses import DomainTarget
-from otdml.losses.alignment.pairing import Forbidden, joint, one_way
+from otdml.losses.alignment.pairs import joint, one_way
 from otdml.losses.alignment.target import DenseTarget, GroupTarget, MatchTarget, PairTarget, target_plan
 
 CPU = torch.device("cpu")
@@ -117,23 +117,3 @@ def test_error_entries(bad):
     for target in (T, T.to_sparse_coo()):
         with pytest.raises(ValueError, match="`target` must be finite, not negative, and not all zero"):
             target_plan(target, one_way(3, 3, CPU), LIKE)
-
-
-def test_error_domains():
-    with pytest.raises(TypeError, match="`domains` must be a tensor of integers"):
-        DomainTarget(torch.rand(3))
-    with pytest.raises(ValueError, match="`alpha` must be a positive number"):
-        DomainTarget(torch.tensor([0, 1]), -0.1)
-
-
-def test_forbidden_pairs():
-    ids = torch.tensor([4, 4, 2, 4, 2, 1])
-    plan = target_plan(None, joint(3, CPU), LIKE)
-    forbidden = Forbidden(torch.arange(6), (ids, ids), plan.block)
-    # Same instance, unless it is the other view, three rows on.
-    expected = torch.tensor([[ids[i] == ids[j] and (i - j) % 6 != 3 for j in range(6)] for i in range(6)])
-    assert torch.equal(forbidden(EVERYTHING, EVERYTHING), expected)
-    assert torch.equal(forbidden(slice(2, 5), slice(1, 3)), expected[2:5, 1:3])
-    scores = torch.zeros(6, 6)
-    forbidden.edit(scores[2:4], slice(2, 4), EVERYTHING)
-    assert torch.equal(scores[2:4] == -torch.inf, expected[2:4])

@@ -1,6 +1,6 @@
 import torch
 
-from otdml.losses.alignment.directions import directions, factors
+from otdml.losses.alignment.problem import directions, factors
 from otdml.sphere import unit
 
 

@@ -1,0 +1,240 @@
+"""What is given of the pairs: labels and targets, anchors and candidates, and the pairs that are forbidden."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_integers, check_labels, check_nonnegative
+from otdml.distributed import gather
+
+__all__ = [
+    "DomainTarget",
+    "Forbidden",
+    "Labels",
+    "Pairing",
+    "Samples",
+    "Target",
+    "as_target",
+    "chosen",
+    "joint",
+    "one_way",
+    "within",
+]
+
+Labels = Tensor | tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class DomainTarget:
+    r"""Positive pairs, and a share of mass for the pairs inside a domain and between domains.
+
+    .. math:: T = I + \alpha \, 1[\text{same domain}, i \ne j] + \beta \, 1[\text{other domain}]
+
+    with rows divided by their sums. With :math:`\alpha > \beta` embeddings keep what tells domains apart, with
+    :math:`\alpha < \beta` they lose it :cite:p:`chen:24`; a single domain and a small :math:`\alpha` smooth the
+    labels of InfoNCE and pull towards a uniform plan, as the uniformity penalty of :cite:t:`shi:23` does.
+
+    Args:
+        domains: Domain of each sample, integers, shape (n,).
+        alpha: Mass of a pair of one domain, relative to a positive pair's.
+        beta: Mass of a pair of two domains.
+
+    Raises:
+        ValueError: If a mass is negative.
+        TypeError: If domains are no integers.
+    """
+
+    domains: Tensor
+    alpha: float = 0.0
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domains", check_labels("domains", self.domains, len(self.domains)))
+        check_nonnegative("alpha", self.alpha)
+        check_nonnegative("beta", self.beta)
+
+
+Target = Tensor | tuple[Tensor, Tensor] | DomainTarget | None
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The target and the instances of two sets of samples, labels as pairs: of the first, and of the second set.
+
+    Attributes:
+        target: None, labels, a domain target, or a matrix.
+        ids: Instances, or None.
+    """
+
+    target: Pair | DomainTarget | Tensor | None
+    ids: Pair | None
+
+    @classmethod
+    def checked(cls, target: Target, ids: Labels | None, n: int, m: int) -> "Samples":
+        """The same target with labels in pairs, if they fit ``n`` and ``m`` samples."""
+        if isinstance(target, DomainTarget):
+            check_labels("target.domains", target.domains, n)
+            return cls(target, _pair("ids", ids, n, m))
+        if target is None or isinstance(target, tuple) or (isinstance(target, Tensor) and target.ndim == 1):
+            return cls(_pair("target", target, n, m), _pair("ids", ids, n, m))
+        if isinstance(target, Tensor) and target.ndim == 2:
+            return cls(target, _pair("ids", ids, n, m))
+        must = "be None, one label per row, a pair of those, a matrix, or a DomainTarget"
+        got = f"shape {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        raise argument_error("target", must, got, kind=ValueError if isinstance(target, Tensor) else TypeError)
+
+    def aligned(self, anchors: Tensor | None, shape: tuple[int, int], *, joint: bool) -> "Samples":
+        """Those of all processes if ``anchors`` are some, and of both sets as one if ``joint``.
+
+        Args:
+            anchors: Which anchors are those of this process, or None for all.
+            shape: Number of all anchors, and of all candidates.
+            joint: Whether all samples are anchors and candidates.
+        """
+        found = self
+        if isinstance(self.target, Tensor):
+            expected = (shape[0] if anchors is None else len(anchors), shape[1])
+            if self.target.shape != expected:
+                raise argument_error("target", f"have shape {expected}", tuple(self.target.shape))
+            if anchors is not None:
+                found = Samples(_gathered_matrix(self.target, anchors, shape[0]), self.ids)
+        if anchors is not None:
+            found = found._map(lambda a, b: (gather(a), gather(b)), gather)
+        return found._map(lambda a, b: (torch.cat([a, b]),) * 2, lambda d: d.repeat(2)) if joint else found
+
+    @property
+    def reversible(self) -> bool:
+        """Whether the plan of the swapped sets is the transpose: rows of the other forms are made equal either way."""
+        matrix = isinstance(self.target, Tensor) and self.target.dtype != torch.bool
+        return self.target is None or matrix
+
+    def swapped(self) -> "Samples":
+        """Those with the second set first."""
+        turned = self._map(lambda a, b: (b, a), lambda d: d)
+        return Samples(self.target.t(), turned.ids) if isinstance(self.target, Tensor) else turned
+
+    def _map(self, f: Callable[[Tensor, Tensor], Pair], g: Callable[[Tensor], Tensor]) -> "Samples":
+        """Those with ``f`` of the pairs of labels, and ``g`` of the domains."""
+        target = self.target
+        if isinstance(target, DomainTarget):
+            target = dataclasses.replace(target, domains=g(target.domains))
+        elif isinstance(target, tuple):
+            target = f(*target)
+        return Samples(target, self.ids and f(*self.ids))
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """Anchors and candidates by their numbers.
+
+    Attributes:
+        n: Number of anchors.
+        m: Number of candidates.
+        own: The candidate that is the other view of each anchor, shape (n,).
+        itself: The candidate that is the anchor itself, shape (n,), or None where anchors are no candidates.
+        turn: The difference of the numbers of the other view and of the anchor, modulo m, if it is the same for all.
+    """
+
+    n: int
+    m: int
+    own: Tensor
+    itself: Tensor | None = None
+    turn: int | None = None
+
+    def take(self, anchors: Tensor) -> "Pairing":
+        """The same candidates for some anchors."""
+        itself = self.itself if self.itself is None else self.itself[anchors]
+        return Pairing(len(anchors), self.m, self.own[anchors], itself)
+
+
+def one_way(n: int, m: int, device: torch.device) -> Pairing:
+    """First views as anchors, second ones as candidates."""
+    # Where they are not as many, no target gives weight to the other view.
+    own = torch.arange(n, device=device)
+    return Pairing(n, m, own, turn=0) if n == m else Pairing(n, m, own.clamp_(max=m - 1))
+
+
+def joint(n: int, device: torch.device) -> Pairing:
+    """Both views of n samples as anchors and as candidates: the n first views, then the n second ones."""
+    itself = torch.arange(2 * n, device=device)
+    return Pairing(2 * n, 2 * n, itself.roll(n), itself, turn=n)
+
+
+def within(n: int, device: torch.device) -> Pairing:
+    """One set of n samples, as anchors and as candidates."""
+    itself = torch.arange(n, device=device)
+    return Pairing(n, n, itself, itself)
+
+
+def chosen(column: Tensor, rows: slice, columns: slice) -> Tensor:
+    """True where a row meets its ``column``, for some rows and columns."""
+    return column[rows, None] == torch.arange(columns.start, columns.stop, device=column.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Forbidden:
+    """Pairs that carry no mass: of an anchor with itself, and of one instance with itself unless it is a positive.
+
+    Attributes:
+        itself: As in :class:`Pairing`.
+        ids: Instance of each anchor and of each candidate, or None.
+        target: Blocks of the target plan, for the positives.
+    """
+
+    itself: Tensor | None
+    ids: tuple[Tensor, Tensor] | None
+    target: Callable[[slice, slice], Tensor]
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """True where no mass may go."""
+        found = [] if self.itself is None else [chosen(self.itself, rows, columns)]
+        if self.ids is not None:
+            found.append(self._repeated(self.ids, rows, columns))
+        return functools.reduce(torch.logical_or, found)
+
+    def edit(self, scores: Tensor, rows: slice, columns: slice) -> None:
+        """Minus infinity in place of the logits of forbidden pairs; the columns hold the anchors themselves."""
+        if self.itself is not None:
+            scores.scatter_(1, self.itself[rows, None] - columns.start, -torch.inf)
+        if self.ids is not None:
+            scores.masked_fill_(self._repeated(self.ids, rows, columns), -torch.inf)
+
+    def _repeated(self, ids: tuple[Tensor, Tensor], rows: slice, columns: slice) -> Tensor:
+        same = ids[0][rows, None] == ids[1][None, columns]
+        return same.logical_and_(self.target(rows, columns) == 0)
+
+
+def as_target(target: object) -> Any:
+    """``target``, as a tensor if it is an array or a list: of labels, or of the entries of a matrix."""
+    if not isinstance(target, (list, np.ndarray)):
+        return target
+    array = np.asarray(target)
+    return (
+        torch.from_numpy(array) if array.ndim == 2 and array.dtype.kind in "biuf" else check_integers("target", array)
+    )
+
+
+def _gathered_matrix(T: Tensor, anchors: Tensor, n: int) -> Tensor:
+    if T.layout == torch.strided:
+        rows = gather(T)
+        return torch.empty_like(rows).index_copy_(0, gather(anchors), rows)
+    T = T.to_sparse_coo().coalesce()
+    i, j = T.indices()
+    indices, shape = torch.stack([gather(anchors[i]), gather(j)]), (n, T.shape[1])
+    return torch.sparse_coo_tensor(indices, gather(T.values()), shape, check_invariants=True)
+
+
+def _pair(name: str, labels: Labels | None, n: int, m: int) -> Pair | None:
+    if labels is None:
+        return None
+    pair = labels if isinstance(labels, tuple) else (labels, labels)
+    if len(pair) != 2:
+        raise argument_error(name, "be one tensor of labels or a pair of them", f"{len(pair)} of them")
+    return check_labels(name, pair[0], n), check_labels(name, pair[1], m)

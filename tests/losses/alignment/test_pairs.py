@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from otdml.losses import DomainTarget, SupCon, contrastive_alignment
+from otdml.losses.alignment.pairs import Forbidden, joint
+from otdml.losses.alignment.target import target_plan
+
+CPU = torch.device("cpu")
+LIKE = torch.zeros((), dtype=torch.float64)
+EVERYTHING = slice(0, 6)
+LABELS = [0, 0, 1, 2, 2, 1]
+
+
+def test_error_domains():
+    with pytest.raises(TypeError, match="`domains` must be a tensor of integers"):
+        DomainTarget(torch.rand(3))
+    with pytest.raises(ValueError, match="`alpha` must be a positive number"):
+        DomainTarget(torch.tensor([0, 1]), -0.1)
+
+
+def test_forbidden_pairs():
+    ids = torch.tensor([4, 4, 2, 4, 2, 1])
+    plan = target_plan(None, joint(3, CPU), LIKE)
+    forbidden = Forbidden(torch.arange(6), (ids, ids), plan.block)
+    # Same instance, unless it is the other view, three rows on.
+    expected = torch.tensor([[ids[i] == ids[j] and (i - j) % 6 != 3 for j in range(6)] for i in range(6)])
+    assert torch.equal(forbidden(EVERYTHING, EVERYTHING), expected)
+    assert torch.equal(forbidden(slice(2, 5), slice(1, 3)), expected[2:5, 1:3])
+    scores = torch.zeros(6, 6)
+    forbidden.edit(scores[2:4], slice(2, 4), EVERYTHING)
+    assert torch.equal(scores[2:4] == -torch.inf, expected[2:4])
+
+
+def views():
+    return torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("form", [list, np.int16, np.int64, np.uint8])
+def test_labels_may_be_arrays_and_lists(form):
+    z1, z2 = views()
+    labels = LABELS if form is list else np.array(LABELS, dtype=form)
+    expected = contrastive_alignment(z1, z2, torch.tensor(LABELS))
+    torch.testing.assert_close(contrastive_alignment(z1, z2, labels), expected)
+    torch.testing.assert_close(SupCon()(z1, z2, labels), SupCon()(z1, z2, torch.tensor(LABELS)))
+    torch.testing.assert_close(SupCon()(z1, labels), SupCon()(z1, torch.tensor(LABELS)))
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.float32, np.int32])
+def test_a_matrix_may_be_an_array(dtype):
+    z1, z2 = views()
+    T = np.array([[i == j or i + j == 3 for j in range(6)] for i in range(6)]).astype(dtype)
+    expected = contrastive_alignment(z1, z2, torch.from_numpy(T))
+    torch.testing.assert_close(contrastive_alignment(z1, z2, T), expected)
+    torch.testing.assert_close(contrastive_alignment(z1, z2, T.tolist()), expected)
+
+
+@pytest.mark.parametrize(("bad", "got"), [(["a"] * 6, "ndarray of <U1"), ([0.5] * 6, "ndarray of float64")])
+def test_error_labels_are_no_integers(bad, got):
+    with pytest.raises(TypeError, match=f"`target` must be integers, in a tensor, an array or a list, got {got}"):
+        contrastive_alignment(*views(), bad)
+
+
+def test_error_points_are_no_tensors():
+    z = views()[0]
+    with pytest.raises(TypeError, match=r"`z1` must be a torch\.Tensor, got list\. Convert it with `torch\.as_tensor`"):
+        contrastive_alignment(z.tolist(), z)
+    with pytest.raises(TypeError, match=r"`z2` must be a torch\.Tensor, got NoneType"):
+        contrastive_alignment(z, None)
