@@ -643,7 +643,8 @@ def test_error_options(settings, message):
         (torch.zeros(6), TypeError, "`target` must be a tensor of integers"),
         (torch.ones(6, 5), ValueError, r"`target` must have shape \(6, 6\), got \(6, 5\)"),
         (torch.ones(6, 6, 1), ValueError, "`target` must be None, one label per row"),
-        ([0, 1], TypeError, "`target` must be None, one label per row, .* got list"),
+        ("labels", TypeError, "`target` must be None, one label per row, .* got str"),
+        ([0, 1], ValueError, r"`target` must have shape \(6,\), one label per row, got \(2,\)"),
         (DomainTarget(torch.tensor([0, 1])), ValueError, r"`target.domains` must have shape \(6,\)"),
     ],
 )
