@@ -163,6 +163,7 @@ def test_what_is_reported_is_true_of_many(capsys):
 
 
 @pytest.mark.keops
+@pytest.mark.xdist_group("keops")
 def test_what_the_symbolic_engine_reports_is_true():
     kinds = {"engines": ("keops",), "features": 3}
     seeds = [seed for seed in range(60) if drawn(seed, **kinds).options["cost"] == "sqeuclidean"]
