@@ -117,10 +117,14 @@ def check_weight_shape(name: str, a: Tensor, points: torch.Size, device: torch.d
 
 def check_signs(**weights: Tensor | None) -> None:
     """Raise if one of these weights is negative, infinite or not a number; it takes one synchronisation for all."""
-    known = {name: w for name, w in weights.items() if w is not None and w.numel() and has_values(w)}
+    known = {name: w.detach() for name, w in weights.items() if w is not None and w.numel() and has_values(w)}
     if not known:
         return
-    extremes = torch.stack([torch.stack(w.detach().aminmax()) for w in known.values()]).tolist()
+    if torch._C._are_functorch_transforms_active():
+        # A tensor that a transform has wrapped gives single numbers alone before torch 2.8.
+        extremes = [[float(end) for end in w.aminmax()] for w in known.values()]
+    else:
+        extremes = torch.stack([torch.stack(w.aminmax()) for w in known.values()]).tolist()
     for name, (low, high) in zip(known, extremes, strict=True):
         if low < 0:
             raise argument_error(name, "hold no negative weight", f"{low:.3g}")
