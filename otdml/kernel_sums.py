@@ -25,13 +25,11 @@ BACKENDS = ("auto", "dense", "streamed", "keops")
 _DENSE = 2**17
 # Pairs per tile: large enough to hide Python, small enough to stay near the caches of a CPU.
 _TILE = {"cpu": 2**21, "cuda": 2**26}
-# The product form of a squared distance loses digits that matter below this many rounding units of the norms.
-_NEAR = 256
-# Coordinates up to which differences cost no more than the product form.
-_FEW = 8
-# Points of two clouds nearer than this many rounding units of their norms have no direction between them, and exert no
-# force. Those of one cloud do, down to a single unit: rounding may turn the force of such a pair, which outweighs all
-# others, but without it the pair would never part.
+# The product form of a squared distance loses digits that matter below this many rounding units of the norms; up to so
+# many coordinates, differences cost no more.
+_NEAR, _FEW = 256, 8
+# Points of two clouds nearer than this many rounding units of their norms have no direction between them. Those of one
+# cloud have, down to a single unit: without its force such a pair would never part.
 _COINCIDENT = 16
 
 
@@ -397,7 +395,6 @@ def _keops_rows(
     if pairs:
         index = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)
         other = ((LazyTensor(index.view(-1, 1, 1)) - LazyTensor(index.view(1, -1, 1))).abs() - 0.5).step()
-        # A point to itself counts nothing, at a distance where no kernel is large.
-        r2, bj = r2 + (1 - other) * 4, bj * other
+        r2, bj = r2 + (1 - other) * 4, bj * other  # A point to itself counts nothing, where no kernel is large.
     k, slope = symbolic((r2 - least).relu() + least)
     return (k * bj).sum(columns)[..., 0], (slope * bj * (xi - yj)).sum(columns) if force else None
