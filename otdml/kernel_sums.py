@@ -164,11 +164,12 @@ def _dense(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bo
 
 
 def _streamed(kernel: Kernel, backend: str, pairs: bool, *measures: Tensor) -> Tensor:
-    # A transform must see the tensor that a kernel may hold.
-    shift = kernel.shift if isinstance(kernel, RadialKernel) else None
-    form = _Form(replace(kernel, shift=None) if isinstance(kernel, RadialKernel) else kernel, backend, pairs)
-    wanted = may_move(measures[0]), may_move(measures[2])
-    return _KernelSum.apply(form, wanted, shift, *measures)[0]
+    shift = None
+    if isinstance(kernel, RadialKernel):
+        # A transform must see the tensor that a kernel may hold.
+        kernel, shift = replace(kernel, shift=None), kernel.shift
+    form = _Form(kernel, backend, pairs)
+    return _KernelSum.apply(form, (may_move(measures[0]), may_move(measures[2])), shift, *measures)[0]
 
 
 @dataclass(frozen=True)
@@ -207,14 +208,11 @@ class _KernelSum(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.form, _, *tensors = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[1:])
         ctx.save_for_forward(*tensors, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 7
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         slopes = _Slopes.apply(ctx.form, *ctx.saved_tensors)
         wanted = zip(slopes, ctx.needs_input_grad[3:], strict=True)
         return None, None, None, *(s * _to_rows(grad, s) if needed else None for s, needed in wanted)
@@ -222,9 +220,8 @@ class _KernelSum(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         slopes = _Slopes.apply(ctx.form, *ctx.saved_tensors)
-        parts = [s * t for s, t in zip(slopes, tangents[3:], strict=True) if t is not None]
-        batch = ctx.saved_tensors[2].ndim - 1
-        return sum(part.flatten(batch).sum(-1) for part in parts), None, None, None, None
+        parts = (s * t for s, t in zip(slopes, tangents[3:], strict=True) if t is not None)
+        return sum(part.flatten(ctx.saved_tensors[2].ndim - 1).sum(-1) for part in parts), None, None, None, None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], form: _Form, wanted: Any, *tensors: Tensor | None) -> Any:
