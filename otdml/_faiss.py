@@ -1,6 +1,7 @@
 """FAISS where it is installed, on torch's terms."""
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,9 +86,27 @@ def read_vectors(path: Path) -> np.ndarray:
     _require("which reads this file")
     import faiss
 
+    _check_size(path)
     try:
         index = faiss.read_index(str(path))
         # faiss.contrib.torch_utils, which other libraries import, makes a tensor of it.
         return np.asarray(index.reconstruct_n(0, index.ntotal))
     except RuntimeError as error:
         raise ValueError(f"{path} is no flat FAISS index, or is damaged.") from error
+
+
+def _check_size(path: Path) -> None:
+    """Raise unless the file is as large as its header says: FAISS would take what memory that asks for.
+
+    The header of a flat index is its kind, the features, the number of vectors, two numbers that nothing reads, whether
+    it is trained, the metric, and the number of entries.
+    """
+    header = struct.Struct("<4siqqqBiQ")
+    with path.open("rb") as file:
+        head = file.read(header.size)
+    if len(head) == header.size:
+        kind, d, n, _, _, _, _, entries = header.unpack(head)
+        stored = path.stat().st_size - header.size
+        if kind in (b"IxFI", b"IxF2") and d > 0 and n >= 0 and entries == d * n and 4 * entries == stored:
+            return
+    raise ValueError(f"{path} is no flat FAISS index, or is damaged.")

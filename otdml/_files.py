@@ -3,12 +3,13 @@
 import glob
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["held", "replacing", "write_text"]
+__all__ = ["held", "replacing", "writable_file", "write_text"]
 
 # Locks of this process: closing a second handle of one would let go of it.
 _HELD: set[tuple[Path, int]] = set()
@@ -19,12 +20,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error.
 
     Whatever goes wrong inside, a full disk or a kill, the earlier file stays as it was. What a kill has left of an
-    earlier attempt is removed.
+    earlier attempt is removed. Where ``path`` is a link, the file it leads to is replaced, and the link stays.
 
     Raises:
         OSError: The file could not be written; the message names it, and says that nothing was lost.
     """
-    path = Path(path)
+    path = writable_file(path)
     part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     _remove_abandoned(path)
     try:
@@ -38,6 +39,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path}: {reason}. What was there before is unchanged.") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def writable_file(path: str | Path) -> Path:
+    """The file that ``path`` means, after all links.
+
+    Raises:
+        OSError: It is a folder, a device or a pipe, which no file must replace, or its links lead in a circle.
+    """
+    try:
+        found = Path(os.path.realpath(path))
+        kind = found.stat().st_mode
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {os.strerror(error.errno or 0)}.") from error
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "a device or a pipe"
+        raise OSError(f"cannot write {path}: it is {what}. Name a file.")
+    return found
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -61,9 +81,13 @@ def _is_running(process: int) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all."""
+    """Write ``text`` to ``path`` as UTF-8, whole or not at all.
+
+    Bytes of file names that are no UTF-8, which Python holds as lone surrogates, are written as escapes such as
+    ``\\udcff``, from which JSON makes them again.
+    """
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["ENGINES", "Engine", "Finding", "examine", "probe"]
 
@@ -40,6 +41,8 @@ class Finding:
     detail: str
 
 
+# The folder of the package.
+_HOME = str(Path(__file__).resolve().parents[1])
 CORE, TRAIN, VISION = "pip install otdml", "pip install 'otdml[train]'", "pip install 'otdml[vision]'"
 ENGINES = {
     "torch": Engine("PyTorch", ("torch",), "everything", CORE, True),
@@ -73,7 +76,9 @@ def _examined(name: str, timeout: float) -> Finding:
     version = next((found for package in engine.packages if (found := _version(package))), "")
     if not version:
         return Finding(engine, "", "absent", engine.remedy)
-    call = [sys.executable, "-W", "ignore", "-c", f"from otdml.doctor import probe; print(probe({name!r}))"]
+    # With -P, Python imports nothing from the folder that it is started in; this library is found where it lies here.
+    program = f"import sys; sys.path.append({_HOME!r}); from otdml.doctor import probe; print(probe({name!r}))"
+    call = [sys.executable, "-P", "-W", "ignore", "-c", program]
     try:
         result = subprocess.run(call, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

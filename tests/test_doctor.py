@@ -52,3 +52,12 @@ def test_absent_engine_comes_with_its_remedy(monkeypatch):
     monkeypatch.setitem(ENGINES, "none", Engine("None", ("a-distribution-that-is-not",), "nothing", "pip install it"))
     (found,) = examine(["none"])
     assert (found.status, found.version, found.detail) == ("absent", "", "pip install it")
+
+
+def test_nothing_of_the_current_folder_is_run(tmp_path, monkeypatch):
+    for name in ("random", "PIL", "otdml", "json"):
+        (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path('ran').touch(); raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    (found,) = examine(["pillow"])
+    assert found.status == "works"
+    assert not (tmp_path / "ran").exists()

@@ -1,6 +1,7 @@
 """Files are replaced whole or not at all."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -111,3 +112,31 @@ def test_a_folder_is_held_until_the_outermost_block_ends(tmp_path):
             assert "another process trains" in another().stderr
         assert "another process trains" in another().stderr
     assert another().returncode == 0
+
+
+def test_links_are_written_through(tmp_path):
+    (tmp_path / "real.txt").write_text("one")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    (tmp_path / "new.txt").symlink_to(tmp_path / "absent.txt")
+    write_text(tmp_path / "link.txt", "two")
+    write_text(tmp_path / "new.txt", "three")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert ((tmp_path / "real.txt").read_text(), (tmp_path / "absent.txt").read_text()) == ("two", "three")
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("pipe", "link", "folder", "circle"):
+        with pytest.raises(OSError, match=f"cannot write .*{name}"):
+            write_text(tmp_path / name, "text")
+    assert sorted(os.listdir(tmp_path)) == ["circle", "folder", "link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes_that_json_reads(tmp_path):
+    name = os.fsdecode(b"b\xff.png")
+    write_text(tmp_path / "file.json", json.dumps([name], ensure_ascii=False))
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == [name]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otdml._arrays import load_arrays
 from otdml._files import replacing
 from otdml.neighbors import nearest_neighbors
 
@@ -20,6 +21,10 @@ Thumbnail = Callable[[int], np.ndarray]
 
 QUERIES, FAILURES, NEIGHBORS = 8, 4, 8
 MAP_CLASSES, MAP_ITEMS = 20, 400
+PARTS = ("query", "query_class", "neighbor", "neighbor_class", "failure")
+PARTS += ("map_image", "map_embedding", "map_class", "classes")
+# Half a thousand images of a few hundred pixels are a tenth of it.
+MOST_BYTES = 2**28
 
 
 def exhibits(
@@ -114,9 +119,19 @@ def save_exhibits(path: Path, content: Exhibits) -> None:
 
 
 def load_exhibits(path: Path) -> Exhibits:
-    """The arrays that :func:`save_exhibits` wrote."""
-    with np.load(path, allow_pickle=False) as content:
-        return dict(content)
+    """The arrays that :func:`save_exhibits` wrote.
+
+    Raises:
+        ValueError: If the file is damaged; the message names it, and says what to do.
+    """
+    try:
+        content = load_arrays(path, MOST_BYTES)
+        if missing := [name for name in PARTS if name not in content]:
+            raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    except ValueError as error:
+        remedy = f"Delete {path.parent / 'metrics.json'} and give the command again: the run is evaluated anew."
+        raise ValueError(f"{error} {remedy}") from error
+    return content
 
 
 def png_uri(image: np.ndarray) -> str:

@@ -24,6 +24,7 @@ from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
 from otdml.benchmarks.settings import DATASETS
+from otdml.data.fingerprint import fingerprint
 from otdml.distributed import from_first, is_first
 
 if TYPE_CHECKING:
@@ -108,9 +109,11 @@ def execute(
     folder = RunFolder(path)
     folder.check(run)
     if folder.finished:
+        folder.check_images(_images(run, root)[1])
         return
-    names = ("train", "val", "test") if run.hold_out else ("trainval", "test")
-    splits = {name: load_split(run.dataset, root, name, run.data) for name in names}
+    splits, images = _images(run, root)
+    folder.check_images(images)
+    names = list(splits)
     train, test = splits[names[0]], splits["test"]
     module = ProxyDML(num_classes=len(train.classes), seed=run.seed, **run.model)
     config = _budget(run, devices)
@@ -119,7 +122,7 @@ def execute(
     with held(path) if is_first() else nullcontext():
         if is_first():
             # Not before the data and the settings are known to be good.
-            folder.claim(run)
+            folder.claim(run, images)
         found = fit(
             module,
             train,
@@ -131,6 +134,24 @@ def execute(
             progress=progress,
         )
         from_first(lambda: _finish(folder, module, test, found, config.ks))
+
+
+def _images(run: Run, root: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The splits that a run needs, and their fingerprints, by name."""
+    names = ("train", "val", "test") if run.hold_out else ("trainval", "test")
+    splits = {name: load_split(run.dataset, root, name, run.data) for name in names}
+    return splits, {name: fingerprint(split) for name, split in splits.items()}
+
+
+def _check_finished(folders: Mapping[Path, Run], root: str | None) -> None:
+    """Raise where a run that is there was made with other images; sets are read once for all runs that share them."""
+    seen: dict[str, dict[str, str]] = {}
+    for path, run in folders.items():
+        if RunFolder(path).begun:
+            key = repr((run.dataset, sorted(run.data.items(), key=str), run.hold_out))
+            if key not in seen:
+                seen[key] = _images(run, root)[1]
+            RunFolder(path).check_images(seen[key])
 
 
 def _budget(run: Run, devices: int | None) -> "TrainingConfig":
@@ -205,6 +226,7 @@ def run_grid(
         ValueError: A folder holds a run of another configuration.
     """
     folders, jobs = plan(out, runs), jobs or max(1, cores() // (threads * (devices or 1)))
+    _check_finished(folders, root)
     out.mkdir(parents=True, exist_ok=True)
     waiting = [path for path in folders if not RunFolder(path).finished]
     running: dict[Future, Path] = {}

@@ -63,35 +63,44 @@ class GreyImage:
         return crop_to_ink(ink[None, None], self.size, least=max(ink.shape) // 3)[0].float() / 255
 
 
-def load_checkpoint(path: Path) -> "ProxyDML":
+def load_checkpoint(path: Path, *, trust: bool = False) -> "ProxyDML":
     """The model of a checkpoint, on the CPU, ready to embed.
+
+    Args:
+        path: The file, or the folder of a run.
+        trust: Whether it may name networks that load files or run code of others.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        ValueError: The file is no checkpoint of :class:`~otdml.dml.ProxyDML`, or a damaged one.
+        ValueError: The file is no checkpoint of :class:`~otdml.dml.ProxyDML`, or a damaged one, or names what it may
+            not.
     """
     from otdml.dml import ProxyDML
-    from otdml.dml.record import UNREADABLE
+    from otdml.dml.checkpoint import checkpoint
+    from otdml.dml.trust import check_names
 
     file = checkpoint_file(path)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{file} is no checkpoint that can be read ({reason}).") from error
-    settings = content.get("hyper_parameters") or {} if isinstance(content, dict) else {}
-    if "num_classes" not in settings or "state_dict" not in content:
+        content = checkpoint(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is no checkpoint that can be read: {error}") from error
+    settings = content.get("hyper_parameters")
+    if not isinstance(settings, dict) or "num_classes" not in settings:
         raise ValueError(f"{file} is a checkpoint of another model: it lacks the settings of a ProxyDML.")
+    if not trust:
+        check_names(settings, file, "Pass --trust")
     try:
         model = ProxyDML(**settings)
         model.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         remedy = "If its network or loss was a module, pass that to ProxyDML.load_from_checkpoint."
         raise ValueError(f"{file} is a checkpoint of another model: its weights do not fit. {remedy}") from error
     return model.eval()
 
 
-def checkpoint_metrics(path: Path, preset: Preset | None, root: str | None, split: str, ks: tuple[int, ...]) -> Any:
+def checkpoint_metrics(
+    path: Path, preset: Preset | None, root: str | None, split: str, ks: tuple[int, ...], *, trust: bool = False
+) -> Any:
     """Retrieval metrics of a checkpoint on a split; its embeddings are those kept beside the checkpoint, or kept now.
 
     Raises:
@@ -101,12 +110,18 @@ def checkpoint_metrics(path: Path, preset: Preset | None, root: str | None, spli
     from otdml.dml.cache import embedding_file, kept_embedding
     from otdml.dml.evaluation import metrics_of
 
-    model, images = load_checkpoint(path), split_for(path, preset, root, split)
+    model, images = load_checkpoint(path, trust=trust), split_for(path, preset, root, split)
     return metrics_of(kept_embedding(embedding_file(checkpoint_file(path), split), model, images), images, ks)
 
 
 def folder_metrics(
-    checkpoint: Path, folder: Path, ks: tuple[int, ...], *, size: int | None = None, on_corrupt: str = "raise"
+    checkpoint: Path,
+    folder: Path,
+    ks: tuple[int, ...],
+    *,
+    size: int | None = None,
+    on_corrupt: str = "raise",
+    trust: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Retrieval metrics of a checkpoint on the images below a folder, and those left out with the reason.
 
@@ -118,7 +133,7 @@ def folder_metrics(
     """
     from otdml.dml.evaluation import embed, metrics_of
 
-    model = load_checkpoint(checkpoint)
+    model = load_checkpoint(checkpoint, trust=trust)
     files = image_files([folder], image_transform(checkpoint, model, size), on_corrupt)
     if len(files.classes) < 2:
         raise argument_error("images", "hold a folder for each of two classes or more", f"{folder}, which is one class")
@@ -202,19 +217,25 @@ def embedded(
     size: int | None = None,
     on_corrupt: str = "raise",
     earlier: Path | None = None,
+    trust: bool = False,
 ) -> tuple["EmbeddingIndex", dict[str, str]]:
     """An index of images, and the files that were left out with the reason.
 
     An ``earlier`` index that the same weights made of the same files is taken as it is.
     """
-    from otdml.dml.cache import embedding_key
+    from otdml.dml.cache import embedding_key, network_key
     from otdml.dml.index import EmbeddingIndex
     from otdml.dml.training import embed
 
-    model = load_checkpoint(checkpoint)
+    model = load_checkpoint(checkpoint, trust=trust)
     files = image_files(paths, image_transform(checkpoint, model, size), on_corrupt)
     absolute = [str(Path(path).resolve()) for path in files.paths]
-    about = {"checkpoint": str(checkpoint_file(checkpoint).resolve()), "size": size, "key": embedding_key(model, files)}
+    about = {
+        "checkpoint": str(checkpoint_file(checkpoint).resolve()),
+        "size": size,
+        "network": network_key(model, files.transform),
+        "key": embedding_key(model, files),
+    }
     if earlier is not None and about["key"] is not None:
         with suppress(FileNotFoundError, ValueError):
             there = EmbeddingIndex.load(earlier)
@@ -223,11 +244,11 @@ def embedded(
     return EmbeddingIndex(embed(model, files), absolute, about), files.skipped
 
 
-def exported(checkpoint: Path, out: Path, *, size: int | None = None) -> str:
+def exported(checkpoint: Path, out: Path, *, size: int | None = None, trust: bool = False) -> str:
     """Write a checkpoint's model as ``out`` says by its suffix, and return what was written, in words."""
     from otdml.dml.export import export_onnx, export_safetensors
 
-    model = load_checkpoint(checkpoint)
+    model = load_checkpoint(checkpoint, trust=trust)
     if not out.suffix:
         model.save_pretrained(out)
         return "Model"
@@ -240,12 +261,14 @@ def exported(checkpoint: Path, out: Path, *, size: int | None = None) -> str:
     return f"Graph for images of {side} pixels, within {difference:.1g} of PyTorch"
 
 
-def nearest_images(index: Path, image: Path, k: int, checkpoint: Path | None = None) -> "list[Match]":
+def nearest_images(
+    index: Path, image: Path, k: int, checkpoint: Path | None = None, *, trust: bool = False
+) -> "list[Match]":
     """The ``k`` images of an index most similar to an image, embedded as the index was.
 
     Raises:
         FileNotFoundError: The index, the image or the checkpoint is not there.
-        ValueError: The model's embeddings are not those of the index.
+        ValueError: The index was made by other weights, or of images of another size or kind.
     """
     from otdml.dml.index import EmbeddingIndex
 
@@ -253,7 +276,10 @@ def nearest_images(index: Path, image: Path, k: int, checkpoint: Path | None = N
     maker = checkpoint or there.about.get("checkpoint")
     if maker is None:
         raise ValueError(f"{index} does not say which checkpoint made it. Name that with --checkpoint.")
-    query, _ = embedded(Path(maker), [image], size=there.about.get("size"))
+    query, _ = embedded(Path(maker), [image], size=there.about.get("size"), trust=trust)
     if query.z.shape[1] != there.z.shape[1]:
         raise ValueError(f"{index} holds {there.z.shape[1]} features, the checkpoint makes {query.z.shape[1]}.")
+    if query.about["network"] != there.about.get("network"):
+        what = "an earlier version made it" if "network" not in there.about else "other weights or images made it"
+        raise ValueError(f"{index} is not of the network of {maker}: {what}. Make it again with `otdml embed`.")
     return there.search(query.z, k)[0]

@@ -118,7 +118,9 @@ def _assemble(folder: RunFolder, ks: tuple[int, ...], test: Any) -> None:
 
     folds = _folds(folder)
     selected = [fold.path / "best.ckpt" for fold in folds]
-    z = concatenated([kept_embedding(embedding_file(p, "test"), load_checkpoint(p), test) for p in selected])
+    z = concatenated(
+        [kept_embedding(embedding_file(p, "test"), load_checkpoint(p, trust=True), test) for p in selected]
+    )
     each = [fold.metrics() for fold in folds]
     shown = exhibits(z, test.labels, test.classes, thumbnails(test), getattr(test, "is_query", None))
     save_exhibits(folder.path / "exhibits.npz", shown)

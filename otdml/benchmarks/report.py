@@ -120,18 +120,32 @@ def write_report(
     write_text(path, _template("report.html.jinja").render(content))
 
 
-def write_matches(path: Path, query: Path, matches: Sequence["Match"]) -> None:
-    """Write a self-contained page that shows an image and those found for it."""
+def write_matches(path: Path, query: Path, matches: Sequence["Match"]) -> dict[str, str]:
+    """Write a self-contained page that shows an image and those found for it.
+
+    Returns:
+        Images that cannot be shown, because they have moved or are damaged, with the reason; the page says so.
+    """
+    missing: dict[str, str] = {}
+    shown = [_picture(file, missing) for file in (str(query), *(match.path for match in matches))]
+    found = [(uri, Path(match.path).name, match) for uri, match in zip(shown[1:], matches, strict=True)]
+    write_text(path, _template("search.html.jinja").render(query=query.name, uri=shown[0], found=found))
+    return missing
+
+
+def _picture(file: str, missing: dict[str, str]) -> str | None:
+    """The middle of an image as a URI; None if it cannot be read, with the reason in ``missing``."""
     from otdml.data.files import ImageFiles
     from otdml.data.images import standard_crop
 
-    files = [str(query), *(match.path for match in matches)]
-    images = ImageFiles(
-        files, torch.zeros(len(files), dtype=torch.long), ["image"], transform=standard_crop("test", 224)
-    )
-    uris = [png_uri(images.thumbnail(i, 160)) for i in range(len(files))]
-    found = [(uri, Path(match.path).name, match) for uri, match in zip(uris[1:], matches, strict=True)]
-    write_text(path, _template("search.html.jinja").render(query=query.name, uri=uris[0], found=found))
+    try:
+        image = ImageFiles([file], torch.zeros(1, dtype=torch.long), ["image"], transform=standard_crop("test", 224))
+        return png_uri(image.thumbnail(0, 160))
+    except FileNotFoundError:
+        missing[file] = "there is no such file any more"
+    except (OSError, ValueError) as error:
+        missing[file] = str(error)
+    return None
 
 
 def _template(name: str) -> "Template":

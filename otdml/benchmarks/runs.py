@@ -4,7 +4,9 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +127,10 @@ class RunFolder:
         """Whether an epoch has been trained here: a run that failed before leaves its folder to any other."""
         return self.finished or (self.path / "last.ckpt").exists()
 
-    def claim(self, run: Run) -> None:
+    def claim(self, run: Run, images: Mapping[str, str] | None = None) -> None:
         """Make this the folder of ``run``: write its configuration, or check the one that is there.
+
+        The fingerprints of the images of each split are written down with it, for :meth:`check_images`.
 
         Where a run goes on with other versions or on another machine, that is written down beside the first ones.
 
@@ -142,6 +146,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"fingerprint": run.fingerprint, "run": run.config(), "environment": environment()}
+        content |= {} if images is None else {"images": dict(images)}
         write_text(self.path / "config.json", json.dumps(content, indent=1))
 
     def environments(self) -> list[tuple[int, dict[str, str]]]:
@@ -183,6 +188,22 @@ class RunFolder:
                 "Choose another folder with --out, or delete that one."
             )
 
+    def check_images(self, images: Mapping[str, str]) -> None:
+        """Raise where the run was made with other images than those with these fingerprints, by split.
+
+        Raises:
+            ValueError: The message names the splits.
+        """
+        if not self.begun or not (self.path / "config.json").exists():
+            return
+        there = self.config().get("images", {})
+        if others := [split for split, found in images.items() if there.get(split, found) != found]:
+            what = f"{' and '.join(others)} {'hold' if len(others) > 1 else 'holds'} other images or labels now"
+            raise ValueError(
+                f"{self.path} holds a run on another state of the data set: {what}. "
+                "Choose another folder with --out, or delete that one."
+            )
+
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics: from now on the run is finished, and is not repeated."""
         # Of an earlier attempt that failed.
@@ -198,11 +219,24 @@ def checkpoint_file(path: Path) -> Path:
     """
     file = path / "last.ckpt" if path.is_dir() else path
     if not file.is_file():
-        # Not below everything: the folder may be a home.
-        near = [found for depth in range(4) for found in sorted(path.parent.glob("*/" * depth + "*.ckpt"))[:5]]
-        hint = f" Near it: {', '.join(map(str, near[:5]))}." if near else ""
+        near = _near(path.parent)
+        hint = f" Near it: {', '.join(map(str, near))}." if near else ""
         raise FileNotFoundError(f"there is no checkpoint {file}.{hint}")
     return file
+
+
+def _near(folder: Path, most: int = 5, looks: int = 500) -> list[Path]:
+    """Some checkpoints below a folder, by looking at a few hundred names at most: the folder may be a home."""
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting and looks > 0 and len(found) < most:
+        with suppress(OSError), os.scandir(waiting.pop(0)) as entries:
+            seen = sorted(itertools.islice(entries, looks), key=lambda entry: entry.name)
+            looks -= len(seen)
+            found += [Path(entry.path) for entry in seen if entry.name.endswith(".ckpt") and entry.is_file()]
+            folders = (entry for entry in seen if not entry.name.startswith("."))
+            waiting += [Path(entry.path) for entry in folders if entry.is_dir(follow_symlinks=False)]
+    return found[:most]
 
 
 def check_settings(*runs: Run) -> None:

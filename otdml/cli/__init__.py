@@ -14,6 +14,8 @@ FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, FloatingP
 
 def main() -> None:
     """Run the command line; a failure is one message and exit code 1, a wrong argument exit code 2."""
+    # The processes of loaders, grids and trainers import nothing from the folder that they are started in.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         app()
     except FAILURES as error:

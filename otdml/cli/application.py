@@ -6,15 +6,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
+from unicodedata import category
 
 import typer
 from rich.console import Console
 
 import otdml
 
-__all__ = ["DEBUG", "app", "arguments", "check_writable", "command", "console", "data_app", "errors", "plain"]
+__all__ = [
+    "DEBUG",
+    "app",
+    "arguments",
+    "check_writable",
+    "command",
+    "console",
+    "data_app",
+    "errors",
+    "plain",
+    "visible",
+]
 
 DEBUG = "OTDML_TRACEBACK"
+
+# Marks that turn the direction of text around, and so make another name of a name.
+_DIRECTIONS = frozenset(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 
 console = Console()
 errors = Console(stderr=True)
@@ -45,10 +60,25 @@ def command(*examples: str, of: typer.Typer = app, name: str | None = None) -> C
 
 
 def plain(text: str) -> str:
-    """Text whose square brackets are no markup."""
+    """Text that is shown as it is: its square brackets are no markup, its control characters no commands.
+
+    A file name may hold sequences that recolour, retitle or reprogram a terminal, and bytes that no encoding has.
+    """
     from rich.markup import escape
 
-    return escape(text)
+    return escape(visible(text))
+
+
+def visible(text: str) -> str:
+    r"""Text with control characters, marks of direction and lone surrogates as escapes; line ends and tabs stay.
+
+    Example:
+        >>> print(visible(chr(27) + "[31mred.jpg"))
+        \x1b[31mred.jpg
+    """
+    # Cc: control characters, Cs: bytes that are no UTF-8.
+    hidden = {c for c in text if c in _DIRECTIONS or (category(c) in ("Cc", "Cs") and c not in "\n\t")}
+    return "".join(ascii(c)[1:-1] if c in hidden else c for c in text)
 
 
 @contextmanager
@@ -57,7 +87,7 @@ def arguments() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(visible(str(error))) from error
 
 
 def check_writable(option: str, path: Path) -> None:
@@ -68,6 +98,9 @@ def check_writable(option: str, path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder. Name a file.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{option} {path} is a device or a pipe. Name a file.")
+    path = Path(os.path.realpath(path))
     place = next(parent for parent in path.absolute().parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ValueError(f"{option} {path}: nothing can be written in {place}.")

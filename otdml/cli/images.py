@@ -1,8 +1,12 @@
 """Commands that use a trained model: on a data set, or on any images."""
 
-from collections.abc import Iterable, Mapping
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +17,13 @@ from otdml.cli.options import Protocol, Root, SkipCorrupt
 __all__ = ["embed", "evaluate", "export", "search"]
 
 SPLITS = ("train", "val", "trainval", "test", "query", "gallery")
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="The checkpoint may name a network that loads files or runs code of others, as those of a hub can.",
+    ),
+]
 Size = Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4, max=4096)]
 
 
@@ -31,6 +42,7 @@ def evaluate(
     ] = None,
     size: Size = None,
     skip_corrupt: SkipCorrupt = False,
+    trust: Trust = False,
     ks: Annotated[str, typer.Option(help="K of Recall@K, separated by commas.")] = "1,2,4,8",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -65,10 +77,12 @@ def evaluate(
     from otdml.benchmarks.models import checkpoint_metrics, folder_metrics
 
     if images:
-        found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=_policy(skip_corrupt))
+        with _notes():
+            policy = _policy(skip_corrupt)
+            found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=policy, trust=trust)
         _name(skipped)
     else:
-        found = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers)
+        found = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers, trust=trust)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
@@ -79,6 +93,7 @@ def embed(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the index.")] = Path("embeddings.index"),
     size: Size = None,
     skip_corrupt: SkipCorrupt = False,
+    trust: Trust = False,
 ) -> None:
     """Embed images, and keep the vectors with the paths of their files as an index to search.
 
@@ -87,14 +102,19 @@ def embed(
     """
     from otdml.benchmarks.runs import checkpoint_file
 
+    _check_folder("--out", out)
     checkpoint_file(checkpoint)
     _check_there("image file or folder", images)
+    if find_spec("faiss") is None:
+        raise ModuleNotFoundError("an index is written by FAISS, which is not installed: pip install 'otdml[cpu]'")
     from otdml.benchmarks.models import embedded
 
-    index, skipped = embedded(checkpoint, images, size=size, on_corrupt=_policy(skip_corrupt), earlier=out)
+    policy = _policy(skip_corrupt)
+    with _notes():
+        index, skipped = embedded(checkpoint, images, size=size, on_corrupt=policy, earlier=out, trust=trust)
     _name(skipped)
     index.save(out)
-    console.print(f"{len(index)} embeddings: [bold]{out}[/]", soft_wrap=True, highlight=False)
+    console.print(f"{len(index)} embeddings: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)
 
 
 @command(
@@ -109,6 +129,7 @@ def export(
         typer.Option("--out", "-o", help="NAME.onnx, NAME.safetensors, or a folder for both files of a hub's model."),
     ],
     size: Size = None,
+    trust: Trust = False,
 ) -> None:
     """Write a trained model in a form that other programs read.
 
@@ -125,10 +146,12 @@ def export(
             raise ValueError("--size is of an ONNX graph: weights fit images of any size.")
         if out.suffix:
             check_writable("--out", out)
+        else:
+            _check_folder("--out", out)
     checkpoint_file(checkpoint)
     from otdml.benchmarks.models import exported
 
-    said = exported(checkpoint, out, size=size)
+    said = exported(checkpoint, out, size=size, trust=trust)
     console.print(f"{said}: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)
 
 
@@ -139,10 +162,13 @@ def search(
     k: Annotated[int, typer.Option("--count", "-k", help="How many to show.", min=1)] = 10,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page that shows the images.")] = None,
+    trust: Trust = False,
 ) -> None:
     """The images of an index that are most similar to an image, with their cosine similarities."""
     from otdml.benchmarks.runs import checkpoint_file
 
+    if html is not None:
+        check_writable("--html", html)
     _check_there("index", [index])
     _check_there("image file", [image])
     if checkpoint is not None:
@@ -150,12 +176,13 @@ def search(
     from otdml.benchmarks.models import nearest_images
     from otdml.benchmarks.report import write_matches
 
-    matches = nearest_images(index, image, k, checkpoint)
+    matches = nearest_images(index, image, k, checkpoint, trust=trust)
     for match in matches:
         console.print(f"{match.similarity:.4f}  {plain(match.path)}", soft_wrap=True, highlight=False)
     if html is not None:
-        write_matches(html, image, matches)
-        console.print(f"\nPage: [bold]{html}[/]", soft_wrap=True, highlight=False)
+        for path, reason in write_matches(html, image, matches).items():
+            errors.print(f"[yellow]not shown[/] {plain(f'{path}: {reason}')}", soft_wrap=True, highlight=False)
+        console.print(f"\nPage: [bold]{plain(str(html))}[/]", soft_wrap=True, highlight=False)
 
 
 def _policy(skip_corrupt: bool) -> str:
@@ -165,6 +192,32 @@ def _policy(skip_corrupt: bool) -> str:
 def _name(skipped: Mapping[str, str]) -> None:
     for path, reason in skipped.items():
         errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """What is passed over in folders, as a line for reading instead of a warning with its place in the code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message="Passed over")
+        shown = warnings.showwarning
+
+        def note(message: Warning | str, *rest: Any) -> None:
+            if str(message).startswith("Passed over"):
+                errors.print(f"[yellow]note[/] {plain(str(message))}", soft_wrap=True, highlight=False)
+            else:
+                shown(message, *rest)
+
+        warnings.showwarning = note
+        yield
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """Raise unless files can be written into the folder, which may have to be made."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{option} {path} must be a folder, and is a file.")
+    place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"{option} {path}: nothing can be written in {place}.")
 
 
 def _check_there(what: str, paths: Iterable[Path]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from otdml.cli.application import arguments, check_writable, command, console, data_app, plain
+from otdml.cli.application import arguments, check_writable, command, console, data_app, plain, visible
 
 __all__ = ["check", "doctor", "speed"]
 
@@ -54,7 +54,7 @@ def speed(
         measurements = harness.save(out, measurements, merge=bool(only))
     display.show_ratios(console, measurements)
     if out is not None:
-        console.print(f"\nMeasurements: [bold]{out}[/]", soft_wrap=True, highlight=False)
+        console.print(f"\nMeasurements: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)
 
 
 @command("otdml data check cub --root DATA", of=data_app, name="check")
@@ -73,7 +73,7 @@ def check(
     from otdml.data.inventory import check as check_data
 
     found = check_data(name, root)
-    console.print(str(found), highlight=False, markup=False)
+    console.print(visible(str(found)), highlight=False, markup=False)
     if not found.complete:
         raise typer.Exit(1)
 

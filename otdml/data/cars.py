@@ -1,6 +1,8 @@
 """Stanford Cars, in each of the three layouts that are around."""
 
 import csv
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ __all__ = ["PROTOCOL", "Cars196"]
 
 # The first half of the models; the train and test folders of the set are for closed-set classification.
 TRAINING_CLASSES = 98
+# The published annotations are of some two megabytes.
+MOST_BYTES = 2**26
+# A part of a MATLAB file that zlib has compressed.
+COMPRESSED = 15
+_DAMAGE = (KeyError, ValueError, TypeError, OSError, EOFError, IndexError, struct.error, zlib.error, MemoryError)
 
 
 def _read(root: Path) -> Listing:
@@ -33,10 +40,34 @@ def _mat(path: Path, *keys: str) -> list[Any]:
     from scipy.io.matlab import MatReadError
 
     try:
+        _check_unpacked(path)
         content = loadmat(path, squeeze_me=True)
         return [content[key] for key in keys]
-    except (MatReadError, KeyError, ValueError, TypeError) as error:
+    except NotImplementedError as error:
+        remedy = "Save it with -v7 in MATLAB, or get the published file."
+        raise ValueError(
+            f"{path} is of MATLAB's version 7.3, and the published file is of version 5. {remedy}"
+        ) from error
+    except (MatReadError, *_DAMAGE) as error:
         raise ValueError(f"{path} is not the published annotation file ({error}).") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise where the compressed parts of a file of version 5 unpack to more than annotations can have."""
+    left = MOST_BYTES
+    with path.open("rb") as file:
+        file.seek(128)
+        while len(tag := file.read(8)) == 8:
+            kind, length = struct.unpack("<II", tag)
+            if kind != COMPRESSED:
+                file.seek(length, 1)
+                continue
+            unpacker, packed = zlib.decompressobj(), file.read(length)
+            while packed and left >= 0:
+                left -= len(unpacker.decompress(packed, 2**20))
+                packed = unpacker.unconsumed_tail
+            if left < 0:
+                raise ValueError(f"it would unpack to more than {MOST_BYTES:,} bytes")
 
 
 def _original(home: Path) -> Iterator[Entry]:
@@ -60,10 +91,10 @@ def _devkit(home: Path) -> Iterator[Entry]:
 
 
 def _kaggle(home: Path) -> Iterator[Entry]:
-    names = find(home, ["names.csv"]).read_text(encoding="utf-8").splitlines()
+    names = find(home, ["names.csv"]).read_text(encoding="utf-8-sig").splitlines()
     names = [name.strip().strip('"') for name in names if name.strip()]
     for part in ("train", "test"):
-        with find(home, [f"anno_{part}.csv"]).open(encoding="utf-8", newline="") as rows:
+        with find(home, [f"anno_{part}.csv"]).open(encoding="utf-8-sig", newline="") as rows:
             for row in csv.reader(rows):
                 # Folders cannot hold the slash of "Ram C/V Cargo Van Minivan 2012".
                 folder = names[int(row[5]) - 1].replace("/", "-")

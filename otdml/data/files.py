@@ -1,6 +1,11 @@
 """Labelled image files."""
 
-from collections.abc import Callable, Sequence
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,16 @@ from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb, open_image,
 
 __all__ = ["ImageFiles", "ImageFolder"]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+# Formats whose files Pillow recognises, and decodes with another program or not at all.
+_NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Suffixes of the files that Pillow decodes here, such as ``".jpg"``."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in known if kind in Image.OPEN and kind not in _NOT_DECODED)
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
@@ -86,14 +100,18 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 class ImageFolder(ImageFiles):
     """All images below a folder, in order of their paths; the class of an image is the folder it lies in.
 
-    For one's own images: to embed them, to search them, or to evaluate on them if folders are classes. Hidden files
-    are passed over, among them the ``._*`` files that some archives hold.
+    For one's own images: to embed them, to search them, or to evaluate on them if folders are classes. Every format
+    that Pillow decodes is read, and links to files and folders are followed. Hidden files are passed over, among them
+    the ``._*`` files that some archives hold; what else is passed over is counted, and said in a warning.
 
     Args:
         root: The folder.
         transform: As for :class:`ImageFiles`; the standard crop for evaluation if None.
         size: Pixels per side of that crop.
         on_corrupt: ``"raise"`` or ``"skip"``.
+
+    Attributes:
+        passed_over: How many files are no images, by suffix, or are no regular files, or could not be looked at.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image below it.
@@ -110,10 +128,14 @@ class ImageFolder(ImageFiles):
         folder = Path(root)
         if not folder.is_dir():
             raise FileNotFoundError(f"`root` must be a folder of images, but {root} is no folder.")
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        paths = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+        self.passed_over: Counter[str] = Counter()
+        paths = sorted(_images(folder, self.passed_over, (_identity(folder),)))
+        over = ", ".join(f"{count} {kind}" for kind, count in sorted(self.passed_over.items()))
         if not paths:
-            raise FileNotFoundError(f"No image below {root}: looked for {', '.join(sorted(SUFFIXES))}.")
+            found = f"passed over were {over}" if over else "there is nothing but hidden files"
+            raise FileNotFoundError(f"No image below {root}: looked for {', '.join(sorted(suffixes()))}; {found}.")
+        if over:
+            warnings.warn(f"Passed over below {root}, as no images: {over}.", stacklevel=2)
         names = [path.parent.relative_to(folder).as_posix() for path in paths]
         classes, labels = np.unique(names, return_inverse=True)
         super().__init__(
@@ -123,3 +145,41 @@ class ImageFolder(ImageFiles):
             transform=transform or standard_crop("test", size),
             on_corrupt=on_corrupt,
         )
+
+
+def _images(folder: Path, over: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """The images below a folder; what is passed over is counted in ``over``, and ``above`` are the folders above.
+
+    A link to a folder above would lead in circles, and is passed over.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        over["folders that cannot be read"] += 1
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        path = folder / entry.name
+        try:
+            mode = entry.stat().st_mode
+        except OSError:
+            over["broken links"] += 1
+            continue
+        if stat.S_ISDIR(mode):
+            if (place := _identity(path)) in above:
+                over["links in circles"] += 1
+            else:
+                yield from _images(path, over, (*above, place))
+        elif not stat.S_ISREG(mode):
+            over["pipes or devices"] += 1
+        elif path.suffix.lower() in suffixes():
+            yield path
+        else:
+            over[path.suffix.lower() or "files without suffix"] += 1
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from all others of the machine, by whatever name it is reached."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino

@@ -2,6 +2,7 @@
 
 import math
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,11 @@ REMEDY = "Replace the file, or pass on_corrupt='skip' (--skip-corrupt) to leave 
 # What Pillow raises for damaged files; SyntaxError comes from broken PNG chunks.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
+# Entries of `Image.info` that may hold an orientation: EXIF, early or late in a PNG, and XMP.
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+# An entry of our own: pixels are to stay as they lie.
+_AS_STORED = "otdml: as stored"
+
 # How the orientations of EXIF become the first one, upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,13 +49,16 @@ def open_image(path: str | Path, *, upright: bool = True) -> Image.Image:
 
     Args:
         path: The file.
-        upright: Whether its EXIF orientation counts, or else pixels lie as they are stored.
+        upright: Whether the orientation in its EXIF or XMP counts, or else pixels lie as they are stored.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no image; the message names it.
+        ValueError: If it is no image, or no regular file; the message names it.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            # To open a pipe would wait for somebody to write into it.
+            raise OSError("no regular file")
         with _metadata_unwarned():
             image = Image.open(path)
     except FileNotFoundError:
@@ -57,7 +66,7 @@ def open_image(path: str | Path, *, upright: bool = True) -> Image.Image:
     except _DAMAGE as error:
         raise ValueError(f"{path} is no image that can be read ({error}). {REMEDY}") from error
     if not upright:
-        image.info.pop("exif", None)
+        image.info[_AS_STORED] = True
     return image
 
 
@@ -70,9 +79,13 @@ def _metadata_unwarned() -> Iterator[None]:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes an image upright, as its EXIF has it. Pillow turns TIFFs by itself."""
-    if "exif" not in image.info:
+    """What makes an image upright that is not decoded yet, as its EXIF or XMP has it."""
+    if image.info.get(_AS_STORED) or ExifTags.Base.Orientation in getattr(image, "tag_v2", ()):
+        # Pillow turns TIFFs by itself.
         return None
+    if image.format == "PNG":
+        # Its EXIF may come after the pixels.
+        _decode(image)
     try:
         with _metadata_unwarned():
             return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -89,29 +102,59 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def as_rgb(image: Image.Image) -> Image.Image:
     """The image decoded and upright, with three channels.
 
-    Grey is repeated, 16 bits are reduced to 8, CMYK and palettes are converted, alpha is dropped.
+    Grey is repeated, 16 bits are reduced to 8, floating point in [0, 1] becomes 8 bits, CMYK and palettes are
+    converted, alpha is dropped.
 
     Raises:
-        ValueError: If the file is truncated or damaged; the message names it.
+        ValueError: If the file is truncated or damaged, or its numbers have no known white; the message names it.
     """
-    try:
-        image.load()
-    except _DAMAGE as error:
-        name = getattr(image, "filename", "") or "the image"
-        raise ValueError(f"{name} is corrupt ({error}). {REMEDY}") from error
     turn = _turn(image)
+    _decode(image)
     found = _three_channels(image)
     # Who looks at it again must not turn it again.
-    found.info.pop("exif", None)
+    for key in _ORIENTED:
+        found.info.pop(key, None)
+    found.info[_AS_STORED] = True
     return found if turn is None else found.transpose(turn)
 
 
+def _decode(image: Image.Image) -> None:
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise ValueError(f"{_name(image)} is corrupt ({error}). {REMEDY}") from error
+
+
+def _name(image: Image.Image) -> str:
+    return str(getattr(image, "filename", "") or "the image")
+
+
 def _three_channels(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow would clip 16 bits to 255.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    # A palette whose transparency is per colour has to pass through RGBA.
-    return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bits(image)
+    try:
+        # A palette whose transparency is per colour has to pass through RGBA.
+        return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{_name(image)} cannot be converted to RGB ({error}). {REMEDY}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits in 8; Pillow would clip it to 255.
+
+    Raises:
+        ValueError: If nothing says which number is white.
+    """
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return Image.fromarray(np.rint(255 * pixels).astype(np.uint8))
+    # Pillow reads 16-bit PNG and PGM in mode I; in a TIFF that mode is of 32 bits.
+    if image.mode != "F" and (image.mode != "I" or image.format != "TIFF") and low >= 0 and high <= 65535:
+        return Image.fromarray((pixels // 257).astype(np.uint8))
+    kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits"
+    wanted = "Save it with 8 or 16 bits per channel, or as floating point in [0, 1]."
+    raise ValueError(f"{_name(image)} holds {kind} from {low:g} to {high:g}, whose white is not known. {wanted}")
 
 
 def unreadable(paths: Sequence[str | Path], workers: int | None = None) -> dict[str, str]:
@@ -126,9 +169,14 @@ def unreadable(paths: Sequence[str | Path], workers: int | None = None) -> dict[
 
 def _damage(path: str | Path) -> str:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.draft("RGB", (1, 1))
             image.load()
+            if image.mode == "F" or image.mode.startswith("I"):
+                _eight_bits(image)
+    except ValueError as error:
+        # What Pillow said, without the name of the file.
+        return str(error.__cause__ or error)
     except _DAMAGE as error:
         return str(error) or type(error).__name__
     return ""

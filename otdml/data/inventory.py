@@ -95,16 +95,31 @@ def _check_embedded(name: str) -> Report:
 
 
 def _check_omniglot(root: str | Path | None) -> Report:
-    """Omniglot has two protocols, and is complete if either can be run."""
-    from otdml.data.omniglot import ADDRESS, Omniglot
+    """Omniglot has two protocols. It is complete if one can be run, and nothing of the other is there by half."""
+    from otdml.data.omniglot import ADDRESS, OFFICIAL, differences
 
-    there, wrong, where = [], [], f"Omniglot is published at {ADDRESS}."
-    for protocol in ("small", "full"):
+    found: dict[str, list[str]] = {}
+    absent: dict[tuple[str, str], str] = {}
+    there = []
+    for protocol, part in OFFICIAL:
+        found.setdefault(protocol, [])
         try:
-            sets = {split: Omniglot(root, split, protocol=protocol, size=105) for split in ("trainval", "test")}
+            wrong = differences(root, protocol, part)
         except (FileNotFoundError, ValueError) as error:
-            wrong.append(f"{protocol}: {error}")
-            continue
-        for split, found in sets.items():
-            there.append(f"{protocol}, {split}: {len(found):,} images of {len(found.classes):,} classes")
-    return Report("omniglot", str(root), there + wrong if there else [], [] if there else wrong, where)
+            if isinstance(error, ValueError):
+                wrong = [f"{protocol}, {part}: {error}"]
+            else:
+                absent[protocol, part], wrong = f"{protocol}, {part}: {error}", []
+        found[protocol] += wrong
+        if not wrong and (protocol, part) not in absent:
+            images, characters, _ = OFFICIAL[protocol, part]
+            name = "trainval" if part == "train" else "test"
+            there.append(f"{protocol}, {name}: {images:,} images of {characters:,} classes")
+    lost = {name: [absent[name, part] for part in ("train", "test") if (name, part) in absent] for name in found}
+    runs = [name for name in found if not found[name] and not lost[name]]
+    wrong = [line for lines in found.values() for line in lines]
+    wrong += [
+        line for name, lines in lost.items() if not (runs and len(lines) == 2 and not found[name]) for line in lines
+    ]
+    unused = [line for lines in lost.values() for line in lines if line not in wrong]
+    return Report("omniglot", str(root), there + unused, wrong, f"Omniglot is published at {ADDRESS}.")

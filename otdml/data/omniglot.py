@@ -1,5 +1,6 @@
 """Omniglot: handwritten characters of fifty alphabets."""
 
+import hashlib
 import io
 import re
 import zipfile
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from otdml._arrays import load_arrays
 from otdml._checks import argument_error, check_choice, check_integer
 from otdml.data.split import split_classes
 from otdml.data.tensors import TensorImages, crop_to_ink, downscale, rotated_classes
@@ -37,6 +40,20 @@ SOURCES = {
     ("small", "test"): ("images_background_small2", None, ("Greek", "Latin")),
     ("full", "train"): ("images_background", "omniglot_background.npz", ()),
     ("full", "test"): ("images_evaluation", "omniglot_evaluation.npz", ()),
+}
+# Above what any part of the set has: sizes are looked at before anything is unpacked.
+MOST_BYTES, MOST_FILE, MOST_DRAWINGS = 2**28, 2**16, 40_000
+# What Pillow and zipfile raise for damaged files, or those with a password.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
+)
+# Images and characters of each part, and the hash of its drawings as :func:`_signature` makes it.
+OFFICIAL = {
+    ("small", "train"): (2_720, 136, "a14fb551b9cb5942"),
+    ("small", "test"): (2_120, 106, "ea9618c10b528166"),
+    ("full", "train"): (19_280, 964, "b487053ff8f408d1"),
+    ("full", "test"): (13_180, 659, "e8fdd7e9a403c3ab"),
 }
 FILE = re.compile(r"(([^/]+)/character\d+)/(\d+)_(\d+)\.png$")
 CLASS = re.compile(r"([^/]+/character\d+)/$")
@@ -128,7 +145,7 @@ def _read(root: Path, name: str, repack: str | None, skip: tuple[str, ...], bad:
     """The drawings of one archive, from the archive, its folder or the repack, whichever is there first."""
     if (root / f"{name}.zip").is_file():
         with _archive(root / f"{name}.zip") as archive:
-            return _decoded(archive.namelist(), archive.read, skip, bad)
+            return _decoded(archive.namelist(), lambda member: _unpacked(archive, member), skip, bad)
     folder = root if root.name == name else root / name
     if folder.is_dir():
         found = [path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in folder.rglob("*")]
@@ -137,6 +154,13 @@ def _read(root: Path, name: str, repack: str | None, skip: tuple[str, ...], bad:
         return _repacked(root / repack)
     wanted = " or ".join([f"{name}.zip", f"{name}/ALPHABET/characterNN/XXXX_YY.png", *([repack] if repack else [])])
     raise FileNotFoundError(f"{root} holds no {wanted}. Omniglot is published at {ADDRESS}.")
+
+
+def _unpacked(archive: zipfile.ZipFile, member: str) -> bytes:
+    size = archive.getinfo(member).file_size
+    if size > MOST_FILE:
+        raise ValueError(f"it would unpack to {size:,} bytes, a hundred times what a drawing has")
+    return archive.read(member)
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
@@ -151,6 +175,8 @@ def _decoded(
 ) -> _Drawings:
     """Drawings in order of character and drawing, as the published numbers in the file names have it."""
     files = sorted(_numbered(members, skip))
+    if len(files) > MOST_DRAWINGS:
+        raise ValueError(f"there are {len(files):,} drawings, more than Omniglot has. Get the archive again.")
     classes = list(dict.fromkeys(name for _, _, name, _ in files))
     empty = {match[1] for member in members if (match := CLASS.search(member))} - set(classes)
     if empty := {name for name in empty if name.split("/")[0] not in skip}:
@@ -172,27 +198,29 @@ def _numbered(members: list[str], skip: tuple[str, ...]) -> Iterator[tuple[int, 
 
 def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np.ndarray | None:
     """True where there is ink; None for an image that cannot be read and is to be skipped."""
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(read(member))) as image:
-            ink = ~np.array(image.convert("1"))
-        if ink.shape != (PIXELS, PIXELS):
-            raise ValueError(f"it is {ink.shape[1]} × {ink.shape[0]} pixels, not {PIXELS} × {PIXELS}")
-    except (OSError, SyntaxError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            # Before it is decoded: a few bytes can declare billions of pixels.
+            if image.size != (PIXELS, PIXELS):
+                raise ValueError(f"it is {image.width} × {image.height} pixels, not {PIXELS} × {PIXELS}")
+            return ~np.array(image.convert("1"))
+    except _DAMAGE as error:
         if bad is None:
             remedy = 'Get the file again, or pass on_corrupt="skip" to go without it.'
             raise ValueError(f"cannot read the image {member}: {error}. {remedy}") from error
         bad.append(member)
         return None
-    return ink
 
 
 def _repacked(path: Path) -> _Drawings:
     try:
-        with np.load(path) as arrays:
-            paper, labels = arrays["images"], arrays["labels"]
-    except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = load_arrays(path, MOST_BYTES)
+        paper, labels = arrays["images"], arrays["labels"]
+        if paper.dtype != bool or paper.ndim != 4 or paper.shape[2:] != (PIXELS, PIXELS):
+            raise ValueError(
+                f"images are {paper.dtype} of shape {paper.shape}, not bool of (n, 20, {PIXELS}, {PIXELS})"
+            )
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no repack of Omniglot, or is damaged ({error}).") from error
     characters = len(paper)
     if labels.shape != paper.shape[:2]:
@@ -219,3 +247,30 @@ def _selected(found: _Drawings, classes: list[str]) -> tuple[np.ndarray, Tensor]
     position = {name: label for label, name in enumerate(classes)}
     anew = torch.tensor([position.get(name, -1) for name in found.classes])[found.labels]
     return found.ink[(anew >= 0).numpy()], anew[anew >= 0]
+
+
+def differences(root: str | Path | None, protocol: str, part: str) -> list[str]:
+    """In what the training or the test part of a protocol differs from the published one, a phrase each.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is damaged.
+    """
+    found = _read(_folder(root), *SOURCES[protocol, part], None)
+    images, characters, signature = OFFICIAL[protocol, part]
+    if (len(found.ink), len(found.classes)) != (images, characters):
+        held = f"{len(found.ink):,} images of {len(found.classes):,} characters"
+        return [f"{protocol}, {part} has {held}, officially {images:,} of {characters:,}"]
+    if _signature(found) != signature:
+        return [f"{protocol}, {part} has as many images as the published set, and some are others"]
+    return []
+
+
+def _signature(found: _Drawings) -> str:
+    """A hash of which drawings are of one character, whatever the order of drawings and characters."""
+    labels = found.labels.tolist()
+    drawings: dict[int, list[bytes]] = {label: [] for label in labels}
+    for ink, label in zip(found.ink, labels, strict=True):
+        drawings[label].append(hashlib.sha256(np.packbits(ink).tobytes()).digest())
+    characters = sorted(b"".join(sorted(own)) for own in drawings.values())
+    return hashlib.sha256(b"".join(characters)).hexdigest()[:16]

@@ -186,7 +186,8 @@ def table(path: Path, columns: int, header: int = 0) -> Iterator[list[str]]:
     Raises:
         ValueError: If a row has fewer columns; the message names the line.
     """
-    with path.open(encoding="utf-8") as lines:
+    # Some editors begin a file with a byte-order mark.
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if number <= header or not line.strip():
                 continue

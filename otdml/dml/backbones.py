@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_integer, check_known
+from otdml.dml.checkpoint import read_tensors
 
 __all__ = [
     "BACKBONES",
@@ -262,7 +263,9 @@ def _initialise(network: nn.Module) -> None:
 def _load_published(network: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise argument_error("weights", "be a file of weights", path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_tensors(path)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no weights by name, as torchvision publishes them.")
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     try:
         network.load_state_dict(state)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from otdml._files import replacing
+from otdml.dml.checkpoint import read_tensors
 from otdml.dml.evaluation import embed
 from otdml.dml.loading import LabelledImages
 from otdml.dml.module import ProxyDML
 
-__all__ = ["embedding_file", "embedding_key", "keep_embedding", "kept_embedding"]
+__all__ = ["embedding_file", "embedding_key", "keep_embedding", "kept_embedding", "network_key"]
 
 
 class _NotPlainError(Exception):
@@ -67,15 +68,12 @@ def keep_embedding(path: Path, key: str | None, z: Tensor) -> None:
 
 
 def _read(path: Path, key: str) -> Tensor | None:
-    from otdml.dml.record import UNREADABLE
-
-    if not path.exists():
-        return None
     try:
-        content = torch.load(path, weights_only=True)
-    except UNREADABLE:
+        content = read_tensors(path)
+    except (FileNotFoundError, ValueError):
         return None
-    return content["z"] if isinstance(content, dict) and content.get("key") == key else None
+    found = content.get("z") if isinstance(content, dict) and content.get("key") == key else None
+    return found if isinstance(found, Tensor) else None
 
 
 def embedding_key(module: ProxyDML, dataset: LabelledImages) -> str | None:
@@ -100,13 +98,33 @@ def embedding_key(module: ProxyDML, dataset: LabelledImages) -> str | None:
     """
     digest = hashlib.sha256()
     try:
-        for part in (module.backbone, module.head):
-            _absorb(digest, [repr(part), dict(part.state_dict())])
-        _absorb(digest, module.head.pool)
+        _absorb_network(digest, module)
         _absorb(digest, _images(dataset))
     except _NotPlainError:
         return None
     return digest.hexdigest()
+
+
+def network_key(module: ProxyDML, transform: Any = None) -> str:
+    """A hash of what makes an image's embedding: network, weights, and the transform of images.
+
+    Args:
+        module: What embeds.
+        transform: What is done to an image before; one that cannot be seen into counts by its type.
+    """
+    digest = hashlib.sha256()
+    _absorb_network(digest, module)
+    try:
+        _absorb(digest, transform)
+    except _NotPlainError:
+        _absorb(digest, type(transform).__qualname__)
+    return digest.hexdigest()
+
+
+def _absorb_network(digest: "hashlib._Hash", module: ProxyDML) -> None:
+    for part in (module.backbone, module.head):
+        _absorb(digest, [repr(part), dict(part.state_dict())])
+    _absorb(digest, module.head.pool)
 
 
 def _images(dataset: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """Embeddings of images on disk, to be searched by an image."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_integer, check_matrix
 from otdml._faiss import read_vectors, write_vectors
-from otdml._files import replacing, write_text
+from otdml._files import replacing, writable_file, write_text
 from otdml.neighbors import nearest_neighbors
 from otdml.sphere import unit
 
@@ -67,7 +68,10 @@ class EmbeddingIndex:
         return [[Match(self.paths[i], v) for v, i in zip(*pair, strict=True)] for pair in pairs]
 
     def save(self, folder: str | Path) -> None:
-        """Write the index into ``folder``, which is made if it is not there.
+        """Write the index into ``folder``, which is made if it is not there; an earlier index is replaced whole.
+
+        The vectors are written beside the earlier ones, under a name that tells them; with ``items.json``, which names
+        them, the folder changes from one index to the other at once.
 
         Raises:
             OSError: If it cannot be written; an earlier index is then still there.
@@ -75,11 +79,20 @@ class EmbeddingIndex:
         """
         path, vectors = Path(folder), np.ascontiguousarray(self.z.numpy())
         path.mkdir(parents=True, exist_ok=True)
-        items = {"embeddings": crc32(vectors.data), "about": self.about, "paths": self.paths}
-        text = json.dumps(items, ensure_ascii=False, indent=0)
-        with replacing(path / VECTORS) as part:
+        sign = crc32(vectors.data)
+        text = json.dumps({"embeddings": sign, "about": self.about, "paths": self.paths}, ensure_ascii=False, indent=0)
+        new = path / _named(sign)
+        with replacing(new) as part:
             write_vectors(part, vectors)
-        write_text(path / ITEMS, text)
+        try:
+            write_text(path / ITEMS, text)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        # A kill before this line leaves an index that can be read, by this library.
+        os.replace(new, writable_file(path / VECTORS))
+        for stale in path.glob(_named("*")):
+            stale.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "EmbeddingIndex":
@@ -92,16 +105,41 @@ class EmbeddingIndex:
         """
         path = Path(folder)
         for name in (VECTORS, ITEMS):
-            if not (path / name).is_file():
+            if not (path / name).is_file() and not (name == VECTORS and list(path.glob(_named("*")))):
                 raise FileNotFoundError(f"{path} is no index: it holds no {name}. Make one with `otdml embed`.")
-        vectors = read_vectors(path / VECTORS)
-        try:
-            items = json.loads((path / ITEMS).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path / ITEMS} is damaged ({error}). Make the index again.") from error
-        if items.get("embeddings") != crc32(vectors.data):
-            raise ValueError(f"{VECTORS} and {ITEMS} in {path} are of different times. Make the index again.")
-        index = cls(torch.from_numpy(vectors), items["paths"], items["about"])
+        sign, about, paths = _items(path)
+        vectors = _vectors(path, sign)
+        if len(paths) != len(vectors):
+            raise ValueError(f"{path / ITEMS} names {len(paths)} images of {len(vectors)}. Make the index again.")
+        index = cls(torch.from_numpy(vectors), paths, about)
         # As they were written: normalising twice would move the last digit.
         index.z = torch.from_numpy(vectors)
         return index
+
+
+def _named(sign: int | str) -> str:
+    """The file of vectors that have not taken the place of the earlier ones yet."""
+    return f".{sign}.faiss"
+
+
+def _items(path: Path) -> tuple[int, dict[str, Any], list[str]]:
+    """Checksum of the embeddings, what is known of them, and the paths of their images."""
+    try:
+        items = json.loads((path / ITEMS).read_text(encoding="utf-8"))
+        sign, about, paths = items["embeddings"], items["about"], items["paths"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path / ITEMS} is damaged ({error!r}). Make the index again.") from error
+    sound = isinstance(paths, list) and all(isinstance(name, str) for name in paths)
+    if not (sound and isinstance(about, dict) and isinstance(sign, int)):
+        raise ValueError(f"{path / ITEMS} is damaged: it holds no paths. Make the index again.")
+    return sign, about, paths
+
+
+def _vectors(path: Path, sign: int) -> np.ndarray:
+    """The vectors with that checksum. A kill may have left them before they took the place of the earlier ones."""
+    for file in (path / _named(sign), path / VECTORS):
+        if file.is_file():
+            vectors = read_vectors(file)
+            if crc32(np.ascontiguousarray(vectors).data) == sign:
+                return vectors
+    raise ValueError(f"{VECTORS} and {ITEMS} in {path} are of different times. Make the index again.")

@@ -15,10 +15,12 @@ from otdml._checks import argument_error, check_choice, check_integer, check_kno
 from otdml.distributed import gather, total
 from otdml.dml.backbones import LIBRARIES, num_features
 from otdml.dml.backbones import backbone as make_backbone
+from otdml.dml.checkpoint import checkpoint
 from otdml.dml.dispersion import Dispersion
 from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
 from otdml.dml.retrieval import retrieval_metrics
+from otdml.dml.trust import check_names
 from otdml.sphere import unit
 
 try:
@@ -192,23 +194,36 @@ class ProxyDML(LightningModule):
         save_pretrained(self, folder)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **changes: Any) -> "ProxyDML":
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, trust: bool = False, **changes: Any
+    ) -> "ProxyDML":
         """The module that :meth:`save_pretrained` wrote, in evaluation.
 
         Args:
             name: A folder; or ``OWNER/NAME`` of a repository on the hub, where huggingface_hub is installed.
             revision: Branch, tag or commit of the repository.
+            trust: Whether it may name networks that load files or run code of others.
             changes: Arguments of the module in place of those kept: ``backbone`` and ``loss`` where they were modules.
 
         Raises:
             FileNotFoundError: If there is no such folder, and the name is none of a repository.
+            ValueError: If its settings name such a network, and ``trust`` is not given.
         """
         from otdml.dml.export import load_pretrained
 
         settings, state = load_pretrained(name, revision)
+        if not trust and "backbone" not in changes:
+            check_names(settings, name)
         module = cls(**{**settings, **changes})
         module.load_state_dict(state)
         return module.eval()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> "ProxyDML":
+        """The module of a checkpoint, as Lightning loads it; ``trust`` as in :meth:`from_pretrained`."""
+        if not trust and "backbone" not in kwargs and isinstance(checkpoint_path, str | os.PathLike):
+            check_names(checkpoint(Path(checkpoint_path)).get("hyper_parameters") or {}, str(checkpoint_path))
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The ``loss`` and its unweighted terms: ``proxy`` and, where asked for, ``nir`` and ``dispersion``.

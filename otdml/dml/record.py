@@ -3,9 +3,7 @@
 import csv
 import io
 import math
-import pickle
 import re
-import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,18 +15,18 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml._files import replacing, write_text
+from otdml.data.fingerprint import fingerprint
 from otdml.distributed import from_first, is_first
 from otdml.dml.cache import embedding_file, embedding_key, keep_embedding
+from otdml.dml.checkpoint import checkpoint
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, metrics_of
 from otdml.dml.loading import Augment, LabelledImages, epoch_seed
 from otdml.dml.module import ProxyDML
 
-__all__ = ["ProgressLine", "RunRecord", "checkpoint"]
+__all__ = ["ProgressLine", "RunRecord", "earlier_state"]
 
 LAST, BEST, CURVE = "last.ckpt", "best.ckpt", "curve.csv"
-# What torch raises for files that are no checkpoints, or damaged ones, according to where the damage lies.
-UNREADABLE = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, LookupError, TypeError, ValueError)
 
 
 class RunRecord(Callback):
@@ -47,7 +45,9 @@ class RunRecord(Callback):
         on_epoch: Callable[[int, Mapping[str, float]], None] | None,
     ) -> None:
         self.module, self.folder, self.config, self.on_epoch = module, folder, config, on_epoch
-        self.data = {"train": len(train), "val": len(val or ()), "augment": _described(augment)}
+        sets = {name: images for name, images in (("train", train), ("val", val), ("test", test)) if images is not None}
+        self.data: dict[str, Any] = {f"{name} images": fingerprint(images) for name, images in sets.items()}
+        self.data |= {"train": len(train), "val": len(val or ()), "augment": _described(augment)}
         self.unseen = {name: images for name, images in (("val", val), ("test", test)) if images is not None}
         self.rows: list[dict[str, float]] = []
         self.best_epoch: int | None = None
@@ -75,7 +75,7 @@ class RunRecord(Callback):
             return None
         if not resume:
             raise argument_error("folder", "hold no run yet", self.folder, "Pass resume=True, or another folder.")
-        state = checkpoint(path)
+        state = earlier_state(path)
         found = state.get("callbacks", {}).get(self.state_key, {}).get("identity")
         if found != self.identity():
             differences = _differences(found, self.identity())
@@ -185,13 +185,20 @@ class RunRecord(Callback):
         if self.best_epoch == self.rows[-1]["epoch"]:
             return self.last()
         kept = {name: value.clone() for name, value in self.module.state_dict().items()}
-        state = torch.load(self.folder / BEST, map_location=self.module.device, weights_only=True)
+        state = self._best_state()
         self.module.load_state_dict(state["state_dict"])
         # Images of sets with random transforms are those of this evaluation, in a resumed run too.
         self.seed_all(epoch_seed(self.config.seed, self.best_epoch, stream=3))
         found = self._metrics(*self.unseen, keep=BEST)
         self.module.load_state_dict(kept)
         return found
+
+    def _best_state(self) -> dict[str, Any]:
+        try:
+            return checkpoint(self.folder / BEST)
+        except (ValueError, FileNotFoundError) as error:
+            remedy = "That epoch cannot be had again by itself: delete the folder to repeat the run."
+            raise ValueError(f"{error} {remedy}") from error
 
 
 class ProgressLine(Callback):
@@ -247,12 +254,16 @@ def _described(augment: Augment | None) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(augment))
 
 
-def checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU."""
+def earlier_state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that a run goes on from.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it and says what to do.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is no checkpoint that can be read. Delete it to start that run anew.") from error
+        return checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Delete it to start that run anew.") from error
 
 
 def _differences(there: dict[str, Any] | None, here: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from otdml.dml.evaluation import embed, evaluate
 from otdml.dml.loading import Augment, LabelledImages, TrainingBatches, as_float, epoch_seed, seeded
 from otdml.dml.module import ProxyDML
 from otdml.dml.processes import make_trainer
-from otdml.dml.record import LAST, ProgressLine, RunRecord, checkpoint
+from otdml.dml.record import LAST, ProgressLine, RunRecord, earlier_state
 from otdml.dml.sampling import ClassBalancedBatchSampler
 
 __all__ = ["FitResult", "TrainingConfig", "embed", "evaluate", "fit"]
@@ -123,7 +123,7 @@ def _go_on(trainer: Trainer, run: RunRecord, batches: LightningDataModule, resum
             run.module.backbone.compile()
         trainer.fit(run.module, datamodule=batches, ckpt_path=None if state is None else run.folder / LAST)
         # Processes that were spawned have the rows; this one did but wait for them.
-        state = None if run.rows else checkpoint(run.folder / LAST)
+        state = None if run.rows else earlier_state(run.folder / LAST)
     if state is not None:
         run.restore(state)
 

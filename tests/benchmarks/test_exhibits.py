@@ -90,3 +90,13 @@ def test_map_is_finite_and_the_same_every_time(n, generator):
     assert once.shape == (n, 2)
     assert np.isfinite(once).all()
     assert np.array_equal(once, again)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK"])
+def test_a_damaged_file_is_named_with_what_to_do(content, tmp_path):
+    (tmp_path / "exhibits.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"exhibits\.npz .*Delete .*metrics\.json and give the command again"):
+        load_exhibits(tmp_path / "exhibits.npz")
+    np.savez(tmp_path / "exhibits.npz", query=np.zeros(1))
+    with pytest.raises(ValueError, match=r"exhibits\.npz lacks query_class"):
+        load_exhibits(tmp_path / "exhibits.npz")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from otdml.benchmarks import experiment
 from otdml.benchmarks.exhibits import load_exhibits
 from otdml.benchmarks.experiment import _recorded, execute, load_split, run_grid
 from otdml.benchmarks.methods import METHODS
@@ -191,3 +192,24 @@ def test_unknown_option_of_a_data_set_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown option of digits 'on_corrupt'. .*rotations"):
         load_split("digits", None, "test", {"on_corrupt": "skip"})
     assert len(load_split("digits", None, "test", {"rotations": True})) == 896
+
+
+def test_a_run_on_other_images_is_refused_finished_or_not(tmp_path, monkeypatch):
+    """As many images as before, one of which has another pixel; or of the test set alone."""
+    execute(tiny(), tmp_path / "a/proxy-anchor/seed-0")
+    load = experiment.load_split
+
+    def changed(dataset, root, split, options):
+        found = load(dataset, root, split, options)
+        if split == "test":
+            found.images[0, 0, 3, 3] ^= 1
+        return found
+
+    monkeypatch.setattr(experiment, "load_split", changed)
+    with pytest.raises(ValueError, match="another state of the data set: test holds other images or labels now"):
+        execute(tiny(), tmp_path / "a/proxy-anchor/seed-0")
+    with pytest.raises(ValueError, match="another state of the data set"):
+        list(run_grid(tmp_path / "a", [tiny()]))
+    (tmp_path / "a/proxy-anchor/seed-0/metrics.json").unlink()
+    with pytest.raises(ValueError, match="another state of the data set"):
+        execute(tiny(), tmp_path / "a/proxy-anchor/seed-0")

@@ -1,5 +1,8 @@
 """Cars196 in each of its three layouts."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,3 +105,15 @@ def test_a_damaged_annotation_file_is_named(tmp_path):
 def test_a_missing_set_says_where_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no cars_annos\.mat, .*kaggle\.com"):
         Cars196(tmp_path)
+
+
+def test_annotations_of_another_version_or_that_would_burst_are_named(tmp_path):
+    root, file = tmp_path, tmp_path / "cars_annos.mat"
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+    packed = zlib.compress(bytes(2**27))
+    file.write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(ValueError, match=r"\.mat is not the published .*it would unpack to more than 67,108,864 bytes"):
+        Cars196(root, "trainval", allow_partial=True)
+    file.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(600))
+    with pytest.raises(ValueError, match=r"\.mat is of MATLAB's version 7\.3.*-v7"):
+        Cars196(root, "trainval", allow_partial=True)

@@ -1,13 +1,18 @@
 """Labelled image files: what a transform gets, damaged files, and folders of one's own."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from otdml.data.files import ImageFiles, ImageFolder
+from otdml.data.files import ImageFiles, ImageFolder, suffixes
 from otdml.data.images import CenterCrop, RandomResizedCrop
+
+# The folder holds a file of notes.
+pytestmark = pytest.mark.filterwarnings("ignore:Passed over")
 
 
 @pytest.fixture
@@ -99,3 +104,44 @@ def test_errors(folder, tmp_path):
         ImageFiles([folder / "cat" / "a.jpg"], torch.tensor([1]), ["x"], transform=CenterCrop(8))
     with pytest.raises(ValueError, match="none of them"):
         ImageFiles([folder / "dog" / "notes.txt"], torch.tensor([0]), ["x"], transform=CenterCrop(8), on_corrupt="skip")
+
+
+@pytest.mark.filterwarnings("default:Passed over")
+def test_links_are_followed_and_what_is_no_image_is_counted(tmp_path):
+    root = tmp_path / "root"
+    for place in (root / "cat", tmp_path / "elsewhere"):
+        place.mkdir(parents=True)
+        Image.new("L", (8, 8), 10).save(place / "a.png")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "up").symlink_to(root)
+    (root / "cat" / "gone.png").symlink_to("absent.png")
+    (root / "view.png").mkdir()
+    os.mkfifo(root / "pipe.png")
+    (root / "notes.txt").write_text("no image")
+    (root / "README").write_text("no image")
+    with pytest.warns(
+        UserWarning, match=r"1 \.txt, 1 broken links, 1 files without suffix, 1 links in circles, 1 pipes"
+    ):
+        images = ImageFolder(root, CenterCrop(8))
+    assert images.classes == ["cat", "dog"]
+    assert [path.removeprefix(f"{root}/") for path in images.paths] == ["cat/a.png", "dog/a.png"]
+    assert images.passed_over.total() == 5
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "jp2", "tga", "webp", "ico", "JPG"])
+def test_what_pillow_decodes_is_read(suffix, tmp_path):
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "jp2": "JPEG2000"}.get(suffix, suffix.upper())
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(tmp_path / f"a.{suffix}", kind)
+    image, _ = ImageFolder(tmp_path, CenterCrop(16, 16, mean=(0, 0, 0), std=(1, 1, 1)))[0]
+    assert image.mean((1, 2)).tolist() == pytest.approx([200 / 255, 0, 0], abs=0.03)
+
+
+def test_formats_that_other_programs_decode_are_no_images():
+    assert not suffixes() & {".eps", ".ps", ".mpg", ".h5", ".pdf", ".txt"}
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    images = ImageFiles([tmp_path / "pipe.png"], torch.zeros(1, dtype=torch.long), ["a"], transform=CenterCrop(8))
+    with pytest.raises(ValueError, match=r"pipe\.png is no image that can be read \(no regular file"):
+        images[0]

@@ -2,11 +2,13 @@
 
 import io
 import math
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb, open_image, standard_crop, unreadable
 
@@ -235,3 +237,59 @@ def test_standard_crops():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("values", "expected"), [(np.float32([[0.0, 0.5], [0.25, 1.0]]), [0, 128, 64, 255])])
+def test_floating_point_in_the_unit_interval_is_scaled(values, expected, tmp_path):
+    Image.fromarray(values).save(tmp_path / "image.tif")
+    assert np.asarray(as_rgb(open_image(tmp_path / "image.tif")))[..., 1].flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("values", [np.float32([[0.0, 200.0]]), np.float32([[-1.0, 1.0]]), np.int32([[0, 200]])])
+def test_numbers_without_a_known_white_are_refused_by_name(values, tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(values).save(path)
+    with pytest.raises(ValueError, match=r"image\.tif holds .* whose white is not known\. Save it with 8 or 16 bits"):
+        as_rgb(open_image(path))
+    assert "whose white is not known" in unreadable([path])[str(path)]
+
+
+def test_sixteen_bits_stay_sixteen_bits(tmp_path):
+    for suffix in ("png", "tif"):
+        Image.fromarray(np.uint16([[0, 32896, 65535]])).save(tmp_path / f"image.{suffix}")
+        found = np.asarray(as_rgb(open_image(tmp_path / f"image.{suffix}")))
+        assert found[..., 0].tolist() == [[0, 128, 255]]
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+XMP += b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+
+
+def late_exif(path, image):
+    """A PNG whose EXIF comes after the pixels, where the standard allows it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(path)
+    content, end = path.read_bytes(), b"\0\0\0\0IEND"
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    late = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content.replace(end, late + end))
+
+
+def with_xmp(path, image):
+    image.save(path, quality=100, subsampling=0, xmp=XMP)
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(late_exif, "png"), (with_xmp, "jpg")])
+def test_orientation_is_found_wherever_it_stands(write, suffix, tmp_path):
+    upright = Image.fromarray(ramp(40, 20))
+    write(tmp_path / f"image.{suffix}", upright.transpose(Image.Transpose.ROTATE_90))
+    path = tmp_path / f"image.{suffix}"
+    found = as_rgb(open_image(path))
+    assert found.size == upright.size
+    np.testing.assert_allclose(np.float32(found), np.float32(upright.convert("RGB")), atol=6)
+    crop = CenterCrop(8, 8)
+    torch.testing.assert_close(crop(open_image(path)), crop(upright), atol=0.15, rtol=0)
+    # What was turned is not turned again, by this library or by Pillow.
+    assert as_rgb(found).size == ImageOps.exif_transpose(found).size == upright.size
+    assert as_rgb(open_image(path, upright=False)).size == (20, 40)

@@ -1,5 +1,7 @@
 """What a check says of whole, partial, damaged and absent data sets."""
 
+import zipfile
+
 import pytest
 
 from otdml.data import check
@@ -63,3 +65,31 @@ def test_omniglot(real_data):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="digits"):
         check("imagenet")
+
+
+def test_half_of_omniglot_is_not_complete(real_data, tmp_path):
+    for name in ("images_background_small1.zip", "images_background_small2.zip"):
+        (tmp_path / name).symlink_to(real_data / name)
+    assert check("omniglot", tmp_path).complete
+    (tmp_path / "images_background_small2.zip").unlink()
+    half = check("omniglot", tmp_path)
+    assert not half.complete
+    assert "small, test: " in str(half)
+
+
+def test_an_omniglot_of_other_content_is_not_complete(real_data, tmp_path):
+    """One drawing less, and one that is another."""
+    (tmp_path / "images_background_small2.zip").symlink_to(real_data / "images_background_small2.zip")
+    for change, said in (("less", "officially 2,720 of 136"), ("other", "some are others")):
+        with (
+            zipfile.ZipFile(real_data / "images_background_small1.zip") as whole,
+            zipfile.ZipFile(tmp_path / "images_background_small1.zip", "w") as changed,
+        ):
+            names = [name for name in whole.namelist() if name.endswith(".png")]
+            for name in names[1:]:
+                changed.writestr(name, whole.read(name))
+            if change == "other":
+                changed.writestr(names[0], whole.read(names[-1]))
+        found = check("omniglot", tmp_path)
+        assert not found.complete
+        assert said in str(found)

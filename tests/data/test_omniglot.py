@@ -213,3 +213,25 @@ def test_real_repack_names_what_the_archive_shows(real_data):
     place = torch.tensor([full.classes.index(name) for name in small.classes])
     images = full.images.unflatten(0, (964, 20))[place].flatten(0, 1)
     assert torch.equal(images, small.images)
+
+
+def test_archives_that_would_burst_are_refused_before_they_are_unpacked(tmp_path):
+    member = "images_background_small1/Latin/character01/0001_01.png"
+    with zipfile.ZipFile(tmp_path / "images_background_small1.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, bytes(2**24))
+    with pytest.raises(ValueError, match=r"0001_01\.png: it would unpack to 16,777,216 bytes"):
+        Omniglot(tmp_path, "trainval")
+    big = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(big, "png")
+    zipped(tmp_path, "images_background_small1", {member: big.getvalue()})
+    with pytest.raises(ValueError, match="9000 × 9000 pixels, not 105 × 105"):
+        Omniglot(tmp_path, "trainval")
+
+
+def test_repacks_that_would_burst_are_refused_before_they_are_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "omniglot_background.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            for _ in range(17):
+                file.write(bytes(2**24))
+    with pytest.raises(ValueError, match=r"omniglot_background\.npz .*it would unpack to 285,212,672 bytes"):
+        Omniglot(tmp_path, "trainval", protocol="full")

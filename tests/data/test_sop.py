@@ -3,6 +3,7 @@
 import pytest
 
 from otdml.data import StanfordOnlineProducts
+from otdml.data.protocol import table
 from otdml.data.sop import PROTOCOL
 
 
@@ -35,3 +36,15 @@ def test_a_missing_list_is_named(published):
     (root / "Stanford_Online_Products" / "Ebay_test.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no Ebay_test\.txt\. .*published at https://cvgl"):
         StanfordOnlineProducts(root)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(published):
+    root = published("sop", list(range(1, 13)), images=3)
+    for name in ("Ebay_train.txt", "Ebay_test.txt"):
+        file = root / "Stanford_Online_Products" / name
+        # Without its header, which is passed over whatever it says.
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(StanfordOnlineProducts(root, "trainval", allow_partial=True)) == 18
+    lines = root / "marked.txt"
+    lines.write_bytes(b"\xef\xbb\xbf1 a b\n")
+    assert list(table(lines, 2)) == [["1", "a b"]]

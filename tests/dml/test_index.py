@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,53 @@ def test_errors(index, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"Install otdml\[cpu\]"):
         index.save(tmp_path)
+
+
+def test_a_kill_between_any_two_steps_leaves_one_of_the_indices(index, tmp_path, monkeypatch):
+    """Each replacement in turn is the last thing that happens."""
+    other = EmbeddingIndex(index.z.flip(0), [f"other/{name}" for name in NAMES])
+    seen = []
+    for step in range(4):
+        folder = tmp_path / str(step)
+        index.save(folder)
+        left = [step]
+
+        def counted(old, new, left=left, replace=os.replace):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            replace(old, new)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", counted)
+            other.save(folder)
+        found = EmbeddingIndex.load(folder)
+        seen.append(found.paths == other.paths)
+        assert torch.equal(found.z, (other if seen[-1] else index).z)
+        assert found.paths in (index.paths, other.paths)
+        other.save(folder)
+        assert sorted(os.listdir(folder)) == ["index.faiss", "items.json"]
+    assert seen == [False, False, True, True]
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path):
+    name = os.fsdecode(b"b\xff.png")
+    EmbeddingIndex(torch.eye(2), [name, "a.png"]).save(tmp_path)
+    assert EmbeddingIndex.load(tmp_path).paths == [name, "a.png"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "3", '{"embeddings": 1, "about": [], "paths": 2}', "[" * 100_000])
+def test_items_that_are_none_are_named(text, index, tmp_path):
+    index.save(tmp_path)
+    (tmp_path / "items.json").write_text(text)
+    with pytest.raises(ValueError, match=r"items\.json is damaged.*Make the index again"):
+        EmbeddingIndex.load(tmp_path)
+
+
+def test_a_header_that_asks_for_more_than_the_file_has_is_refused(index, tmp_path):
+    index.save(tmp_path)
+    content = bytearray((tmp_path / "index.faiss").read_bytes())
+    content[8:16] = (2**40).to_bytes(8, "little")
+    (tmp_path / "index.faiss").write_bytes(content)
+    with pytest.raises(ValueError, match=r"index\.faiss is no flat FAISS index, or is damaged"):
+        EmbeddingIndex.load(tmp_path)

@@ -359,3 +359,15 @@ def test_record_holds_plain_types(tmp_path):
         module(), tmp_path, CONFIG, train=Digits(), val=None, test=None, augment=Distort(), on_epoch=None
     )
     assert json.loads(json.dumps(record.identity())) == record.identity()
+
+
+@pytest.mark.parametrize("changed", ["train", "val", "test"])
+def test_a_run_on_as_many_other_images_is_refused(changed, tmp_path):
+    """A finished run would otherwise return the figure of the earlier images."""
+    sets = {"val": Digits(split="val"), "test": Digits(split="test")}
+    run(tmp_path, **sets)
+    sets |= {"train": Digits()}
+    sets[changed].images[0, 0, 3, 3] ^= 1
+    train = sets.pop("train")
+    with pytest.raises(ValueError, match=f"{changed} images '[0-9a-f]+' there, '[0-9a-f]+' here"):
+        fit(module(), train, folder=tmp_path, config=CONFIG, progress=False, **sets)
