@@ -218,6 +218,101 @@ def test_search_in_an_index_that_does_not_name_its_checkpoint(otdml_, trained, i
     assert ".png" in otdml_(*words, "--checkpoint", trained, "--count", "1").output
 
 
+def test_search_in_an_index_of_other_weights_is_refused(otdml_, trained, images, tmp_path):
+    """The vectors have as many features, and would be compared without a word."""
+    import torch
+
+    from otdml.benchmarks.runs import checkpoint_file
+
+    otdml_("embed", trained, images, "--out", tmp_path / "index", "--skip-corrupt")
+    content = torch.load(checkpoint_file(trained), weights_only=True)
+    content["state_dict"]["head.linear.bias"] += 0.1
+    torch.save(content, tmp_path / "other.ckpt")
+    (tmp_path / "config.json").write_bytes((checkpoint_file(trained).parent / "config.json").read_bytes())
+    words = ("search", tmp_path / "index", images / "dark.png")
+    assert "other weights or images made it" in str(otdml_(*words, "--checkpoint", tmp_path / "other.ckpt").exception)
+    assert otdml_(*words).exit_code == 0
+    # The same weights, where nothing says that drawings are inverted.
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "last.ckpt").write_bytes(checkpoint_file(trained).read_bytes())
+    assert "other weights or images" in str(otdml_(*words, "--checkpoint", tmp_path / "alone").exception)
+
+
+def test_a_page_is_written_where_an_image_has_moved(otdml_, trained, images, tmp_path):
+    otdml_("embed", trained, images, "--out", tmp_path / "index", "--skip-corrupt")
+    (images / "light.png").rename(tmp_path / "elsewhere.png")
+    result = otdml_("search", tmp_path / "index", images / "dark.png", "--html", tmp_path / "near.html")
+    assert result.exit_code == 0, result.output
+    assert "not shown" in result.output
+    text = (tmp_path / "near.html").read_text()
+    assert text.count('src="data:') == 2
+    assert text.count("This image has moved") == 1
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_read(otdml_, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("/dev/full")
+    assert "--out" in str(otdml_("embed", "x", "y", "--out", tmp_path / "file").exception)
+    for place in ("/dev/full", tmp_path / "link", tmp_path):
+        assert f"--html {place}" in str(otdml_("search", "x", "y", "--html", place).exception)
+
+
+def test_names_of_files_give_a_terminal_no_commands(otdml_, trained, images, tmp_path):
+    import os
+
+    (images / "broken.png").unlink()
+    names = ["\x1b[31mred.png", "\x9b2J.png", "\u202egnp.png", os.fsdecode(b"\xff.png"), "[bold]b.png"]
+    for name in names:
+        (images / name).write_bytes((images / "light.png").read_bytes())
+    assert otdml_("embed", trained, images, "--out", tmp_path / "index").exit_code == 0
+    result = otdml_("search", tmp_path / "index", images / "light.png", "--html", tmp_path / "\x1b[2J.html")
+    assert result.exit_code == 0, result.output
+    assert not {"\x1b", "\x9b", "\u202e", "\udcff"} & set(result.output)
+    for shown in (r"\x1b[31mred.png", r"\x9b2J.png", r"\u202egnp.png", r"\udcff.png", "[bold]b.png"):
+        assert shown in result.output
+    (images / names[0]).write_bytes(b"no image")
+    result = otdml_("embed", trained, images, "--out", tmp_path / "index", "--skip-corrupt")
+    assert "\x1b" not in result.output
+
+
+def test_a_checkpoint_that_names_code_of_others_needs_a_word(otdml_, trained, images, tmp_path):
+    import torch
+
+    from otdml.benchmarks.runs import checkpoint_file
+
+    content = torch.load(checkpoint_file(trained), weights_only=True)
+    options = {"backbone": "hf/somebody/net", "backbone_options": {"trust_remote_code": True}}
+    torch.save(content | {"hyper_parameters": content["hyper_parameters"] | options}, tmp_path / "bad.ckpt")
+    otdml_("embed", trained, images, "--out", tmp_path / "index", "--skip-corrupt")
+    for words in (
+        ("evaluate", tmp_path / "bad.ckpt", "-d", "digits"),
+        ("evaluate", tmp_path / "bad.ckpt", "--images", images),
+        ("embed", tmp_path / "bad.ckpt", images, "--out", tmp_path / "new"),
+        ("export", tmp_path / "bad.ckpt", "--out", tmp_path / "model.safetensors"),
+        ("search", tmp_path / "index", images / "dark.png", "--checkpoint", tmp_path / "bad.ckpt"),
+    ):
+        said = str(otdml_(*words).exception)
+        assert "bad.ckpt names the network 'hf/somebody/net'" in said
+        assert "Pass --trust" in said
+
+
+def test_a_mistyped_checkpoint_looks_at_a_few_hundred_names(tmp_path, monkeypatch):
+    import os
+
+    from otdml.benchmarks.runs import checkpoint_file
+
+    for i in range(30):
+        (tmp_path / f"{i:02d}" / "deep").mkdir(parents=True)
+        for j in range(40):
+            (tmp_path / f"{i:02d}" / "deep" / f"{j}.txt").touch()
+    (tmp_path / "00" / "last.ckpt").touch()
+    opened, scan = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: opened.append(path) or scan(path))
+    with pytest.raises(FileNotFoundError, match=r"Near it: .*00/last\.ckpt"):
+        checkpoint_file(tmp_path / "lats.ckpt")
+    assert len(opened) < 50
+
+
 def test_search_in_what_is_no_index(otdml_, images):
     assert "is no index" in str(otdml_("search", images, images / "dark.png").exception)
 

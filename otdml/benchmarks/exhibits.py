@@ -21,8 +21,10 @@ Thumbnail = Callable[[int], np.ndarray]
 
 QUERIES, FAILURES, NEIGHBORS = 8, 4, 8
 MAP_CLASSES, MAP_ITEMS = 20, 400
-PARTS = ("query", "query_class", "neighbor", "neighbor_class", "failure")
-PARTS += ("map_image", "map_embedding", "map_class", "classes")
+PARTS = (
+    *("query", "query_class", "neighbor", "neighbor_class", "failure"),
+    *("map_image", "map_embedding", "map_class", "classes"),
+)
 # Half a thousand images of a few hundred pixels are a tenth of it.
 MOST_BYTES = 2**28
 

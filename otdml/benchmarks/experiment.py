@@ -24,8 +24,8 @@ from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
 from otdml.benchmarks.settings import DATASETS
-from otdml.data.fingerprint import fingerprint
 from otdml.distributed import from_first, is_first
+from otdml.dml.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from otdml.data import Distort

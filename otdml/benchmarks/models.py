@@ -279,7 +279,9 @@ def nearest_images(
     query, _ = embedded(Path(maker), [image], size=there.about.get("size"), trust=trust)
     if query.z.shape[1] != there.z.shape[1]:
         raise ValueError(f"{index} holds {there.z.shape[1]} features, the checkpoint makes {query.z.shape[1]}.")
-    if query.about["network"] != there.about.get("network"):
-        what = "an earlier version made it" if "network" not in there.about else "other weights or images made it"
+    made_by = there.about.get("network")
+    # An index from elsewhere does not say; whoever names the checkpoint knows.
+    if made_by != query.about["network"] and not (made_by is None and checkpoint):
+        what = "an earlier version made it" if made_by is None else "other weights or images made it"
         raise ValueError(f"{index} is not of the network of {maker}: {what}. Make it again with `otdml embed`.")
     return there.search(query.z, k)[0]

@@ -207,7 +207,7 @@ def _notes() -> Iterator[None]:
             else:
                 shown(message, *rest)
 
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]
         yield
 
 

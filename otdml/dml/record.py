@@ -15,12 +15,12 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml._files import replacing, write_text
-from otdml.data.fingerprint import fingerprint
 from otdml.distributed import from_first, is_first
 from otdml.dml.cache import embedding_file, embedding_key, keep_embedding
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, metrics_of
+from otdml.dml.fingerprint import fingerprint
 from otdml.dml.loading import Augment, LabelledImages, epoch_seed
 from otdml.dml.module import ProxyDML
 

@@ -229,9 +229,11 @@ def test_archives_that_would_burst_are_refused_before_they_are_unpacked(tmp_path
 
 
 def test_repacks_that_would_burst_are_refused_before_they_are_unpacked(tmp_path):
-    with zipfile.ZipFile(tmp_path / "omniglot_background.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("images.npy", "w", force_zip64=True) as file:
-            for _ in range(17):
-                file.write(bytes(2**24))
+    with (
+        zipfile.ZipFile(tmp_path / "omniglot_background.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as file,
+    ):
+        for _ in range(17):
+            file.write(bytes(2**24))
     with pytest.raises(ValueError, match=r"omniglot_background\.npz .*it would unpack to 285,212,672 bytes"):
         Omniglot(tmp_path, "trainval", protocol="full")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from otdml.data import CenterCrop, Digits, ImageFolder
-from otdml.data.fingerprint import fingerprint
+from otdml.dml.fingerprint import fingerprint
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_every_change_of_files_is_seen(photos):
 
 def test_files_are_read_once(photos, monkeypatch):
     first = of(photos)
-    monkeypatch.setattr("otdml.data.fingerprint._hash", lambda path: pytest.fail("was read again"))
+    monkeypatch.setattr("otdml.dml.fingerprint._hash", lambda path: pytest.fail("was read again"))
     assert of(photos) == first
 
 
