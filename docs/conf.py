@@ -28,6 +28,7 @@ extensions = [
     "extensions.links",
     "extensions.mathml",
     "extensions.speed_tables",
+    "extensions.study_reports",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["build", "figures", "gallery/**/*.ipynb", "gallery/**/*.md5"]

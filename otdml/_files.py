@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["held", "replacing", "writable_file", "write_text"]
+__all__ = ["FolderHeldError", "held", "replacing", "writable_file", "write_text"]
 
 # Locks of this process: closing a second handle of one would let go of it.
 _HELD: set[tuple[Path, int]] = set()
@@ -90,6 +90,10 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+class FolderHeldError(ValueError):
+    """Another process holds the folder."""
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Within it no other process can hold the folder; a kill lets go of it. Without effect where locks are unknown.
@@ -97,7 +101,7 @@ def held(folder: Path) -> Iterator[None]:
     A process that holds the folder already holds it on: it is let go of where the outermost block ends.
 
     Raises:
-        ValueError: Another process holds it.
+        FolderHeldError: Another process holds it.
     """
     path = (folder / ".lock").resolve()
     if (path, os.getpid()) in _HELD:
@@ -127,7 +131,7 @@ def _locked(path: Path) -> IO[bytes] | None:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
-            raise ValueError(
+            raise FolderHeldError(
                 f"another process trains in {path.parent}. Wait for it, or choose another folder."
             ) from error
         except OSError:

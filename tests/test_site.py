@@ -171,3 +171,28 @@ def test_committed_speed_tables_have_names_and_can_be_read(extension):
     assert files <= {*TABLES}
     text = parsed(extension("speed_tables").report(DOCS / "figures" / "speed"))
     assert all(f"$ otdml speed {name} --out" in text for name in files)
+
+
+def test_findings_come_from_the_files_of_studies(extension, tmp_path):
+    """A sentence and a figure for what was run; a name alone for what was not."""
+    from otdml import studies
+    from otdml.studies.cells import Finished
+    from otdml.studies.report import report
+    from otdml.studies.report import save as save_report
+
+    page = extension("study_reports").page
+    assert page(tmp_path).startswith("Not run yet")
+    study = studies.named("sprites-base")
+    values = {"beta 1": (0.1, 0.2, 0.15), "beta 8": (0.4, 0.52, 0.46)}
+    runs = [
+        Finished(arm, seed, dict.fromkeys((s.name for s in study.scores), value), [], 360.0, 180.0, {"torch": "2.13"})
+        for arm, of_seeds in values.items()
+        for seed, value in zip(study.seeds, of_seeds, strict=True)
+    ]
+    save_report(tmp_path / "sprites-base.json", report(study, runs))
+    text = page(tmp_path)
+    assert "* beta 8: DCI-D is higher than with beta 1 (+0.310, 95% interval +0.285 to +0.335, 3 seeds)." in text
+    assert "0.460 ± 0.149" in text
+    assert "6 of 30 cells have been run so far: 0.60 hours one after the other, 0.30 of them on a processor" in text
+    assert "``scenes-base``" in text.partition("Not run yet")[2]
+    assert "``sprites-base``" not in text.partition("Not run yet")[2]

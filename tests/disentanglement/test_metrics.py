@@ -1,19 +1,11 @@
-"""DCI and MIG on matrices and codes whose scores are known, and the sprites by what they show."""
+"""DCI and MIG on matrices and codes whose scores are known."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from otdml.benchmarks.disentanglement import (
-    FACTORS,
-    dci,
-    dci_scores,
-    load_dsprites,
-    mutual_information_gap,
-    sprites,
-)
+from otdml.disentanglement import dci, dci_scores, mutual_information_gap
 
 
 def test_one_code_per_factor_is_perfect():
@@ -75,37 +67,3 @@ def test_gap_of_shared_information():
     codes = torch.stack([factor.float(), (factor // 2).float()], 1)
     # The second code holds one of the factor's two bits.
     assert math.isclose(mutual_information_gap(codes, factor[:, None]), 0.5, abs_tol=1e-9)
-
-
-def test_sprites_move_with_their_factors():
-    images, factors = sprites(200, size=32, generator=torch.Generator().manual_seed(0))
-    assert images.shape == (200, 1, 32, 32)
-    assert 0 <= images.min() <= images.max() == 1
-    assert (factors.amax(0) < torch.tensor(list(FACTORS.values()))).all()
-    mass = images.sum((1, 2, 3))
-    columns = (images.sum((1, 2)) * torch.arange(32)).sum(1) / mass
-    rows = (images.sum((1, 3)) * torch.arange(32)).sum(1) / mass
-    for centre, position in ((columns, factors[:, 3]), (rows, factors[:, 4])):
-        assert torch.corrcoef(torch.stack([centre, position.float()]))[0, 1] > 0.98
-    assert torch.corrcoef(torch.stack([mass, (0.07 + 0.014 * factors[:, 1]).square()]))[0, 1] > 0.9
-    # No sprite leaves the picture.
-    assert images[..., 0, :].sum() == 0
-
-
-def test_sprites_repeat_with_their_seed():
-    first, second = (sprites(8, size=16, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first[0], second[0])
-
-
-def test_dsprites_archive(tmp_path):
-    images = np.zeros((6, 64, 64), dtype=np.uint8)
-    images[3] = 1
-    classes = np.arange(36).reshape(6, 6)
-    np.savez(tmp_path / "dsprites.npz", imgs=images, latents_classes=classes)
-    loaded, factors = load_dsprites(tmp_path / "dsprites.npz", 6)
-    assert loaded.shape == (6, 1, 64, 64)
-    bright = loaded.sum((1, 2, 3)).argmax()
-    assert factors[bright].tolist() == [19, 20, 21, 22, 23]
-    np.savez(tmp_path / "other.npz", imgs=images)
-    with pytest.raises(ValueError, match="`path` must hold the arrays 'imgs' and 'latents_classes'"):
-        load_dsprites(tmp_path / "other.npz", 1)

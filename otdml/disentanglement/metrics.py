@@ -1,84 +1,16 @@
-"""Sprites with known factors, and how well codes separate the factors."""
+"""How well codes separate known factors: DCI and the mutual information gap."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error
+from otdml._arguments import argument_error
 
-__all__ = ["DCI", "FACTORS", "dci", "dci_scores", "importances", "load_dsprites", "mutual_information_gap", "sprites"]
-
-# Names of the factors and the number of their values, in the order of dSprites.
-FACTORS = {"shape": 3, "scale": 6, "rotation": 40, "x": 32, "y": 32}
-
-
-def sprites(
-    n: int, *, size: int = 64, supersampling: int = 2, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Images of random sprites, drawn anew: a square, an ellipse or a heart, scaled, rotated and moved.
-
-    The factors and their ranges are those of dSprites :cite:p:`matthey:17`; the drawings are this library's own.
-
-    Args:
-        n: Number of images.
-        size: Height and width in pixels.
-        supersampling: Samples per pixel along each axis.
-        generator: Source of the factors.
-
-    Returns:
-        Images in [0, 1], shape (n, 1, size, size), and the indices of their factors, shape (n, 5).
-
-    Example:
-        >>> images, factors = sprites(2, size=16)
-        >>> images.shape, factors.shape
-        (torch.Size([2, 1, 16, 16]), torch.Size([2, 5]))
-    """
-    factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in FACTORS.values()], 1)
-    return torch.cat([_draw(part, size, supersampling) for part in factors.split(512)]), factors
-
-
-def _draw(factors: Tensor, size: int, supersampling: int) -> Tensor:
-    shape, scale, rotation, x, y = factors.unbind(1)
-    side = size * supersampling
-    grid = (torch.arange(side) + 0.5) / side
-    radius = (0.07 + 0.014 * scale)[:, None, None]
-    u = (grid[None, None, :] - (0.25 + 0.5 * x / 31)[:, None, None]) / radius
-    v = ((0.25 + 0.5 * y / 31)[:, None, None] - grid[None, :, None]) / radius
-    angle = (2 * torch.pi * rotation / 40)[:, None, None]
-    u, v = angle.cos() * u + angle.sin() * v, angle.cos() * v - angle.sin() * u
-    heart = ((1.2 * u).square() + (1.2 * v).square() - 1).pow(3) < (1.2 * u).square() * (1.2 * v).pow(3)
-    inside = torch.stack([torch.maximum(u.abs(), v.abs()) < 0.85, u.square() + (2 * v).square() < 1.2, heart])
-    chosen = inside[shape, torch.arange(len(shape))].float()
-    return torch.nn.functional.avg_pool2d(chosen[:, None], supersampling)
-
-
-def load_dsprites(path: str | Path, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Random images of the dSprites archive, as from :func:`sprites`.
-
-    Args:
-        path: The archive ``dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz``.
-        n: Number of images.
-        generator: Source of the choice.
-
-    Returns:
-        Images in [0, 1], shape (n, 1, 64, 64), and the indices of their factors, shape (n, 5).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else.
-    """
-    with np.load(path) as archive:
-        if not {"imgs", "latents_classes"} <= set(archive.files):
-            raise argument_error("path", "hold the arrays 'imgs' and 'latents_classes'", archive.files)
-        images, classes = archive["imgs"], archive["latents_classes"]
-    chosen = torch.randperm(len(images), generator=generator)[:n].numpy()
-    # The first latent is the colour, of which there is one.
-    return torch.from_numpy(images[chosen])[:, None].float(), torch.from_numpy(classes[chosen, 1:]).long()
+__all__ = ["DCI", "dci", "dci_scores", "importances", "mutual_information_gap"]
 
 
 @dataclass(frozen=True)

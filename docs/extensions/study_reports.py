@@ -1,0 +1,81 @@
+"""The directive ``study-reports``: what every study found, from the JSON that ``otdml study`` has written."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from extensions.speed_tables import list_table, machine
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from otdml import studies
+from otdml.benchmarks.results import half_width
+from otdml.studies.report import Report, load
+
+
+def section(found: Report, figure: str | None) -> str:
+    """The question, one sentence per comparison, the table, the curves, and where and how long it ran."""
+    parts = [f"{found.question}\n{'~' * len(found.question)}", found.method]
+    parts += ["\n".join(f"* {one.sentence()}" for one in found.differences())]
+    parts += [table(found)]
+    parts += [f".. image:: {figure}\n   :alt: Curves of {found.scores[0].title} by training step"] if figure else []
+    parts += [f".. code-block:: console\n\n   $ otdml study {found.name} --json docs/figures/studies/{found.name}.json"]
+    return "\n\n".join([*parts, told(found)]) + "\n\n"
+
+
+def table(found: Report) -> str:
+    """The mean of every score over the seeds, with its 95% interval."""
+    heads = ("arm", "seeds", *(score.title for score in found.scores))
+    rows = [
+        (arm.name, f"{len(found.of(arm.name))} of {len(found.seeds)}", *cells(found, arm.name)) for arm in found.arms
+    ]
+    widths = " ".join(["24", "8", *["10"] * len(found.scores)])
+    return list_table(heads, rows, widths, "stacked labelled")
+
+
+def cells(found: Report, arm: str) -> Iterator[str]:
+    """A figure for every score; nothing where the arm has not been run."""
+    for score in found.scores:
+        value = found.mean(arm, score.name) if found.of(arm) else None
+        width = math.nan if value is None else half_width(value)
+        spread = "" if math.isnan(width) else f" ± {width:.{score.digits}f}"
+        yield "" if value is None else f"{value.mean:.{score.digits}f}{spread}"
+
+
+def told(found: Report) -> str:
+    """How much has been run, for how long, and where."""
+    count = len(found.arms) * len(found.seeds)
+    run = "All cells have been run" if found.complete else f"{len(found.runs)} of {count} cells have been run so far"
+    places = dict.fromkeys(machine(dict(run.environment)) for run in found.runs)
+    return (
+        f"± is half the 95% interval over the seeds. {run}: {found.hours:.2f} hours one after the other,"
+        f" {found.processor_hours:.2f} of them on a processor ({'; '.join(places)})."
+    )
+
+
+def page(folder: Path) -> str:
+    """The reStructuredText of all studies that have a report in a folder, and the names of the others."""
+    there = [name for name in studies.names() if (folder / f"{name}.json").is_file()]
+    absent = [f"``{name}``" for name in studies.names() if name not in there]
+    text = ""
+    for name in there:
+        figure = f"figures/studies/{name}.svg" if (folder / f"{name}.svg").is_file() else None
+        text += section(load(folder / f"{name}.json"), figure)
+    return text + (f"Not run yet\n~~~~~~~~~~~\n\n{', '.join(absent)}.\n\n" if absent else "")
+
+
+class StudyReports(SphinxDirective):
+    """All studies that have a report in ``docs/figures/studies``."""
+
+    def run(self) -> list[nodes.Node]:
+        folder = Path(self.env.srcdir) / "figures" / "studies"
+        for name in studies.names():
+            self.env.note_dependency(str(folder / f"{name}.json"))
+        return self.parse_text_to_nodes(page(folder), allow_section_headings=True)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("study-reports", StudyReports)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,53 @@
+"""Sets of pictures with known, independent factors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml._arguments import argument_error
+
+__all__ = ["FactorSet", "coarse"]
+
+
+@dataclass(frozen=True)
+class FactorSet:
+    """Pictures drawn from independent factors, each uniform over its values.
+
+    Attributes:
+        factors: Name of each factor and the number of its values.
+        channels: Of a picture.
+        draw: ``draw(n, size=..., generator=...)`` makes n pictures in [0, 1], shape (n, channels, size, size), and the
+            indices of their factors, shape (n, factors).
+    """
+
+    factors: Mapping[str, int]
+    channels: int
+    draw: Callable[..., tuple[Tensor, Tensor]]
+
+    @property
+    def counts(self) -> Tensor:
+        """The number of values of each factor."""
+        return torch.tensor(list(self.factors.values()))
+
+
+def coarse(factors: Tensor, counts: Tensor, *, values: int = 8) -> Tensor:
+    """Factors with at most ``values`` values each: longer ones are cut into as many equal ranges.
+
+    Boosted trees cost one tree per value and round, so the rotation of a sprite in 40 steps costs as much as all other
+    factors together.
+
+    Args:
+        factors: Indices, shape (n, factors).
+        counts: Number of values of each factor, shape (factors,).
+        values: Most values of a factor.
+
+    Example:
+        >>> import torch
+        >>> coarse(torch.tensor([[2, 5, 39, 0, 17]]), torch.tensor([3, 6, 40, 32, 32]))
+        tensor([[2, 5, 7, 0, 4]])
+    """
+    if factors.ndim != 2 or factors.shape[1:] != counts.shape:
+        raise argument_error("factors", f"have shape (n, {len(counts)})", tuple(factors.shape))
+    return torch.where(counts > values, factors * values // counts, factors)

@@ -1,0 +1,36 @@
+"""Questions about the losses of this library, each answered by one fixed protocol: arms × seeds with a control.
+
+Names are imported on first use, so that a list of studies trains nothing and draws nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from otdml._arguments import check_known
+from otdml.studies.protocol import Arm, Reading, Score, Study
+
+__all__ = ["Arm", "Reading", "Score", "Study", "named", "names"]
+
+# The module that declares each study, in its `STUDIES`.
+_HOMES = {
+    "sprites-base": "disentanglement",
+    "sprites-weights": "disentanglement",
+    "scenes-base": "disentanglement",
+    "scenes-weights": "disentanglement",
+    "dsprites-base": "disentanglement",
+}
+
+
+def names() -> list[str]:
+    """Names of all studies."""
+    return list(_HOMES)
+
+
+def named(name: str) -> Study:
+    """The study of that name.
+
+    Raises:
+        ValueError: There is none; the message has those that there are.
+    """
+    module: Any = import_module(f"{__name__}.{_HOMES[check_known('study', name, _HOMES)]}")
+    return module.STUDIES[name]

@@ -1,0 +1,73 @@
+"""A study in the terminal: the list of studies, the progress of one, and its table."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from otdml.benchmarks.results import half_width
+from otdml.studies import cells
+from otdml.studies.protocol import Score, Study
+from otdml.studies.report import Report
+
+__all__ = ["show_studies", "show_study", "watch_study"]
+
+
+def show_studies(console: Console, studies: Iterable[Study], folder: Path) -> None:
+    """The studies there are, with how much of each has been run in ``folder``."""
+    table = Table("study", "cells", "question", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True
+    for study in studies:
+        wanted = cells.cells(study, folder / study.name)
+        done = sum(cell.path.exists() for cell in wanted)
+        needs = f" [dim]Needs --data: {escape(study.needs)}.[/]" if study.needs else ""
+        table.add_row(study.name, f"{done} of {len(wanted)}", escape(study.question) + needs)
+    console.print(table)
+
+
+def watch_study(console: Console, wanted: Sequence[cells.Cell], progress: Iterable[cells.Progress]) -> None:
+    """Show progress until it ends, with one line for each cell that has finished."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    done = sum(cell.path.exists() for cell in wanted)
+    with Progress(*columns, console=console, transient=True) as bars:
+        whole = bars.add_task("[bold]cells", total=len(wanted), completed=done)
+        part = bars.add_task("", total=None)
+        for state in progress:
+            if state.result is not None:
+                done += 1
+                bars.update(whole, completed=done)
+                name, value = next(iter(state.result.scores.items()))
+                line = f"[green]✓[/] {escape(state.cell.title)}: {name} {value:.3f} in {state.result.seconds:.0f} s"
+                bars.console.print(line, highlight=False)
+            elif state.reading is None:
+                bars.reset(part, description=escape(state.cell.title), total=None)
+            else:
+                bars.update(part, total=state.reading.of, completed=state.reading.step)
+
+
+def show_study(console: Console, found: Report) -> None:
+    """The question, the mean of each score with its 95% interval, and the answer as one sentence per arm."""
+    console.print(f"[bold]{escape(found.question)}[/]", highlight=False)
+    console.print(escape(found.method), highlight=False)
+    table = Table("arm", "seeds", box=None, pad_edge=False, header_style="dim")
+    for score in found.scores:
+        table.add_column(score.title, justify="right")
+    for arm in found.arms:
+        count = len(found.of(arm.name))
+        figures = [_value(found, arm.name, score) if count else "" for score in found.scores]
+        table.add_row(escape(arm.name), f"{count} of {len(found.seeds)}", *figures)
+    console.print(table)
+    for difference in found.differences():
+        console.print(escape(difference.sentence()), highlight=False)
+    spent = f"{found.hours:.2f} hours, {found.processor_hours:.2f} of them on a processor"
+    console.print(f"[dim]{len(found.runs)} cells: {spent}.[/]", highlight=False)
+
+
+def _value(found: Report, arm: str, score: Score) -> str:
+    value = found.mean(arm, score.name)
+    width = half_width(value)
+    return f"{value.mean:.{score.digits}f}" + ("" if math.isnan(width) else f" ± {width:.{score.digits}f}")

@@ -1,0 +1,50 @@
+"""The figure of a study: how its answer came about in the course of training, and where each seed ended."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otdml.plot import COLORS
+from otdml.studies.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw"]
+
+
+def draw(found: Report, path: Path) -> None:
+    """Draw the first score of a report into a file: its curves on the left, the last value of every seed on the right.
+
+    Args:
+        found: The report.
+        path: The file; its suffix is the format.
+    """
+    from matplotlib.figure import Figure
+
+    score = found.scores[0]
+    present = [arm.name for arm in found.arms if found.of(arm.name)]
+    figure = Figure(figsize=(10, 1.6 + 0.28 * max(6, len(present))), layout="constrained")
+    curves, ends = figure.subplots(1, 2, width_ratios=(3, 2))
+    for place, arm in enumerate(present):
+        color = COLORS[place % len(COLORS)]
+        _curve(curves, found, arm, color, "-" if place < len(COLORS) else "--")
+        values = [run.scores[score.name] for run in found.of(arm)]
+        ends.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+        ends.plot([found.mean(arm, score.name).mean] * 2, [place - 0.3, place + 0.3], color=color)
+    curves.set(xlabel="step", ylabel=score.title)
+    curves.spines[["top", "right"]].set_visible(False)
+    ends.set(yticks=range(len(present)), yticklabels=present, xlabel=f"{score.title} at the end, a dot per seed")
+    ends.invert_yaxis()
+    ends.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _curve(ax: "Axes", found: Report, arm: str, color: str, style: str) -> None:
+    """The mean over the seeds at each step that all of them have, and the range of the seeds."""
+    name = found.scores[0].name
+    seeds = [{row["step"]: row[name] for row in run.curve} for run in found.of(arm)]
+    steps = sorted(set.intersection(*(set(one) for one in seeds)))
+    values = [[one[step] for one in seeds] for step in steps]
+    ax.plot(steps, [sum(row) / len(row) for row in values], style, color=color, marker=".", label=arm)
+    ax.fill_between(steps, [min(row) for row in values], [max(row) for row in values], color=color, alpha=0.12, lw=0)

@@ -1,0 +1,115 @@
+"""The one form of all studies: arms × seeds of a function that trains something and yields its scores."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otdml._arguments import argument_error, check_known
+
+__all__ = ["Arm", "Reading", "Run", "Score", "Study"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Scores on the way; the last reading of a run holds its result.
+
+    Attributes:
+        step: Steps so far.
+        of: Steps of the whole run.
+        scores: By name, the same names in all readings of a study. Empty where only progress is told.
+    """
+
+    step: int
+    of: int
+    scores: Mapping[str, float]
+
+
+# What a study runs for an arm's settings, a seed, and the path of its data set (None where it draws its own).
+Run = Callable[[Mapping[str, Any], int, Path | None], Iterator[Reading]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        name: As in tables; letters, digits and ``+-.,= ``, because a folder has this name too.
+        settings: Every setting that the run of this arm reads, numbers and words.
+        against: The arm it is compared with, seed by seed; None for a control.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    against: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number that a run ends with.
+
+    Attributes:
+        name: Its key in a reading.
+        title: As in tables.
+        better: 1 if more is better, -1 if less is, 0 if it only describes.
+        digits: After the point.
+    """
+
+    name: str
+    title: str
+    better: int = 1
+    digits: int = 3
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, and the protocol that answers it.
+
+    Attributes:
+        name: Of the command and the files.
+        question: One sentence that ends in a question mark.
+        method: What is trained on what and how it is scored, in a sentence or two.
+        arms: What is compared.
+        seeds: Of each arm. Arms of one seed must differ in their settings alone: same data, same initial network.
+        scores: What the table shows; the first one is the answer.
+        run: Trains one arm with one seed.
+        needs: What ``--data`` must be the path of; None if the study draws its own data.
+    """
+
+    name: str
+    question: str
+    method: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    scores: tuple[Score, ...]
+    run: Run
+    needs: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise argument_error("arms", "have different names", names)
+        for arm in self.arms:
+            if arm.against is not None:
+                check_known("control arm", arm.against, names)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return {arm.name: arm for arm in self.arms}[check_known("arm", name, [arm.name for arm in self.arms])]
+
+    def data(self, path: Path | None) -> Path | None:
+        """The path of the data set, after a look whether it is there; None where none is needed.
+
+        Raises:
+            ValueError: A data set is needed and not given, or given and not needed.
+            FileNotFoundError: There is nothing at the path.
+        """
+        if self.needs is None:
+            if path is not None:
+                raise ValueError(f"the study {self.name} draws its own data. Leave --data out.")
+            return None
+        if path is None:
+            raise ValueError(f"the study {self.name} needs --data PATH: {self.needs}.")
+        if not path.exists():
+            raise FileNotFoundError(f"there is nothing at {path}. The study {self.name} needs {self.needs}.")
+        return path

@@ -1,0 +1,161 @@
+"""What the finished cells of a study say: means over seeds, and differences to the control seed by seed."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from otdml._files import write_text
+from otdml.benchmarks.results import Figure, figure, half_width
+from otdml.studies.cells import Finished
+from otdml.studies.protocol import Arm, Score, Study
+
+__all__ = ["Difference", "Report", "load", "report", "save"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm less its control, over the seeds that both have finished, with the 95% interval of Student's t."""
+
+    arm: str
+    against: str
+    score: Score
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """``"higher"``, ``"lower"``, ``"not shown"`` (the interval holds zero), or ``"one seed"``."""
+        if math.isnan(self.low):
+            return "one seed"
+        if self.low <= 0 <= self.high:
+            return "not shown"
+        return "higher" if self.mean > 0 else "lower"
+
+    def sentence(self) -> str:
+        """The difference in one sentence, with its interval."""
+        digits = self.score.digits
+        figures = f"{self.mean:+.{digits}f}"
+        if self.verdict == "one seed":
+            return f"{self.arm}: {self.score.title} {figures} against {self.against}, one seed, which shows nothing."
+        interval = f"95% interval {self.low:+.{digits}f} to {self.high:+.{digits}f}, {self.n} seeds"
+        if self.verdict == "not shown":
+            return (
+                f"{self.arm}: no difference in {self.score.title} to {self.against} is shown ({figures}, {interval})."
+            )
+        return f"{self.arm}: {self.score.title} is {self.verdict} than with {self.against} ({figures}, {interval})."
+
+
+@dataclass(frozen=True)
+class Report:
+    """The cells of a study that are finished, and how many there are in all.
+
+    Attributes:
+        name: Of the study.
+        question: Of the study.
+        method: Of the study.
+        arms: Those with a finished cell or without.
+        scores: The first one is the answer.
+        seeds: Of the study.
+        runs: The finished cells.
+    """
+
+    name: str
+    question: str
+    method: str
+    arms: tuple[Arm, ...]
+    scores: tuple[Score, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[Finished, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every arm has been run with every seed."""
+        return len(self.runs) >= len(self.arms) * len(self.seeds)
+
+    @property
+    def hours(self) -> float:
+        """Hours of all cells, one after the other, from the beginning to the end of each."""
+        return sum(run.seconds for run in self.runs) / 3600
+
+    @property
+    def processor_hours(self) -> float:
+        """Hours that processors worked on them."""
+        return sum(run.processor_seconds for run in self.runs) / 3600
+
+    def of(self, arm: str) -> list[Finished]:
+        """The runs of an arm, in the order of their seeds."""
+        return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
+
+    def mean(self, arm: str, score: str) -> Figure:
+        """Mean and standard deviation of a score over the seeds of an arm."""
+        return figure([run.scores[score] for run in self.of(arm)])
+
+    def difference(self, arm: Arm, score: Score) -> Difference | None:
+        """The arm less its control; None for a control, and where no seed is common to both."""
+        if arm.against is None:
+            return None
+        ours, theirs = ({run.seed: run.scores[score.name] for run in self.of(one)} for one in (arm.name, arm.against))
+        found = figure([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+        if not found.n:
+            return None
+        width = half_width(found)
+        return Difference(arm.name, arm.against, score, found.mean, found.mean - width, found.mean + width, found.n)
+
+    def differences(self) -> list[Difference]:
+        """The answer of every arm that has a control."""
+        found = [self.difference(arm, self.scores[0]) for arm in self.arms]
+        return [one for one in found if one is not None]
+
+
+def report(study: Study, runs: Sequence[Finished], seeds: Sequence[int] = ()) -> Report:
+    """The report of a study from its finished cells."""
+    seeds = tuple(seeds or study.seeds)
+    return Report(study.name, study.question, study.method, study.arms, study.scores, seeds, tuple(runs))
+
+
+def save(path: Path, found: Report) -> None:
+    """Write a report as JSON, with every cell in it, and the means and differences for readers without this library."""
+    content = asdict(found)
+    content["means"] = [
+        {"arm": arm.name, "score": score.name, **asdict(found.mean(arm.name, score.name))}
+        for arm in found.arms
+        for score in found.scores
+        if found.of(arm.name)
+    ]
+    content["differences"] = [
+        asdict(one) | {"score": one.score.name, "verdict": one.verdict}
+        for arm in found.arms
+        for score in found.scores
+        if (one := found.difference(arm, score)) is not None
+    ]
+    content |= {"hours": found.hours, "processor_hours": found.processor_hours}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
+
+
+def load(path: Path) -> Report:
+    """The report that :func:`save` has written. Means and differences are computed again from its cells."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Report(
+        content["name"],
+        content["question"],
+        content["method"],
+        tuple(Arm(**arm) for arm in content["arms"]),
+        tuple(Score(**score) for score in content["scores"]),
+        tuple(content["seeds"]),
+        tuple(Finished(**run) for run in content["runs"]),
+    )
+
+
+def _finite(content: Any) -> Any:
+    """``content`` with None for NaN, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,170 @@
+"""The autoencoder: its parts by value, and that each term of its objective does what it is for."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from otdml.disentanglement import Autoencoder, Objective, Schedule, fit, sprites, total_correlation
+from otdml.losses import Distortion
+
+
+@pytest.fixture(scope="module")
+def images():
+    return sprites(400, size=16, generator=torch.Generator().manual_seed(0))[0]
+
+
+def test_shapes_and_divergence_from_the_prior(images):
+    model = Autoencoder(codes=4, size=16, width=4)
+    codes, logits, divergence = model(images[:5])
+    assert (codes.shape, logits.shape, divergence.shape) == ((5, 4), (5, 1, 16, 16), (5,))
+    mean, log_variance = model.encode(images[:5])
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0, 1)).sum(1)
+    torch.testing.assert_close(divergence, expected)
+
+
+def test_colours():
+    model = Autoencoder(codes=4, size=16, width=4, channels=3)
+    assert model(torch.rand(2, 3, 16, 16))[1].shape == (2, 3, 16, 16)
+
+
+def test_codes_follow_the_posterior():
+    model = Autoencoder(codes=2, size=8, width=4)
+    blank = torch.zeros(1, 1, 8, 8).expand(20_000, -1, -1, -1)
+    codes = model(blank, torch.Generator().manual_seed(0))[0]
+    mean, log_variance = model.encode(blank[:1])
+    torch.testing.assert_close(codes.mean(0), mean[0], rtol=0, atol=0.05)
+    torch.testing.assert_close(codes.var(0), log_variance[0].exp(), rtol=0.05, atol=0)
+
+
+def test_total_correlation_of_gaussians():
+    """Of a Gaussian with correlation r it is -log(1 - r²) / 2, which many posteriors of small variance make up."""
+    generator = torch.Generator().manual_seed(0)
+    r, noise = 0.8, 0.1
+    first = torch.randn(2000, generator=generator)
+    second = r * first + (1 - r**2) ** 0.5 * torch.randn(2000, generator=generator)
+    mean = torch.stack([first, second], 1)
+    log_variance = torch.full_like(mean, noise).log()
+    codes = mean + noise**0.5 * torch.randn(2000, 2, generator=generator)
+    covariance = torch.tensor([[1 + noise, r], [r, 1 + noise]])
+    expected = (1 + noise) ** 2 / torch.linalg.det(covariance)
+    found = total_correlation(codes, mean, log_variance)
+    assert float(found) == pytest.approx(0.5 * float(expected.log()), abs=0.08)
+
+
+def test_equal_posteriors_have_no_total_correlation():
+    mean = torch.zeros(50, 3)
+    assert float(total_correlation(torch.randn(50, 3), mean, mean)) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_beta_of_one_is_the_same_for_both_priors(images):
+    model = Autoencoder(size=16, width=4)
+    values = [
+        Objective(prior=prior)(model, images[:20], torch.Generator().manual_seed(0)).detach() for prior in ("kl", "tc")
+    ]
+    torch.testing.assert_close(*values)
+
+
+def test_objective_of_a_hand_made_model(images):
+    """Where nothing is told the loss is the entropy of coins on every pixel."""
+    model = Autoencoder(size=16, width=4)
+    for p in model.parameters():
+        p.data.zero_()
+    assert float(Objective()(model, images[:20]).detach()) == pytest.approx(256 * math.log(2), rel=1e-5)
+
+
+def test_a_seed_says_all(images):
+    first, second = (fit(images, schedule=Schedule(steps=3), seed=1) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    other = fit(images, schedule=Schedule(steps=3), seed=2)
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def test_bytes_are_pictures(images):
+    whole = images.round()
+    first, second = (fit(one, schedule=Schedule(steps=2)) for one in (whole, (255 * whole).byte()))
+    torch.testing.assert_close(next(first.parameters()), next(second.parameters()))
+
+
+def test_fitting_leaves_the_global_generator_alone(images):
+    before = torch.get_rng_state()
+    fit(images, schedule=Schedule(steps=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pictures_are_learnt(images):
+    errors = []
+    for steps in (1, 300):
+        model = fit(images, schedule=Schedule(steps=steps))
+        with torch.no_grad():
+            errors.append(float((model(images)[1].sigmoid() - images).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_beta_weighs_the_total_correlation_alone(images):
+    model = Autoencoder(size=16, width=4)
+    with torch.no_grad():
+        value = {
+            beta: Objective(beta=beta, prior="tc")(model, images[:20], torch.Generator().manual_seed(0))
+            for beta in (1.0, 5.0)
+        }
+        codes, _, _ = model(images[:20], torch.Generator().manual_seed(0))
+        expected = 4 * total_correlation(codes, *model.encode(images[:20]))
+    torch.testing.assert_close(value[5.0] - value[1.0], expected, atol=1e-4, rtol=0)
+
+
+def test_beta_holds_codes_to_the_prior(images):
+    rates = []
+    for beta in (0.0, 1.0, 20.0):
+        model = fit(images, Objective(beta=beta), Schedule(steps=60))
+        with torch.no_grad():
+            rates.append(float(model(images)[2].mean()))
+    assert rates[0] > 2 * rates[1] > 4 * rates[2]
+
+
+def test_the_aggregate_prior_needs_no_noise_and_no_decoder(images):
+    """Without a decoder the codes of many pictures become the prior, and nothing is drawn but that."""
+    objective = Objective(beta=100.0, prior="energy", reconstruction=False)
+    model = fit(images, objective, Schedule(steps=150, rate=3e-3), seed=1)
+    with torch.no_grad():
+        mean = model.encode(images)[0]
+    torch.testing.assert_close(mean.mean(0), torch.zeros(10), atol=0.3, rtol=0)
+    assert 0.3 < float(mean.var(0).mean()) < 1.5
+    objective(model, images[:20]).backward()
+    assert all(p.grad is None for p in model.decoder.parameters())
+
+
+@pytest.mark.parametrize("place", ["decoder", "encoder"])
+def test_regularizer_keeps_geometry_where_it_is_asked_to(images, place):
+    found = {}
+    for weight in (0.0, 50.0):
+        model = fit(images, Objective(1.0, "kl", Distortion(), weight, place), Schedule(steps=150))
+        with torch.no_grad():
+            codes, logits, _ = model(images[:200], torch.Generator().manual_seed(0))
+            mean = model.encode(images[:200])[0]
+        maps = {"decoder": (codes, logits.sigmoid().flatten(1)), "encoder": (images[:200].flatten(1), mean)}
+        found[weight] = float(Distortion()(*maps[place]))
+    assert found[50.0] < 0.7 * found[0.0]
+
+
+def test_a_decoder_that_is_not_there_cannot_be_regularised():
+    with pytest.raises(ValueError, match="`place` must be 'encoder' where nothing is decoded"):
+        Objective(regularizer=Distortion(), reconstruction=False)
+    with pytest.raises(ValueError, match="`prior` must be one of"):
+        Objective(prior="uniform")
+
+
+def test_the_rate_falls_or_stays(images):
+    """With a falling rate the last steps change next to nothing."""
+    from otdml.disentanglement.autoencoder import seeded, training
+
+    for cosine, still in ((True, True), (False, False)):
+        model = seeded(0, size=16)
+        steps = training(model, images, Objective(), Schedule(30, cosine=cosine), torch.Generator().manual_seed(0))
+        before = None
+        for step in steps:
+            if step == 29:
+                before = next(model.parameters()).clone()
+        moved = float((next(model.parameters()) - before).detach().abs().max())
+        assert (moved < 1e-5) == still

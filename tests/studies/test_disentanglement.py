@@ -1,0 +1,35 @@
+"""One small cell of the studies of disentanglement."""
+
+import pytest
+
+from otdml import studies
+from otdml.studies.disentanglement import SCORES, run
+
+pytest.importorskip("sklearn")
+pytestmark = pytest.mark.filterwarnings("ignore:Gromov-Wasserstein stopped")
+SMALL = {"images": 200, "steps": 4, "train": 150, "test": 50, "rounds": 1, "readings": 2, "width": 4}
+
+
+@pytest.mark.parametrize(
+    ("study", "arm"),
+    [
+        ("sprites-base", "beta 8, falling rate of 1e-3"),
+        ("sprites-weights", "gap decoder cosine 300"),
+        ("scenes-weights", "distortion encoder sqeuclidean 0.03"),
+    ],
+)
+def test_a_cell_scores_on_the_way_and_repeats_with_its_seed(study, arm):
+    settings = {**studies.named(study).arm(arm).settings, **SMALL}
+    readings = list(run(settings, 3))
+    assert [one.step for one in readings] == [2, 4]
+    assert all({score.name for score in SCORES} <= one.scores.keys() for one in readings)
+    assert list(run(settings, 3)) == readings
+    assert list(run(settings, 4)) != readings
+
+
+def test_arms_of_one_seed_begin_alike():
+    """With nothing learnt yet, a regularizer of weight zero changes nothing."""
+    study = studies.named("sprites-weights")
+    plain = {**study.arm("none").settings, **SMALL}
+    asked = {**study.arm("distortion decoder cosine 3").settings, **SMALL, "weight": 0.0}
+    assert list(run(plain, 0)) == list(run(asked, 0))

@@ -1,0 +1,202 @@
+"""Studies whose cells are arithmetic: what is kept, what goes on after a stop, and what the report says."""
+
+import json
+import math
+
+import pytest
+
+from otdml import studies
+from otdml.benchmarks.results import figure, half_width
+from otdml.studies import Arm, Reading, Score, Study
+from otdml.studies.cells import cells, finished, run_cells
+from otdml.studies.figure import draw
+from otdml.studies.report import load, report, save
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def study(calls):
+    """An arm's score is its level plus a term of the seed, and plus its wobble in even seeds."""
+
+    def run(settings, seed, data):
+        calls.append((settings["level"], settings["wobble"], seed))
+        if settings.get("stops") == seed:
+            raise Stopped
+        yield Reading(1, 2, {})
+        yield Reading(1, 2, {"answer": 0.0, "other": 1.0})
+        yield Reading(2, 2, {"answer": settings["level"] + seed + settings["wobble"] * (seed % 2), "other": 2.0})
+
+    arms = (
+        Arm("control", {"level": 1.0, "wobble": 0.0}),
+        Arm("better", {"level": 1.5, "wobble": 0.1}, "control"),
+        Arm("unclear", {"level": 1.0, "wobble": 0.5}, "control"),
+        Arm("worse", {"level": 0.0, "wobble": 0.1}, "control"),
+    )
+    scores = (Score("answer", "answer"), Score("other", "other", 0))
+    return Study("toy", "Is it so?", "Adding.", arms, (0, 1, 2), scores, run)
+
+
+def done(study, folder, **chosen):
+    wanted = cells(study, folder, **chosen)
+    list(run_cells(study, wanted))
+    return report(study, finished(cells(study, folder)))
+
+
+def test_means_and_differences(study, tmp_path):
+    found = done(study, tmp_path)
+    assert found.complete
+    assert found.mean("control", "answer").mean == 2.0
+    better, unclear, worse = found.differences()
+    assert (better.verdict, unclear.verdict, worse.verdict) == ("higher", "not shown", "lower")
+    values = figure([0.5, 0.6, 0.5])
+    assert better.mean == pytest.approx(values.mean)
+    assert better.high - better.low == pytest.approx(2 * half_width(values))
+    assert better.sentence() == (
+        f"better: answer is higher than with control (+0.533, 95% interval {better.low:+.3f} to {better.high:+.3f}, "
+        "3 seeds)."
+    )
+    assert unclear.sentence().startswith("unclear: no difference in answer to control is shown (+0.167, ")
+
+
+def test_what_is_finished_is_not_repeated(study, calls, tmp_path):
+    done(study, tmp_path, seeds=(0,))
+    assert len(calls) == 4
+    found = done(study, tmp_path)
+    assert len(calls) == len(set(calls)) == 12
+    assert found.complete
+
+
+def test_a_stop_loses_the_cell_it_was_in_and_no_other(study, calls, tmp_path):
+    study.arms[1].settings["stops"] = 1
+    with pytest.raises(Stopped):
+        done(study, tmp_path)
+    assert len(finished(cells(study, tmp_path))) == 5
+    assert not list(tmp_path.glob("better/seed-1/*.json"))
+    del study.arms[1].settings["stops"]
+    # The cell before the stop was kept with the setting that is gone now.
+    (tmp_path / "better" / "seed-0" / "result.json").unlink()
+    assert done(study, tmp_path).complete
+    assert calls.count((1.0, 0.0, 0)) == 1
+
+
+def test_a_cell_keeps_its_curve_its_settings_and_its_time(study, tmp_path):
+    found = done(study, tmp_path, arms=("control",), seeds=(2,))
+    (run,) = found.runs
+    assert run.curve == [{"step": 1, "answer": 0.0, "other": 1.0}, {"step": 2, "answer": 3.0, "other": 2.0}]
+    assert run.seconds >= run.processor_seconds > 0 or run.seconds > 0
+    assert found.hours == run.seconds / 3600
+    assert not found.complete
+    content = json.loads((tmp_path / "control" / "seed-2" / "result.json").read_text())
+    assert content["settings"] == {"level": 1.0, "wobble": 0.0}
+    assert {"torch", "code", "processor"} <= content["environment"].keys()
+
+
+def test_cells_of_other_settings_are_refused_before_anything_is_run(study, calls, tmp_path):
+    done(study, tmp_path, arms=("worse",), seeds=(2,))
+    study.arms[3].settings["level"] = 0.25
+    calls.clear()
+    with pytest.raises(ValueError, match=r"of other settings \(level: 0.0 there, 0.25 here\)"):
+        done(study, tmp_path)
+    assert not calls
+
+
+def test_a_damaged_cell_is_named(study, tmp_path):
+    path = tmp_path / "control" / "seed-0" / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"result.json is damaged .* Delete it to repeat that cell"):
+        finished(cells(study, tmp_path))
+
+
+def test_a_cell_that_another_command_runs_is_left_to_it(study, calls, tmp_path):
+    import subprocess
+    import sys
+
+    folder = tmp_path / "control" / "seed-0"
+    folder.mkdir(parents=True)
+    script = (
+        "import sys, pathlib; from otdml._files import held\n"
+        "with held(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        found = done(study, tmp_path, seeds=(0,))
+        other.stdin.close()
+    assert [run.arm for run in found.runs] == ["better", "unclear", "worse"]
+    assert not found.of("control")
+
+
+def test_one_seed_shows_nothing(study, tmp_path):
+    (better, *_) = done(study, tmp_path, seeds=(1,)).differences()
+    assert math.isnan(better.low)
+    assert better.sentence() == "better: answer +0.600 against control, one seed, which shows nothing."
+
+
+def test_differences_are_of_common_seeds(study, tmp_path):
+    done(study, tmp_path, arms=("control",), seeds=(0, 1))
+    found = done(study, tmp_path, arms=("better",), seeds=(1, 2))
+    (better,) = found.differences()
+    assert (better.n, better.mean) == (1, pytest.approx(0.6))
+
+
+def test_a_report_comes_back_from_its_file(study, tmp_path):
+    found = done(study, tmp_path)
+    save(tmp_path / "new" / "toy.json", found)
+    assert load(tmp_path / "new" / "toy.json") == found
+    content = json.loads((tmp_path / "new" / "toy.json").read_text())
+    row = next(row for row in content["differences"] if row["arm"] == "better" and row["score"] == "answer")
+    assert row["mean"] == pytest.approx(1.6 / 3)
+    assert content["means"][0] == {"arm": "control", "score": "answer", "mean": 2.0, "std": 1.0, "n": 3}
+
+
+def test_no_scores_is_an_error(study, tmp_path):
+    silent = Study("silent", "?", "", study.arms, (0,), study.scores, lambda *_: iter([Reading(1, 1, {})]))
+    with pytest.raises(ValueError, match="yielded no scores for control, seed 0"):
+        list(run_cells(silent, cells(silent, tmp_path)))
+
+
+def test_arms_have_different_names_and_controls_that_exist(study):
+    with pytest.raises(ValueError, match="`arms` must have different names"):
+        Study("toy", "?", "", (study.arms[0], study.arms[0]), (0,), study.scores, study.run)
+    with pytest.raises(ValueError, match="controll"):
+        Study("toy", "?", "", (study.arms[0], Arm("a", {}, "controll")), (0,), study.scores, study.run)
+
+
+def test_the_figure_has_a_line_and_dots_for_every_arm(study, tmp_path):
+    pytest.importorskip("matplotlib")
+    found = done(study, tmp_path)
+    draw(found, tmp_path / "toy.svg")
+    text = (tmp_path / "toy.svg").read_text()
+    assert text.startswith("<?xml")
+    assert text.count('id="FillBetween') == 4
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_study_is_declared_whole(name):
+    study = studies.named(name)
+    assert study.name == name
+    assert study.question.endswith("?")
+    # What an arm is compared with differs from it.
+    assert len({json.dumps(arm.settings, sort_keys=True) for arm in study.arms}) == len(study.arms)
+
+
+def test_data_is_asked_for_where_it_is_needed(study, tmp_path):
+    assert study.data(None) is None
+    with pytest.raises(ValueError, match="toy draws its own data"):
+        study.data(tmp_path)
+    needy = studies.named("dsprites-base")
+    with pytest.raises(ValueError, match="dsprites-base needs --data PATH: the archive dsprites"):
+        needy.data(None)
+    with pytest.raises(FileNotFoundError, match="there is nothing at"):
+        needy.data(tmp_path / "absent.npz")
+    assert needy.data(tmp_path) == tmp_path

@@ -1,0 +1,74 @@
+"""The command that runs a study."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from otdml import studies
+from otdml.cli import app
+from otdml.studies import Arm, Reading, Score, Study
+
+pytest.importorskip("typer")
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    def run(settings, seed, data):
+        yield Reading(1, 1, {"answer": settings["level"] + seed})
+
+    arms = (Arm("plain", {"level": 0.0}), Arm("gap [decoder]", {"level": 1.0}, "plain"))
+    study = Study("toy", "Is one more than none?", "Adding.", arms, (5, 7), (Score("answer", "answer"),), run)
+    monkeypatch.setattr(studies, "named", lambda name: study)
+    monkeypatch.setattr(studies, "names", lambda: ["toy"])
+    return study
+
+
+def call(*words):
+    return CliRunner().invoke(app, ["study", *map(str, words)], env={"COLUMNS": "160"})
+
+
+def test_it_runs_tells_and_keeps(toy, tmp_path):
+    out, kept, drawn = tmp_path / "cells", tmp_path / "toy.json", tmp_path / "toy.svg"
+    found = call("toy", "--out", out, "--json", kept, "--figure", drawn)
+    assert found.exit_code == 0, found.output
+    assert "Is one more than none?" in found.output
+    assert "✓ gap [decoder], seed 7: answer 8.000" in found.output
+    assert "gap [decoder]: answer is higher than with plain (+1.000" in found.output
+    assert len(json.loads(kept.read_text())["runs"]) == 4
+    assert drawn.exists()
+
+
+def test_a_part_can_be_run_and_shown(toy, tmp_path):
+    assert call("toy", "--out", tmp_path, "--arm", "plain", "--seeds", 7).exit_code == 0
+    assert [path.parent.name for path in tmp_path.rglob("result.json")] == ["seed-7"]
+    shown = call("toy", "--out", tmp_path, "--show")
+    assert "1 of 2" in shown.output
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+
+
+def test_studies_are_listed(toy, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert call("toy", "--seeds", 5).exit_code == 0
+    found = call()
+    assert "toy" in found.output
+    assert "2 of 4" in found.output
+
+
+def test_wrong_arguments_are_named_before_anything_is_run(toy, tmp_path):
+    for words, message in (
+        (("--show",), "need the name of a study"),
+        (("toy", "--arm", "gab"), "gab"),
+        (("toy", "--data", tmp_path), "draws its own data"),
+        (("toy", "--json", tmp_path), "is a folder"),
+    ):
+        found = call(*words, *(("--out", tmp_path / "cells") if "toy" in words else ()))
+        assert found.exit_code == 2
+        assert message in found.output
+    assert not (tmp_path / "cells").exists()
+
+
+def test_an_unknown_study_is_named():
+    found = call("sprite-base")
+    assert found.exit_code == 2
+    assert "sprites-base" in found.output
