@@ -29,7 +29,7 @@ from otdml.dml.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from otdml.data import Distort
-    from otdml.dml import FitResult, ProxyDML, TrainingConfig
+    from otdml.dml import FitResult, TrainingConfig
 
 __all__ = [
     "RunState",
@@ -133,7 +133,7 @@ def execute(
             augment=_augmentation(run),
             progress=progress,
         )
-        from_first(lambda: _finish(folder, module, test, found, config.ks))
+        from_first(lambda: _finish(folder, test, found, config.ks))
 
 
 def _images(run: Run, root: str | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -161,12 +161,13 @@ def _budget(run: Run, devices: int | None) -> "TrainingConfig":
     return TrainingConfig(**settings | ({"devices": devices} if devices else {}))
 
 
-def _finish(folder: RunFolder, module: "ProxyDML", test: Any, found: "FitResult", ks: tuple[int, ...]) -> None:
+def _finish(folder: RunFolder, test: Any, found: "FitResult", ks: tuple[int, ...]) -> None:
     """Leave what a report shows, and then the metrics, which say that the run is finished."""
-    from otdml.dml.cache import embedding_file, kept_embedding
+    from otdml.dml.loading import queries
 
-    z = kept_embedding(embedding_file(folder.path / "last.ckpt", "test"), module, test)
-    shown = exhibits(z, test.labels, test.classes, thumbnails(test), getattr(test, "is_query", None))
+    z = found.test_embeddings
+    assert z is not None
+    shown = exhibits(z, test.labels, test.classes, thumbnails(test), queries(test))
     save_exhibits(folder.path / "exhibits.npz", shown)
     folder.finish(
         {

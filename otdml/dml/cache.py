@@ -14,7 +14,7 @@ from torch import Tensor
 from otdml._files import replacing
 from otdml.dml.checkpoint import read_tensors
 from otdml.dml.evaluation import embed
-from otdml.dml.loading import LabelledImages
+from otdml.dml.loading import BatchedImages, ImagesInFiles, LabelledImages
 from otdml.dml.module import ProxyDML
 
 __all__ = ["embedding_file", "embedding_key", "keep_embedding", "kept_embedding", "network_key"]
@@ -128,13 +128,14 @@ def _absorb_network(digest: "hashlib._Hash", module: ProxyDML) -> None:
 
 
 def _images(dataset: Any) -> list[Any]:
-    if isinstance(getattr(dataset, "images", None), Tensor) and hasattr(dataset, "batch"):
-        return [dataset.images]
-    if not hasattr(dataset, "paths"):
+    images = getattr(dataset, "images", None)
+    if isinstance(images, Tensor) and isinstance(dataset, BatchedImages):
+        return [images]
+    if not isinstance(dataset, ImagesInFiles):
         raise _NotPlainError
     stats = [os.stat(path) for path in dataset.paths]
     files = [list(map(str, dataset.paths)), [(s.st_size, s.st_mtime_ns) for s in stats]]
-    return [*files, dataset.transform, getattr(dataset, "upright", None)]
+    return [*files, getattr(dataset, "transform", None), getattr(dataset, "upright", None)]
 
 
 def _absorb(digest: "hashlib._Hash", value: Any) -> None:

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from otdml.distributed import from_first, gather
-from otdml.dml.loading import EvaluationBatches, LabelledImages, as_float
+from otdml.dml.loading import EvaluationBatches, LabelledImages, as_float, queries
 from otdml.dml.module import ProxyDML
 from otdml.dml.retrieval import retrieval_metrics
 
@@ -93,8 +93,8 @@ def evaluate(
 
 def metrics_of(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...]) -> dict[str, float]:
     """What :func:`evaluate` returns, from the embeddings of the set."""
-    queries = getattr(dataset, "is_query", None)
-    if queries is None:
+    asked = queries(dataset)
+    if asked is None:
         return retrieval_metrics(z, dataset.labels, ks=ks)
-    labels, gallery = dataset.labels[queries], dataset.labels[~queries]
-    return retrieval_metrics(z[queries], labels, gallery=z[~queries], gallery_labels=gallery, ks=ks)
+    labels, gallery = dataset.labels[asked], dataset.labels[~asked]
+    return retrieval_metrics(z[asked], labels, gallery=z[~asked], gallery_labels=gallery, ks=ks)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from otdml._files import write_text
+from otdml.dml.loading import ImagesInFiles, queries
 
 __all__ = ["fingerprint"]
 
@@ -39,12 +40,12 @@ def fingerprint(dataset: Any) -> str:
     found = hashlib.sha256()
     _absorb(found, dataset.labels)
     found.update(json.dumps([str(name) for name in dataset.classes]).encode())
-    if getattr(dataset, "is_query", None) is not None:
-        _absorb(found, dataset.is_query)
+    if (asked := queries(dataset)) is not None:
+        _absorb(found, asked)
     if isinstance(images := getattr(dataset, "images", None), Tensor):
         _absorb(found, images)
-    elif (paths := getattr(dataset, "paths", None)) is not None:
-        found.update(json.dumps(_contents([str(path) for path in paths])).encode())
+    elif isinstance(dataset, ImagesInFiles):
+        found.update(json.dumps(_contents([str(path) for path in dataset.paths])).encode())
     return found.hexdigest()[:32]
 
 

@@ -2,9 +2,9 @@
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,7 +13,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from otdml.dml.sampling import ClassBalancedBatchSampler
 
-__all__ = ["Augment", "EvaluationBatches", "LabelledImages", "TrainingBatches", "as_float", "epoch_seed", "seeded"]
+__all__ = [
+    "Augment",
+    "BatchedImages",
+    "EvaluationBatches",
+    "ImagesInFiles",
+    "LabelledImages",
+    "QueriedImages",
+    "ShownImages",
+    "TrainingBatches",
+    "as_float",
+    "epoch_seed",
+    "queries",
+    "seeded",
+]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -21,7 +34,9 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 class LabelledImages(Protocol):
     """What a run asks of a data set: items ``(image, label)``, all labels at once, and the classes' names.
 
-    A set may also have ``batch(indices) -> (images, labels)``, which is then used instead of single items.
+    A set may offer more: :class:`BatchedImages` are loaded faster, :class:`QueriedImages` are evaluated as their
+    protocol has it, :class:`ImagesInFiles` are told from others by the content of their files, and
+    :class:`ShownImages` appear in reports.
     """
 
     labels: Tensor
@@ -30,6 +45,39 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
+
+@runtime_checkable
+class BatchedImages(Protocol):
+    """A set that hands out whole batches as they are stored, which are then taken instead of single items."""
+
+    def batch(self, indices: Any, /) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class QueriedImages(Protocol):
+    """A set that may have queries, searched in the gallery of all others: a boolean mask (n,), or None."""
+
+    is_query: Tensor | None
+
+
+@runtime_checkable
+class ImagesInFiles(Protocol):
+    """A set whose items are files, in order."""
+
+    paths: Sequence[str]
+
+
+@runtime_checkable
+class ShownImages(Protocol):
+    """A set with small pictures: uint8, shape (h, w) with ink as light, or (h, w, 3), all of one size."""
+
+    def thumbnail(self, index: int, /) -> np.ndarray: ...
+
+
+def queries(dataset: object) -> Tensor | None:
+    """Which images of a set are queries; None where each image queries all others."""
+    return dataset.is_query if isinstance(dataset, QueriedImages) else None
 
 
 class TrainingBatches:
@@ -47,7 +95,8 @@ class TrainingBatches:
 
     def __init__(self, dataset: LabelledImages, sampler: ClassBalancedBatchSampler, *, seed: int, workers: int) -> None:
         self.dataset, self.sampler = dataset, sampler
-        self.loader = None if hasattr(dataset, "batch") else _loader(_Items(dataset), _Places(sampler, seed), workers)
+        batched = isinstance(dataset, BatchedImages)
+        self.loader = None if batched else _loader(_Items(dataset), _Places(sampler, seed), workers)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration runs."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from otdml._checks import argument_error
 from otdml._files import replacing, write_text
 from otdml.distributed import from_first, is_first
-from otdml.dml.cache import embedding_file, embedding_key, keep_embedding
+from otdml.dml.cache import embedding_file, embedding_key, keep_embedding, kept_embedding
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, metrics_of
@@ -50,6 +50,8 @@ class RunRecord(Callback):
         self.data |= {"train": len(train), "val": len(val or ()), "augment": _described(augment)}
         self.unseen = {name: images for name, images in (("val", val), ("test", test)) if images is not None}
         self.rows: list[dict[str, float]] = []
+        # Of the last epoch, by set.
+        self.embeddings: dict[str, Tensor] = {}
         self.best_epoch: int | None = None
         self.seed_all: Callable[[int], object] = torch.manual_seed
         self.sums: dict[str, Tensor] = {}
@@ -142,6 +144,8 @@ class RunRecord(Callback):
             size, workers = self.config.eval_batch_size, self.config.workers
             z = embed(self.module, unseen, batch_size=size, workers=workers, share=True)
             metrics = from_first(lambda z=z, unseen=unseen: metrics_of(z, unseen, self.config.ks))  # type: ignore[misc]
+            if keep == LAST:
+                self.embeddings[name] = z
             if keep and is_first():
                 keep_embedding(embedding_file(self.folder / keep, name), embedding_key(self.module, unseen), z)
             found |= {f"{name}/{metric}": value for metric, value in metrics.items()}
@@ -177,6 +181,17 @@ class RunRecord(Callback):
     def last(self) -> dict[str, float]:
         """Metrics after the last epoch."""
         return {name: value for name, value in self.rows[-1].items() if name.startswith(("val/", "test/"))}
+
+    def test_embeddings(self) -> Tensor | None:
+        """Those that the last epoch was evaluated by; made again where this process did not train it."""
+        if "test" not in self.unseen or "test" in self.embeddings:
+            return self.embeddings.get("test")
+        path, size, workers = (
+            embedding_file(self.folder / LAST, "test"),
+            self.config.eval_batch_size,
+            self.config.workers,
+        )
+        return kept_embedding(path, self.module, self.unseen["test"], batch_size=size, workers=workers)
 
     def best(self) -> dict[str, float] | None:
         """Metrics with the weights of the selected epoch, on all sets; the module keeps those of the last one."""

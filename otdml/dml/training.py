@@ -35,6 +35,8 @@ class FitResult:
         best_epoch: That epoch, counted from 0.
         seconds: Time spent training and validating, that of earlier parts of a resumed run included.
         folder: Where curve and checkpoints are.
+        test_embeddings: Unit embeddings of the test set by the last epoch's weights, shape (n, dim), on the CPU; None
+            without one.
     """
 
     last: dict[str, float]
@@ -42,6 +44,7 @@ class FitResult:
     best_epoch: int | None
     seconds: float
     folder: Path
+    test_embeddings: Tensor | None = None
 
 
 def fit(
@@ -109,7 +112,8 @@ def fit(
         with held(folder) if trainer.is_global_zero else nullcontext():
             _go_on(trainer, run, _Batches(train, config, augment), resume)
             with _on(module, trainer.strategy.root_device):
-                found = FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder)
+                z = run.test_embeddings()
+                found = FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder, z)
             # Whoever leaves first could take the connection away from the others.
             trainer.strategy.barrier()
     return found

@@ -29,7 +29,16 @@ def overwritten(content: bytes, chance: random.Random) -> bytes:
 
 
 def exchanged(content: bytes, chance: random.Random) -> bytes:
-    pages = [b"<html>404</html>", b"PK\x03\x04", b"[]", b"null", b'{"a": 1}', bytes(4096), b"\xff\xfe\x00", b"\x80\x02."]
+    pages = [
+        b"<html>404</html>",
+        b"PK\x03\x04",
+        b"[]",
+        b"null",
+        b'{"a": 1}',
+        bytes(4096),
+        b"\xff\xfe\x00",
+        b"\x80\x02.",
+    ]
     return chance.choice(pages)
 
 

@@ -90,3 +90,14 @@ def test_an_error_says_the_same_with_and_without_workers(workers, error):
         with pytest.raises(type(error)) as raised:
             next(iter(broken))
         assert str(raised.value) == str(error)
+
+
+def test_what_sets_offer_is_declared():
+    from otdml.data import ImageFiles, TensorImages
+    from otdml.dml import loading
+
+    offered = {
+        kind: {name for name in ("BatchedImages", "ShownImages") if issubclass(kind, getattr(loading, name))}
+        for kind in (ImageFiles, TensorImages)
+    }
+    assert offered == {ImageFiles: {"ShownImages"}, TensorImages: {"BatchedImages", "ShownImages"}}

@@ -371,3 +371,15 @@ def test_a_run_on_as_many_other_images_is_refused(changed, tmp_path):
     train = sets.pop("train")
     with pytest.raises(ValueError, match=f"{changed} images '[0-9a-f]+' there, '[0-9a-f]+' here"):
         fit(module(), train, folder=tmp_path, config=CONFIG, progress=False, **sets)
+
+
+def test_the_result_holds_the_embeddings_of_the_test_set(tmp_path):
+    """After training, and of a finished run that is only evaluated."""
+    test = Digits(split="test")
+    trained, found = run(tmp_path, test=test)
+    assert torch.equal(found.test_embeddings, embed(trained, test))
+    _, again = run(tmp_path, test=test)
+    assert torch.equal(again.test_embeddings, found.test_embeddings)
+    (tmp_path / "last-test.embeddings").unlink()
+    assert torch.equal(run(tmp_path, test=test)[1].test_embeddings, found.test_embeddings)
+    assert run(tmp_path / "without")[1].test_embeddings is None
