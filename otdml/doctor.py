@@ -49,6 +49,7 @@ ENGINES = {
     "pot": Engine("POT", ("pot",), "exact transport", CORE, True),
     "geomloss": Engine("GeomLoss", ("geomloss",), "multiscale Sinkhorn in d <= 3", CORE, True),
     "keops": Engine("KeOps", ("pykeops",), "symbolic kernels; needs a C++ compiler", CORE),
+    "triton": Engine("Triton", ("triton",), "fused kernels on a GPU", "pip install 'otdml[triton]'"),
     "faiss": Engine("FAISS", ("faiss-cpu", "faiss-gpu"), "nearest neighbours, k-means", "pip install 'otdml[cpu]'"),
     "zuko": Engine("zuko", ("zuko",), "flows of the NIR head", TRAIN),
     "lightning": Engine("Lightning", ("lightning",), "training", TRAIN),
@@ -138,6 +139,24 @@ def _keops() -> str:
     return f"compiled and ran a reduction on the {'GPU' if torch.cuda.is_available() else 'CPU'}"
 
 
+def _triton() -> str:
+    import os
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        # Without a GPU the same kernels are interpreted.
+        os.environ["TRITON_INTERPRET"] = "1"
+    from otdml.costs import Bilinear
+    from otdml.ot.engines import Fused
+
+    # The logarithm of the sum of three equal terms.
+    found = Fused(Bilinear(torch.zeros(1, 2, device=device), torch.ones(3, 2, device=device)))
+    assert abs(float(found.row_softmin(torch.zeros(3, device=device))) + math.log(3)) < 1e-6
+    return "compiled and ran a soft minimum on the GPU" if device == "cuda" else "interpreted a soft minimum: no GPU"
+
+
 def _faiss() -> str:
     import faiss
     import numpy as np
@@ -219,6 +238,7 @@ _PROBES: dict[str, Callable[[], str]] = {
     "pot": _pot,
     "geomloss": _geomloss,
     "keops": _keops,
+    "triton": _triton,
     "faiss": _faiss,
     "zuko": _zuko,
     "lightning": _lightning,

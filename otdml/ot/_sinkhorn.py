@@ -66,8 +66,9 @@ def sinkhorn(
         init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
         backend: "dense" keeps the matrix; "streamed" needs memory linear in n and m; "keops" does too and is compiled
             at first use, for few features; "multiscale" is "streamed" from potentials of GeomLoss, for balanced
-            problems without batch and three features at most. "auto" is dense where the matrix takes at most 1 GiB,
-            and streamed beyond.
+            problems without batch and three features at most; "triton" is for CUDA devices, fused kernels in single
+            precision. "auto" is dense where the matrix takes at most 1 GiB, and streamed beyond; on a CUDA device with
+            triton it is "triton" beyond, and from 2,048 points on where these have at most 16 features.
 
     Returns:
         The result; its value has shape (...).

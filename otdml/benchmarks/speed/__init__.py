@@ -8,6 +8,7 @@ __all__ = ["TABLES"]
 
 TABLES: dict[str, str] = {
     "alignment": "otdml.benchmarks.speed.alignment",
+    "cuda": "otdml.benchmarks.speed.cuda",
     "dispersion": "otdml.benchmarks.speed.dispersion",
     "gromov": "otdml.benchmarks.speed.gromov",
     "images": "otdml.benchmarks.speed.images",

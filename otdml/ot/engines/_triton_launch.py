@@ -21,7 +21,10 @@ FEW = 4
 # Programs that keep a GPU busy, and columns that are worth one.
 PROGRAMS, LEAST_SPAN = 512, 1024
 # Nothing is tuned at run time: a fixed number of stages fits the shared memory of every GPU from sm_80 on.
-OPTIONS = {"num_stages": 2, "enable_fp_fusion": True}
+# Registers are not limited, or the assembler would rather spill a few than run fewer programs at once.
+OPTIONS = {"num_stages": 2, "enable_fp_fusion": True, "maxnreg": 255}
+# Warps of a program that holds scalar products of weights beside its tile.
+CROWDED_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Tile:
     wide: bool
     warps: int = 4
 
-    def meta(self, d: int, precision: str) -> dict[str, Any]:
-        """Compile-time arguments of a kernel, for points of d features."""
+    def meta(self, d: int, precision: str, *, crowded: bool = False) -> dict[str, Any]:
+        """Compile-time arguments of a kernel, for points of d features; ``crowded`` as in :meth:`columns`."""
         return {
             "FEW": self.few,
             "WIDE": self.wide,
@@ -54,7 +57,7 @@ class Tile:
             "BLOCK_N": self.n,
             "BLOCK_M": self.m,
             "BLOCK_D": self.d,
-            "num_warps": self.warps,
+            "num_warps": CROWDED_WARPS if crowded else self.warps,
             **OPTIONS,
         }
 
@@ -81,7 +84,7 @@ def tile(form: str, d: int, precision: str = "ieee", *, product: bool = False) -
     """
     # Without tensor cores each thread holds its operands in registers, so that few may be multiplied at once.
     single = precision == "ieee" or form != "product" or d <= FEW
-    m = 32 if product and single else 64
+    m = 32 if product else 64
     if form != "product" or d <= FEW:
         return Tile(32, m, 16, d if d <= FEW else 0, False)
     most = 16 if single else 32 if precision == "tf32x3" else 64
@@ -156,9 +159,9 @@ class FusedCost:
         parts = max(1, -(-m // max(1, span)))
         return parts, span, programs * parts
 
-    def _meta(self, tile: Tile) -> dict[str, Any]:
+    def _meta(self, tile: Tile, *, crowded: bool = False) -> dict[str, Any]:
         level = 0 if self.barred is None else self.barred.level
-        return {"FORM": FORMS[self.form], "BARRED": level, **tile.meta(self._features, self.precision)}
+        return {"FORM": FORMS[self.form], "BARRED": level, **tile.meta(self._features, self.precision, crowded=crowded)}
 
     @property
     def _features(self) -> int:
@@ -234,7 +237,7 @@ class FusedCost:
             *(hf if self.factor is None else self.factor, *self._barred, *out),
             *(n, m, self._features, e, 1 if weights is None else left.shape[-1], batch, parts, span),
             *(x.stride(0), y.stride(0), hf.stride(0), hg.stride(0)),
-            **self._meta(self.tiles[1]),
+            **self._meta(self.tiles[1], crowded=weights is not None),
             **flags,
             WEIGHTED=weights is not None,
             BLOCK_E=block,

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from otdml.ot.engines import _triton_kernels as kernels
-from otdml.ot.engines._triton_launch import FORMS, PRECISIONS, tile
+from otdml.ot.engines._triton_launch import FORMS, OPTIONS, PRECISIONS, tile
 
 __all__ = ["ARCHITECTURES", "LARGEST_SHARED", "Configuration", "Usage", "configurations", "report", "usage"]
 
@@ -54,9 +54,9 @@ class Configuration:
     @property
     def meta(self) -> dict[str, Any]:
         if self.kernel == "combine":
-            return {"BLOCK": 256, "num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
+            return {"BLOCK": 256, "num_warps": 4, **OPTIONS}
         shape = tile(self.form, self.d, self.precision, product=self.kernel == "product")
-        meta = shape.meta(self.d, self.precision)
+        meta = shape.meta(self.d, self.precision, crowded=bool(dict(self.flags).get("WEIGHTED")))
         return {"FORM": FORMS[self.form], "BARRED": 0, **meta, **dict(self.flags)}
 
 
@@ -119,7 +119,7 @@ def usage(configuration: Configuration, architecture: int) -> Usage:
     """What a kernel takes on an architecture, e.g. 90, as the assembler reports it."""
     function = getattr(kernels, f"{configuration.kernel}_kernel")
     meta = configuration.meta
-    options = {name: meta.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    options = {name: meta.pop(name) for name in ("num_warps", *OPTIONS)}
     names = function.arg_names
     signature = {name: "constexpr" if name in meta else _type(name, configuration) for name in names}
     always = _PADDED + (_FEATURES if meta.get("WIDE") else ())
