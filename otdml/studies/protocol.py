@@ -34,7 +34,7 @@ class Arm:
     """One side of a comparison.
 
     Attributes:
-        name: As in tables; letters, digits and ``+-.,= ``, because a folder has this name too.
+        name: As in tables. A folder has this name too, so it has no slash.
         settings: Every setting that the run of this arm reads, numbers and words.
         against: The arm it is compared with, seed by seed; None for a control.
     """
@@ -89,6 +89,8 @@ class Study:
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise argument_error("arms", "have different names", names)
+        if any("/" in name for name in names):
+            raise argument_error("arms", "have names without a slash, which are those of folders", names)
         for arm in self.arms:
             if arm.against is not None:
                 check_known("control arm", arm.against, names)

@@ -168,6 +168,8 @@ def test_no_scores_is_an_error(study, tmp_path):
 def test_arms_have_different_names_and_controls_that_exist(study):
     with pytest.raises(ValueError, match="`arms` must have different names"):
         Study("toy", "?", "", (study.arms[0], study.arms[0]), (0,), study.scores, study.run)
+    with pytest.raises(ValueError, match="`arms` must have names without a slash"):
+        Study("toy", "?", "", (Arm("a/b", {}),), (0,), study.scores, study.run)
     with pytest.raises(ValueError, match="controll"):
         Study("toy", "?", "", (study.arms[0], Arm("a", {}, "controll")), (0,), study.scores, study.run)
 
