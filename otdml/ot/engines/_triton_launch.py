@@ -78,7 +78,7 @@ def tile(form: str, d: int, precision: str = "ieee", *, product: bool = False) -
 
     Example:
         >>> tile("product", 50)
-        Tile(n=64, m=64, d=16, few=0, wide=True, warps=4)
+        Tile(n=64, m=32, d=16, few=0, wide=True, warps=4)
         >>> tile("distance", 3)
         Tile(n=32, m=64, d=16, few=3, wide=False, warps=4)
     """
@@ -89,7 +89,10 @@ def tile(form: str, d: int, precision: str = "ieee", *, product: bool = False) -
         return Tile(32, m, 16, d if d <= FEW else 0, False)
     most = 16 if single else 32 if precision == "tf32x3" else 64
     whole = max(16, 1 << (d - 1).bit_length())
-    return Tile(64, m, whole if single and whole <= 32 else min(most, whole), 0, True)
+    if single and whole > 32:
+        # Features in several steps: their loads need registers, too.
+        return Tile(64, 32, most, 0, True)
+    return Tile(64, m, whole if single else min(most, whole), 0, True)
 
 
 @dataclass(frozen=True)
