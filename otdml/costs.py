@@ -28,7 +28,6 @@ __all__ = [
     "cost_matrix",
     "default_temperature",
     "ground",
-    "mean_cost",
 ]
 
 Cost = str | Callable[[Tensor, Tensor], Tensor]
@@ -221,23 +220,3 @@ def default_temperature(
     """
     spread = cost.spread(a, b, mask)
     return torch.where(spread == 0, torch.ones_like(spread), share * spread)
-
-
-def mean_cost(cost: Ground, a: Tensor, b: Tensor) -> Tensor:
-    r"""The mean cost :math:`\sum_{ij} a_i b_j C_{ij} / \sum_{ij} a_i b_j`, shape (...), detached.
-
-    The matrix is read once, in blocks of rows.
-
-    Example:
-        >>> import torch
-        >>> x, w = torch.tensor([[0.0], [2.0]]), torch.full((2,), 0.5)
-        >>> mean_cost(ground(x, x), w, w)
-        tensor(2.)
-    """
-    cost, a, b = cost.detach(), a.detach(), b.detach()
-    a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
-    parts = [a[..., None, rows] @ cost.block(rows) for rows in cost._row_blocks()]
-    total = (sum(parts[1:], parts[0])[..., 0, :] * b).sum(-1)
-    for w, offset in ((a, cost.u), (b, cost.v)):
-        total = total if offset is None else total + (w * offset).sum(-1)
-    return total

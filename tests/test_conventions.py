@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from otdml.costs import cost_matrix
+from otdml.losses import entropic_ot, sinkhorn_divergence
 from otdml.ot import gromov, sinkhorn, sinkhorn_matrix
 
 TIGHT = {"tol": 1e-9, "max_iter": 20_000}
@@ -35,6 +36,19 @@ def test_blur_and_reach_of_geomloss(p, reach):
     ours = sinkhorn(x, y, a, b, cost=cost, eps=factor * 0.3**p, rho=rho, **TIGHT)
     # A schedule without a stopping rule: two digits is what it reaches.
     assert float(ours.value) == pytest.approx(factor * theirs, rel=0.02)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_mass_term_of_geomloss(debias):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from geomloss import SamplesLoss
+
+    (x, y, a, b), m, eps = clouds(), 3.0, 2 * 0.3**2
+    options = {"p": 2, "blur": 0.3, "scaling": 0.99, "debias": debias, "backend": "tensorized"}
+    theirs = 2 * float(SamplesLoss("sinkhorn", **options)(m * a, x, m * b, y))
+    ours = float((sinkhorn_divergence if debias else entropic_ot)(x, y, m * a, m * b, eps=eps, **TIGHT))
+    assert ours == pytest.approx(theirs + (0 if debias else eps * (m**2 - m)), rel=0.02)
 
 
 def test_tau_of_ott():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from otdml.costs import COSTS, Bilinear, Matrix, Pointwise, cost_matrix, ground, mean_cost
+from otdml.costs import COSTS, Bilinear, Matrix, Pointwise, cost_matrix, default_temperature, ground
 
 
 def points(n=5, m=4, d=3):
@@ -114,11 +114,17 @@ def test_distances_keep_their_digits_far_from_the_origin():
 
 
 @pytest.mark.parametrize("cost", COSTS)
-def test_mean_cost(cost):
+def test_default_temperature_is_of_the_pairs_that_may_have_mass(cost, monkeypatch):
+    monkeypatch.setattr("otdml._cost_forms.base._BLOCK", 10)
     x, y = points()
-    a, b = torch.arange(1.0, 6, dtype=torch.float64), torch.arange(1.0, 5, dtype=torch.float64)
-    expected = (a / a.sum()) @ cost_matrix(x, y, cost) @ (b / b.sum())
-    torch.testing.assert_close(mean_cost(ground(x, y, cost), a, b), expected)
+    a, b = torch.arange(5, dtype=torch.float64), torch.arange(4, dtype=torch.float64)
+    forbidden = torch.zeros(5, 4, dtype=torch.bool)
+    forbidden[4, 1:3] = True
+    C, weights = cost_matrix(x, y, cost), (a[:, None] * b).masked_fill(forbidden, 0)
+    expected = 0.05 * ((weights * C).sum() / weights.sum() - C[weights > 0].min())
+    clouds = (t.expand(2, -1, -1) for t in (x, y))
+    found = default_temperature(ground(*clouds, cost), a, b, lambda rows, columns: forbidden[rows, columns])
+    torch.testing.assert_close(found, expected.expand(2))
 
 
 @pytest.mark.parametrize("form", [Bilinear, Pointwise, Matrix])

@@ -240,10 +240,12 @@ def sinkhorn_self_term(
         tensor(0.6931)
     """
     y, b = weighted(y, b, name="y", weight="b")
-    # It is used again and again, for any first measure.
-    options = SolverOptions(LEAST * check_positive("tol", tol), max_iter, backend)
+    options = SolverOptions(tol, max_iter, backend)
     problem = _self_problem(y, check_masses(b, b, rho)[0], cost, check_positive("eps", eps), rho)
-    return entropic(problem, options, symmetric=problem.rho[0] == problem.rho[1]).value
+    rough = entropic(problem, options, symmetric=problem.rho[0] == problem.rho[1])
+    # It is used again and again, also for first measures that are nearly equal to this one.
+    fine = dataclasses.replace(options, tol=LEAST * tol)
+    return entropic(problem, fine, init=(None, rough.g.detach()), quiet=True).value
 
 
 class EntropicOT(nn.Module):
