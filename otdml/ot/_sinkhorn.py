@@ -61,7 +61,8 @@ def sinkhorn(
             is a hard constraint. None for both: ``a`` and ``b`` must have equal mass.
         tol: L1 error of the marginals, relative to the mass, at which to stop. In float32, costs of r temperatures
             define a plan to r times 2e-7 of itself. Where that is more than half of ``tol`` the problem is solved in
-            double precision inside, which takes two to three times as long and twice the memory of a dense matrix.
+            double precision inside: up to twice the time of single precision, some of which has been spent by then,
+            and twice the memory of a dense matrix.
         max_iter: Most iterations; beyond them the result has ``converged`` False, and a warning says so.
         init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
         backend: "dense" keeps the matrix; "streamed" needs memory linear in n and m; "keops" does too and is compiled
