@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from otdml._checks import argument_error, check_choice, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml._transforms import transformable
-from otdml.costs import Cost, check_cost, ground
+from otdml.costs import Cost, check_cost
 from otdml.losses._kept import Kept
 from otdml.measures import broadcast_measures, weighted
 from otdml.ot._problem import Problem, Rho, SolverOptions, check_rho
 from otdml.ot._result import OTResult
-from otdml.ot._sinkhorn import check_masses, entropic, posed_between, sinkhorn
+from otdml.ot._sinkhorn import entropic, sinkhorn
 from otdml.ot.engines import BACKENDS
 
 __all__ = ["EntropicOT", "SinkhornDivergence", "entropic_ot", "sinkhorn_divergence", "sinkhorn_self_term"]
@@ -145,9 +145,9 @@ def sinkhorn_divergence(
     if second is not None and eps is None:
         raise argument_error("eps", "be a number where `second` is given", eps, "It was computed at some temperature.")
     options = SolverOptions(tol, max_iter, backend)
-    between = posed_between(x, y, a, b, cost=cost, eps=eps, rho=rho)
-    first = _self_problem(x, between.a, cost, between.eps, rho)
-    last = _self_problem(y, between.b, cost, between.eps, rho) if second is None else second
+    between = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho)
+    first = Problem.with_itself(x, between.a, cost=cost, eps=between.eps, rho=rho)
+    last = Problem.with_itself(y, between.b, cost=cost, eps=between.eps, rho=rho) if second is None else second
     return _Divergence(between, first, last).value(options).to(x.dtype)
 
 
@@ -202,10 +202,6 @@ class _Divergence:
         return SHARPNESS * float((value / (self.between.eps * mass)).clamp(min=0).sqrt().min())
 
 
-def _self_problem(x: Tensor, a: Tensor, cost: Cost, eps: Tensor | float, rho: Rho) -> Problem:
-    return Problem(ground(x, x, cost), a, a, eps, check_rho(rho))
-
-
 @transformable
 @full_precision
 def sinkhorn_self_term(
@@ -241,7 +237,7 @@ def sinkhorn_self_term(
     """
     y, b = weighted(y, b, name="y", weight="b")
     options = SolverOptions(tol, max_iter, backend)
-    problem = _self_problem(y, check_masses(b, b, rho)[0], cost, check_positive("eps", eps), rho)
+    problem = Problem.between(y, y, b, b, cost=cost, eps=check_positive("eps", eps), rho=rho)
     rough = entropic(problem, options, symmetric=problem.rho[0] == problem.rho[1])
     # It is used again and again, also for first measures that are nearly equal to this one.
     fine = dataclasses.replace(options, tol=LEAST * tol)

@@ -12,7 +12,7 @@ from otdml.ot._exact import exact, exact_matrix
 from otdml.ot._problem import Problem, Rho, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._semidiscrete import semidiscrete
-from otdml.ot._sinkhorn import entropic, posed_between
+from otdml.ot._sinkhorn import entropic
 from otdml.ot._solution import EntropicSolution
 from otdml.ot.engines import Streamed
 
@@ -85,7 +85,7 @@ def couple(
         raise argument_error("rho", "be given with method='unbalanced' and with no other", rho)
     n_pairs = n_pairs if n_pairs is None else check_integer("n_pairs", n_pairs)
     if method in ("sinkhorn", "unbalanced"):
-        problem = posed_between(x0, x1, None, None, cost=cost, eps=eps, rho=rho)
+        problem = Problem.between(x0, x1, None, None, cost=cost, eps=eps, rho=rho)
         return _from_potentials(problem, SolverOptions(tol, max_iter, backend), n_pairs, generator)
     if method == "semidiscrete":
         i = _rows(x0.new_ones(len(x0)), n_pairs, generator, all_rows=True)

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_integer, check_positive
 from otdml._cost_forms import Mask
-from otdml.costs import Ground, default_temperature
+from otdml.costs import Cost, Ground, Matrix, default_temperature, ground
+from otdml.measures import weights
 from otdml.ot.engines import BACKENDS, Engine, engine
 
-__all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_temperature"]
+__all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho"]
 
 Rho = float | tuple[float | None, float | None] | None
+Penalties = tuple[float | None, float | None]
+# Constraints on both marginals.
+HARD: Penalties = (None, None)
 
 ALL = slice(None)
 # Kinds of device without double precision.
@@ -101,8 +105,45 @@ class Problem:
     a: Tensor
     b: Tensor
     eps: Tensor | float
-    rho: tuple[float | None, float | None] = (None, None)
+    rho: Penalties = HARD
     mask: Mask | None = None
+
+    @classmethod
+    def between(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
+        *,
+        cost: Cost = "sqeuclidean",
+        eps: Tensor | float | None = None,
+        rho: Rho = None,
+    ) -> "Problem":
+        """The problem between two weighted clouds of one space, with equal batch dimensions."""
+        penalties, uniform = check_rho(rho), a is None and b is None
+        a, b = weights(x, a), weights(y, b)
+        if not uniform:
+            a, b = _with_masses(a, b, penalties)
+        # What all costs have in common belongs to the side whose potential is free up to a constant.
+        columns_only = penalties[0] is None and penalties[1] is not None and isinstance(cost, str)
+        between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
+        return cls(between, a, b, _temperature(eps, between, a, b), penalties)
+
+    @classmethod
+    def with_itself(cls, x: Tensor, a: Tensor, *, cost: Cost, eps: Tensor | float, rho: Rho = None) -> "Problem":
+        """The problem of a cloud with itself, whose weights have been found to have mass."""
+        return cls(ground(x, x, cost), a, a, eps, check_rho(rho))
+
+    @classmethod
+    def of_matrix(
+        cls, C: Tensor, a: Tensor, b: Tensor, *, eps: Tensor | float | None = None, rho: Rho = None
+    ) -> "Problem":
+        """The problem for a matrix of costs, with equal batch dimensions."""
+        penalties, cost = check_rho(rho), Matrix(C)
+        a, b = _with_masses(a, b, penalties)
+        temperature = _temperature(eps, cost, a, b)
+        return cls(cost.near_zero(temperature), a, b, temperature, penalties)
 
     @property
     def mT(self) -> "Problem":
@@ -114,7 +155,7 @@ class Problem:
     @property
     def balanced(self) -> bool:
         """Whether both marginals are constraints."""
-        return self.rho == (None, None)
+        return self.rho == HARD
 
     @property
     def linked(self) -> bool:
@@ -197,7 +238,7 @@ class SolverOptions:
         return self.tol / 2 if self.rounding is None else self.rounding
 
 
-def check_rho(rho: Rho) -> tuple[float | None, float | None]:
+def check_rho(rho: Rho) -> Penalties:
     """The penalties of both marginals, if they are positive numbers or None; an infinite one is a constraint."""
     pair = rho if isinstance(rho, (tuple, list)) else (rho, rho)
     if len(pair) != 2:
@@ -206,12 +247,50 @@ def check_rho(rho: Rho) -> tuple[float | None, float | None]:
     return first, second
 
 
-def check_temperature(
-    eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor, mask: Mask | None = None
-) -> Tensor | float:
+# The mass of a marginal without any, which leaves the value of an unbalanced problem as it is to all digits.
+NEXT_TO_NOTHING = 1e-30
+
+
+def _with_masses(a: Tensor, b: Tensor, penalties: Penalties) -> tuple[Tensor, Tensor]:
+    """Copies of the weights, if a plan can have them as marginals."""
+    # Copies, as potentials and plans are read later, and the caller's weights may be others by then.
+    a, b, balanced = a.clone(), b.clone(), penalties == HARD
+    if a.numel() == 0 or b.numel() == 0:
+        return a, b
+    masses = torch.stack((a.detach().sum(-1), b.detach().sum(-1)))
+    apart = (masses[1] - masses[0]).abs() / masses[0]
+    # One tensor, because to read it forces a device synchronisation.
+    least, difference = torch.stack((masses.amin(), apart.max())).tolist()
+    if least == 0:
+        return _with_mass("a", a, balanced=balanced), _with_mass("b", b, balanced=balanced)
+    if balanced and not difference <= 1e-3:
+        remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
+        got = f"a relative difference of {difference:.3g}{_where(~(apart <= 1e-3))}"
+        raise argument_error("b", "have the mass of `a`", got, remedy)
+    return a, b
+
+
+def _with_mass(name: str, w: Tensor, *, balanced: bool) -> Tensor:
+    empty = w.detach().sum(-1) == 0
+    if balanced and bool(empty.any()):
+        remedy = "Leave that problem out, or pass `rho` for unbalanced transport, which has a value there."
+        raise argument_error(name, "have mass", f"weights that are all zero{_where(empty)}", remedy)
+    return w + torch.where(empty, NEXT_TO_NOTHING, 0.0)[..., None].to(w.dtype)
+
+
+def _where(bad: Tensor) -> str:
+    """Which elements of a batch are bad, in words."""
+    if bad.ndim == 0:
+        return ""
+    indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero().tolist()]
+    shown = ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
+    return f" in batch element{'s' if len(indices) > 1 else ''} {shown}"
+
+
+def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor) -> Tensor | float:
     """The temperature, a positive number or one per batch element; that of the costs' spread if None."""
     if eps is None:
-        found = default_temperature(cost, a, b, mask)
+        found = default_temperature(cost, a, b)
         if not bool(found.isfinite().all()):
             remedy = f"Look for NaN or infinity in `x` and `y`, or for costs that overflow {cost.dtype}; rescale them."
             raise argument_error("x", "give finite costs", "NaN or infinity", remedy)

@@ -9,15 +9,15 @@ from torch import Tensor
 from otdml._checks import argument_error
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
-from otdml.costs import Cost, Matrix, ground
-from otdml.measures import broadcast_matrix, broadcast_measures, weights
+from otdml.costs import Cost
+from otdml.measures import broadcast_matrix, broadcast_measures
 from otdml.ot._annealing import Init, Solved, resolution, solve
-from otdml.ot._problem import Problem, Rho, SolverOptions, check_rho, check_temperature
+from otdml.ot._problem import Problem, Rho, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot._transformed import transformable_result
 
-__all__ = ["check_masses", "entropic", "posed_between", "sinkhorn", "sinkhorn_matrix"]
+__all__ = ["entropic", "sinkhorn", "sinkhorn_matrix"]
 
 
 @transformable_result
@@ -85,7 +85,7 @@ def sinkhorn(
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
     options = SolverOptions(tol, max_iter, backend)
-    problem = posed_between(x, y, a, b, cost=cost, eps=eps, rho=rho)
+    problem = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho)
     return entropic(problem, options, init=init, points=y)
 
 
@@ -127,31 +127,8 @@ def sinkhorn_matrix(
         tensor(0.0069)
     """
     C, a, b = broadcast_matrix(C, a, b)
-    a, b = check_masses(weights(C, a), weights(C.mT, b), rho)
-    temperature = check_temperature(eps, Matrix(C), a, b)
-    problem = Problem(Matrix(C).near_zero(temperature), a, b, temperature, check_rho(rho))
+    problem = Problem.of_matrix(C, a, b, eps=eps, rho=rho)
     return entropic(problem, SolverOptions(tol, max_iter, "dense"), init=init)
-
-
-def posed_between(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    *,
-    cost: Cost = "sqeuclidean",
-    eps: Tensor | float | None = None,
-    rho: Rho = None,
-) -> Problem:
-    """The problem between two weighted clouds of one space, with equal batch dimensions."""
-    penalties, uniform = check_rho(rho), a is None and b is None
-    a, b = weights(x, a), weights(y, b)
-    if not uniform:
-        a, b = check_masses(a, b, rho)
-    # What all costs have in common belongs to the side whose potential is free up to a constant.
-    columns_only = penalties[0] is None and penalties[1] is not None and isinstance(cost, str)
-    between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
-    return Problem(between, a, b, check_temperature(eps, between, a, b), penalties)
 
 
 def entropic(
@@ -219,46 +196,6 @@ def _readable(solved: Solved) -> Solved:
         return solved
     problem = dataclasses.replace(posed.problem, cost=cost)
     return dataclasses.replace(solved, posed=dataclasses.replace(posed, problem=problem))
-
-
-# The mass of a marginal without any, which leaves the value of an unbalanced problem as it is to all digits.
-NEXT_TO_NOTHING = 1e-30
-
-
-def check_masses(a: Tensor, b: Tensor, rho: Rho) -> tuple[Tensor, Tensor]:
-    """Copies of the weights, if a plan can have them as marginals."""
-    # Copies, as potentials and plans are read later, and the caller's weights may be others by then.
-    a, b, balanced = a.clone(), b.clone(), check_rho(rho) == (None, None)
-    if a.numel() == 0 or b.numel() == 0:
-        return a, b
-    masses = torch.stack((a.detach().sum(-1), b.detach().sum(-1)))
-    apart = (masses[1] - masses[0]).abs() / masses[0]
-    # One tensor, because to read it forces a device synchronisation.
-    least, difference = torch.stack((masses.amin(), apart.max())).tolist()
-    if least == 0:
-        return _with_mass("a", a, balanced=balanced), _with_mass("b", b, balanced=balanced)
-    if balanced and not difference <= 1e-3:
-        remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
-        got = f"a relative difference of {difference:.3g}{_where(~(apart <= 1e-3))}"
-        raise argument_error("b", "have the mass of `a`", got, remedy)
-    return a, b
-
-
-def _with_mass(name: str, w: Tensor, *, balanced: bool) -> Tensor:
-    empty = w.detach().sum(-1) == 0
-    if balanced and bool(empty.any()):
-        remedy = "Leave that problem out, or pass `rho` for unbalanced transport, which has a value there."
-        raise argument_error(name, "have mass", f"weights that are all zero{_where(empty)}", remedy)
-    return w + torch.where(empty, NEXT_TO_NOTHING, 0.0)[..., None].to(w.dtype)
-
-
-def _where(bad: Tensor) -> str:
-    """Which elements of a batch are bad, in words."""
-    if bad.ndim == 0:
-        return ""
-    indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero().tolist()]
-    shown = ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
-    return f" in batch element{'s' if len(indices) > 1 else ''} {shown}"
 
 
 def _warn(solved: Solved, options: SolverOptions) -> None:
