@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from otdml._arguments import check_known
 from otdml.benchmarks.methods import METHODS, Method, parts
-from otdml.benchmarks.settings import DRAWINGS
 from otdml.benchmarks.validation import dotted
+from otdml.data.registry import named_dataset
 from otdml.dml.names import PART_NAMES
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _without_effect(preset: "Preset", key: Key, methods: Sequence[str], hold_out
     """That a key has no effect beside another setting, as far as that is known."""
     heads = [name for name in methods if parts(name)[1] == "+nir"]
     schedule = preset.model.get("schedule", "cosine")
-    photographs = preset.dataset not in DRAWINGS
+    photographs = named_dataset(preset.dataset).ink is None
     reasons = {
         ("model", "step_epochs"): schedule != "step" and f"model.schedule is {schedule}, and it belongs to step",
         ("model", "step_factor"): schedule != "step" and f"model.schedule is {schedule}, and it belongs to step",

@@ -1,6 +1,5 @@
 """One run from its configuration to its metrics, and a grid of runs side by side."""
 
-import importlib
 import inspect
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from otdml._files import held, write_text
 from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
-from otdml.benchmarks.settings import DATASETS
+from otdml.data.registry import named_dataset
 from otdml.distributed import from_first, is_first
 from otdml.dml.fingerprint import fingerprint
 
@@ -65,8 +64,7 @@ def check_data(run: Run, root: str | None) -> None:
         FileNotFoundError: It is not there; the message says where it is published.
         ValueError: It is not as published, or has fewer classes than a batch.
     """
-    listed = hasattr(_kind(run.dataset), "protocol")
-    if listed or root is None or not Path(root).is_dir():
+    if named_dataset(run.dataset).listed or root is None or not Path(root).is_dir():
         options = {name: value for name, value in run.data.items() if name != "on_corrupt"}
         split = load_split(run.dataset, root, "train" if run.hold_out else "trainval", options)
         wanted = run.training.get("classes_per_batch") or 0
@@ -75,18 +73,14 @@ def check_data(run: Run, root: str | None) -> None:
             raise argument_error("classes_per_batch", f"be at most {len(split.classes)}, the classes", wanted, remedy)
 
 
-def _kind(dataset: str) -> Any:
-    return getattr(importlib.import_module("otdml.data"), DATASETS[check_known("data set", dataset, DATASETS)][0])
-
-
 def takes(dataset: str, option: str) -> bool:
     """Whether the data set of that name has an argument of that name."""
-    return option in inspect.signature(_kind(dataset)).parameters
+    return option in inspect.signature(named_dataset(dataset).kind).parameters
 
 
 def load_split(dataset: str, root: str | None, split: str, options: Mapping[str, Any]) -> Any:
     """A split of the data set of that name."""
-    kind = _kind(dataset)
+    kind = named_dataset(dataset).kind
     for name in options:
         check_known(f"option of {dataset}", name, list(inspect.signature(kind).parameters)[2:])
     return kind(root, split=split, **options)

@@ -1,6 +1,6 @@
 """Trained models: read back from their checkpoints, and given images as they were in training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from otdml._checks import argument_error
 from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder, checkpoint_file
-from otdml.benchmarks.settings import DRAWINGS
+from otdml.data.registry import DATASETS
 from otdml.data.tensors import crop_to_ink
 
 if TYPE_CHECKING:
@@ -171,7 +171,13 @@ def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: 
 def _side(checkpoint: Path) -> int | None:
     """Pixels per side of the images that a checkpoint's run was trained on, if that is known."""
     origin = _origin(checkpoint)
-    return origin.get("data", {}).get("size") or DRAWINGS.get(origin.get("dataset", ""))
+    return origin.get("data", {}).get("size") or _ink(origin)
+
+
+def _ink(origin: Mapping[str, Any]) -> int | None:
+    """Pixels per side of the drawings that a run was trained on; None where it was not trained on drawings."""
+    known = DATASETS.get(origin.get("dataset", ""))
+    return known.ink if known else None
 
 
 def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None) -> Callable[["Image.Image"], Tensor]:
@@ -189,7 +195,7 @@ def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None
     first = next(weight for weight in model.backbone.parameters() if weight.ndim == 4)
     if first.shape[1] == 1:
         crop = bool(origin.get("data", {}).get("crop"))
-        return GreyImage(side or 28, invert=origin.get("dataset") in DRAWINGS, crop=crop)
+        return GreyImage(side or 28, invert=_ink(origin) is not None, crop=crop)
     return standard_crop("test", side or 224)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from otdml._arguments import argument_error
 from otdml.benchmarks.runs import Run
-from otdml.benchmarks.settings import DRAWINGS
+from otdml.data.registry import named_dataset
 from otdml.dml.config import TrainingConfig
 
 __all__ = ["check_network", "check_trainer"]
@@ -50,8 +50,9 @@ def check_network(run: Run) -> None:
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise ValueError(f"cannot read the weights {options['weights']}: {reason}. {remedy}") from error
             raise ValueError(f"`model.backbone_options` {options} make no {name}: {error}") from error
-        side = run.data.get("size", DRAWINGS.get(run.dataset, 224))
-        shape = (1 if run.dataset in DRAWINGS else 3, side, side)
+        ink = named_dataset(run.dataset).ink
+        side = run.data.get("size", ink or 224)
+        shape = (1 if ink else 3, side, side)
         try:
             network(torch.zeros(2, *shape))
         except RuntimeError as error:

@@ -11,8 +11,8 @@ from otdml._arguments import check_known
 from otdml.benchmarks.changes import TABLES, Key, leaves, merged, nested, overridden, parsed, unread
 from otdml.benchmarks.methods import METHODS, Method
 from otdml.benchmarks.methods import method as known_method
-from otdml.benchmarks.settings import DATASETS
 from otdml.benchmarks.validation import check, dotted, preset_problems
+from otdml.data.registry import named_dataset
 from otdml.dml.names import PART_NAMES
 
 __all__ = ["Preset", "Published", "Weights", "named", "preset", "preset_files"]
@@ -226,7 +226,7 @@ def _described(one: Preset, base: str, changed: Mapping[Key, Any]) -> Preset:
         return one
     written = {dotted(key): value for key, value in changed.items()}
     what = ", ".join(f"{key} = {_written(value)}" for key, value in written.items())
-    title = f"{DATASETS[one.dataset][1]}: {base} with {what}"
+    title = f"{named_dataset(one.dataset).title}: {base} with {what}"
     note = f"Of {base} without these changes: {one.note}" if one.note else ""
     return replace(one, title=title, note=note, changed=written)
 

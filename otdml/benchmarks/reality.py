@@ -17,7 +17,7 @@ from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import Run, RunFolder
-from otdml.benchmarks.settings import DATASETS
+from otdml.data.registry import named_dataset
 from otdml.data.split import FOLDS
 
 __all__ = ["DIM", "EACH", "assemble", "concatenated", "fold_runs", "of_four_folds", "protocol_of"]
@@ -46,12 +46,12 @@ def protocol_of(preset: Preset) -> Preset:
         must = f"have training classes for {FOLDS} folds of two or more"
         remedy = "Of the sets that need no photographs, omniglot has: --dataset omniglot --protocol small."
         raise argument_error("dataset", must, preset.dataset, remedy)
-    network = preset.model.get("backbone", "conv4")
+    title, network = named_dataset(preset.dataset).title, preset.model.get("backbone", "conv4")
     changed = "".join(f", {key} = {value}" for key, value in preset.changed.items() if key != "model.backbone")
     return replace(
         preset,
         name=f"{preset.name}-reality-check",
-        title=f"Reality Check protocol: {DATASETS[preset.dataset][1]}, {network}, four of {DIM} dimensions{changed}",
+        title=f"Reality Check protocol: {title}, {network}, four of {DIM} dimensions{changed}",
         model={**preset.model, "dim": DIM},
         published=(),
         note=NOTE,

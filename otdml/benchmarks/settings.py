@@ -27,15 +27,13 @@ from otdml.benchmarks.fields import (
     one_of,
 )
 from otdml.benchmarks.methods import METHODS, parts
+from otdml.data.registry import DATASETS, named_dataset
 from otdml.dml.losses import LOSSES
 from otdml.dml.names import DispersionName
 
 __all__ = [
     "BACKBONES",
-    "DATASETS",
-    "DATA_OF",
-    "DRAWINGS",
-    "EMBEDDED",
+    "DATA_OPTIONS",
     "LOSS_OPTIONS",
     "Augment",
     "Figure",
@@ -48,31 +46,18 @@ __all__ = [
     "Table",
     "Training",
     "WeightsOf",
+    "data_options_of",
     "options_of",
 ]
 
-# Sets by the name that a preset calls them by: the class, and what people call them.
-DATASETS = {
-    "glyphs": ("Glyphs", "letters of the DejaVu fonts"),
-    "digits": ("Digits", "scikit-learn's digits"),
-    "omniglot": ("Omniglot", "Omniglot"),
-    "cub": ("CUB200", "CUB-200-2011"),
-    "cars": ("Cars196", "Cars196"),
-    "sop": ("StanfordOnlineProducts", "Stanford Online Products"),
-    "inshop": ("InShop", "In-Shop Clothes Retrieval"),
-}
-# Sets that come with a library, and are in no folder.
-EMBEDDED = ("glyphs", "digits")
-# Sets of drawings, one channel in which ink is one and paper zero, and their pixels per side; others are photographs.
-DRAWINGS = {"glyphs": 28, "digits": 8, "omniglot": 28}
 LIBRARIES = ("timm", "torchvision", "hf")
 PRECISIONS = (
     *("auto", "64-true", "64", "32-true", "32", "16-mixed", "16-true", "16", "bf16-mixed", "bf16-true", "bf16"),
     *("transformer-engine", "transformer-engine-float16"),
 )
 RECALL = "recall@"
-# Parameters of a loss that are no options of it.
-NOT_PLAIN = ("num_classes", "dim", "generator")
+# Parameters of a loss or a data set that are no options of it.
+NOT_PLAIN = ("num_classes", "dim", "generator", "root", "split", "transform", "fold")
 
 
 def _backbone(name: str) -> str:
@@ -217,12 +202,17 @@ class PhotographsData(Table):
     on_corrupt: OnCorrupt = "raise"
 
 
-DATA_OF: dict[str, type[Table]] = {
+DATA_OPTIONS: dict[str, type[Table]] = {
     "glyphs": GlyphsData,
     "digits": DigitsData,
     "omniglot": OmniglotData,
-    **dict.fromkeys(("cub", "cars", "sop", "inshop"), PhotographsData),
+    **{name: PhotographsData for name, known in DATASETS.items() if known.listed},
 }
+
+
+def data_options_of(dataset: str) -> type[Table]:
+    """The table of a data set's options: that written here, or else one of its signature, as for a loss."""
+    return DATA_OPTIONS[dataset] if dataset in DATA_OPTIONS else _signature(named_dataset(dataset).kind)
 
 
 class ProxyAnchorOptions(Table):
@@ -276,9 +266,11 @@ LOSS_OPTIONS: dict[str, type[Table]] = {
 
 def options_of(loss: str) -> type[Table]:
     """The table of a loss's options: that written here, or else one of its signature, for which torch is imported."""
-    if loss in LOSS_OPTIONS:
-        return LOSS_OPTIONS[loss]
-    kind = LOSSES[loss].kind
+    return LOSS_OPTIONS[loss] if loss in LOSS_OPTIONS else _signature(LOSSES[loss].kind)
+
+
+def _signature(kind: Any) -> type[Table]:
+    """A table of the options of a class, without ranges."""
     hints = get_type_hints(kind.__init__)
     plain = {name: hints[name] for name in inspect.signature(kind).parameters if name not in NOT_PLAIN}
     fields: dict[str, Any] = {name: (hint, None) for name, hint in plain.items() if name in hints}

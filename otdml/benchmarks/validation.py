@@ -11,12 +11,12 @@ from otdml.benchmarks.fields import NUMBER, TABLE, Table
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.settings import (
     BACKBONES,
-    DATA_OF,
     Augment,
     NIROptions,
     PresetFile,
     RunModel,
     RunTraining,
+    data_options_of,
     options_of,
 )
 from otdml.dml.config import TrainingConfig
@@ -174,7 +174,7 @@ def _message(function: Callable[..., object], *arguments: Any, **options: Any) -
 
 
 def _data_problems(dataset: str, data: Mapping[str, Any]) -> list[str]:
-    return _problems(DATA_OF[dataset], data, "data")
+    return _problems(data_options_of(dataset), data, "data")
 
 
 def _training_problems(training: Mapping[str, Any]) -> list[str]:

@@ -134,12 +134,9 @@ def _chosen(
 
 def _check_root(chosen: "Preset", root: str | None) -> None:
     """Raise unless the folder of the data set is given where there is one, and is a folder."""
-    from otdml.benchmarks.settings import EMBEDDED
+    from otdml.data.registry import without_folder
 
-    embedded = chosen.dataset in EMBEDDED
-    if root and embedded:
-        raise ValueError(f"--root {root}: {chosen.dataset} come with a library, and are in no folder.")
-    if not embedded and not (root and Path(root).is_dir()):
+    if not without_folder(chosen.dataset, root) and not (root and Path(root).is_dir()):
         got = f"{root} is none" if root else "it is not given"
         remedy = f"`otdml data check {chosen.dataset}` says where the set is published."
         raise ValueError(f"--root must be the folder that holds {chosen.dataset}, and {got}. {remedy}")
@@ -235,11 +232,11 @@ def _dispersed(method: str, dispersion: str | None) -> str:
 
 def _tolerance(preset: "Preset", allow_partial: bool, skip_corrupt: bool) -> dict[str, Any]:
     """Arguments of a data set that is not as published."""
-    from otdml.benchmarks.settings import DATA_OF
+    from otdml.benchmarks.settings import data_options_of
 
     options = {"allow_partial": ("--allow-partial", allow_partial), "on_corrupt": ("--skip-corrupt", skip_corrupt)}
     for name, (option, given) in options.items():
-        if given and name not in DATA_OF[preset.dataset].model_fields:
+        if given and name not in data_options_of(preset.dataset).model_fields:
             raise ValueError(f"{option} is not for {preset.dataset}, of which nothing can be missing or damaged.")
         if given and ("data", name) in preset.asked:
             raise ValueError(f"{option} and --set data.{name}: give one of them.")

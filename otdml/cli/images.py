@@ -53,7 +53,7 @@ def evaluate(
     """
     from otdml.benchmarks.presets import named
     from otdml.benchmarks.runs import checkpoint_file
-    from otdml.benchmarks.settings import EMBEDDED
+    from otdml.data.registry import without_folder
 
     with arguments():
         numbers = tuple(_numbers("--ks", ks))
@@ -70,8 +70,8 @@ def evaluate(
         if images is None and (size or skip_corrupt):
             raise ValueError("--size and --skip-corrupt need --images: a data set has those of its run.")
         chosen = None if dataset is None else named(dataset, protocol)
-        if root and chosen and chosen.dataset in EMBEDDED:
-            raise ValueError(f"--root {root}: {chosen.dataset} come with a library, and are in no folder.")
+        if chosen:
+            without_folder(chosen.dataset, root)
     checkpoint_file(checkpoint)
     from otdml.benchmarks.display import metrics_table
     from otdml.benchmarks.models import checkpoint_metrics, folder_metrics

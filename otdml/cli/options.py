@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from otdml.data.registry import DATASETS
+
 __all__ = [
     "SPREAD",
     "AllowPartial",
@@ -30,7 +32,8 @@ __all__ = [
     "Threads",
 ]
 
-SETS = "Data set: glyphs, digits, omniglot, cub, cars, sop or inshop."
+EMBEDDED = [name for name, known in DATASETS.items() if known.library]
+SETS = f"Data set: {', '.join(DATASETS)}."
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help=SETS)]
 AnyDataset = Annotated[str | None, typer.Option("--dataset", "-d", help=f"{SETS} Default: glyphs.")]
 Methods = Annotated[
@@ -45,7 +48,9 @@ Listed = Annotated[bool, typer.Option("--list", help="Show the benchmarks and me
 Protocol = Annotated[
     str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small, r50-128; see --list of benchmark.")
 ]
-Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set; glyphs and digits need none.")]
+Root = Annotated[
+    str | None, typer.Option("--root", help=f"Folder of the data set; {' and '.join(EMBEDDED)} need none.")
+]
 Recipe = Annotated[Path | None, typer.Option("--preset", help="A TOML file of your own instead of a data set.")]
 SPREAD = "A dispersion loss and its weight, such as koleo:0.1, or koleo:0.1@proxies."
 Spreads = Annotated[

@@ -63,13 +63,10 @@ def check(
     root: Annotated[str | None, typer.Option("--root", help="Its folder.")] = None,
 ) -> None:
     """Say what of a data set is there, what is missing, and where to get it. Exit code 1 if it cannot be used."""
-    from otdml._arguments import check_known
-    from otdml.benchmarks.settings import DATASETS, EMBEDDED
+    from otdml.data.registry import without_folder
 
     with arguments():
-        check_known("data set", name, DATASETS)
-        if name in EMBEDDED and root:
-            raise ValueError(f"--root {root}: {name} come with a library, and are in no folder.")
+        without_folder(name, root)
     from otdml.data.inventory import check as check_data
 
     found = check_data(name, root)

@@ -6,14 +6,13 @@ Names are imported on first use, so that a data set costs nothing but its own re
 from importlib import import_module
 from typing import Any
 
+from otdml.data.registry import DATASETS
+
 # The module that holds each public name.
 _HOMES = {
-    "Cars196": "cars",
+    **{known.name: known.home.partition(":")[0] for known in DATASETS.values()},
     "CenterCrop": "images",
     "check": "inventory",
-    "CUB200": "cub",
-    "Digits": "digits",
-    "Glyphs": "glyphs",
     "Distort": "augment",
     "crop_to_ink": "tensors",
     "downscale": "tensors",
@@ -21,13 +20,10 @@ _HOMES = {
     "held_out_classes": "split",
     "ImageFiles": "files",
     "ImageFolder": "files",
-    "InShop": "inshop",
-    "Omniglot": "omniglot",
     "ProtocolImages": "protocol",
     "RandomResizedCrop": "images",
     "rotated_classes": "tensors",
     "split_classes": "split",
-    "StanfordOnlineProducts": "sop",
     "TensorImages": "tensors",
 }
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from otdml._arrays import load_arrays
 from otdml._checks import argument_error, check_choice, check_integer
+from otdml.data.report import Report
 from otdml.data.split import split_classes
 from otdml.data.tensors import TensorImages, crop_to_ink, downscale, rotated_classes
 
-__all__ = ["Omniglot"]
+__all__ = ["Omniglot", "check"]
 
 PIXELS = 105
 ADDRESS = "https://github.com/brendenlake/omniglot, folder python"
@@ -274,3 +275,32 @@ def _signature(found: _Drawings) -> str:
         drawings[label].append(hashlib.sha256(np.packbits(ink).tobytes()).digest())
     characters = sorted(b"".join(sorted(own)) for own in drawings.values())
     return hashlib.sha256(b"".join(characters)).hexdigest()[:16]
+
+
+def check(root: str | Path | None, *, decode: bool = True) -> Report:
+    """What of Omniglot is there: it is complete if a protocol can be run, and nothing of the other is there by half."""
+    found: dict[str, list[str]] = {}
+    absent: dict[tuple[str, str], str] = {}
+    there = []
+    for protocol, part in OFFICIAL:
+        found.setdefault(protocol, [])
+        try:
+            wrong = differences(root, protocol, part)
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, ValueError):
+                wrong = [f"{protocol}, {part}: {error}"]
+            else:
+                absent[protocol, part], wrong = f"{protocol}, {part}: {error}", []
+        found[protocol] += wrong
+        if not wrong and (protocol, part) not in absent:
+            images, characters, _ = OFFICIAL[protocol, part]
+            name = "trainval" if part == "train" else "test"
+            there.append(f"{protocol}, {name}: {images:,} images of {characters:,} classes")
+    lost = {name: [absent[name, part] for part in ("train", "test") if (name, part) in absent] for name in found}
+    runs = [name for name in found if not found[name] and not lost[name]]
+    wrong = [line for lines in found.values() for line in lines]
+    wrong += [
+        line for name, lines in lost.items() if not (runs and len(lines) == 2 and not found[name]) for line in lines
+    ]
+    unused = [line for lines in lost.values() for line in lines if line not in wrong]
+    return Report("omniglot", str(root), there + unused, wrong, f"Omniglot is published at {ADDRESS}.")

@@ -7,8 +7,8 @@ import pytest
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import preset, preset_files
 from otdml.benchmarks.runs import Run, check_settings
-from otdml.benchmarks.settings import DATASETS
 from otdml.data import Distort
+from otdml.data.registry import DATASETS
 from otdml.dml import ProxyDML
 from otdml.dml.nir import REFERENCE_PROXY_WEIGHTS
 from otdml.dml.training import TrainingConfig

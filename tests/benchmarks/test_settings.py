@@ -3,7 +3,6 @@
 import inspect
 import subprocess
 import sys
-from importlib import import_module
 
 import pytest
 
@@ -11,6 +10,7 @@ from otdml.benchmarks import settings
 from otdml.benchmarks.fields import Rates, Table
 from otdml.benchmarks.methods import SETTINGS
 from otdml.data import Distort
+from otdml.data.registry import DATASETS
 from otdml.dml import NIR, ProxyDML, TrainingConfig
 from otdml.dml.backbones import BACKBONES, LIBRARIES
 from otdml.dml.dispersion import REGULARISERS
@@ -28,10 +28,7 @@ REACHED = {
     settings.NIROptions: (NIR, NOT_SET),
     **{table: (BACKBONES[name], NOT_SET) for name, table in settings.BACKBONES.items()},
     **{table: (LOSSES[name].kind, NOT_SET) for name, table in settings.LOSS_OPTIONS.items()},
-    **{
-        table: (getattr(import_module("otdml.data"), settings.DATASETS[name][0]), NOT_SET)
-        for name, table in settings.DATA_OF.items()
-    },
+    **{table: (DATASETS[name].kind, NOT_SET) for name, table in settings.DATA_OPTIONS.items()},
 }
 
 
