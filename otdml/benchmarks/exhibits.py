@@ -1,7 +1,5 @@
 """What a report shows of a run besides numbers: queries with their neighbours, and some classes to map."""
 
-import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from otdml._arrays import load_arrays
 from otdml._files import replacing
 from otdml.neighbors import nearest_neighbors
 
-__all__ = ["Exhibits", "embedding_map", "exhibits", "load_exhibits", "png_uri", "save_exhibits", "thumbnails"]
+__all__ = ["Exhibits", "embedding_map", "exhibits", "load_exhibits", "save_exhibits", "thumbnails"]
 
 Exhibits = dict[str, np.ndarray]
 Thumbnail = Callable[[int], np.ndarray]
@@ -134,16 +132,6 @@ def load_exhibits(path: Path) -> Exhibits:
         remedy = f"Delete {path.parent / 'metrics.json'} and give the command again: the run is evaluated anew."
         raise ValueError(f"{error} {remedy}") from error
     return content
-
-
-def png_uri(image: np.ndarray) -> str:
-    """A ``data:`` URI of a uint8 image: lossless for grey ones, JPEG for colour."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    kind = "png" if image.ndim == 2 else "jpeg"
-    Image.fromarray(image).save(file, format=kind, optimize=True)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def embedding_map(z: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from otdml.data.files import ImageFiles
     from otdml.dml import ProxyDML
-    from otdml.dml.index import EmbeddingIndex, Match
+    from otdml.dml.index import EmbeddingIndex
 
 __all__ = [
     "GreyImage",
@@ -32,7 +32,6 @@ __all__ = [
     "image_files",
     "image_transform",
     "load_checkpoint",
-    "nearest_images",
     "split_for",
 ]
 
@@ -265,29 +264,3 @@ def exported(checkpoint: Path, out: Path, *, size: int | None = None, trust: boo
     side = size or _side(checkpoint) or 224
     difference = export_onnx(model, out, size=side)
     return f"Graph for images of {side} pixels, within {difference:.1g} of PyTorch"
-
-
-def nearest_images(
-    index: Path, image: Path, k: int, checkpoint: Path | None = None, *, trust: bool = False
-) -> "list[Match]":
-    """The ``k`` images of an index most similar to an image, embedded as the index was.
-
-    Raises:
-        FileNotFoundError: The index, the image or the checkpoint is not there.
-        ValueError: The index was made by other weights, or of images of another size or kind.
-    """
-    from otdml.dml.index import EmbeddingIndex
-
-    there = EmbeddingIndex.load(index)
-    maker = checkpoint or there.about.get("checkpoint")
-    if maker is None:
-        raise ValueError(f"{index} does not say which checkpoint made it. Name that with --checkpoint.")
-    query, _ = embedded(Path(maker), [image], size=there.about.get("size"), trust=trust)
-    if query.z.shape[1] != there.z.shape[1]:
-        raise ValueError(f"{index} holds {there.z.shape[1]} features, the checkpoint makes {query.z.shape[1]}.")
-    made_by = there.about.get("network")
-    # An index from elsewhere does not say; whoever names the checkpoint knows.
-    if made_by != query.about["network"] and not (made_by is None and checkpoint):
-        what = "an earlier version made it" if made_by is None else "other weights or images made it"
-        raise ValueError(f"{index} is not of the network of {maker}: {what}. Make it again with `otdml embed`.")
-    return there.search(query.z, k)[0]

@@ -4,15 +4,15 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 
 from otdml._files import write_text
 from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
-from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits, png_uri
+from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits
 from otdml.benchmarks.methods import ARMS, parts
+from otdml.benchmarks.pages import picture_uri, template
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.provenance import differences, environments
 from otdml.benchmarks.results import (
@@ -28,11 +28,6 @@ from otdml.benchmarks.results import (
 )
 from otdml.dml.losses import LOSSES
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-    from otdml.dml.index import Match
-
 __all__ = [
     "caveats",
     "folded",
@@ -40,7 +35,6 @@ __all__ = [
     "percent",
     "readings",
     "statement",
-    "write_matches",
     "write_report",
 ]
 
@@ -117,42 +111,7 @@ def write_report(
         "configurations": {run.method: _flat(run.folder.config()["run"]) for run in reversed(runs)},
         "environments": environments(runs),
     }
-    write_text(path, _template("report.html.jinja").render(content))
-
-
-def write_matches(path: Path, query: Path, matches: Sequence["Match"]) -> dict[str, str]:
-    """Write a self-contained page that shows an image and those found for it.
-
-    Returns:
-        Images that cannot be shown, because they have moved or are damaged, with the reason; the page says so.
-    """
-    missing: dict[str, str] = {}
-    shown = [_picture(file, missing) for file in (str(query), *(match.path for match in matches))]
-    found = [(uri, Path(match.path).name, match) for uri, match in zip(shown[1:], matches, strict=True)]
-    write_text(path, _template("search.html.jinja").render(query=query.name, uri=shown[0], found=found))
-    return missing
-
-
-def _picture(file: str, missing: dict[str, str]) -> str | None:
-    """The middle of an image as a URI; None if it cannot be read, with the reason in ``missing``."""
-    from otdml.data.files import ImageFiles
-    from otdml.data.images import standard_crop
-
-    try:
-        image = ImageFiles([file], torch.zeros(1, dtype=torch.long), ["image"], transform=standard_crop("test", 224))
-        return png_uri(image.thumbnail(0, 160))
-    except FileNotFoundError:
-        missing[file] = "there is no such file any more"
-    except (OSError, ValueError) as error:
-        missing[file] = str(error)
-    return None
-
-
-def _template(name: str) -> "Template":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("otdml.benchmarks")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
+    write_text(path, template("report.html.jinja").render(content))
 
 
 def _style(method: str) -> str:
@@ -292,10 +251,10 @@ def _galleries(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
 def _gallery_row(shown: Exhibits, images: np.ndarray, i: int) -> dict[str, Any]:
     classes, own = shown["classes"], shown["query_class"][i]
     neighbors = [
-        {"uri": png_uri(image), "name": str(classes[label]), "right": bool(label == own)}
+        {"uri": picture_uri(image), "name": str(classes[label]), "right": bool(label == own)}
         for image, label in zip(images, shown["neighbor_class"][i], strict=True)
     ]
-    query = {"uri": png_uri(shown["query"][i]), "name": str(classes[own])}
+    query = {"uri": picture_uri(shown["query"][i]), "name": str(classes[own])}
     return {"query": query, "neighbors": neighbors, "failure": bool(shown["failure"][i])}
 
 
@@ -309,7 +268,7 @@ def _maps(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
         names = [str(shown["classes"][label]) for label in groups]
         svg = thumbnail_map(
             [(float(x), float(y)) for x, y in embedding_map(shown["map_embedding"])],
-            [png_uri(image) for image in shown["map_image"]],
+            [picture_uri(image) for image in shown["map_image"]],
             [groups[label] for label in shown["map_class"].tolist()],
             names,
             f"t-SNE of {len(names)} unseen classes, {run.method}",

@@ -173,8 +173,7 @@ def search(
     _check_there("image file", [image])
     if checkpoint is not None:
         checkpoint_file(checkpoint)
-    from otdml.benchmarks.models import nearest_images
-    from otdml.benchmarks.report import write_matches
+    from otdml.benchmarks.image_search import nearest_images, write_matches
 
     matches = nearest_images(index, image, k, checkpoint, trust=trust)
     for match in matches:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from otdml._checks import argument_error, check_choice, check_labels
-from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb, open_image, standard_crop, unreadable
+from otdml.data.images import open_image, standard_crop, thumbnail, transformed, unreadable
 
 __all__ = ["ImageFiles", "ImageFolder"]
 
@@ -85,16 +85,13 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        crops = isinstance(self.transform, RandomResizedCrop | CenterCrop)
         with open_image(self.paths[index], upright=self.upright) as image:
-            item = self.transform(image if crops else as_rgb(image))
-        return item, int(self.labels[index])
+            return transformed(image, self.transform), int(self.labels[index])
 
     def thumbnail(self, index: int, size: int = 96) -> np.ndarray:
         """The middle of an image, uint8 of shape (size, size, 3), for pictures."""
-        crop = CenterCrop(size, size, mean=(0, 0, 0), std=(1, 1, 1))
         with open_image(self.paths[index], upright=self.upright) as image:
-            return crop(image).mul_(255).round_().byte().permute(1, 2, 0).numpy()
+            return thumbnail(image, size)
 
 
 class ImageFolder(ImageFiles):

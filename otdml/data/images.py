@@ -5,10 +5,11 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,7 +18,16 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_fraction, check_integer, check_positive
 
-__all__ = ["CenterCrop", "RandomResizedCrop", "as_rgb", "open_image", "standard_crop", "unreadable"]
+__all__ = [
+    "CenterCrop",
+    "RandomResizedCrop",
+    "as_rgb",
+    "open_image",
+    "standard_crop",
+    "thumbnail",
+    "transformed",
+    "unreadable",
+]
 
 # ImageNet statistics, which pretrained backbones expect.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,27 +54,32 @@ _TURNS = {
 Box = tuple[float, float, float, float]
 
 
-def open_image(path: str | Path, *, upright: bool = True) -> Image.Image:
+def open_image(
+    file: str | Path | IO[bytes], *, upright: bool = True, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """The image in a file, not decoded yet.
 
     Args:
-        path: The file.
+        file: Its path, or a file that is open for reading, which stays open until the image is decoded.
         upright: Whether the orientation in its EXIF or XMP counts, or else pixels lie as they are stored.
+        formats: Pillow's names of the formats to try; None for all.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no image, or no regular file; the message names it.
     """
+    named = isinstance(file, str | Path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if isinstance(file, str | Path) and not stat.S_ISREG(os.stat(file).st_mode):
             # To open a pipe would wait for somebody to write into it.
             raise OSError("no regular file")
         with _metadata_unwarned():
-            image = Image.open(path)
+            image = Image.open(file, formats=formats)
     except FileNotFoundError:
         raise
     except _DAMAGE as error:
-        raise ValueError(f"{path} is no image that can be read ({error}). {REMEDY}") from error
+        what, remedy = (file, f" {REMEDY}") if named else ("this", "")
+        raise ValueError(f"{what} is no image that can be read ({error}).{remedy}") from error
     if not upright:
         image.info[_AS_STORED] = True
     return image
@@ -122,11 +137,16 @@ def _decode(image: Image.Image) -> None:
     try:
         image.load()
     except _DAMAGE as error:
-        raise ValueError(f"{_name(image)} is corrupt ({error}). {REMEDY}") from error
+        raise ValueError(f"{_name(image)} is corrupt ({error}).{_remedy(image)}") from error
 
 
 def _name(image: Image.Image) -> str:
     return str(getattr(image, "filename", "") or "the image")
+
+
+def _remedy(image: Image.Image) -> str:
+    """What to do about a damaged file; what has no name was not among the files that a command was given."""
+    return f" {REMEDY}" if getattr(image, "filename", "") else ""
 
 
 def _three_channels(image: Image.Image) -> Image.Image:
@@ -136,7 +156,7 @@ def _three_channels(image: Image.Image) -> Image.Image:
         # A palette whose transparency is per colour has to pass through RGBA.
         return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{_name(image)} cannot be converted to RGB ({error}). {REMEDY}") from error
+        raise ValueError(f"{_name(image)} cannot be converted to RGB ({error}).{_remedy(image)}") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -296,6 +316,22 @@ class CenterCrop:
 def standard_crop(split: str, size: int) -> RandomResizedCrop | CenterCrop:
     """The field's transform for a split: random parts to train on, the middle to evaluate on."""
     return RandomResizedCrop(size) if split in ("train", "trainval") else CenterCrop(size)
+
+
+def transformed(image: Image.Image, transform: Callable[[Image.Image], Any]) -> Any:
+    """What a transform makes of an image that is not decoded yet.
+
+    The crops of this module get it as it is, to decode no more than they need; any other callable gets a decoded RGB
+    image.
+    """
+    crops = isinstance(transform, RandomResizedCrop | CenterCrop)
+    return transform(image if crops else as_rgb(image))
+
+
+def thumbnail(image: Image.Image, size: int = 96) -> np.ndarray:
+    """The middle of an image that is not decoded yet, uint8 of shape (size, size, 3), for pictures."""
+    crop = CenterCrop(size, size, mean=(0, 0, 0), std=(1, 1, 1))
+    return crop(image).mul_(255).round_().byte().permute(1, 2, 0).numpy()
 
 
 def _statistics(mean: Iterable[float], std: Iterable[float]) -> tuple[Tensor, Tensor]:

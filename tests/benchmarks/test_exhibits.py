@@ -1,14 +1,10 @@
 """Exhibits: the neighbours shown are the true ones, and failures are failures."""
 
-import base64
-import io
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from otdml.benchmarks.exhibits import embedding_map, exhibits, load_exhibits, png_uri, save_exhibits
+from otdml.benchmarks.exhibits import embedding_map, exhibits, load_exhibits, save_exhibits
 
 
 @pytest.fixture
@@ -73,14 +69,6 @@ def test_saving_keeps_everything(tmp_path, shown):
     assert again.keys() == shown.keys()
     assert all(np.array_equal(again[key], shown[key]) for key in shown)
     assert [path.name for path in tmp_path.iterdir()] == ["exhibits.npz"]
-
-
-def test_uri_holds_the_image():
-    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    uri = png_uri(image)
-    decoded = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
-    assert np.array_equal(np.asarray(decoded), image)
-    assert png_uri(np.zeros((8, 8, 3), np.uint8)).startswith("data:image/jpeg;base64,")
 
 
 @pytest.mark.parametrize("n", [4, 40])

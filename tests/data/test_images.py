@@ -295,3 +295,20 @@ def test_orientation_is_found_wherever_it_stands(write, suffix, tmp_path):
     # What was turned is not turned again, by this library or by Pillow.
     assert as_rgb(found).size == ImageOps.exif_transpose(found).size == upright.size
     assert as_rgb(open_image(path, upright=False)).size == (20, 40)
+
+
+def test_an_image_in_memory_is_refused_without_the_remedy_of_files(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (40, 30), "red").save(path)
+    content = path.read_bytes()
+    with open_image(io.BytesIO(content)) as image:
+        assert as_rgb(image).getpixel((3, 3)) == (255, 0, 0)
+    with (
+        open_image(io.BytesIO(content[:-30])) as image,
+        pytest.raises(ValueError, match="the image is corrupt") as said,
+    ):
+        as_rgb(image)
+    assert "skip" not in str(said.value)
+    with pytest.raises(ValueError, match=r"^this is no image that can be read") as said:
+        open_image(io.BytesIO(content), formats=("JPEG",))
+    assert "skip" not in str(said.value)
