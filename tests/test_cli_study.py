@@ -17,7 +17,7 @@ def toy(monkeypatch):
     def run(settings, seed, data):
         yield Reading(1, 1, {"answer": settings["level"] + seed})
 
-    arms = (Arm("plain", {"level": 0.0}), Arm("gap [decoder]", {"level": 1.0}, "plain"))
+    arms = (Arm("plain", {"level": 0.0}), Arm("gap [decoder]", {"level": 1.0}, ("plain",)))
     study = Study("toy", "Is one more than none?", "Adding.", arms, (5, 7), (Score("answer", "answer"),), run)
     monkeypatch.setattr(studies, "named", lambda name: study)
     monkeypatch.setattr(studies, "names", lambda: ["toy"])

@@ -46,23 +46,21 @@ def cells(found: Report, arm: str) -> Iterator[str]:
 
 def told(found: Report) -> str:
     """How much has been run, for how long, and where."""
-    count = len(found.arms) * len(found.seeds)
-    run = "All cells have been run" if found.complete else f"{len(found.runs)} of {count} cells have been run so far"
     places = dict.fromkeys(machine(dict(run.environment)) for run in found.runs)
-    return (
-        f"± is half the 95% interval over the seeds. {run}: {found.hours:.2f} hours one after the other,"
-        f" {found.processor_hours:.2f} of them on a processor ({'; '.join(places)})."
-    )
+    hours = f"{found.hours:.2f} hours one after the other, {found.processor_hours:.2f} of them on a processor"
+    standing = f"{found.standing.capitalize()}; {hours} ({'; '.join(places)})"
+    return f"± is half the 95% interval over the seeds. {standing}."
 
 
 def page(folder: Path) -> str:
     """The reStructuredText of all studies that have a report in a folder, and the names of the others."""
     there = [name for name in studies.names() if (folder / f"{name}.json").is_file()]
     absent = [f"``{name}``" for name in studies.names() if name not in there]
-    text = ""
-    for name in there:
-        figure = f"figures/studies/{name}.svg" if (folder / f"{name}.svg").is_file() else None
-        text += section(load(folder / f"{name}.json"), figure)
+    reports = [load(folder / f"{name}.json") for name in there]
+    text = "".join(f"**{found.name}.** {found.question} {found.finding()}\n\n" for found in reports)
+    for found in reports:
+        figure = f"figures/studies/{found.name}.svg" if (folder / f"{found.name}.svg").is_file() else None
+        text += section(found, figure)
     return text + (f"Not run yet\n~~~~~~~~~~~\n\n{', '.join(absent)}.\n\n" if absent else "")
 
 

@@ -18,6 +18,12 @@ _HOMES = {
     "scenes-base": "disentanglement",
     "scenes-weights": "disentanglement",
     "dsprites-base": "disentanglement",
+    "views-clean": "views",
+    "views-wrong-20": "views",
+    "views-wrong-50": "views",
+    "views-wrong-80": "views",
+    "views-crops": "views",
+    "views-noise": "views",
 }
 
 

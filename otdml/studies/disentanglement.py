@@ -106,14 +106,14 @@ def _pictures(settings: Mapping[str, Any], seed: int, data: Path | None) -> tupl
     return torch.cat(parts), *drawn.draw(held_out, size=size, generator=generator, **options), drawn.counts
 
 
-def _arm(name: str, against: str | None = None, **own: Any) -> Arm:
+def _arm(name: str, *against: str, **own: Any) -> Arm:
     """An arm with the shared settings, those of its pictures, and its own."""
     return Arm(name, {**SHARED, **OWN[own["pictures"]], **own}, against)
 
 
 def _base(pictures: str, *extra: Arm) -> Study:
     """The choice of β, and what else the plain autoencoder needs."""
-    arms = [_arm(f"beta {b}", None if b == 1 else "beta 1", pictures=pictures, beta=b) for b in (1, 2, 4, 8, 16)]
+    arms = [_arm(f"beta {b}", *(["beta 1"] if b > 1 else []), pictures=pictures, beta=b) for b in (1, 2, 4, 8, 16)]
     return Study(
         name=f"{pictures}-base",
         question=f"Which plain autoencoder disentangles {pictures}, and from which β on?",

@@ -36,12 +36,12 @@ class Arm:
     Attributes:
         name: As in tables. A folder has this name too, so it has no slash.
         settings: Every setting that the run of this arm reads, numbers and words.
-        against: The arm it is compared with, seed by seed; None for a control.
+        against: The arms it is compared with, seed by seed; none for a control.
     """
 
     name: str
     settings: Mapping[str, Any]
-    against: str | None = None
+    against: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Study:
         if any("/" in name for name in names):
             raise argument_error("arms", "have names without a slash, which are those of folders", names)
         for arm in self.arms:
-            if arm.against is not None:
-                check_known("control arm", arm.against, names)
+            for control in arm.against:
+                check_known("control arm", control, names)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""

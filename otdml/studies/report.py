@@ -38,16 +38,19 @@ class Difference:
 
     def sentence(self) -> str:
         """The difference in one sentence, with its interval."""
-        digits = self.score.digits
-        figures = f"{self.mean:+.{digits}f}"
+        title = self.score.title
         if self.verdict == "one seed":
-            return f"{self.arm}: {self.score.title} {figures} against {self.against}, one seed, which shows nothing."
-        interval = f"95% interval {self.low:+.{digits}f} to {self.high:+.{digits}f}, {self.n} seeds"
+            figures = f"{self.mean:+.{self.score.digits}f}"
+            return f"{self.arm}: {title} {figures} against {self.against}, one seed, which shows nothing."
         if self.verdict == "not shown":
-            return (
-                f"{self.arm}: no difference in {self.score.title} to {self.against} is shown ({figures}, {interval})."
-            )
-        return f"{self.arm}: {self.score.title} is {self.verdict} than with {self.against} ({figures}, {interval})."
+            return f"{self.arm}: no difference in {title} to {self.against} is shown ({self.interval})."
+        return f"{self.arm}: {title} is {self.verdict} than with {self.against} ({self.interval})."
+
+    @property
+    def interval(self) -> str:
+        """The mean, its 95% interval, and the number of seeds."""
+        mean, low, high = (f"{value:+.{self.score.digits}f}" for value in (self.mean, self.low, self.high))
+        return f"{mean}, 95% interval {low} to {high}, {self.n} seeds"
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,49 @@ class Report:
         """Mean and standard deviation of a score over the seeds of an arm."""
         return figure([run.scores[score] for run in self.of(arm)])
 
-    def difference(self, arm: Arm, score: Score) -> Difference | None:
-        """The arm less its control; None for a control, and where no seed is common to both."""
-        if arm.against is None:
-            return None
-        ours, theirs = ({run.seed: run.scores[score.name] for run in self.of(one)} for one in (arm.name, arm.against))
+    def difference(self, arm: str, against: str, score: Score) -> Difference | None:
+        """One arm less another; None where no seed is common to both."""
+        ours, theirs = ({run.seed: run.scores[score.name] for run in self.of(one)} for one in (arm, against))
         found = figure([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
         if not found.n:
             return None
         width = half_width(found)
-        return Difference(arm.name, arm.against, score, found.mean, found.mean - width, found.mean + width, found.n)
+        return Difference(arm, against, score, found.mean, found.mean - width, found.mean + width, found.n)
 
-    def differences(self) -> list[Difference]:
-        """The answer of every arm that has a control."""
-        found = [self.difference(arm, self.scores[0]) for arm in self.arms]
+    def differences(self, score: Score | None = None) -> list[Difference]:
+        """Every arm less those it is compared with, in one score, the first one if None."""
+        pairs = [(arm.name, against) for arm in self.arms for against in arm.against]
+        found = [self.difference(*pair, score or self.scores[0]) for pair in pairs]
         return [one for one in found if one is not None]
+
+    @property
+    def standing(self) -> str:
+        """``"all N cells have been run"``, or how many have been run so far."""
+        count = len(self.arms) * len(self.seeds)
+        return f"all {count} cells have been run" if self.complete else f"running: {len(self.runs)} of {count} cells"
+
+    def finding(self) -> str:
+        """All comparisons in one sentence, those that differ first, and how much has been run if not all has."""
+        several = [one for one in self.differences() if one.verdict != "one seed"]
+        parts = [told for verdict in VERDICTS if (told := _told(verdict, several))]
+        text = f"{self.scores[0].title} is {'; '.join(parts)}" if parts else "nothing can be said yet"
+        sentence = text[0].upper() + text[1:]
+        return sentence + ("." if self.complete else f" ({self.standing}).")
+
+
+# In the order of a finding, with the words before an arm and before the one it is compared with.
+VERDICTS = {
+    "higher": ("higher with", "than with"),
+    "lower": ("lower with", "than with"),
+    "not shown": ("not shown to differ between", "and"),
+}
+
+
+def _told(verdict: str, differences: Sequence[Difference]) -> str:
+    """The part of a finding on the comparisons with one verdict; empty if there are none."""
+    before, between = VERDICTS[verdict]
+    named = [f"{one.arm} {between} {one.against} ({one.interval})" for one in differences if one.verdict == verdict]
+    return f"{before} {', '.join(named)}" if named else ""
 
 
 def report(study: Study, runs: Sequence[Finished], seeds: Sequence[int] = ()) -> Report:
@@ -129,10 +160,10 @@ def save(path: Path, found: Report) -> None:
     ]
     content["differences"] = [
         asdict(one) | {"score": one.score.name, "verdict": one.verdict}
-        for arm in found.arms
         for score in found.scores
-        if (one := found.difference(arm, score)) is not None
+        for one in found.differences(score)
     ]
+    content["finding"] = found.finding()
     content |= {"hours": found.hours, "processor_hours": found.processor_hours}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
@@ -145,7 +176,7 @@ def load(path: Path) -> Report:
         content["name"],
         content["question"],
         content["method"],
-        tuple(Arm(**arm) for arm in content["arms"]),
+        tuple(Arm(arm["name"], arm["settings"], tuple(arm["against"])) for arm in content["arms"]),
         tuple(Score(**score) for score in content["scores"]),
         tuple(content["seeds"]),
         tuple(Finished(**run) for run in content["runs"]),

@@ -36,9 +36,9 @@ def study(calls):
 
     arms = (
         Arm("control", {"level": 1.0, "wobble": 0.0}),
-        Arm("better", {"level": 1.5, "wobble": 0.1}, "control"),
-        Arm("unclear", {"level": 1.0, "wobble": 0.5}, "control"),
-        Arm("worse", {"level": 0.0, "wobble": 0.1}, "control"),
+        Arm("better", {"level": 1.5, "wobble": 0.1}, ("control",)),
+        Arm("unclear", {"level": 1.0, "wobble": 0.5}, ("control",)),
+        Arm("worse", {"level": 0.0, "wobble": 0.1}, ("control",)),
     )
     scores = (Score("answer", "answer"), Score("other", "other", 0))
     return Study("toy", "Is it so?", "Adding.", arms, (0, 1, 2), scores, run)
@@ -64,6 +64,27 @@ def test_means_and_differences(study, tmp_path):
         "3 seeds)."
     )
     assert unclear.sentence().startswith("unclear: no difference in answer to control is shown (+0.167, ")
+
+
+def test_a_finding_is_one_sentence_and_says_how_much_has_been_run(study, tmp_path):
+    assert report(study, []).finding() == "Nothing can be said yet (running: 0 of 12 cells)."
+    assert done(study, tmp_path, seeds=(0,)).finding() == "Nothing can be said yet (running: 4 of 12 cells)."
+    better, unclear, worse = (one.interval for one in done(study, tmp_path).differences())
+    found = report(study, finished(cells(study, tmp_path)))
+    assert found.finding() == (
+        f"Answer is higher with better than with control ({better}); lower with worse than with control ({worse}); "
+        f"not shown to differ between unclear and control ({unclear})."
+    )
+    assert found.standing == "all 12 cells have been run"
+
+
+def test_an_arm_can_be_compared_with_several(study, tmp_path):
+    arms = (*study.arms[:2], Arm("both", {"level": 2.0, "wobble": 0.0}, ("control", "better")))
+    found = done(Study("two", "?", "", arms, study.seeds, study.scores, study.run), tmp_path)
+    assert [(one.arm, one.against) for one in found.differences()] == [
+        ("better", "control"), ("both", "control"), ("both", "better")
+    ]  # fmt: skip
+    assert [one.mean for one in found.differences(study.scores[1])] == [0, 0, 0]
 
 
 def test_what_is_finished_is_not_repeated(study, calls, tmp_path):
@@ -171,7 +192,7 @@ def test_arms_have_different_names_and_controls_that_exist(study):
     with pytest.raises(ValueError, match="`arms` must have names without a slash"):
         Study("toy", "?", "", (Arm("a/b", {}),), (0,), study.scores, study.run)
     with pytest.raises(ValueError, match="controll"):
-        Study("toy", "?", "", (study.arms[0], Arm("a", {}, "controll")), (0,), study.scores, study.run)
+        Study("toy", "?", "", (study.arms[0], Arm("a", {}, ("controll",))), (0,), study.scores, study.run)
 
 
 def test_the_figure_has_a_line_and_dots_for_every_arm(study, tmp_path):

@@ -1,0 +1,97 @@
+"""Random views of pictures, and what spoils them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from otdml._arguments import argument_error, check_choice
+
+__all__ = ["SPOILS", "Views", "spoiled"]
+
+SPOILS = ("wrong", "noise")
+
+
+@dataclass(frozen=True)
+class Views:
+    """A crop of random place, size and shape, mirrored or not, in changed colours, as SimCLR takes :cite:p:`chen:20`.
+
+    All pictures of a batch are resampled in one call.
+
+    Attributes:
+        crop: Smallest and largest share of the picture's area.
+        ratio: Largest ratio of the sides of a crop.
+        colour: Largest relative change of brightness, contrast and saturation.
+        grey: Share of views without colour.
+
+    Example:
+        >>> still = Views(crop=(1.0, 1.0), ratio=1.0, colour=0.0, grey=0.0)
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> view = still(images, torch.Generator().manual_seed(0))
+        >>> all(torch.allclose(v, x, atol=1e-5) or torch.allclose(v, x.flip(-1), atol=1e-5)
+        ...     for v, x in zip(view, images))
+        True
+    """
+
+    crop: tuple[float, float] = (0.2, 1.0)
+    ratio: float = 4 / 3
+    colour: float = 0.4
+    grey: float = 0.2
+
+    def __post_init__(self) -> None:
+        low, high = self.crop
+        if not 0 < low <= high <= 1:
+            raise argument_error("crop", "be two shares of the area in (0, 1], the smaller one first", self.crop)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One view of each picture, float, shape (n, 3, h, w)."""
+        grid = F.affine_grid(self._crops(len(images), generator), list(images.shape), align_corners=False)
+        return self._coloured(F.grid_sample(images, grid, padding_mode="border", align_corners=False), generator)
+
+    def _crops(self, n: int, generator: torch.Generator) -> Tensor:
+        """Where each point of a view lies in its picture, shape (n, 2, 3)."""
+        area, shape, right, down, flip = torch.rand(5, n, generator=generator)
+        low, high = self.crop
+        area = low + (high - low) * area
+        root = (area * torch.tensor(self.ratio) ** (2 * shape - 1)).sqrt()
+        # A crop stays in its picture, and is as large as was drawn even where its shape would not fit.
+        width = torch.maximum(root.clamp(max=1), area)
+        height = area / width
+        x, y = (1 - width) * (2 * right - 1), (1 - height) * (2 * down - 1)
+        zero, mirrored = torch.zeros(n), torch.where(flip < 0.5, -width, width)
+        return torch.stack([torch.stack([mirrored, zero, x], -1), torch.stack([zero, height, y], -1)], -2)
+
+    def _coloured(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        draws = torch.rand(4, len(images), 1, 1, 1, generator=generator)
+        brightness, contrast, saturation = 1 + self.colour * (2 * draws[:3] - 1)
+        luma = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+        saturation = torch.where(draws[3] < self.grey, 0.0, saturation)
+        images = luma + saturation * (images - luma)
+        mean = luma.mean((2, 3), keepdim=True)
+        return (brightness * (mean + contrast * (images - mean))).clamp(0, 1)
+
+
+def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) -> Tensor:
+    """Views some of which are of another picture, or of none.
+
+    Args:
+        views: Shape (n, channels, h, w).
+        kind: ``"wrong"``: the view of the next picture in the batch. ``"noise"``: uniform noise.
+        share: Probability that a view is spoiled, in [0, 1].
+        generator: Source of randomness.
+
+    Returns:
+        The views, shape (n, channels, h, w).
+
+    Example:
+        >>> views = torch.arange(3.0).view(3, 1, 1, 1)
+        >>> spoiled(views, "wrong", 1.0, torch.Generator()).flatten()
+        tensor([2., 0., 1.])
+    """
+    check_choice("kind", kind, SPOILS)
+    if not 0 <= share <= 1:
+        raise argument_error("share", "be a probability", share)
+    bad = torch.rand(len(views), 1, 1, 1, generator=generator) < share
+    other = views.roll(1, 0) if kind == "wrong" else torch.rand(views.shape, generator=generator)
+    return torch.where(bad, other, views)

@@ -1,0 +1,47 @@
+"""Pictures in folders and archives, written here."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from otdml.contrast import class_pictures
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, n in (("train", 3), ("test", 1)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = np.full((4, 4, 3), 100 * label + i, np.uint8)
+                pixels[..., 0] = 7
+                Image.fromarray(pixels).save(tmp_path / "set" / split / name / f"{i}.png")
+    (tmp_path / "set" / "train" / "cat" / "notes.txt").write_text("no picture")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_pictures_come_in_order_with_their_classes(folder, archived):
+    path = shutil.make_archive(str(folder), "zip", folder) if archived else folder
+    images, labels, classes = class_pictures(path, "train")
+    assert images.shape == (6, 3, 4, 4)
+    assert images.dtype == torch.uint8
+    assert images[:, 0].unique().tolist() == [7]
+    assert images[:, 1, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert classes == ["cat", "dog"]
+    assert len(class_pictures(path, "test")[0]) == 2
+
+
+def test_what_is_not_there_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"hold pictures val/CLASS/NAME.jpg or .png"):
+        class_pictures(folder, "val")
+    with pytest.raises(FileNotFoundError):
+        class_pictures(tmp_path / "absent.zip", "train")
+    Image.new("RGB", (5, 4)).save(folder / "test" / "dog" / "wide.png")
+    with pytest.raises(ValueError, match="pictures of one size"):
+        class_pictures(folder, "test")
