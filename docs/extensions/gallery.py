@@ -8,6 +8,7 @@ FIRST = (
     "gradient_flows",
     "unbalanced",
     "semidiscrete",
+    "flow_matching",
     "large_cloud",
     "monge_gap",
     "disentanglement",
