@@ -24,6 +24,8 @@ LIBRARIES = (
     "zuko",
     "jax",
     "ott-jax",
+    "pytorch-metric-learning",
+    "torchcfm",
 )
 
 

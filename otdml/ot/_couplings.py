@@ -8,7 +8,7 @@ from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
 from otdml.costs import Cost, cost_matrix
 from otdml.measures import broadcast_measures
-from otdml.ot._exact import exact, exact_matrix
+from otdml.ot._exact import exact_matrix, uniform_plan
 from otdml.ot._problem import Problem, Rho, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._semidiscrete import semidiscrete
@@ -90,8 +90,11 @@ def couple(
     if method == "semidiscrete":
         i = _rows(x0.new_ones(len(x0)), n_pairs, generator, all_rows=True)
         return i, semidiscrete(x0, x1, cost=cost, generator=generator).cells(x0)[i]
-    plan = exact(x0, x1, cost=cost).plan if method == "exact" else _partial_plan(x0, x1, cost, mass)
+    plan = uniform_plan(x0, x1, cost) if method == "exact" else _partial_plan(x0, x1, cost, mass)
     i = _rows(plan.sum(1), n_pairs, generator, all_rows=method == "exact")
+    if method == "exact" and len(x0) == len(x1):
+        # A vertex of the polytope of plans, which is a permutation: nothing to draw.
+        return i, plan.argmax(1)[i]
     return i, torch.multinomial(plan[i], 1, generator=generator)[:, 0]
 
 

@@ -58,10 +58,21 @@ def exact(
         tensor(2.5000)
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
+    return _transport(_finite_costs(x, y, cost), weights(x, a), weights(y, b), y)
+
+
+def uniform_plan(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
+    """The plan of :func:`exact` between points of equal weights, shape (n, m), without its potentials."""
+    C = _finite_costs(x, y, cost).detach()
+    a, b = (C.new_full((k,), 1 / k, dtype=torch.float64) for k in C.shape)
+    return _emd(C.double(), a, b)[0].to(C)
+
+
+def _finite_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
     C = cost_matrix(x, y, cost)
     if has_values(C) and not bool(C.detach().isfinite().all()):
         raise argument_error("x", "give finite costs", "NaN or infinity", "Look for them in `x` and `y`.")
-    return _transport(C, weights(x, a), weights(y, b), y)
+    return C
 
 
 @full_precision

@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from otdml.costs import cost_matrix
-from otdml.ot import couple, sinkhorn
+from otdml.ot import couple, exact, sinkhorn
 
 
 def clouds(n=9, m=9, d=2, dtype=torch.float64):
@@ -100,3 +100,17 @@ def test_bad_arguments_are_named(options, message):
 def test_batches_are_an_error():
     with pytest.raises(ValueError, match="Couple one batch at a time"):
         couple(torch.zeros(2, 3, 1), torch.zeros(2, 3, 1))
+
+
+def test_exact_pairs_of_clouds_of_different_sizes_have_the_frequencies_of_the_plan():
+    x0, x1 = clouds(5, 4)
+    i, j = couple(x0, x1, n_pairs=100_000, generator=seeded())
+    plan = exact(x0, x1).plan
+    assert ((frequencies(i, j, 5, 4) - plan).abs() <= 5 * (plan / 100_000).sqrt() + 1e-9).all()
+
+
+def test_costs_that_are_not_finite_are_named():
+    x0, x1 = clouds()
+    x0[0] = torch.nan
+    with pytest.raises(ValueError, match="`x` must give finite costs"):
+        couple(x0, x1)

@@ -8,6 +8,7 @@ __all__ = ["TABLES"]
 
 TABLES: dict[str, str] = {
     "alignment": "otdml.benchmarks.speed.alignment",
+    "couplings": "otdml.benchmarks.speed.couplings",
     "cuda": "otdml.benchmarks.speed.cuda",
     "dispersion": "otdml.benchmarks.speed.dispersion",
     "gromov": "otdml.benchmarks.speed.gromov",
