@@ -62,15 +62,28 @@ def check_data(run: Run, root: str | None) -> None:
 
     Raises:
         FileNotFoundError: It is not there; the message says where it is published.
-        ValueError: It is not as published, or has fewer classes than a batch.
+        ValueError: It is not as published, or has fewer classes than a batch, or a class fewer images.
     """
-    if named_dataset(run.dataset).listed or root is None or not Path(root).is_dir():
+    if named_dataset(run.dataset).ink is None or root is None or not Path(root).is_dir():
         options = {name: value for name, value in run.data.items() if name != "on_corrupt"}
         split = load_split(run.dataset, root, "train" if run.hold_out else "trainval", options)
-        wanted = run.training.get("classes_per_batch") or 0
-        if wanted > len(split.classes):
-            remedy = f"Pass --set training.classes_per_batch={len(split.classes)}, or less."
-            raise argument_error("classes_per_batch", f"be at most {len(split.classes)}, the classes", wanted, remedy)
+        _check_batch(run, split)
+
+
+def _check_batch(run: Run, split: Any) -> None:
+    """Raise where a batch has more classes than there are, or more images of each than the smallest has."""
+    wanted = run.training.get("classes_per_batch") or 0
+    if wanted > len(split.classes):
+        remedy = f"Pass --set training.classes_per_batch={len(split.classes)}, or less."
+        raise argument_error("classes_per_batch", f"be at most {len(split.classes)}, the classes", wanted, remedy)
+    counts, each = split.labels.bincount(minlength=len(split.classes)), run.training.get("samples_per_class", 4)
+    if each > int(counts.min()):
+        smallest, few = split.classes[int(counts.argmin())], int((counts < each).sum())
+        remedy = f"Pass --set training.samples_per_class={int(counts.min())}"
+        remedy += f", or leave such classes out with --set data.least={each}." if takes(run.dataset, "least") else "."
+        must = f"be at most {int(counts.min())}, the images of {smallest}"
+        got = f"{each}, and {few} of {len(counts)} classes have fewer"
+        raise argument_error("samples_per_class", must, got, remedy)
 
 
 def takes(dataset: str, option: str) -> bool:

@@ -202,10 +202,22 @@ class PhotographsData(Table):
     on_corrupt: OnCorrupt = "raise"
 
 
+class FolderData(Table):
+    """Settings of :class:`~otdml.data.ClassFolders`."""
+
+    size: Annotated[int, Field(ge=4, le=4096)] = 224
+    level: Annotated[str, one_of("level", ("innermost", "outermost"))] = "innermost"
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    split_seed: Whole = 0
+    least: Count = 1
+    on_corrupt: OnCorrupt = "raise"
+
+
 DATA_OPTIONS: dict[str, type[Table]] = {
     "glyphs": GlyphsData,
     "digits": DigitsData,
     "omniglot": OmniglotData,
+    "folder": FolderData,
     **{name: PhotographsData for name, known in DATASETS.items() if known.listed},
 }
 

@@ -40,6 +40,7 @@ MUST: Mapping[str, str] = {
     "model_type": "be a table",
     "greater_than": "be above {gt}",
     "greater_than_equal": "be at least {ge}",
+    "less_than": "be below {lt}",
     "less_than_equal": "be at most {le}",
 }
 # Keys that a user may expect, and what does what they mean.

@@ -2,10 +2,11 @@
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from unicodedata import category
 
 import typer
@@ -22,6 +23,7 @@ __all__ = [
     "console",
     "data_app",
     "errors",
+    "notes",
     "plain",
     "visible",
 ]
@@ -88,6 +90,24 @@ def arguments() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(visible(str(error))) from error
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """What is passed over in folders, as a line for reading instead of a warning with its place in the code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message="Passed over")
+        shown, told = warnings.showwarning, set[str]()
+
+        def note(message: Warning | str, *rest: Any) -> None:
+            if not str(message).startswith("Passed over"):
+                shown(message, *rest)
+            elif str(message) not in told:
+                told.add(str(message))
+                errors.print(f"[yellow]note[/] {plain(str(message))}", soft_wrap=True, highlight=False)
+
+        warnings.showwarning = note  # type: ignore[assignment]
+        yield
 
 
 def check_writable(option: str, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otdml.cli.application import arguments, command, console, errors, plain
+from otdml.cli.application import arguments, command, console, errors, notes, plain
 from otdml.cli.options import (
     SPREAD,
     AllowPartial,
@@ -138,7 +138,7 @@ def _check_root(chosen: "Preset", root: str | None) -> None:
 
     if not without_folder(chosen.dataset, root) and not (root and Path(root).is_dir()):
         got = f"{root} is none" if root else "it is not given"
-        remedy = f"`otdml data check {chosen.dataset}` says where the set is published."
+        remedy = f"`otdml data check {chosen.dataset} --root FOLDER` says what it must hold."
         raise ValueError(f"--root must be the folder that holds {chosen.dataset}, and {got}. {remedy}")
 
 
@@ -161,9 +161,10 @@ def _trained(folder: Path, runs: "list[Run]", *, root: str | None, **means: int 
     from otdml.benchmarks.display import watch
     from otdml.benchmarks.experiment import check_data, run_grid
 
-    check_data(runs[0], root)
-    with closing(run_grid(folder, runs, root=root, **means)) as states:  # type: ignore[arg-type]
-        return watch(console, states)
+    with notes():
+        check_data(runs[0], root)
+        with closing(run_grid(folder, runs, root=root, **means)) as states:  # type: ignore[arg-type]
+            return watch(console, states)
 
 
 def _check_folder(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int], Run]") -> None:
@@ -283,10 +284,12 @@ def train(
     _check_machine(run, devices)
     _tell_moves({run.title: folder})
     from otdml.benchmarks.display import metrics_table
-    from otdml.benchmarks.experiment import execute
+    from otdml.benchmarks.experiment import check_data, execute
     from otdml.distributed import is_first
 
-    execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
+    with notes():
+        check_data(run, root)
+        execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
     if not is_first():
         return
     found = folder.metrics()

@@ -1,17 +1,15 @@
 """Commands that use a trained model: on a data set, or on any images."""
 
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from otdml._arguments import check_known
-from otdml.cli.application import arguments, check_writable, command, console, errors, plain
+from otdml.cli.application import arguments, check_writable, command, console, errors, notes, plain
 from otdml.cli.options import Protocol, Root, SkipCorrupt
 
 __all__ = ["embed", "evaluate", "export", "search"]
@@ -76,13 +74,14 @@ def evaluate(
     from otdml.benchmarks.display import metrics_table
     from otdml.benchmarks.models import checkpoint_metrics, folder_metrics
 
-    if images:
-        with _notes():
+    skipped: Mapping[str, str] = {}
+    with notes():
+        if images:
             policy = _policy(skip_corrupt)
             found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=policy, trust=trust)
-        _name(skipped)
-    else:
-        found = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers, trust=trust)
+        else:
+            found = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers, trust=trust)
+    _name(skipped)
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
@@ -110,7 +109,7 @@ def embed(
     from otdml.benchmarks.models import embedded
 
     policy = _policy(skip_corrupt)
-    with _notes():
+    with notes():
         index, skipped = embedded(checkpoint, images, size=size, on_corrupt=policy, earlier=out, trust=trust)
     _name(skipped)
     index.save(out)
@@ -191,23 +190,6 @@ def _policy(skip_corrupt: bool) -> str:
 def _name(skipped: Mapping[str, str]) -> None:
     for path, reason in skipped.items():
         errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
-
-
-@contextmanager
-def _notes() -> Iterator[None]:
-    """What is passed over in folders, as a line for reading instead of a warning with its place in the code."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", message="Passed over")
-        shown = warnings.showwarning
-
-        def note(message: Warning | str, *rest: Any) -> None:
-            if str(message).startswith("Passed over"):
-                errors.print(f"[yellow]note[/] {plain(str(message))}", soft_wrap=True, highlight=False)
-            else:
-                shown(message, *rest)
-
-        warnings.showwarning = note  # type: ignore[assignment]
-        yield
 
 
 def _check_folder(option: str, path: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from otdml._checks import argument_error, check_choice, check_labels
 from otdml.data.images import open_image, standard_crop, thumbnail, transformed, unreadable
 
-__all__ = ["ImageFiles", "ImageFolder"]
+__all__ = ["ImageFiles", "ImageFolder", "image_paths", "said", "shown_name", "suffixes"]
 
 # Formats whose files Pillow recognises, and decodes with another program or not at all.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -123,17 +123,10 @@ class ImageFolder(ImageFiles):
         on_corrupt: str = "raise",
     ) -> None:
         folder = Path(root)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"`root` must be a folder of images, but {root} is no folder.")
-        self.passed_over: Counter[str] = Counter()
-        paths = sorted(_images(folder, self.passed_over, (_identity(folder),)))
-        over = ", ".join(f"{count} {kind}" for kind, count in sorted(self.passed_over.items()))
-        if not paths:
-            found = f"passed over were {over}" if over else "there is nothing but hidden files"
-            raise FileNotFoundError(f"No image below {root}: looked for {', '.join(sorted(suffixes()))}; {found}.")
-        if over:
-            warnings.warn(f"Passed over below {root}, as no images: {over}.", stacklevel=2)
-        names = [path.parent.relative_to(folder).as_posix() for path in paths]
+        paths, self.passed_over = image_paths(folder)
+        if self.passed_over:
+            warnings.warn(f"Passed over below {root}, as no images: {said(self.passed_over)}.", stacklevel=2)
+        names = [shown_name(path.parent.relative_to(folder)) for path in paths]
         classes, labels = np.unique(names, return_inverse=True)
         super().__init__(
             paths,
@@ -142,6 +135,37 @@ class ImageFolder(ImageFiles):
             transform=transform or standard_crop("test", size),
             on_corrupt=on_corrupt,
         )
+
+
+def image_paths(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images below a folder in order of their paths, and how many files were passed over, by what they are.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no image below it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`root` must be a folder of images, but {folder} is no folder.")
+    over: Counter[str] = Counter()
+    paths = sorted(_images(folder, over, (_identity(folder),)))
+    if not paths:
+        found = f"passed over were {said(over)}" if over else "there is nothing but hidden files"
+        raise FileNotFoundError(f"No image below {folder}: looked for {', '.join(sorted(suffixes()))}; {found}.")
+    return paths, over
+
+
+def said(over: Mapping[str, int]) -> str:
+    """What was passed over, in words.
+
+    Example:
+        >>> said({".txt": 2, "broken links": 1})
+        '2 .txt, 1 broken links'
+    """
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(over.items()))
+
+
+def shown_name(folder: Path) -> str:
+    """The name of a folder as text that any file can hold: bytes that are no UTF-8 are escapes."""
+    return os.fsencode(folder.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _images(folder: Path, over: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
@@ -154,6 +178,8 @@ def _images(folder: Path, over: Counter[str], above: tuple[tuple[int, int], ...]
     except OSError:
         over["folders that cannot be read"] += 1
         return
+    if not entries:
+        over["empty folders"] += 1
     for entry in entries:
         if entry.name.startswith("."):
             continue

@@ -54,6 +54,7 @@ DATASETS: Mapping[str, NamedDataset] = {
     "cars": NamedDataset("Cars196", "cars:Cars196", listed=True),
     "sop": NamedDataset("Stanford Online Products", "sop:StanfordOnlineProducts", listed=True),
     "inshop": NamedDataset("In-Shop Clothes Retrieval", "inshop:InShop", listed=True),
+    "folder": NamedDataset("Images of your own", "folder:ClassFolders"),
 }
 
 

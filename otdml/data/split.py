@@ -12,7 +12,9 @@ SPLITS = ("train", "val", "trainval", "test")
 FOLDS = 4
 
 
-def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int = 0) -> list[str]:
+def held_out_classes(
+    classes: Sequence[str], *, fraction: float = 0.2, seed: int = 0, grouped: bool = True
+) -> list[str]:
     """Training classes held out for validation: whole groups where the names have groups, single classes otherwise.
 
     A class named ``group/name`` belongs to a group, and a group is held out whole, so that validation classes differ
@@ -24,6 +26,7 @@ def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int
         classes: Names of the training classes.
         fraction: Least share of the classes to hold out, in (0, 1].
         seed: Another seed holds out other classes.
+        grouped: Whether names have groups; otherwise every class is drawn by itself, whatever its name.
 
     Returns:
         The names held out, in the order of ``classes``; at least two, at most all but two, where there are four.
@@ -38,8 +41,8 @@ def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int
     check_fraction("fraction", fraction)
     if len(classes) < 4:
         raise argument_error("classes", "be four or more: two to train on and two to validate on", len(classes))
-    group = {name: _group(name) for name in classes}
-    drawn = sorted(set(group.values()), key=lambda name: crc32(f"{seed}:{name}".encode()))
+    group = {name: _group(name, grouped) for name in classes}
+    drawn = sorted(set(group.values()), key=lambda name: _place(name, seed))
     sizes, wanted, taken = Counter(group.values()), max(2.0, fraction * len(classes)), set[str]()
     while sum(sizes[name] for name in taken) < wanted:
         taken.add(drawn[len(taken)])
@@ -50,11 +53,19 @@ def held_out_classes(classes: Sequence[str], *, fraction: float = 0.2, seed: int
     return found
 
 
-def _group(name: str) -> str:
-    return name.rpartition("/")[0] or name
+def _place(name: str, seed: int) -> int:
+    """A number that is another for every name, and comes in another order for every seed.
+
+    The seed multiplies: a check sum is linear, and a seed within it would at most exchange the halves of the order.
+    """
+    return crc32(f"0:{name}".encode()) * pow(0x9E3779B1, seed, 2**32) % 2**32
 
 
-def class_folds(classes: Sequence[str], folds: int = FOLDS) -> list[list[str]]:
+def _group(name: str, grouped: bool) -> str:
+    return name.rpartition("/")[0] or name if grouped else name
+
+
+def class_folds(classes: Sequence[str], folds: int = FOLDS, *, grouped: bool = True) -> list[list[str]]:
     """Training classes in ``folds`` disjoint parts of about equal size, of which each is validated on in turn.
 
     Parts are of neighbours in the order of ``classes``, as in the Reality Check protocol :cite:p:`musgrave:20`, and of
@@ -63,6 +74,7 @@ def class_folds(classes: Sequence[str], folds: int = FOLDS) -> list[list[str]]:
     Args:
         classes: Names of the training classes; those of a group next to each other.
         folds: Number of parts.
+        grouped: Whether names have groups; otherwise every class is a group of its own, whatever its name.
 
     Returns:
         The parts; together they are ``classes``, in order.
@@ -74,12 +86,13 @@ def class_folds(classes: Sequence[str], folds: int = FOLDS) -> list[list[str]]:
         >>> class_folds("abcdefgh")
         [['a', 'b'], ['c', 'd'], ['e', 'f'], ['g', 'h']]
     """
-    names = list(dict.fromkeys(_group(name) for name in classes))
-    sizes, before, found = Counter(_group(name) for name in classes), 0, {}
+    group = {name: _group(name, grouped) for name in classes}
+    names = list(dict.fromkeys(group.values()))
+    sizes, before, found = Counter(group.values()), 0, {}
     for name in names:
         found[name] = int(folds * (before + sizes[name] / 2) / len(classes))
         before += sizes[name]
-    parts = [[name for name in classes if found[_group(name)] == fold] for fold in range(folds)]
+    parts = [[name for name in classes if found[group[name]] == fold] for fold in range(folds)]
     if min(len(part) for part in parts) < 2:
         counts = f"{len(classes)} classes in {len(names)} groups" if len(names) < len(classes) else len(classes)
         raise argument_error("classes", f"make {folds} folds of two classes or more", counts)
@@ -87,7 +100,13 @@ def class_folds(classes: Sequence[str], folds: int = FOLDS) -> list[list[str]]:
 
 
 def split_classes(
-    split: str, train: Sequence[str], test: Sequence[str], val: Sequence[str] | None = None, fold: int | None = None
+    split: str,
+    train: Sequence[str],
+    test: Sequence[str],
+    val: Sequence[str] | None = None,
+    fold: int | None = None,
+    *,
+    grouped: bool = True,
 ) -> list[str]:
     """Classes of a split, in the order of the protocol's lists.
 
@@ -100,6 +119,7 @@ def split_classes(
         test: Its test classes.
         val: Training classes to hold out; :func:`held_out_classes` of ``train`` if None.
         fold: Hold out this one of :func:`class_folds` of ``train`` instead.
+        grouped: As there.
 
     Returns:
         The names of the split's classes.
@@ -115,9 +135,9 @@ def split_classes(
     if split in ("trainval", "test"):
         return list(train if split == "trainval" else test)
     if fold is not None:
-        held = set(class_folds(train)[_checked_fold(fold)])
+        held = set(class_folds(train, grouped=grouped)[_checked_fold(fold)])
     else:
-        held = set(held_out_classes(train) if val is None else val)
+        held = set(held_out_classes(train, grouped=grouped) if val is None else val)
     return [name for name in train if (name in held) == (split == "val")]
 
 

@@ -120,12 +120,13 @@ def test_links_are_followed_and_what_is_no_image_is_counted(tmp_path):
     (root / "notes.txt").write_text("no image")
     (root / "README").write_text("no image")
     with pytest.warns(
-        UserWarning, match=r"1 \.txt, 1 broken links, 1 files without suffix, 1 links in circles, 1 pipes"
+        UserWarning,
+        match=r"1 \.txt, 1 broken links, 1 empty folders, 1 files without suffix, 1 links in circles, 1 pipes",
     ):
         images = ImageFolder(root, CenterCrop(8))
     assert images.classes == ["cat", "dog"]
     assert [path.removeprefix(f"{root}/") for path in images.paths] == ["cat/a.png", "dog/a.png"]
-    assert images.passed_over.total() == 5
+    assert images.passed_over.total() == 6
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "jp2", "tga", "webp", "ico", "JPG"])

@@ -85,3 +85,15 @@ def test_folds_that_could_not_be_validated_on():
         class_folds([f"{group}/{k}" for group in "ab" for k in range(4)])
     with pytest.raises(ValueError, match="`fold` must be one of 0 to 3, got 4"):
         split_classes("val", "abcdefgh", "i", fold=4)
+
+
+def test_seeds_draw_alike_and_independently():
+    """Twenty of a hundred classes, by fifty seeds: each class is drawn about ten times, two seeds share about four."""
+    names = [f"{number:03d}" for number in range(100)]
+    drawn = [set(held_out_classes(names, fraction=0.2, seed=seed)) for seed in range(50)]
+    counts = [sum(name in one for one in drawn) for name in names]
+    assert min(counts) >= 2
+    assert max(counts) <= 20
+    shared = [len(drawn[i] & drawn[j]) for i in range(50) for j in range(i)]
+    assert 3.8 < sum(shared) / len(shared) < 4.2
+    assert max(shared) < 12
