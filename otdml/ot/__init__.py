@@ -2,7 +2,7 @@
 
 from otdml.ot._couplings import couple
 from otdml.ot._exact import exact, exact_matrix
-from otdml.ot._gromov.solver import GromovResult, gromov
+from otdml.ot._gromov.solver import GromovResult, gromov, gromov_matrix
 from otdml.ot._padding import pad_clouds
 from otdml.ot._result import OTResult
 from otdml.ot._semidiscrete import SemidiscreteResult, semidiscrete
@@ -17,6 +17,7 @@ __all__ = [
     "exact",
     "exact_matrix",
     "gromov",
+    "gromov_matrix",
     "pad_clouds",
     "semidiscrete",
     "sinkhorn",

@@ -6,11 +6,10 @@ from torch import Tensor
 from otdml._checks import argument_error, check_choice, check_fraction, check_integer
 from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
-from otdml.costs import Cost, cost_matrix
+from otdml.costs import Cost
 from otdml.measures import broadcast_measures
-from otdml.ot._exact import exact_matrix, uniform_plan
+from otdml.ot._exact import exact, uniform_plan
 from otdml.ot._problem import Problem, Rho, SolverOptions
-from otdml.ot._result import OTResult
 from otdml.ot._semidiscrete import semidiscrete
 from otdml.ot._sinkhorn import entropic
 from otdml.ot._solution import EntropicSolution
@@ -90,7 +89,10 @@ def couple(
     if method == "semidiscrete":
         i = _rows(x0.new_ones(len(x0)), n_pairs, generator, all_rows=True)
         return i, semidiscrete(x0, x1, cost=cost, generator=generator).cells(x0)[i]
-    plan = uniform_plan(x0, x1, cost) if method == "exact" else _partial_plan(x0, x1, cost, mass)
+    if method == "exact":
+        plan = uniform_plan(x0, x1, cost)
+    else:
+        plan = exact(x0, x1, cost=cost, mass=check_fraction("mass", mass)).plan
     i = _rows(plan.sum(1), n_pairs, generator, all_rows=method == "exact")
     if method == "exact" and len(x0) == len(x1):
         # A vertex of the polytope of plans, which is a permutation: nothing to draw.
@@ -124,16 +126,3 @@ def _from_potentials(
         noise = torch.empty_like(scores).exponential_(generator=generator).log_()
         j[block] = scores.sub_(noise).argmax(-1)
     return i, j
-
-
-def _partial_plan(x0: Tensor, x1: Tensor, cost: Cost, mass: float) -> Tensor:
-    """The cheapest plan of this mass between uniform weights: one more point on each side takes what stays."""
-    n, m = len(x0), len(x1)
-    kept = 1 - check_fraction("mass", mass)
-    a, b = x0.new_full((n + 1,), 1 / n), x0.new_full((m + 1,), 1 / m)
-    a[-1] = b[-1] = kept
-    C = x0.new_zeros(n + 1, m + 1)
-    C[:-1, :-1] = cost_matrix(x0, x1, cost)
-    C[-1, -1] = torch.inf
-    result: OTResult = exact_matrix(C, a, b)
-    return result.plan[:-1, :-1]

@@ -1,6 +1,7 @@
 """Exact optimal transport."""
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from otdml._derivatives import fixed
 from otdml._precision import full_arithmetic, full_precision
 from otdml.costs import Cost, cost_matrix
 from otdml.measures import broadcast_matrix, broadcast_measures, weights
+from otdml.ot._partial import Mass, check_mass, extended_weights
 from otdml.ot._result import Coupling, OTResult
 
 __all__ = ["exact", "exact_matrix"]
@@ -25,7 +27,13 @@ MOST_PIVOTS = 10**8
 
 @full_precision
 def exact(
-    x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, cost: Cost = "sqeuclidean"
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    cost: Cost = "sqeuclidean",
+    mass: Mass | None = None,
 ) -> OTResult:
     r"""Optimal transport between two weighted point clouds, without regularisation.
 
@@ -42,6 +50,8 @@ def exact(
         a: Weights of the first points, shape (..., n). Uniform of mass one if None.
         b: Weights of the second points, shape (..., m). Uniform of mass one if None.
         cost: Ground cost, see :func:`~otdml.costs.ground`.
+        mass: Mass of the plan, a number or shape (...), where it is *partial*: the cheapest of those whose marginals
+            are at most a and b, which may then have different masses. All of it if None.
 
     Returns:
         The result. Its potentials are optimal for the dual problem, shifted so that :math:`\langle a, f \rangle =
@@ -58,7 +68,7 @@ def exact(
         tensor(2.5000)
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
-    return _transport(_finite_costs(x, y, cost), weights(x, a), weights(y, b), y)
+    return _transport(_finite_costs(x, y, cost), weights(x, a), weights(y, b), y, mass)
 
 
 def uniform_plan(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
@@ -76,13 +86,14 @@ def _finite_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
 
 
 @full_precision
-def exact_matrix(C: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> OTResult:
+def exact_matrix(C: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, mass: Mass | None = None) -> OTResult:
     r"""Optimal transport for a given matrix of costs, without regularisation; see :func:`exact`.
 
     Args:
         C: Costs, shape (..., n, m); plus infinity forbids a pair.
         a: Weights of the rows, shape (..., n). Uniform of mass one if None.
         b: Weights of the columns, shape (..., m). Uniform of mass one if None.
+        mass: Mass of a partial plan, see :func:`exact`.
 
     Returns:
         The result; its value has shape (...) and is differentiable in C, a and b.
@@ -99,11 +110,26 @@ def exact_matrix(C: Tensor, a: Tensor | None = None, b: Tensor | None = None) ->
     C, a, b = broadcast_matrix(C, a, b)
     if has_values(C) and not bool((C.detach() > -torch.inf).all()):
         raise argument_error("C", "hold numbers, or plus infinity for a forbidden pair", "NaN or minus infinity")
-    return _transport(C, a, b, None)
+    return _transport(C, a, b, None, mass)
 
 
-def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None) -> OTResult:
-    check_equal_mass(a, b)
+def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None, mass: Mass | None) -> OTResult:
+    if mass is None:
+        check_equal_mass(a, b)
+        return _balanced(C, a, b, y)
+    moved = check_mass(mass, a, b)
+    a, b = extended_weights(a, b, moved)
+    # No mass goes from one of the added points to the other.
+    corner = torch.zeros(C.shape[-2] + 1, C.shape[-1] + 1, dtype=torch.bool, device=C.device)
+    corner[-1, -1] = True
+    whole = _balanced(torch.nn.functional.pad(C, (0, 1, 0, 1)).masked_fill(corner, torch.inf), a, b, y)
+    solution = whole._coupling
+    assert isinstance(solution, _Solution)
+    error = whole.marginal_error * a.detach().sum(-1) / moved.detach()
+    return dataclasses.replace(whole, marginal_error=error, _coupling=solution.without_last())
+
+
+def _balanced(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None) -> OTResult:
     p, q = a.detach(), b.detach()
     plan, f, g = _Solve.apply(C.detach(), p, q)
     solution, mass = _Solution(C.detach(), q, plan, f, g), p.sum(-1)
@@ -131,6 +157,13 @@ class _Solution(Coupling):
     @property
     def potentials(self) -> tuple[Tensor, Tensor]:
         return self.f, self.g
+
+    def without_last(self) -> "_Solution":
+        """The solution without the last row and column."""
+        rows, matrices = (self.b, self.f, self.g), (self.C, self.matrix)
+        b, f, g = (t[..., :-1] for t in rows)
+        C, matrix = (t[..., :-1, :-1] for t in matrices)
+        return _Solution(C, b, matrix, f, g)
 
     def plan(self) -> Tensor:
         return self.matrix

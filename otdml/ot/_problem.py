@@ -119,12 +119,16 @@ class Problem:
         cost: Cost = "sqeuclidean",
         eps: Tensor | float | None = None,
         rho: Rho = None,
+        partial: bool = False,
     ) -> "Problem":
-        """The problem between two weighted clouds of one space, with equal batch dimensions."""
+        """The problem between two weighted clouds of one space, with equal batch dimensions.
+
+        Of a ``partial`` one the weights are bounds of the marginals, and may have any masses.
+        """
         penalties, uniform = check_rho(rho), a is None and b is None
         a, b = weights(x, a), weights(y, b)
         if not uniform:
-            a, b = _with_masses(a, b, penalties)
+            a, b = _with_masses(a, b, penalties, partial=partial)
         # What all costs have in common belongs to the side whose potential is free up to a constant.
         columns_only = penalties[0] is None and penalties[1] is not None and isinstance(cost, str)
         between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
@@ -137,11 +141,18 @@ class Problem:
 
     @classmethod
     def of_matrix(
-        cls, C: Tensor, a: Tensor, b: Tensor, *, eps: Tensor | float | None = None, rho: Rho = None
+        cls,
+        C: Tensor,
+        a: Tensor,
+        b: Tensor,
+        *,
+        eps: Tensor | float | None = None,
+        rho: Rho = None,
+        partial: bool = False,
     ) -> "Problem":
-        """The problem for a matrix of costs, with equal batch dimensions."""
+        """The problem for a matrix of costs, with equal batch dimensions; ``partial`` as in :meth:`between`."""
         penalties, cost = check_rho(rho), Matrix(C)
-        a, b = _with_masses(a, b, penalties)
+        a, b = _with_masses(a, b, penalties, partial=partial)
         temperature = _temperature(eps, cost, a, b)
         return cls(cost.near_zero(temperature), a, b, temperature, penalties)
 
@@ -251,10 +262,10 @@ def check_rho(rho: Rho) -> Penalties:
 NEXT_TO_NOTHING = 1e-30
 
 
-def _with_masses(a: Tensor, b: Tensor, penalties: Penalties) -> tuple[Tensor, Tensor]:
-    """Copies of the weights, if a plan can have them as marginals."""
+def _with_masses(a: Tensor, b: Tensor, penalties: Penalties, *, partial: bool) -> tuple[Tensor, Tensor]:
+    """Copies of the weights, if a plan can have them as marginals, or as bounds of those."""
     # Copies, as potentials and plans are read later, and the caller's weights may be others by then.
-    a, b, balanced = a.clone(), b.clone(), penalties == HARD
+    a, b, balanced = a.clone(), b.clone(), penalties == HARD and not partial
     if a.numel() == 0 or b.numel() == 0:
         return a, b
     masses = torch.stack((a.detach().sum(-1), b.detach().sum(-1)))

@@ -12,6 +12,7 @@ from otdml._warnings import warn_caller
 from otdml.costs import Cost
 from otdml.measures import broadcast_matrix, broadcast_measures
 from otdml.ot._annealing import Init, Solved, resolution, solve
+from otdml.ot._partial import Mass, check_mass, extended, extended_options, restricted
 from otdml.ot._problem import Problem, Rho, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._solution import EntropicSolution
@@ -31,6 +32,7 @@ def sinkhorn(
     cost: Cost = "sqeuclidean",
     eps: float | None = None,
     rho: Rho = None,
+    mass: Mass | None = None,
     tol: float = 1e-3,
     max_iter: int = 2000,
     init: Init | None = None,
@@ -58,7 +60,10 @@ def sinkhorn(
             quick. 0.05 times the mean excess of the costs over the least one, of each batch element, if None; see
             :func:`~otdml.costs.default_temperature`.
         rho: Marginal penalty in units of the cost, a number, or a pair for ``a`` and ``b`` in which None, or infinity,
-            is a hard constraint. None for both: ``a`` and ``b`` must have equal mass.
+            is a hard constraint. None for both: ``a`` and ``b`` must have equal mass, or ``mass`` be given.
+        mass: Mass of the plan, a number or shape (...), where it is *partial*: its marginals are at most a and b, which
+            may have different masses. What stays behind goes to one more point on either side, at no cost, and has
+            entropy as well; as ``eps`` falls the plan is that of :func:`exact`. Without ``rho`` and ``init``.
         tol: L1 error of the marginals, relative to the mass, at which to stop. In float32, costs of r temperatures
             define a plan to r times 2e-7 of itself. Where that is more than half of ``tol`` the problem is solved in
             double precision inside: up to twice the time of single precision, some of which has been spent by then,
@@ -85,7 +90,9 @@ def sinkhorn(
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
     options = SolverOptions(tol, max_iter, backend)
-    problem = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho)
+    problem = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho, partial=mass is not None)
+    if mass is not None:
+        return _partial(problem, mass, options, init=init, points=y)
     return entropic(problem, options, init=init, points=y)
 
 
@@ -98,6 +105,7 @@ def sinkhorn_matrix(
     *,
     eps: float | None = None,
     rho: Rho = None,
+    mass: Mass | None = None,
     tol: float = 1e-3,
     max_iter: int = 2000,
     init: Init | None = None,
@@ -110,6 +118,7 @@ def sinkhorn_matrix(
         b: Weights of the columns, shape (..., m). Uniform of mass one if None.
         eps: Temperature in units of the cost. That of :func:`~otdml.costs.default_temperature` if None.
         rho: Marginal penalty, a number or a pair; None for a hard constraint.
+        mass: Mass of a partial plan, see :func:`sinkhorn`.
         tol: L1 error of the marginals, relative to the mass, at which to stop.
         max_iter: Most iterations.
         init: Potentials (f, g) to start from, in units of the cost.
@@ -127,8 +136,24 @@ def sinkhorn_matrix(
         tensor(0.0069)
     """
     C, a, b = broadcast_matrix(C, a, b)
-    problem = Problem.of_matrix(C, a, b, eps=eps, rho=rho)
-    return entropic(problem, SolverOptions(tol, max_iter, "dense"), init=init)
+    options = SolverOptions(tol, max_iter, "dense")
+    problem = Problem.of_matrix(C, a, b, eps=eps, rho=rho, partial=mass is not None)
+    if mass is not None:
+        return _partial(problem, mass, options, init=init)
+    return entropic(problem, options, init=init)
+
+
+def _partial(
+    problem: Problem, mass: Mass, options: SolverOptions, *, init: Init | None, points: Tensor | None = None
+) -> OTResult:
+    """The partial plan of this mass."""
+    if not problem.balanced:
+        raise argument_error("rho", "be None where `mass` is given", problem.rho, "A mass bounds the marginals.")
+    if init is not None:
+        raise argument_error("init", "be None where `mass` is given", type(init).__name__)
+    mass = check_mass(mass, problem.a, problem.b)
+    whole = extended(problem, mass)
+    return restricted(entropic(whole, extended_options(options, whole, mass), points=points), mass)
 
 
 def entropic(

@@ -20,7 +20,7 @@ from otdml._checks import argument_error, check_choice
 from otdml.costs import COSTS, cost_matrix
 from otdml.sphere import length
 
-__all__ = ["CentredCost", "ScaledCostLike", "WithinCost", "centred", "cost_block"]
+__all__ = ["CentredCost", "ScaledCostLike", "WithinCost", "centred", "centred_matrix", "check_symmetric", "cost_block"]
 
 
 @runtime_checkable
@@ -81,6 +81,13 @@ class CentredCost:
             gram = root[..., None] * self.matrix * root[..., None, :]
         return torch.linalg.matrix_norm(torch.linalg.matrix_power(gram, power)) ** (1 / power) / a.sum(-1)
 
+    def scaled(self, factor: float) -> "CentredCost":
+        """``factor`` times the cost."""
+        if factor == 1:
+            return self
+        matrix = None if self.matrix is None else factor * self.matrix
+        return CentredCost(factor * self.mean, factor * self.alpha, self.z, factor * self.sigma, matrix)
+
     def detach(self) -> "CentredCost":
         z, matrix = (t if t is None else t.detach() for t in (self.z, self.matrix))
         return CentredCost(self.mean.detach(), self.alpha.detach(), z, self.sigma.detach(), matrix)
@@ -98,12 +105,28 @@ def centred(name: str, x: Tensor, a: Tensor, cost: WithinCost) -> CentredCost:
     if isinstance(cost, str) and COSTS[check_choice(name, cost, COSTS)].products is not None:
         form = _from_features if x.shape[-2] > x.shape[-1] else _from_products
         return form(x, a / total, cost, scale)
-    matrix = scale * cost_block(name, x, x, cost)
-    potential = (matrix @ (a / total)[..., None])[..., 0]
-    mean = (potential * a / total).sum(-1)
+    return centred_matrix(scale * cost_block(name, x, x, cost), a)
+
+
+def centred_matrix(matrix: Tensor, a: Tensor) -> CentredCost:
+    """A symmetric matrix of costs, shape (..., n, n), centred in the weights a."""
+    p = a / a.sum(-1, keepdim=True)
+    potential = (matrix @ p[..., None])[..., 0]
+    mean = (potential * p).sum(-1)
     alpha = potential - mean[..., None]
     K = matrix - mean[..., None, None] - alpha[..., :, None] - alpha[..., None, :]
-    return CentredCost(mean, alpha, None, scale, K)
+    return CentredCost(mean, alpha, None, matrix.new_ones(()), K)
+
+
+def check_symmetric(name: str, C: Tensor) -> Tensor:
+    """A matrix of costs within one cloud, shape (..., n, n), if it is finite and symmetric but for rounding."""
+    if C.shape[-1] != C.shape[-2]:
+        raise argument_error(name, "have shape (..., n, n)", tuple(C.shape))
+    found, size = C.detach(), C.detach().abs().amax((-2, -1), keepdim=True)
+    if not bool(((found - found.mT).abs() <= 1e-4 * size).all()):
+        remedy = "Pass (C + C.mT) / 2, or look for NaN and infinity, as between parts of a graph."
+        raise argument_error(name, "be symmetric and finite", "a matrix that is not", remedy)
+    return C
 
 
 def cost_block(name: str, rows: Tensor, x: Tensor, cost: WithinCost) -> Tensor:

@@ -7,7 +7,8 @@ With two centred costs (:mod:`otdml.ot._gromov.centred_cost`) and a plan P of ma
     + s \sum_{ij} P_{ij} (\alpha_i - \beta_j)^2 + \tfrac12 \lVert K \rVert_a^2 + \tfrac12 \lVert L \rVert_b^2
     - \langle K P L, P \rangle
 
-so that only :math:`Q(P) = 2 s \langle \alpha, P \beta \rangle + \langle K P L, P \rangle` depends on the plan.
+so that only :math:`Q(P) = 2 s \langle \alpha, P \beta \rangle + \langle K P L, P \rangle` depends on the plan. A fused
+problem adds the cost :math:`\langle M, P \rangle` between features (:mod:`otdml.ot._gromov.feature_cost`).
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from otdml.costs import Bilinear, Matrix
 from otdml.ot._gromov.centred_cost import CentredCost
+from otdml.ot._gromov.feature_cost import FeatureCost
 
 __all__ = ["GromovObjective", "ReadablePlan"]
 
@@ -49,6 +51,7 @@ class GromovObjective:
     right: CentredCost
     a: Tensor
     b: Tensor
+    features: FeatureCost | None = None
 
     @cached_property
     def mass(self) -> Tensor:
@@ -94,10 +97,17 @@ class GromovObjective:
     @cached_property
     def _right_factor(self) -> Tensor:
         assert self.right.z is not None
-        return torch.cat([self.right.alpha[..., None], self.right.z], -1)
+        return torch.cat([self.right.alpha[..., None], self.right.z, *self._features(1, self.b.shape[:-1])], -1)
+
+    def _features(self, side: int, batch: torch.Size) -> list[Tensor]:
+        """The factors of the features of one side, where there are any."""
+        if self.features is None or self.features.factors is None:
+            return []
+        return [self.features.factors[side].expand(*batch, -1, -1)]
 
     def detach(self) -> "GromovObjective":
-        return GromovObjective(self.left.detach(), self.right.detach(), self.a.detach(), self.b.detach())
+        features = None if self.features is None else self.features.detach()
+        return GromovObjective(self.left.detach(), self.right.detach(), self.a.detach(), self.b.detach(), features)
 
     def read(self, plan: ReadablePlan) -> tuple[Tensor, Tensor]:
         r"""The projection of the plan, and :math:`P \beta`, with its rows scaled to their exact mass.
@@ -109,14 +119,18 @@ class GromovObjective:
             read = torch.cat([matrix, matrix @ self._readout], -1)
         else:
             read = plan.apply(self._readout)
-        # A point without weight has a row of zeros, which stays one.
-        mass = read[..., -1:].clamp(min=torch.finfo(read.dtype).tiny)
-        read = (read[..., :-1] / mass).mul_(self.a[..., None])
+        read = _with_mass(read, self.a)
         return read[..., :-1], read[..., -1]
 
     def pairing(self) -> Tensor:
         """The projection of the plan that pairs equal indices."""
         return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
+
+    def independent(self) -> Tensor:
+        """The projection of the independent plan."""
+        if self.right.z is None:
+            return self.a[..., None] * self.b_shares[..., None, :]
+        return torch.zeros_like(self.right.z[..., :1, :]).expand(*self.a.shape, -1)
 
     def independents(self) -> tuple[Tensor, Tensor]:
         r"""The moments of the plans :math:`a_i b_j (1 \pm h_i h'_j / 2)`, with centred functions h of the points.
@@ -138,12 +152,13 @@ class GromovObjective:
         return self._left_factor @ (v if self.left.z is None else self.left.z.mT @ v)
 
     def cost(self, slope: Tensor) -> Bilinear | Matrix:
-        """Minus the gradient of Q, up to constants of rows and columns, which transport ignores."""
-        if self.right.z is None:
-            return Matrix(-self._linear_factor * self.right.alpha[..., None, :] - slope)
-        batch = slope.shape[:-2]
-        q = torch.cat([self._linear_factor.expand(*batch, -1, -1), slope], -1)
-        return Bilinear(q, self._right_factor.expand(*batch, -1, -1))
+        """The gradient of <M, P> - Q, up to constants of rows and columns, which transport ignores."""
+        features, right, batch = self.features, self.right, slope.shape[:-2]
+        if right.z is not None and (features is None or features.factors is not None):
+            q = torch.cat([self._linear_factor.expand(*batch, -1, -1), slope, *self._features(0, batch)], -1)
+            return Bilinear(q, self._right_factor.expand(*batch, -1, -1))
+        matrix = -self._linear_factor * right.alpha[..., None, :] - (slope if right.z is None else slope @ right.z.mT)
+        return Matrix(matrix if features is None else matrix + features.matrix)
 
     def size(self, slope: Tensor) -> Tensor:
         """Root mean square of the costs that ``slope`` stands for, shape (...)."""
@@ -154,18 +169,40 @@ class GromovObjective:
             square = (left * self._gram).sum((-2, -1))
         return square.clamp(min=0).sqrt() / self.mass
 
+    @cached_property
+    def feature_size(self) -> Tensor:
+        """Root mean square of the costs between features, centred, shape (...)."""
+        return torch.zeros_like(self.mass) if self.features is None else self.features.size(self.a, self.b)
+
     def linear(self, transported: Tensor) -> Tensor:
         r""":math:`2 s \langle \alpha, P \beta \rangle`, shape (...)."""
         return 2 * self.mass * (self.left.alpha * transported).sum(-1)
 
     def value(self, plan: ReadablePlan) -> Tensor:
-        """The objective, shape (...), differentiable in the points with the plan fixed_cost fixed."""
+        """The objective, shape (...), differentiable in the points with the plan held fixed."""
         left, right, a, b, s = self.left, self.right, self.a, self.b, self.mass
         projection, transported = self.read(plan)
         squares = (a * left.alpha.square()).sum(-1) + (b * right.alpha.square()).sum(-1)
         energies = (a * left.energies(a)).sum(-1) + (b * right.energies(b)).sum(-1)
         apart = 0.5 * (s * (left.mean - right.mean)).square() + s * squares + 0.5 * energies
-        return apart - self.linear(transported) - 0.5 * (self.slope(projection) * projection).sum((-2, -1))
+        apart = apart - self.linear(transported) - 0.5 * (self.slope(projection) * projection).sum((-2, -1))
+        return apart if self.features is None else apart + self.features.offsets(a, b) + self.between_features(plan)
+
+    def between_features(self, plan: ReadablePlan) -> Tensor:
+        """The plan's cost between features without the offsets of rows and columns, shape (...)."""
+        features = self.features
+        if features is None:
+            return torch.zeros_like(self.mass)
+        if features.factors is None:
+            return (plan.plan.detach() * features.matrix).sum((-2, -1))
+        q, k = features.factors
+        read = _with_mass(plan.apply(torch.cat([k, torch.ones_like(k[..., :1])], -1)), self.a)
+        return -(q * read).sum((-2, -1))
+
+    def linearised(self, slope: Tensor, plan: ReadablePlan) -> Tensor:
+        """The plan's costs of :meth:`cost`, shape (...)."""
+        projection, transported = self.read(plan)
+        return self.between_features(plan) - self.linear(transported) - (slope * projection).sum((-2, -1))
 
     def gap(self, plan: ReadablePlan) -> Tensor:
         """Q at the plan less Q at the pairing D of equal indices, shape (...), differentiable in the points.
@@ -175,7 +212,10 @@ class GromovObjective:
         projection, transported = self.read(plan)
         paired = self.pairing()
         bilinear = (self.slope(projection - paired) * (projection + paired)).sum((-2, -1))
-        return self.linear(transported - self.a * self.right.alpha) + 0.5 * bilinear
+        gap = self.linear(transported - self.a * self.right.alpha) + 0.5 * bilinear
+        if self.features is None:
+            return gap
+        return gap + (self.a * self.features.diagonal).sum(-1) - self.between_features(plan)
 
     def value_duals(self, plan: ReadablePlan, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of the entropic objective in the two weights, up to a constant.
@@ -183,6 +223,8 @@ class GromovObjective:
         ``f`` and ``g`` are the potentials of :meth:`cost` at the plan, which leaves out the constants of rows and
         columns that come back here.
         """
+        if self.features is not None:
+            f, g = f + self.features.u, g + self.features.v
         return _dual(self.left, self.right, self.a, f, plan.apply), _dual(
             self.right, self.left, self.b, g, plan.apply_transpose
         )
@@ -194,7 +236,15 @@ class GromovObjective:
         moved = left.times(plan.apply(beta) - a * beta) + right.times(plan.apply_transpose(alpha) - a * alpha)
         slope = self.slope(self.pairing())
         diagonal = slope.diagonal(dim1=-2, dim2=-1) if right.z is None else (slope * right.z).sum(-1)
+        diagonal = diagonal if self.features is None else diagonal - self.features.diagonal
         return 2 * moved[..., 0] - 2 * self.mass[..., None] * left.alpha * right.alpha - diagonal - f - g
+
+
+def _with_mass(read: Tensor, a: Tensor) -> Tensor:
+    """What a plan was read through, its rows scaled to their exact mass, which the last column has as read."""
+    # A point without weight has a row of zeros, which stays one.
+    mass = read[..., -1:].clamp(min=torch.finfo(read.dtype).tiny)
+    return (read[..., :-1] / mass).mul_(a[..., None])
 
 
 def _extreme_view(cost: CentredCost, a: Tensor) -> Tensor:

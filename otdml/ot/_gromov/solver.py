@@ -1,96 +1,30 @@
 """Entropic Gromov-Wasserstein: transport between clouds of different spaces, by the costs within each."""
 
-from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Any
+import math
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_equal_mass, check_integer, check_positive
+from otdml._checks import argument_error, check_equal_mass, check_fraction
 from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
-from otdml._warnings import warn_caller
-from otdml.measures import broadcast_clouds, weights
-from otdml.ot._gromov.centred_cost import WithinCost, centred
-from otdml.ot._gromov.descent import DescentState, Start, descend, settled
-from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
+from otdml.costs import Cost
+from otdml.measures import broadcast_clouds, broadcast_matrix, weights
+from otdml.ot._gromov.centred_cost import CentredCost, WithinCost, centred, centred_matrix, check_symmetric
+from otdml.ot._gromov.feature_cost import (
+    FeatureCost,
+    between_features,
+    check_between,
+    check_features,
+    given_between,
+)
+from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.result import GromovResult
+from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Live, constrained
 from otdml.ot._implicit import first_order
-from otdml.ot._problem import Problem, SolverOptions
-from otdml.ot._result import OTResult
-from otdml.ot._sinkhorn import entropic
 
-__all__ = ["GromovResult", "gromov"]
-
-# Engines that take any number of features and batches of starts.
-GROMOV_BACKENDS = ("auto", "dense", "streamed")
-STARTS = ("best", "identity", "product")
-
-# The temperature where none is given, over the product of the root mean squares of the two centred costs.
-EPS = 0.02
-
-# Over the same product, the temperature at which descents begin.
-START_TEMPERATURE = 1.0
-
-# Marginals are met no better than to this many rounding units.
-ROUNDING = 64
-
-
-@dataclass(frozen=True)
-class GromovResult(OTResult):
-    r"""A Gromov problem's solution.
-
-    The potentials, the plan and its products are those of the transport problem that the objective becomes when it
-    is linearised at the plan. They are constants; :attr:`value` and :attr:`gap` carry the gradients.
-
-    Attributes:
-        eps: The temperature, shape (...) or ().
-        divergence: :math:`\mathrm{KL}(P \,|\, a \otimes b)`, shape (...). The entropic objective is
-            ``value + eps * divergence``; the gradient of ``value`` is that of this sum.
-    """
-
-    eps: Tensor = field(kw_only=True)
-    divergence: Tensor = field(kw_only=True)
-    _problem: GromovObjective = field(kw_only=True, repr=False)
-    _shared: Tensor | None = field(kw_only=True, repr=False)
-
-    @cached_property
-    def gap(self) -> Tensor:
-        """The objective at the pairing of equal indices less that at the plan, shape (...).
-
-        It is the Gromov-Monge gap where ``y`` holds the images of ``x``. The constants of the two values cancel
-        before they are computed, so it has more correct digits than their difference.
-
-        Raises:
-            ValueError: If the clouds differ in size or in weights, so that the pairing is no plan.
-        """
-        if self._shared is None:
-            raise argument_error("y", "pair with `x`, row by row and with equal weights", "another measure")
-        gap = self._problem.gap(self)
-        if not self._shared.requires_grad:
-            return gap
-        return gap + _along(self._shared, self._problem.detach().gap_dual(self, self.f, self.g))
-
-    @property
-    def negative_gap(self) -> Tensor:
-        """Whether the pairing beats the plan, shape (...), boolean.
-
-        A plan at a positive temperature is blurred, so slightly negative gaps are in the nature of the problem;
-        :attr:`suboptimal` singles out those that blur does not explain.
-        """
-        return self.gap.detach() < 0
-
-    @property
-    def suboptimal(self) -> Tensor:
-        """Whether the pairing beats the plan in the entropic objective too, shape (...), boolean.
-
-        Then the iteration has ended in a worse local optimum, and the gradient of the gap has the wrong sign.
-        """
-        a = self._problem.a
-        mass = a.sum(-1)
-        pairing = torch.special.entr(a).sum(-1) - mass + mass.square()
-        # The margin is what an objective solved to a tolerance may be off.
-        return self.gap.detach() < self.eps * (self.divergence - pairing - 0.01)
+__all__ = ["GROMOV_BACKENDS", "STARTS", "GromovResult", "gromov", "gromov_matrix"]
 
 
 @full_precision
@@ -102,10 +36,13 @@ def gromov(
     *,
     cost_x: WithinCost = "sqeuclidean",
     cost_y: WithinCost = "sqeuclidean",
+    features: tuple[Tensor, Tensor] | None = None,
+    cost_features: Cost = "sqeuclidean",
+    alpha: float | None = None,
     eps: float | Tensor | None = None,
     tol: float = 1e-3,
     max_iter: int = 300,
-    init: str | ReadablePlan | Tensor = "best",
+    init: Init = "best",
     backend: str = "auto",
 ) -> GromovResult:
     r"""Entropic Gromov-Wasserstein transport between two weighted point clouds, of spaces that may differ.
@@ -129,8 +66,16 @@ def gromov(
             (an object with a name ``cost`` and a ``scale``, such as :class:`otdml.losses.ScaledCost`), or a
             symmetric function of two sets of points.
         cost_y: Cost between second points.
+        features: Features of the first and of the second points in one space, shapes (..., n, k) and (..., m, k). The
+            problem is then *fused* :cite:p:`vayer:20`: what is minimised is ``1 - alpha`` times the cost of
+            transporting features, plus ``alpha`` times the quadratic part above, plus the entropy.
+        cost_features: Cost between features, see :func:`otdml.costs.ground`; one that is not bilinear takes a matrix of
+            n × m entries.
+        alpha: Share of the quadratic part of a fused problem, in (0, 1]; one half if None. The two parts have different
+            units, so the share is to be chosen with their sizes in mind.
         eps: Temperature, in units of the product of the two costs, a number or one per batch element. 0.02 times
-            the product of the root mean squares of the two costs, centred, if None.
+            the product of the root mean squares of the two costs, centred, if None; of a fused problem, 0.02 times what
+            the two parts have of that together.
         tol: When to stop: at a marginal error below ``tol``, and a step of the linearised cost below ``tol * eps``,
             in root mean square.
         max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so. Clouds
@@ -145,7 +90,7 @@ def gromov(
 
     Returns:
         The result. Its value is the quadratic part of the objective, shape (...); it carries the gradient of the
-        whole objective in points, weights and scales, with the plan fixed_cost fixed. There are no second derivatives.
+        whole objective in points, weights and scales, with the plan held fixed. There are no second derivatives.
 
     Raises:
         ValueError: If shapes do not fit, masses differ, or the costs are not finite.
@@ -158,24 +103,102 @@ def gromov(
         tensor([2, 1, 0])
     """
     x, y, a, b = broadcast_clouds(x, y, a, b)
-    refuse_transforms("gromov", x, y, a, b)
-    check_positive("tol", tol)
-    check_integer("max_iter", max_iter)
-    check_choice("backend", backend, GROMOV_BACKENDS)
+    options = GromovOptions(eps, tol, max_iter, init, backend)
+    u, v = check_features(features, x, y)
+    refuse_transforms("gromov", x, y, a, b, u, v)
+    x, y, u, v = _first_order_only(x), _first_order_only(y), _first_order_only(u), _first_order_only(v)
+    live = _live(x, y, a, b)
+    left, right = (
+        centred(name, points, w.detach(), cost)
+        for name, points, w, cost in (("cost_x", x, live.a, cost_x), ("cost_y", y, live.b, cost_y))
+    )
+    share = _share(alpha, fused=u is not None)
+    between = None if u is None or v is None else between_features(u, v, cost_features, 1 - share)
+    return _solved(left, right, between, share, live, options)
+
+
+@full_precision
+def gromov_matrix(
+    C_x: Tensor,
+    C_y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    features: Tensor | None = None,
+    alpha: float | None = None,
+    eps: float | Tensor | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 300,
+    init: Init = "best",
+) -> GromovResult:
+    r"""Entropic Gromov-Wasserstein transport for given matrices of costs; see :func:`gromov`.
+
+    Args:
+        C_x: Costs between first points, symmetric, shape (..., n, n).
+        C_y: Costs between second points, symmetric, shape (..., m, m).
+        a: Weights of the first points, shape (..., n). Uniform of mass one if None.
+        b: Weights of the second points, shape (..., m). Uniform of mass one if None.
+        features: Costs of a fused problem between first and second points, shape (..., n, m).
+        alpha: Share of the quadratic part of a fused problem.
+        eps: Temperature, in units of the product of the two costs.
+        tol: When to stop.
+        max_iter: Most linearisations.
+        init: The plan to start from.
+
+    Returns:
+        The result, differentiable in the matrices and in the weights.
+
+    Raises:
+        ValueError: If shapes do not fit, a matrix is not symmetric, masses differ, or the costs are not finite.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([0.0, 1.0, 3.0])
+        >>> C = (x[:, None] - x).abs()
+        >>> gromov_matrix(C, C.flip(0, 1), eps=1e-2).plan.argmax(-1)
+        tensor([2, 1, 0])
+    """
+    C_x, a, _ = broadcast_matrix(C_x, a, None, name="C_x")
+    C_y, b, _ = broadcast_matrix(C_y, b, None, name="C_y")
+    options = GromovOptions(eps, tol, max_iter, init, "auto")
+    C_x, C_y, a, b = broadcast_clouds(check_symmetric("C_x", C_x), check_symmetric("C_y", C_y), a, b, second="C_y")
+    refuse_transforms("gromov_matrix", C_x, C_y, a, b, features)
+    C_x, C_y, M = _first_order_only(C_x), _first_order_only(C_y), _first_order_only(features)
+    live = _live(C_x, C_y, a, b)
+    left, right = centred_matrix(C_x, live.a.detach()), centred_matrix(C_y, live.b.detach())
+    share = _share(alpha, fused=M is not None)
+    between = None if M is None else given_between(check_between(M, live.a, live.b), 1 - share)
+    return _solved(left, right, between, share, live, options)
+
+
+def _live(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Live:
     shared = _shared_weights(x, y, a, b)
-    a, b = weights(x, a), weights(y, b)
-    x, y, a, b = (_FirstOrderOnly.apply(t) for t in (x, y, a, b))
-    left, right = centred("cost_x", x, a.detach(), cost_x), centred("cost_y", y, b.detach(), cost_y)
+    a, b = (_FirstOrderOnly.apply(w) for w in (weights(x, a), weights(y, b)))
     if shared is None:
         check_equal_mass(a, b)
-    problem = GromovObjective(left, right, a.detach(), b.detach())
-    frozen = problem.detach()
-    eps, start_temperature = _temperatures(frozen, eps)
-    near = descend(frozen, _starts(frozen, init, shared is not None), eps, start_temperature, tol, max_iter, backend)
-    transport, state = _polished(frozen, near, eps, tol, max_iter, backend)
-    if not bool(state.converged.all()):
-        _warn(tol, max_iter)
-    return _result(problem, transport, state, shared, (a, b), eps)
+    return Live(a, b, shared)
+
+
+def _share(alpha: float | None, *, fused: bool) -> float:
+    """The share of the quadratic part."""
+    if alpha is None:
+        return 0.5 if fused else 1.0
+    if not fused:
+        raise argument_error("alpha", "be None without `features`", alpha, "Pass `features`.")
+    return check_fraction("alpha", alpha)
+
+
+def _solved(
+    left: CentredCost,
+    right: CentredCost,
+    between: FeatureCost | None,
+    share: float,
+    live: Live,
+    options: GromovOptions,
+) -> GromovResult:
+    root = math.sqrt(share)
+    problem = GromovObjective(left.scaled(root), right.scaled(root), live.a.detach(), live.b.detach(), between)
+    return constrained(problem, live, options)
 
 
 def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -188,92 +211,16 @@ def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) ->
     return a if a is b or torch.equal(a, b) else None
 
 
-def _temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[Tensor, Tensor]:
-    """The temperature to solve at, shape (...) or (), and the one to cool down from."""
-    left, right, a, b = problem.left, problem.right, problem.a, problem.b
-    scale, start_temperature = (left.size(a, k) * right.size(b, k) * problem.mass for k in (1, 2))
-    shifts = (a * left.alpha.square()).sum(-1) * (b * right.alpha.square()).sum(-1)
-    start_temperature = START_TEMPERATURE * (start_temperature + 2 * shifts.sqrt())
-    # The floor is for clouds that are a single point, on which every temperature gives the same plan.
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    if isinstance(eps, Tensor):
-        return eps.detach(), start_temperature
-    return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), start_temperature
-
-
-def _starts(problem: GromovObjective, init: str | ReadablePlan | Tensor, paired: bool) -> list[Start]:
-    if isinstance(init, Tensor):
-        shape = (problem.a.shape[-1], problem.b.shape[-1])
-        if init.shape[-2:] != shape:
-            raise argument_error("init", f"be a plan of shape (..., {shape[0]}, {shape[1]})", tuple(init.shape))
-        return [Start(init if problem.right.z is None else init @ problem.right.z, fixed_cost=True)]
-    if not isinstance(init, str):
-        return [Start(problem.read(init)[0].detach(), fixed_cost=True)]
-    check_choice("init", init, STARTS)
-    pairing = [Start(problem.pairing(), fixed_cost=True)] if paired and init != "product" else []
-    if init == "identity" and paired:
-        return pairing
-    return pairing + [Start(projection, fixed_cost=False) for projection in problem.independents()]
-
-
-@dataclass(frozen=True)
-class _Polished:
-    """The cost of the last transport problem, whether its plan has the same cost, and the steps in all."""
-
-    slope: Tensor
-    converged: Tensor
-    n_iter: int
-
-
-def _polished(
-    problem: GromovObjective, state: DescentState, eps: Tensor, tol: float, max_iter: int, backend: str
-) -> tuple[OTResult, _Polished]:
-    """Steps whose plans meet their marginals, until one moves the cost by less than the tolerance."""
-    slope, g, last = state.slope, eps[..., None] * state.g, max(max_iter, state.n_iter + 1)
-    resolved = _resolved(problem, state, eps)
-    inner, least = max(tol, resolved), max(tol / 10, resolved)
-    for iteration in range(state.n_iter + 1, last + 1):
-        linear = Problem(problem.cost(slope), problem.a, problem.b, eps)
-        options = SolverOptions(inner, backend=backend, rounding=tol / 2)
-        transport = entropic(linear, options, init=(None, g), quiet=True)
-        new = problem.slope(problem.read(transport)[0])
-        converged = settled(problem, slope, new, eps, tol) & transport.converged
-        if iteration == last or bool(converged.all()):
-            return transport, _Polished(slope, converged, iteration)
-        # Within their tolerance marginals go to and fro, and with them the cost.
-        slope, g, inner = new, transport.g, max(inner / 2, least)
-        del transport
-    raise AssertionError
-
-
-def _resolved(problem: GromovObjective, state: DescentState, eps: Tensor) -> float:
-    """The error of marginals that rounding of the costs over the temperature leaves."""
-    return torch.finfo(eps.dtype).eps * max(ROUNDING, 3 * float((problem.size(state.slope) / eps).max()))
-
-
-def _result(
-    problem: GromovObjective,
-    transport: OTResult,
-    state: _Polished,
-    shared: Tensor | None,
-    live: tuple[Tensor, Tensor],
-    eps: Tensor,
-) -> GromovResult:
-    frozen = problem.detach()
-    projection, transported = frozen.read(transport)
-    cost = -frozen.linear(transported) - (state.slope * projection).sum((-2, -1))
-    value = problem.value(transport)
-    if any(w.requires_grad for w in live):
-        duals = frozen.value_duals(transport, transport.f, transport.g)
-        value = value + sum(_along(w, d) for w, d in zip(live, duals, strict=True))
-    inherited = {f.name: getattr(transport, f.name) for f in fields(OTResult)}
-    own = {"value": value, "converged": state.converged & transport.converged, "n_iter": state.n_iter}
-    divergence = (transport.value - cost) / eps
-    return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=problem, _shared=shared)
+@overload
+def _first_order_only(t: Tensor) -> Tensor: ...
+@overload
+def _first_order_only(t: None) -> None: ...
+def _first_order_only(t: Tensor | None) -> Tensor | None:
+    return t if t is None else _FirstOrderOnly.apply(t)
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """The identity, differentiable once: with the plan fixed_cost fixed, second derivatives would be wrong."""
+    """The identity, differentiable once: with the plan held fixed, second derivatives would be wrong."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -283,15 +230,3 @@ class _FirstOrderOnly(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor | None:
         return first_order((grad,), (grad, *ctx.saved_tensors))[0]
-
-
-def _along(w: Tensor, gradient: Tensor) -> Tensor:
-    """Zero, with this gradient in the weights ``w``."""
-    return ((w - w.detach()) * gradient).sum(-1)
-
-
-def _warn(tol: float, max_iter: int) -> None:
-    warn_caller(
-        f"Gromov-Wasserstein stopped at `max_iter`={max_iter} before its steps fell below `tol`={tol:g}. Raise "
-        "`max_iter` or `eps`, or accept a larger `tol`."
-    )

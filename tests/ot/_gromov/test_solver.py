@@ -358,6 +358,13 @@ def test_unfinished_iteration_says_so():
     assert not result.converged
 
 
+def test_a_batch_of_no_problems_has_no_values():
+    result = gromov(torch.zeros(0, 4, 2), torch.zeros(0, 5, 2, requires_grad=True))
+    assert result.value.shape == (0,)
+    assert result.plan.shape == (0, 4, 5)
+    result.value.sum().backward()
+
+
 def test_errors_name_the_argument():
     x, y, a, b = clouds(6, 5)
     with pytest.raises(ValueError, match=r"`cost_y` must be one of .*'sqeuclidean'"):

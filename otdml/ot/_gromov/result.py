@@ -1,0 +1,75 @@
+"""What a Gromov problem's solver returns."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error
+from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._result import OTResult
+
+__all__ = ["GromovResult", "along"]
+
+
+@dataclass(frozen=True)
+class GromovResult(OTResult):
+    r"""A Gromov problem's solution.
+
+    The potentials, the plan and its products are those of the transport problem that the objective becomes when it
+    is linearised at the plan. They are constants; :attr:`value` and :attr:`gap` carry the gradients.
+
+    Attributes:
+        eps: The temperature, shape (...) or ().
+        divergence: :math:`\mathrm{KL}(P \,|\, a \otimes b)`, shape (...). The entropic objective is
+            ``value + eps * divergence``; the gradient of ``value`` is that of this sum.
+    """
+
+    eps: Tensor = field(kw_only=True)
+    divergence: Tensor = field(kw_only=True)
+    _problem: GromovObjective = field(kw_only=True, repr=False)
+    _shared: Tensor | None = field(kw_only=True, repr=False)
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """The objective at the pairing of equal indices less that at the plan, shape (...).
+
+        It is the Gromov-Monge gap where ``y`` holds the images of ``x``. The constants of the two values cancel
+        before they are computed, so it has more correct digits than their difference.
+
+        Raises:
+            ValueError: If the clouds differ in size or in weights, so that the pairing is no plan.
+        """
+        if self._shared is None:
+            raise argument_error("y", "pair with `x`, row by row and with equal weights", "another measure")
+        gap = self._problem.gap(self)
+        if not self._shared.requires_grad:
+            return gap
+        return gap + along(self._shared, self._problem.detach().gap_dual(self, self.f, self.g))
+
+    @property
+    def negative_gap(self) -> Tensor:
+        """Whether the pairing beats the plan, shape (...), boolean.
+
+        A plan at a positive temperature is blurred, so slightly negative gaps are in the nature of the problem;
+        :attr:`suboptimal` singles out those that blur does not explain.
+        """
+        return self.gap.detach() < 0
+
+    @property
+    def suboptimal(self) -> Tensor:
+        """Whether the pairing beats the plan in the entropic objective too, shape (...), boolean.
+
+        Then the iteration has ended in a worse local optimum, and the gradient of the gap has the wrong sign.
+        """
+        a = self._problem.a
+        mass = a.sum(-1)
+        pairing = torch.special.entr(a).sum(-1) - mass + mass.square()
+        # The margin is what an objective solved to a tolerance may be off.
+        return self.gap.detach() < self.eps * (self.divergence - pairing - 0.01)
+
+
+def along(w: Tensor, gradient: Tensor) -> Tensor:
+    """Zero, with this gradient in the weights ``w``."""
+    return ((w - w.detach()) * gradient).sum(-1)
