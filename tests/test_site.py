@@ -198,3 +198,34 @@ def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     assert "Running: 6 of 30 cells; 0.60 hours one after the other, 0.30 of them on a processor" in text
     assert "``scenes-base``" in text.partition("Not run yet")[2]
     assert "``sprites-base``" not in text.partition("Not run yet")[2]
+
+
+def test_the_table_of_features_has_the_times_of_who_is_right(extension, tmp_path):
+    features = extension("feature_table")
+    case = {"n": 10, "gradient": False}
+    row = features.Row("a thing", "``ours``", "closed forms", {"POT": "``theirs``", "OTT": "``other``"}, "mmd", case)
+    untimed = features.Row("another", "``ours``", "closed forms", {"torchcfm": "``its``"}, "mmd", {"n": 11})
+    wrong = Measurement(case, "ott", 0.001, 2.0, 1.0, False)
+    save(tmp_path / "mmd.json", [*measured()[:2], Measurement(case, "pot slow", 1.0, 2.0, 1e-4, True), wrong])
+    found = [line.strip() for line in features.table(tmp_path, [row, untimed]).splitlines()]
+    start = found.index("* - a thing")
+    assert found[start + 1 : start + 8] == [
+        *("- ``ours``; **2.00 ms**; 3 MiB", "- ``theirs``; **1.00 ms**; 2 MiB", "- ``other``; not correct"),
+        *("- –", "- –", "- closed forms", "- n = 10, gradient = no"),
+    ]
+    assert found[start + 9 :] == ["- ``ours``", "- –", "- –", "- ``its``", "- –", "- closed forms", "-"]
+
+
+def test_every_row_of_features_is_a_case_of_its_table(extension):
+    rows = [row for row in extension("feature_table").ROWS if row.table]
+    cases: dict[str, list] = {}
+    for name in {row.table for row in rows}:
+        module = importlib.import_module(TABLES[name])
+        list(module.measurements(False, lambda case, name=name: cases.setdefault(name, []).append(case) or False))
+    assert not [row.name for row in rows if dict(row.case) not in cases[row.table]]
+
+
+def test_every_test_that_a_row_of_features_names_exists(extension):
+    for row in extension("feature_table").ROWS:
+        for path in re.findall(r"tests/[\w/]+\.py", row.tested):
+            assert (ROOT / path).is_file(), row.name

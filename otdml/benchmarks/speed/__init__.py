@@ -11,6 +11,7 @@ TABLES: dict[str, str] = {
     "couplings": "otdml.benchmarks.speed.couplings",
     "cuda": "otdml.benchmarks.speed.cuda",
     "dispersion": "otdml.benchmarks.speed.dispersion",
+    "features": "otdml.benchmarks.speed.features",
     "gromov": "otdml.benchmarks.speed.gromov",
     "images": "otdml.benchmarks.speed.images",
     "mmd": "otdml.benchmarks.speed.mmd",

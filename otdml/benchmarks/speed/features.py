@@ -1,0 +1,251 @@
+"""One problem of one size for each of many features, value and gradient, beside who else computes it.
+
+The other tables ask how times grow; this one shows, for the table of features, that a thing exists, is right and takes
+about so long. Every contender is asked for the same quantity; quality is its relative distance from ours in float64.
+Iterations are stopped by each library's own rule at the same tolerance, or end at its default number.
+"""
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
+from otdml.dml import CrossBatchMemory, MultiSimilarity, TripletMargin, retrieval_metrics
+from otdml.losses import sinkhorn_divergence, sliced_wasserstein
+from otdml.ot import exact
+
+__all__ = ["FEATURES", "Feature", "measurements"]
+
+# A value of points, or of points and labels; gradients are taken in the first.
+Value = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What is computed, and by whom.
+
+    Attributes:
+        n: Number of points, or of rows of a batch.
+        d: Number of features.
+        ours: Our value.
+        peers: Those of others: the module that must be installed, and what makes the value.
+        labels: Whether the second argument is labels, and not points.
+        gradient: Whether the gradient is asked for.
+        error: Largest relative distance from ours in float64.
+    """
+
+    n: int
+    d: int
+    ours: Value
+    peers: dict[str, tuple[str, Callable[[], Value]]]
+    labels: bool = False
+    gradient: bool = True
+    error: float = 1e-3
+
+
+def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
+    """Every feature, a quarter as large where it is to be quick; quality is the relative distance from ours."""
+    for name, feature in FEATURES.items():
+        n = feature.n // (4 if quick else 1)
+        case = {"feature": name, "n": n, "d": feature.d}
+        if not wanted(case):
+            continue
+        x, y = _data(n, feature)
+        expected = float(feature.ours(x.double(), y if feature.labels else y.double()))
+        contenders: list[tuple[str, Value]] = [("otdml", feature.ours)]
+        with warnings.catch_warnings():
+            # Of what does not converge within the default number of iterations, and of deprecated calls of peers.
+            warnings.simplefilter("ignore")
+            for library, (module, make) in feature.peers.items():
+                if importlib.util.find_spec(module):
+                    contenders.append((library, _quiet(make)))
+            for contender, value in contenders:
+                run = _run(value, x, y, feature.gradient)
+                yield measure(
+                    case, contender, run, judge=_distance(expected), accept=_within(feature.error), budget=20.0
+                )
+
+
+def _data(n: int, feature: Feature) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, n, feature.d, generator=generator)
+    if feature.labels:
+        labels = torch.arange(n) // 4
+        return 1.5 * x + torch.randn(n, feature.d, generator=generator)[labels], labels
+    return x, y + 0.5 / feature.d**0.5
+
+
+def _quiet(make: Callable[[], Value]) -> Value:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return make()
+
+
+def _run(value: Value, x: Tensor, y: Tensor, gradient: bool) -> Callable[[], float]:
+    def run() -> float:
+        points = x.clone().requires_grad_(gradient)
+        found = value(points, y)
+        if gradient:
+            found.backward()
+        return float(found)
+
+    return run
+
+
+def _distance(expected: float) -> Callable[[float], float]:
+    return lambda found: abs(found - expected) / abs(expected)
+
+
+def _within(error: float) -> Callable[[float], bool]:
+    return lambda found: found <= error
+
+
+# ---- transport
+
+# The temperature of divergences, and the number of slices.
+_EPS, _SLICES = 0.4, 100
+
+
+def _pot_exact() -> Value:
+    import ot
+
+    return lambda x, y: ot.emd2(*_uniform(x, y), ot.dist(x, y), numItermax=10**7)
+
+
+def _uniform(*clouds: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.new_full((len(x),), 1 / len(x)) for x in clouds)
+
+
+def _pot_divergence() -> Value:
+    from ot.bregman import empirical_sinkhorn2
+
+    def term(x: Tensor, y: Tensor) -> Tensor:
+        # Its value leaves the entropy out, whose terms do not cancel, so that of the dual is taken.
+        _, log = empirical_sinkhorn2(x, y, reg=_EPS, stopThr=1e-3 / len(x) ** 0.5, method="sinkhorn_log", log=True)
+        return _EPS * (log["log_u"].mean() + log["log_v"].mean())
+
+    return lambda x, y: term(x, y) - 0.5 * term(x, x) - 0.5 * term(y, y)
+
+
+def _ott_divergence() -> Value:
+    import jax
+    from ott.geometry.pointcloud import PointCloud
+    from ott.tools.sinkhorn_divergence import sinkhorn_divergence as divergence
+
+    solve = {"solve_kwargs": {"threshold": 1e-3}}
+    compiled = jax.jit(jax.value_and_grad(lambda x, y: divergence(PointCloud, x, y, epsilon=_EPS, **solve)[0]))
+    return _of_jax(compiled)
+
+
+def _of_jax(value_and_gradient: Callable[[Any, Any], Any]) -> Value:
+    import jax
+
+    class _Call(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+            value, slope = value_and_gradient(*(jax.numpy.asarray(t.detach().numpy()) for t in (x, y)))
+            ctx.save_for_backward(torch.from_dlpack(slope))
+            return torch.from_dlpack(value)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+            return grad * ctx.saved_tensors[0], None
+
+    return lambda x, y: _Call.apply(x, y)
+
+
+def _directions(x: Tensor) -> Tensor:
+    theta = torch.randn(_SLICES, x.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(x)
+    return theta / theta.norm(dim=1, keepdim=True)
+
+
+def _sliced(x: Tensor, y: Tensor) -> Tensor:
+    return sliced_wasserstein(x, y, projections=_directions(x))
+
+
+def _pot_sliced() -> Value:
+    import ot
+
+    return lambda x, y: ot.sliced_wasserstein_distance(x, y, projections=_directions(x).T) ** 2
+
+
+# ---- metric learning
+
+
+def _peer_loss(name: str, **options: Any) -> Value:
+    from pytorch_metric_learning import losses
+
+    return getattr(losses, name)(**options)
+
+
+def _remembered(memory: Callable[[int], Any], x: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a second batch against a memory that holds the first."""
+    loss, half = memory(x.shape[1]).to(x), len(x) // 2
+    # Both halves have some of every class.
+    order = torch.arange(len(x)).view(-1, 2).T.flatten()
+    loss(x[order[:half]].detach(), labels[order[:half]])
+    return loss(x[order[half:]], labels[order[half:]])
+
+
+def _peer_memory() -> Value:
+    from pytorch_metric_learning.losses import CrossBatchMemory as Memory
+    from pytorch_metric_learning.losses import MultiSimilarityLoss
+
+    return partial(_remembered, lambda d: Memory(MultiSimilarityLoss(), d, memory_size=4096))
+
+
+def _map_at_r(z: Tensor, labels: Tensor) -> Tensor:
+    return torch.tensor(retrieval_metrics(z, labels)["map@r"])
+
+
+def _peer_metrics() -> Value:
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    name = "mean_average_precision_at_r"
+    names = (name, "precision_at_1", "r_precision")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
+    # Ours compares directions.
+    return lambda z, labels: torch.tensor(calculator.get_accuracy(normalize(z, dim=1), labels)[name])
+
+
+_PML = "pytorch-metric-learning", "pytorch_metric_learning"
+
+FEATURES: dict[str, Feature] = {
+    "exact transport": Feature(1000, 2, lambda x, y: exact(x, y).value, {"pot": ("ot", _pot_exact)}),
+    "Sinkhorn divergence": Feature(
+        1000,
+        16,
+        partial(sinkhorn_divergence, eps=_EPS),
+        {"pot": ("ot", _pot_divergence), "ott": ("ott", _ott_divergence)},
+        error=1e-2,
+    ),
+    "sliced transport": Feature(4096, 16, _sliced, {"pot": ("ot", _pot_sliced)}),
+    "multi-similarity": Feature(
+        512, 128, MultiSimilarity(), {_PML[0]: (_PML[1], partial(_peer_loss, "MultiSimilarityLoss"))}, labels=True
+    ),
+    "triplets": Feature(
+        256,
+        128,
+        TripletMargin(margin=0.3),
+        {_PML[0]: (_PML[1], partial(_peer_loss, "TripletMarginLoss", margin=0.3))},
+        labels=True,
+    ),
+    "memory of batches": Feature(
+        1024,
+        128,
+        partial(_remembered, lambda d: CrossBatchMemory(MultiSimilarity(), d, size=4096)),
+        {_PML[0]: (_PML[1], _peer_memory)},
+        labels=True,
+    ),
+    "retrieval metrics": Feature(
+        4096, 128, _map_at_r, {_PML[0]: (_PML[1], _peer_metrics)}, labels=True, gradient=False
+    ),
+}
