@@ -97,7 +97,7 @@ ROWS = (
         "sliced transport",
         f":func:`~{OT}.sliced`",
         "POT: ``tests/losses/test_sliced.py``",
-        {"POT": "``ot.sliced_wasserstein_distance``"},
+        {"POT": "``ot.sliced_wasserstein_distance``", "OTT": "``tools.sliced``"},
         **feature("sliced transport", 4096, 16),
     ),
     Row(
