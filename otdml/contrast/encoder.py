@@ -25,6 +25,7 @@ class Encoder(nn.Module):
         dim: Coordinates of the head.
 
     Example:
+        >>> import torch
         >>> encoder = Encoder(seed=0, widths=(4, 8), dim=3)
         >>> images = torch.zeros(2, 3, 8, 8)
         >>> encoder(images).shape, encoder.features(images).shape

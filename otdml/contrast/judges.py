@@ -36,6 +36,7 @@ def neighbours(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor, *
     Arguments are those of :func:`linear_probe`.
 
     Example:
+        >>> import torch
         >>> z = torch.eye(2)
         >>> neighbours(z, torch.tensor([0, 1]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([0, 1]), k=1)
         1.0

@@ -26,6 +26,7 @@ class Views:
         grey: Share of views without colour.
 
     Example:
+        >>> import torch
         >>> still = Views(crop=(1.0, 1.0), ratio=1.0, colour=0.0, grey=0.0)
         >>> images = torch.rand(2, 3, 8, 8)
         >>> view = still(images, torch.Generator().manual_seed(0))
@@ -85,6 +86,7 @@ def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) 
         The views, shape (n, channels, h, w).
 
     Example:
+        >>> import torch
         >>> views = torch.arange(3.0).view(3, 1, 1, 1)
         >>> spoiled(views, "wrong", 1.0, torch.Generator()).flatten()
         tensor([2., 0., 1.])

@@ -24,6 +24,7 @@ _HOMES = {
     "views-wrong-80": "views",
     "views-crops": "views",
     "views-noise": "views",
+    "prototypes-weights": "prototypes",
 }
 
 

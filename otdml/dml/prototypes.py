@@ -1,0 +1,140 @@
+"""Classification by the nearest of learnt directions, one per class, which a regulariser can part."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from otdml.dml.backbones import ConvNet
+from otdml.sphere import uniform_points
+
+__all__ = ["PrototypeClassifier", "Training", "training"]
+
+
+class PrototypeClassifier(nn.Module):
+    """A convolutional network to few coordinates, and one learnt direction there per class: its prototype.
+
+    A picture belongs to the class whose prototype has the largest cosine with its embedding :cite:p:`mettes:19`.
+    Cosines times a learnt scale are the logits.
+
+    Args:
+        classes: Number of classes.
+        dim: Coordinates.
+        seed: Of the weights and prototypes; the global generator is left as it was.
+        size: Height and width of the pictures.
+        widths: Channels of each layer of the network.
+        scale: First value of the scale.
+
+    Example:
+        >>> import torch
+        >>> classifier = PrototypeClassifier(5, 3, seed=0, size=8, widths=(4, 4))
+        >>> logits = classifier(torch.rand(2, 1, 8, 8))
+        >>> logits.shape, bool(logits.abs().max() <= 8)
+        (torch.Size([2, 5]), True)
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        *,
+        seed: int,
+        size: int = 20,
+        widths: tuple[int, ...] = (16, 32, 64, 64),
+        scale: float = 8.0,
+    ) -> None:
+        super().__init__()
+        features = widths[-1] * (size >> (len(widths) - 1)) ** 2
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = ConvNet(widths)
+            # Coordinates without a mean: at first all embeddings would have nearly one direction.
+            self.project = nn.Sequential(nn.Linear(features, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
+            self.prototypes = nn.Parameter(uniform_points(classes, dim))
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, shape (n, classes); images in [0, 1], shape (n, 1, h, w)."""
+        z = F.normalize(self.project(self.network(images).flatten(1)), dim=-1)
+        return self.log_scale.exp() * z @ F.normalize(self.prototypes, dim=-1).mT
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """The share of pictures, as bytes, that belong to their class; in evaluation mode, some at a time."""
+        was, _ = self.training, self.eval()
+        found = torch.cat([self(part.float() / 255).argmax(1) for part in images.split(500)])
+        self.train(was)
+        return float((found == labels).float().mean())
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a classifier is trained.
+
+    Attributes:
+        regulariser: A loss of points that parts them; none if None.
+        weight: Of the regulariser beside the cross-entropy.
+        rows: Prototypes that it sees in a step, drawn anew each time; all of them if None.
+        decay: Weight decay of AdamW, of all parameters but the scale.
+        steps: Number of batches.
+        batch: Pictures in each.
+        rate: The first learning rate; it falls to zero like a cosine.
+        faster: Ratio of the learning rate of the prototypes to it. Each is seldom the one of a picture's class.
+        distort: Changes the pictures of a batch, see :class:`~otdml.data.Distort`; nothing does if None.
+    """
+
+    regulariser: Callable[[Tensor], Tensor] | None = None
+    weight: float = 0.0
+    rows: int | None = None
+    decay: float = 0.0
+    steps: int = 1500
+    batch: int = 128
+    rate: float = 1e-2
+    faster: float = 30.0
+    distort: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+
+def training(
+    model: PrototypeClassifier, images: Tensor, labels: Tensor, how: Training, generator: torch.Generator
+) -> Iterator[int]:
+    """Train a classifier; the number of steps so far after each of them.
+
+    Args:
+        model: Changed in place.
+        images: Bytes, shape (n, 1, h, w).
+        labels: Their classes, shape (n,).
+        how: Regulariser and schedule.
+        generator: Of batches, distortions and rows, so that regularisers of all rows are compared on the same pictures.
+    """
+    optimizer = torch.optim.AdamW(_groups(model, how), lr=how.rate)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
+    for step in range(how.steps):
+        index = torch.randint(len(images), (how.batch,), generator=generator)
+        batch = images[index].float() / 255
+        batch = batch if how.distort is None else how.distort(batch, generator)
+        loss = F.cross_entropy(model(batch), labels[index])
+        if how.regulariser is not None:
+            loss = loss + how.weight * how.regulariser(_rows(model.prototypes, how.rows, generator))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+        yield step + 1
+
+
+def _groups(model: PrototypeClassifier, how: Training) -> list[dict[str, Any]]:
+    """Parameters by learning rate and decay."""
+    special = {"prototypes": (how.faster * how.rate, how.decay), "log_scale": (how.rate, 0.0)}
+    groups = []
+    for name, parameter in model.named_parameters():
+        rate, decay = special.get(name, (how.rate, how.decay))
+        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def _rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
+    """Some rows of a table, or all."""
+    return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]
