@@ -144,7 +144,7 @@ class Ground(ABC):
 
     def gaussian_potential(self) -> Tensor:
         """A column potential to start from, shape (..., m)."""
-        return self.leaves[0].new_zeros(*self.shape[:-2], self.shape[-1])
+        return self.first.new_zeros(*self.shape[:-2], self.shape[-1])
 
     def between(self, x: Tensor, y: Tensor) -> "Ground":
         """The reduced cost between other points, or factors, in place of the first two leaves."""
@@ -161,8 +161,17 @@ class Ground(ABC):
         return tuple(t._version for t in self.leaves if not t.is_inference())
 
     @property
+    def first(self) -> Tensor:
+        """The first leaf; all are of its dtype and on its device."""
+        return self.leaves[0]
+
+    @property
     def dtype(self) -> torch.dtype:
-        return self.leaves[0].dtype
+        return self.first.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.first.device
 
     def _row_blocks(self) -> Iterator[slice]:
         n, m = self.shape[-2:]

@@ -41,6 +41,11 @@ class Bilinear(Ground):
         return q, k, u, k.new_zeros(k.shape[:-1]) if self.v is None else self.v
 
     @property
+    def first(self) -> Tensor:
+        # Without the zeros that stand for offsets among the leaves, which would be made at every look.
+        return self.q
+
+    @property
     def mT(self) -> "Bilinear":
         source = self.source
         return Bilinear(self.k, self.q, self.v, self.u, source and _Transposed(source))

@@ -10,6 +10,9 @@ __all__ = ["Anderson"]
 # Iterations after which their iterates are extrapolated, at the least: every iterate is remembered, and some are
 # extrapolated, which takes about as few iterations at a third of the cost.
 PERIOD = 3
+# Of iterates that were made at once, the last that are remembered: neighbours tell little that is new, and would crowd
+# out those that came before, which a slow iteration needs.
+RECENT = 4
 
 
 class Anderson:
@@ -26,7 +29,7 @@ class Anderson:
     overshoot = 16.0
 
     def __init__(self) -> None:
-        self._trail: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.memory + 1)
+        self._trail: deque[tuple[Tensor, Tensor]] = deque()
         self._reach = 1.0
         self._plain = 0
         # Whether the last iterate is an extrapolated one.
@@ -36,8 +39,11 @@ class Anderson:
         """The next iterate, after the map took each of ``old``, shape (times, ...), to one of ``new``."""
         if self.extrapolated:
             self._reach = min(1.0, 2 * self._reach)
+        self._plain += new.shape[0]
+        old, new = old[-RECENT:], new[-RECENT:]
+        while len(self._trail) * new.shape[0] > self.memory:
+            self._trail.popleft()
         self._trail.append((new - old, new))
-        self._plain += len(new)
         self.extrapolated = self._plain >= PERIOD
         if not self.extrapolated:
             return new[-1]

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml.ot._high_temperature import Excess, refined
-from otdml.ot._iteration import Alternating, NotFinite, Potentials, Symmetric, iterate
+from otdml.ot._iteration import Alternating, NotFinite, Potentials, Symmetric, at_once, iterate
 from otdml.ot._problem import Marginal, Posed, Problem, SolverOptions
 
 __all__ = ["Init", "Solved", "resolution", "solve"]
 
 Init = tuple[Tensor | None, Tensor | None]
 
-# Iterations after which a problem is hard enough for its temperature to be approached from above, and multiples of the
-# tolerance within which the error gives hope that as many once more will do.
-PATIENCE, HOPE = 50, 30.0
+# Iterations after which a problem is hard enough for its temperature to be approached from above, or extrapolations if
+# these are fewer; and multiples of the tolerance within which the error gives hope that as many once more will do.
+PATIENCE, EXTRAPOLATIONS, HOPE = 50, 12, 30.0
 # The factor between temperatures, the marginal error at which to go on to the next, and the iterations after which that
 # is done anyway; without so many for each, none is a help.
 COOLING, ROUGH, LONGEST, SHORTEST = 2.0, 0.002, 200, 20
@@ -133,7 +133,7 @@ def _first_attempt(
         update = Symmetric(posed.engine, problem.rows, problem.symmetric_shift())
         found = iterate(update, g, tol=options.tol, max_iter=options.max_iter)
         g, spent, prepared = found.g, found.n_iter, True
-    limit = max(1, min(options.max_iter - spent, PATIENCE))
+    limit = max(1, min(options.max_iter - spent, _patience(posed)))
     found = iterate(_alternating(posed), g, tol=options.tol, max_iter=limit, prepared=prepared)
     return found, min(spent + found.n_iter, options.max_iter)
 
@@ -142,7 +142,7 @@ def _persistent(posed: Posed, options: SolverOptions, found: Potentials, spent: 
     """The solution of a problem that a few iterations have not solved, and the number of iterations in all."""
     tol, max_iter = options.tol, options.max_iter
     if float(found.error.max()) <= HOPE * tol:
-        limit = min(max_iter - spent, PATIENCE)
+        limit = min(max_iter - spent, _patience(posed))
         found = iterate(_alternating(posed), found.g, tol=tol, max_iter=limit)
         spent += found.n_iter
         if found.done or spent >= max_iter:
@@ -150,6 +150,10 @@ def _persistent(posed: Posed, options: SolverOptions, found: Potentials, spent: 
     g, spent = _cooled(posed, options, found.g, spent)
     found = iterate(_alternating(posed), g, tol=tol, max_iter=max(1, max_iter - spent))
     return found, spent + found.n_iter
+
+
+def _patience(posed: Posed) -> int:
+    return max(PATIENCE, EXTRAPOLATIONS * at_once(posed.engine.shape.numel())[1])
 
 
 def _cooled(posed: Posed, options: SolverOptions, g: Tensor, spent: int) -> tuple[Tensor, int]:

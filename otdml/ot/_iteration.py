@@ -19,7 +19,18 @@ from otdml.ot._problem import Marginal
 from otdml.ot._progress import Progress
 from otdml.ot.engines import SoftMin
 
-__all__ = ["Alternating", "NotFinite", "Potentials", "Step", "Symmetric", "Update", "Verdict", "iterate", "judge"]
+__all__ = [
+    "Alternating",
+    "NotFinite",
+    "Potentials",
+    "Step",
+    "Symmetric",
+    "Update",
+    "Verdict",
+    "at_once",
+    "iterate",
+    "judge",
+]
 
 
 @dataclass(frozen=True)
@@ -175,9 +186,14 @@ def judge(
     return Verdict.LOST if lost else Verdict.DONE if done else Verdict.ONWARD
 
 
-# Numbers of iterations that are made before their errors are read, and at first twice as many, and the entries of a
-# kernel up to which that is quicker: to read one takes as long as to make some.
-AT_ONCE = {4: 2**18, 2: 2**20}
+# Entries of a kernel up to which several iterations are made before their errors are read, and how many at first and
+# from then on: to read errors and to extrapolate takes as long as some products with a small kernel.
+AT_ONCE = {2**16: (12, 8), 2**18: (8, 6), 2**20: (4, 2)}
+
+
+def at_once(entries: int) -> tuple[int, int]:
+    """The number of iterations that are made at first, and then at a time, with a kernel of so many entries."""
+    return next((times for most, times in AT_ONCE.items() if entries <= most), (1, 1))
 
 
 def iterate(
@@ -203,13 +219,12 @@ def iterate(
 
 def _iterate(update: Update, g: Tensor, tol: float, max_iter: int, progress: Progress) -> Potentials:
     accelerated, softmin = Anderson(), update.softmin
-    at_once = next((times for times, most in AT_ONCE.items() if softmin.shape.numel() <= most), 1)
     best, spent, last = math.inf, 0, max_iter
-    # Twice as many at first; fewer where the kernel was made anew just now, and one where it had to be given up.
-    many = 2 * at_once if at_once > 1 else 1
+    # Fewer where the kernel was made anew just now, and one where it had to be given up.
+    many, most = at_once(softmin.shape.numel())
     while True:
         step = update.step(g, max(1, min(many if softmin.has_kernel else 1, last - spent)))
-        times = len(step.new)
+        times = step.new.shape[0]
         spent += times
         progress.show(spent, step.worst[-1])
         verdict = judge(step, update, accelerated, best, tol=tol, out=spent >= last, g=g)
@@ -219,7 +234,7 @@ def _iterate(update: Update, g: Tensor, tol: float, max_iter: int, progress: Pro
             if verdict is Verdict.ASTRAY:
                 g = accelerated.retreat()
             else:
-                g, best, many = step.old[-1] if step.finite else g, math.inf, 1
+                g, best, many = step.old[-1] if step.finite else g, math.inf, max(1, most // 2)
             continue
         if not step.finite:
             raise NotFinite
@@ -227,5 +242,5 @@ def _iterate(update: Update, g: Tensor, tol: float, max_iter: int, progress: Pro
             # Of iterations that were made at once, those count that it took.
             spent -= times - 1 - next((i for i, error in enumerate(step.worst) if error <= tol), times - 1)
             return Potentials(step.f, step.new[-1], step.errors[-1], min(spent, max_iter), step.errors[-1] <= tol)
-        best, many = min(best, *step.worst), min(at_once, 2 * many)
+        best, many = min(best, *step.worst), min(most, 2 * many)
         g = accelerated.step(step.old, step.new) if update.accelerates else step.new[-1]

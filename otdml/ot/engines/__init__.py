@@ -45,7 +45,7 @@ def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask 
     scaled = cost.detach().scaled(1 / eps)
     if backend == "auto":
         entries = cost.shape.numel()
-        fits = entries * cost.leaves[0].element_size() <= DENSE_BYTES
+        fits = entries * cost.first.element_size() <= DENSE_BYTES
         backend = "triton" if pays(scaled, mask, fits) else "dense" if fits else "streamed"
     if backend == "triton" and scaled.dtype == torch.float64:
         # The kernels are single precision; so a double check of what they found is streamed.

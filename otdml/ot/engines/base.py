@@ -174,7 +174,7 @@ class Engine(SoftMin):
     def row_blocks(self) -> Iterator[slice]:
         """Slices that cover the rows in blocks."""
         n, m = self.shape[-2:]
-        entries = block_entries(self.cost.leaves[0].device)
+        entries = block_entries(self.cost.device)
         size = max(1, min(n, entries // max(1, m * self.shape[:-2].numel())))
         for start in range(0, n, size):
             yield slice(start, min(n, start + size))

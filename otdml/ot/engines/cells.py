@@ -96,7 +96,7 @@ def _gaps(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows(cost: Ground, left: _Cut, right: _Cut, keep: Tensor, h: Tensor) -> Tensor:
-    x, y, h = left.of(cost.leaves[0]), right.of(cost.leaves[1]), right.of(h)
+    x, y, h = left.of(cost.first), right.of(cost.leaves[1]), right.of(h)
     h.view(-1)[h.numel() - right.repeated :] = -torch.inf
     out = x.new_empty(x.shape[:2])
     for cell, kept in enumerate(keep):

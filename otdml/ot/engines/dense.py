@@ -44,14 +44,14 @@ class Dense(Engine):
     def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
         super().__init__(cost.evaluated(), mask)
         self.kernel: Tensor | None = None
-        self.shifts = False
+        self.shifts = self.far = False
         self.centres, self.in_a_row = 1, 0
 
     @property
     def mT(self) -> "Dense":
         twin = Dense(self.cost.mT, self._transposed_mask())
         if self.kernel is not None:
-            twin.kernel, twin.f, twin.g, twin.shifts = self.kernel.mT, self.g, self.f, self.shifts
+            twin.kernel, twin.f, twin.g, twin.shifts, twin.far = self.kernel.mT, self.g, self.f, self.shifts, self.far
         return twin
 
     def prepare(self, g: Tensor) -> None:
@@ -101,6 +101,7 @@ class Dense(Engine):
             return False
         first, self.shifts = not self.shifts, True
         if self.exact and (first or not lost):
+            self.far = True
             return first
         self.centres, self.in_a_row = self.centres + 1, self.in_a_row + 1
         if self.centres < MOST_CENTRES and self.in_a_row < IN_A_ROW and (first or not lost):
@@ -116,7 +117,7 @@ class Dense(Engine):
         return super().column_softmin(h) if self.kernel is None else self._softmin(self.kernel.mT, h - self.f, self.g)
 
     def scaling_iterations(self, g: Tensor, a: Tensor, b: Tensor, times: int) -> tuple[Tensor, Tensor] | None:
-        if self.kernel is None or self.shifts:
+        if self.kernel is None or self.far:
             return None
         tiny = self.kernel.ndim == 2 and self.kernel.numel() <= TINY and self.kernel.device.type == "cpu"
         by_row, sums = (_by_numpy if tiny else _by_torch)(self.kernel, a, b, (g - self.g).exp_().mul_(b), times)

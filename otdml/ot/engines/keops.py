@@ -30,7 +30,7 @@ class Symbolic(Engine):
             raise argument_error("backend", "be 'dense' or 'streamed' for a matrix or a function", "'keops'")
         super().__init__(cost)
         self.symbol = symbol
-        self.lazy = _lazy_tensor(cost.leaves[0])
+        self.lazy = _lazy_tensor(cost.first)
 
     @property
     def mT(self) -> "Symbolic":

@@ -45,8 +45,8 @@ class Multiscale(Streamed):
             raise _unfit("where pairs are forbidden")
         if (found := cost.norm()) is None:
             raise _unfit("for this cost", "GeomLoss knows 'sqeuclidean', 'euclidean', 'cosine' and 'inner'.")
-        if cost.leaves[0].shape[-1] > DIMENSIONS:
-            raise _unfit(f"for more than {DIMENSIONS} features, here {cost.leaves[0].shape[-1]}")
+        if cost.first.shape[-1] > DIMENSIONS:
+            raise _unfit(f"for more than {DIMENSIONS} features, here {cost.first.shape[-1]}")
         if cost.shape[:-2]:
             raise _unfit(f"for a batch, here {tuple(cost.shape[:-2])}", "Solve its problems in turns.")
         super().__init__(cost)

@@ -32,11 +32,11 @@ def pays(cost: Ground, mask: Mask | None, fits: bool) -> bool:
         mask: Forbidden pairs.
         fits: Whether a dense kernel would fit in memory.
     """
-    if cost.leaves[0].device.type != "cuda" or cost.dtype == torch.float64 or not _present():
+    if cost.device.type != "cuda" or cost.dtype == torch.float64 or not _present():
         return False
     if not (mask is None or isinstance(mask, Barred)) or cost.tile() is None:
         return False
-    return not fits or (cost.shape.numel() >= PAIRS and cost.leaves[0].shape[-1] <= FEATURES)
+    return not fits or (cost.shape.numel() >= PAIRS and cost.first.shape[-1] <= FEATURES)
 
 
 @functools.cache
@@ -63,7 +63,7 @@ class Fused(Engine):
             raise argument_error("backend", "be 'dense' or 'streamed' where a function forbids pairs", "'triton'")
         if cost.tile() is None:
             raise argument_error("backend", "be 'dense' or 'streamed' for a matrix or a function", "'triton'")
-        _check_device(cost.leaves[0].device)
+        _check_device(cost.device)
         super().__init__(cost, mask)
         self.precision = precision
 

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+
+from otdml.costs import Matrix
+from otdml.ot._problem import Marginal, Posed, Problem, SolverOptions, check_rho
+
+
+def problem(rho=(None, None), eps=0.5):
+    generator = torch.Generator().manual_seed(0)
+    C, a, b, u, v = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), 4, 3, 4, 3))
+    return Problem(Matrix(C, u, v), a / a.sum(), b / b.sum(), eps, rho)
+
+
+def plan(p, f, g):
+    return (p.rows.log[:, None] + p.columns.log + f[:, None] + g - p.cost.C / p.eps).exp()
+
+
+@pytest.mark.parametrize("rho", [(None, None), (2.0, 0.3)])
+def test_the_error_is_the_distance_of_the_plan_s_marginal_to_its_target(rho):
+    p = problem(rho)
+    f, g = torch.tensor([0.3, -0.2, 0.1, 0.5]).double(), torch.tensor([0.2, 0.9, -0.4]).double()
+    softmin = Posed.of(p, "streamed").engine.row_softmin(g + p.columns.log)
+    target = p.rows.target(f)
+    expected = (plan(p, f, g).sum(1) - target).abs().sum() / target.sum()
+    torch.testing.assert_close(p.rows.error(f, softmin), expected)
+
+
+def test_the_target_of_a_penalised_marginal_is_that_of_its_optimality_condition():
+    # The penalty rho KL(p | a) has the derivative rho log(p / a), and its optimum lies at minus the full potential.
+    p = problem((2.0, None))
+    f = torch.tensor([0.3, -0.2, 0.1, 0.5]).double()
+    full = p.eps * f + p.cost.u
+    torch.testing.assert_close(-2.0 * (p.rows.target(f) / p.a).log(), full)
+
+
+def test_softmin_is_the_inverse_of_update():
+    marginal = Marginal(torch.tensor([0.2, 0.8]), torch.tensor([1.0, -3.0]), 0.7)
+    softmin = torch.tensor([0.4, -0.1])
+    torch.testing.assert_close(marginal.softmin(marginal.update(softmin)), softmin)
+
+
+def test_a_transposed_problem_has_the_transposed_costs_marginals_and_mask():
+    p = problem((2.0, 0.3))
+    forbidden = torch.zeros(4, 3, dtype=torch.bool)
+    forbidden[1, 2] = True
+    turned = Problem(p.cost, p.a, p.b, p.eps, p.rho, lambda rows, columns: forbidden[rows, columns]).mT
+    torch.testing.assert_close(turned.cost.C, p.cost.C.T)
+    torch.testing.assert_close(turned.rows.offset, p.columns.offset)
+    assert turned.rho == (0.3, 2.0)
+    assert turned.mask is not None
+    torch.testing.assert_close(turned.mask(slice(0, 3), slice(0, 4)), forbidden.T)
+
+
+def test_a_problem_at_another_temperature_has_its_penalties_in_units_of_it():
+    p = problem((2.0, None), eps=torch.tensor(0.5).double())
+    assert float(p.rows.rho) == 4.0
+    assert float(p.at(4.0).rows.rho) == 1.0
+
+
+def test_a_penalty_on_the_columns_alone_leaves_common_costs_to_the_rows():
+    x = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
+    between = Problem.between(x, x + 100, None, None, eps=1.0, rho=(None, 1.0))
+    assert float(between.cost.u.min()) > 1e4
+    assert float(between.cost.v.abs().max()) < 300  # What is left there is twice the product of 100 and a coordinate.
+
+
+def test_infinite_penalties_are_constraints():
+    assert check_rho(math.inf) == (None, None)
+    assert check_rho((math.inf, 2)) == (None, 2.0)
+
+
+@pytest.mark.parametrize("rho", [-1.0, 0.0, (1.0, 2.0, 3.0), "1"])
+def test_other_penalties_are_refused(rho):
+    with pytest.raises((TypeError, ValueError), match="rho"):
+        check_rho(rho)
+
+
+def test_options_say_from_which_error_on_rounding_counts():
+    assert SolverOptions(tol=1e-2).resolved == 5e-3
+    assert SolverOptions(tol=1e-2, rounding=1e-5).resolved == 1e-5
