@@ -4,6 +4,7 @@ One table holds the named costs. Each gives the algebraic form in which solvers 
 where it is a function of scalar products, the factor by which these enter it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "cost_matrix",
     "default_temperature",
     "ground",
+    "temperature_of_spread",
 ]
 
 Cost = str | Callable[[Tensor, Tensor], Tensor]
@@ -113,6 +115,10 @@ _FAR = 30.0
 
 
 def _euclidean(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) -> Pointwise:
+    if (size := _unusual_size(x, y)) is not None:
+        unit, scale = _euclidean(x / size, y / size, None), size[..., 0, 0]
+        v = unit.v if unit.v is None else unit.v * scale[..., None]
+        return dataclasses.replace(unit.scaled(scale), v=v, source=source)
     p, q = centres(x, y)
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
@@ -127,6 +133,16 @@ def _euclidean(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None
         return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / (_euclidean_symbol(x, y) + far)
 
     return Pointwise(excess, x, y, None, t.norm(dim=-1).expand(y.shape[:-1]), symbolic, 1.0, source)
+
+
+def _unusual_size(x: Tensor, y: Tensor) -> Tensor | None:
+    """A power of two near the size of each pair of clouds, shape (..., 1, 1), or None where all squares are numbers."""
+    if not (has_values(x) and has_values(y)) or x.shape[:-2].numel() == 0:
+        return None
+    p, limits = x.detach()[..., :1, :], torch.finfo(x.dtype)
+    size = torch.maximum(*((z.detach() - p).abs().amax((-2, -1), keepdim=True) for z in (x, y)))
+    usual = (size == 0) | ((size > 1e4 * limits.tiny**0.5) & (size < 1e-3 * limits.max**0.5)) | ~size.isfinite()
+    return None if bool(usual.all()) else torch.where(usual, 1.0, size.log2().floor().exp2())
 
 
 def _euclidean_symbol(x: Any, y: Any) -> Any:
@@ -218,5 +234,9 @@ def default_temperature(
         >>> default_temperature(ground(x, x), w, w)  # The mean of 0, 4, 4 and 0 is 2.
         tensor(0.1000)
     """
-    spread = cost.spread(a, b, mask)
+    return temperature_of_spread(cost.spread(a, b, mask), share)
+
+
+def temperature_of_spread(spread: Tensor, share: float = _SHARE) -> Tensor:
+    """The temperature where the mean excess of the costs over the least one is ``spread``."""
     return torch.where(spread == 0, torch.ones_like(spread), share * spread)

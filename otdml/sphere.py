@@ -52,8 +52,9 @@ def _directions(z: Tensor) -> tuple[Tensor, Tensor]:
 def length(z: Tensor) -> Tensor:
     r"""Norms of the rows of z, by which to divide them; one for a row of zeros.
 
-    They are summed in double precision, where no square of single precision overflows or vanishes: quicker than
-    :func:`unit`, which in double precision, too, has the direction of a row of any length.
+    Rows of any length have one to all its digits: in single precision the squares are summed in double precision,
+    where none overflows or vanishes, which is quicker than :func:`unit`; in double precision a row is divided by its
+    largest entry first. A row of double precision whose entries are all below 2e-308 counts as zero.
 
     Args:
         z: Vectors, shape (..., d).
@@ -67,7 +68,12 @@ def length(z: Tensor) -> Tensor:
         tensor([[5.0000e+30],
                 [1.0000e+00]])
     """
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=torch.float64)
+    if z.dtype == torch.float64:
+        largest = torch.linalg.vector_norm(z.detach(), torch.inf, dim=-1, keepdim=True)
+        largest = largest.masked_fill(largest < torch.finfo(z.dtype).tiny, 1.0)
+        norm = torch.linalg.vector_norm(z / largest, dim=-1, keepdim=True) * largest
+    else:
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=torch.float64)
     return norm.masked_fill(norm == 0, 1.0).to(z.dtype)
 
 

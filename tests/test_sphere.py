@@ -45,12 +45,14 @@ def test_very_long_and_very_short_rows_keep_their_digits(dtype, lengths, generat
         )
 
 
-def test_lengths_of_very_long_and_very_short_rows():
-    z = torch.tensor([[3e-30, 4e-30], [0.0, 0.0], [3e30, 4e30]], requires_grad=True)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e30), (torch.float64, 1e30), (torch.float64, 1e250)])
+def test_lengths_of_very_long_and_very_short_rows(dtype, size):
+    rows = [[3 / size, 4 / size], [0.0, 0.0], [3 * size, 4 * size]]
+    z = torch.tensor(rows, dtype=dtype, requires_grad=True)
     found = length(z)
-    torch.testing.assert_close(found, torch.tensor([[5e-30], [1.0], [5e30]]), atol=0, rtol=1e-6)
+    torch.testing.assert_close(found, torch.tensor([[5 / size], [1.0], [5 * size]], dtype=dtype), atol=0, rtol=1e-6)
     (grad,) = torch.autograd.grad(found.sum(), z)
-    torch.testing.assert_close(grad, torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8]]))
+    torch.testing.assert_close(grad, torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.6, 0.8]], dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -122,6 +122,10 @@ class Ground(ABC):
         """The form that an engine which keeps the matrix works with."""
         return self
 
+    def vanishes(self) -> bool:
+        """Whether costs that differ are zero, or next to it, as the squares of small numbers vanish."""
+        return False
+
     def near_zero(self, scale: Scale) -> "Ground":
         """The same cost with an offset in place of a constant that would cost digits in units of ``scale``."""
         return self

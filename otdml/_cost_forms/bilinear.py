@@ -82,6 +82,10 @@ class Bilinear(Ground):
         q, k = (torch.linalg.vector_norm(factor, dim=-1).amax(-1) for factor in (self.q, self.k))
         return (q * k).max()
 
+    def vanishes(self) -> bool:
+        q, k = (factor.detach().abs().amax((-2, -1)) for factor in (self.q, self.k))
+        return bool(((q > 0) & (k > 0) & (q * k < torch.finfo(self.dtype).tiny)).any())
+
     def symbolic(self) -> Symbolic:
         return lambda q, k: -(q | k)
 

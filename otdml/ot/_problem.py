@@ -10,7 +10,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_integer, check_positive
 from otdml._cost_forms import Mask
-from otdml.costs import Cost, Ground, Matrix, default_temperature, ground
+from otdml.costs import Cost, Ground, Matrix, ground, temperature_of_spread
 from otdml.measures import weights
 from otdml.ot.engines import BACKENDS, Engine, engine
 
@@ -301,12 +301,23 @@ def _where(bad: Tensor) -> str:
 def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor) -> Tensor | float:
     """The temperature, a positive number or one per batch element; that of the costs' spread if None."""
     if eps is None:
-        found = default_temperature(cost, a, b)
-        if not bool(found.isfinite().all()):
-            remedy = f"Look for NaN or infinity in `x` and `y`, or for costs that overflow {cost.dtype}; rescale them."
-            raise argument_error("x", "give finite costs", "NaN or infinity", remedy)
-        return found
+        spread = cost.spread(a, b)
+        if spread.numel():
+            _check_spread(spread, cost)
+        return temperature_of_spread(spread)
     return eps.detach() if isinstance(eps, Tensor) else check_positive("eps", eps)
+
+
+def _check_spread(spread: Tensor, cost: Ground) -> None:
+    """Raise where the spread of the costs is not a number, or below all numbers."""
+    # One tensor, because to read it forces a device synchronisation.
+    least, largest = torch.stack(torch.aminmax(spread)).tolist()
+    if not math.isfinite(least + largest):
+        remedy = f"Look for NaN or infinity in `x` and `y`, or for costs that overflow {cost.dtype}; rescale them."
+        raise argument_error("x", "give finite costs", "NaN or infinity", remedy)
+    if least < torch.finfo(cost.dtype).tiny and cost.vanishes():
+        must = f"give costs that {cost.dtype} tells from zero"
+        raise argument_error("x", must, "points whose squares vanish", "Rescale them.")
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,41 @@ def test_coordinates_whose_squares_overflow_are_an_error_and_smaller_ones_are_so
         sinkhorn(1e25 * x, 1e25 * y)
 
 
+# Points are compared at scale one, where the costs of every scale are known.
+FAR_SCALES = [(torch.float32, 1e-36), (torch.float32, 1e-25), (torch.float32, 1e25), (torch.float32, 1e36)]
+FAR_SCALES += [(torch.float64, 1e-250), (torch.float64, 1e-170), (torch.float64, 1e170), (torch.float64, 1e250)]
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("distance", [1.0, 100.0], ids=["near", "far"])
+@pytest.mark.parametrize(("dtype", "scale"), FAR_SCALES)
+@pytest.mark.parametrize(("cost", "power"), [("euclidean", 1), ("cosine", 0), ("geodesic", 0)])
+def test_distances_and_angles_of_points_of_any_scale(cost, power, dtype, scale, distance, backend):
+    def solved(x, y):
+        x = x.requires_grad_()
+        result = sinkhorn(x, y, cost=cost, backend=backend, tol=1e-5)
+        assert result.converged
+        (gradient,) = torch.autograd.grad(result.value, x)
+        return result.value.detach(), gradient, result.plan.detach()
+
+    x, y = normal(8, 3, seed=1), normal(7, 3, seed=2) + distance
+    value, gradient, plan = solved(*((scale * t).to(dtype) for t in (x, y)))
+    expected = solved(x, y)
+    torch.testing.assert_close(float(value) / scale**power, float(expected[0]), rtol=1e-4, atol=0)
+    torch.testing.assert_close((gradient / scale ** (power - 1)).double(), expected[1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(plan.double(), expected[2], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "inner"])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-25), (torch.float64, 1e-170), (torch.float64, 1e-250)])
+def test_coordinates_whose_squares_vanish_are_an_error(cost, dtype, scale):
+    x, y = ((scale * normal(6, 2, seed=s)).to(dtype) for s in (0, 1))
+    with pytest.raises(ValueError, match=r"`x` must give costs that torch.float\d\d tells from zero.* Rescale them"):
+        sinkhorn(x, y, cost=cost)
+    # Points that are all at one place have costs of zero.
+    assert float(sinkhorn(x[:1].expand(3, 2), x[:1].expand(4, 2)).value) == pytest.approx(0, abs=1e-6)
+
+
 # Half precision after the fact
 
 

@@ -130,7 +130,7 @@ def _checked_alignment(
         return _alignment(z1, z2, eps, samples, options)
     views = (z.reshape(-1, *z.shape[-2:]) for z in (z1, z2))
     values = [_alignment(first, second, eps, samples, options) for first, second in zip(*views, strict=True)]
-    return torch.stack(values).reshape(z1.shape[:-2])
+    return _stacked(values, z1, z2)
 
 
 def _transformed_alignment(
@@ -193,7 +193,15 @@ def contrast_within(
     if z.ndim == 2:
         return _within(z, labels, eps, options)
     values = [_within(cloud, labels, eps, options) for cloud in z.reshape(-1, *z.shape[-2:])]
-    return torch.stack(values).reshape(z.shape[:-2])
+    return _stacked(values, z)
+
+
+@full_precision
+def _stacked(values: list[Tensor], *views: Tensor) -> Tensor:
+    """The values of a batch, shape (...); of no problems, no values, with a graph."""
+    if not values:
+        return torch.stack([z.sum((-2, -1)) for z in views]).sum(0)
+    return torch.stack(values).reshape(views[0].shape[:-2])
 
 
 @full_precision
