@@ -1,5 +1,6 @@
 """Optimal transport: points and weights in, a result out."""
 
+from otdml.ot._barycenters.solver import BarycenterResult, sinkhorn_barycenter
 from otdml.ot._couplings import couple
 from otdml.ot._exact import exact, exact_matrix
 from otdml.ot._gromov.solver import GromovResult, gromov, gromov_matrix
@@ -10,6 +11,7 @@ from otdml.ot._sinkhorn import sinkhorn, sinkhorn_matrix
 from otdml.ot._sliced import sliced, wasserstein_1d
 
 __all__ = [
+    "BarycenterResult",
     "GromovResult",
     "OTResult",
     "SemidiscreteResult",
@@ -21,6 +23,7 @@ __all__ = [
     "pad_clouds",
     "semidiscrete",
     "sinkhorn",
+    "sinkhorn_barycenter",
     "sinkhorn_matrix",
     "sliced",
     "wasserstein_1d",

@@ -1,0 +1,1 @@
+"""Barycentres of measures: the solver, its two problems, and their derivatives."""

@@ -1,0 +1,121 @@
+"""Minimisation of a batch of smooth functions by quasi-Newton steps with a way back."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Found", "Local", "minimised"]
+
+# Steps that are remembered, the share of the expected decrease that is asked for, the factor of a step that fails, and
+# the least one.
+MEMORY, DECREASE, BACK, SHORTEST = 10, 1e-4, 0.25, 1e-3
+# The share of the precision below which a step says nothing.
+SMALL = 0.1
+# Rounding units of a value within which no increase is seen.
+NOISE = 64
+
+
+@dataclass(frozen=True)
+class Local:
+    """A function near a point.
+
+    Attributes:
+        value: Shape (...).
+        step: Half of the negative gradient, shape (..., N), in the metric of the mean over the coordinates, in which
+            the curvature is about two.
+        noise: The error of the value, shape (...).
+    """
+
+    value: Tensor
+    step: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the iteration ended.
+
+    Attributes:
+        point: Shape (..., N).
+        error: Root mean square of the step there, over the scale, shape (...).
+        n_iter: Number of evaluations.
+    """
+
+    point: Tensor
+    error: Tensor
+    n_iter: int
+
+
+class _QuasiNewton:
+    """The limited-memory approximation of Broyden, Fletcher, Goldfarb and Shanno :cite:p:`nocedal:06`, for a batch."""
+
+    def __init__(self) -> None:
+        self._pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+
+    def learn(self, moved: Tensor, change: Tensor) -> None:
+        """Take in that the step fell by ``change`` where the point moved by ``moved``."""
+        curvature, size = _dot(moved, change), _dot(change, change)
+        # Along directions of no, or negative, curvature nothing is learnt.
+        seen = curvature > 1e-8 * (size * _dot(moved, moved)).sqrt()
+        self._pairs.append((moved, change, torch.where(seen, 1 / torch.where(seen, curvature, 1.0), 0.0)))
+
+    def direction(self, step: Tensor) -> Tensor:
+        """The inverse curvature times the step; the step itself where nothing is known."""
+        d, shares = step, []
+        for moved, change, inverse in reversed(self._pairs):
+            shares.append(inverse * _dot(moved, d))
+            d = d - shares[-1] * change
+        for (moved, change, inverse), share in zip(self._pairs, reversed(shares), strict=True):
+            d = d + (share - inverse * _dot(change, d)) * moved
+        return d
+
+
+def _dot(u: Tensor, v: Tensor) -> Tensor:
+    return (u * v).mean(-1, keepdim=True)
+
+
+def minimised(
+    function: Callable[[Tensor, float], Local], y: Tensor, scale: Tensor, *, tol: float, max_iter: int, loosest: float
+) -> Found:
+    """A stationary point of each function of a batch, at which steps of the method are within ``tol`` of the scale.
+
+    Args:
+        function: Values and steps at points of shape (..., N), to an error of the steps that is the second argument.
+        y: Points to start from, shape (..., N).
+        scale: The unit of the error, root mean square of a coordinate, shape (...).
+        tol: Error at which to stop.
+        max_iter: Most evaluations.
+        loosest: The largest error of the steps.
+    """
+    newton, scale = _QuasiNewton(), scale[..., None]
+    here, at, d, length, precision = None, y, y, torch.ones_like(scale), loosest
+    for n in range(1, max_iter + 1):
+        there = function(y, precision)
+        if here is not None and n < max_iter:
+            expected = DECREASE * 2 * length * _dot(here.step, d)
+            excess = (there.value - here.value)[..., None] + expected
+            worse = (excess > (here.noise + there.noise)[..., None]) & (length > SHORTEST)
+            if bool(worse.any()):
+                length = torch.where(worse, BACK * length, length)
+                y = at + length * d
+                continue
+        error = _dot(there.step, there.step).sqrt() / scale
+        worst = float(error.max()) if error.numel() else 0.0
+        if n == max_iter or (worst <= tol and precision <= tol):
+            break
+        if worst <= SMALL * precision and precision > tol:
+            # Such a step is the error of a rough one.
+            precision = max(worst, tol)
+            continue
+        if here is not None:
+            newton.learn(y - at, here.step - there.step)
+        here, at, precision = there, y, max(min(loosest, worst), tol)
+        d = newton.direction(here.step)
+        d = torch.where(_dot(d, here.step) > 0, d, here.step)
+        d = d * (scale / _dot(d, d).sqrt().clamp(min=torch.finfo(d.dtype).tiny)).clamp(max=1)
+        length = torch.ones_like(scale)
+        y = at + d
+    return Found(y, error[..., 0], n)
