@@ -135,6 +135,18 @@ ROWS = (
         {"n": 256, "d_x": 10, "d_y": 10},
     ),
     Row(
+        "barycentre of free points",
+        f":func:`~{OT}.sinkhorn_barycenter`, debiased or not",
+        "POT, Gaussians, quantiles: ``tests/ot/_barycenters/test_solver.py``",
+        {"POT": "``free_support_sinkhorn_barycenter``", "OTT": "``FreeWassersteinBarycenter``"},
+    ),
+    Row(
+        "barycentre on a support",
+        f":func:`~{OT}.sinkhorn_barycenter` with ``support``",
+        "POT, Gaussians: ``tests/ot/_barycenters/test_solver.py``",
+        {"POT": "``barycenter``, ``barycenter_debiased``", "OTT": "``FixedBarycenter``"},
+    ),
+    Row(
         "clouds of different sizes in one batch",
         f":func:`~{OT}.pad_clouds`",
         "cloud by cloud: ``tests/ot/test_padding.py``",

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml.costs import ground
 from otdml.ot._barycenters.adjoint import implicit
 from otdml.ot._barycenters.descent import NOISE, Found, Local, minimised
 from otdml.ot._barycenters.measures import Measures
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._result import OTResult
-from otdml.ot._sinkhorn import entropic, posed_between
+from otdml.ot._sinkhorn import entropic
 
 __all__ = ["free_points"]
 
@@ -47,7 +46,7 @@ class _Objective:
     def to_clouds(self, y: Tensor, measures: Measures, tol: float) -> OTResult:
         """The plans from y, shape (..., m, d), to each of the clouds."""
         each = y[..., None, :, :].expand(*measures.x.shape[:-2], *y.shape[-2:])
-        problem = posed_between(each, measures.x, None, measures.a, eps=measures.temperatures)
+        problem = Problem.between(each, measures.x, None, measures.a, eps=measures.temperatures)
         found = entropic(problem, self._options(tol), init=_start(self.between), quiet=True, points=measures.x)
         self.between = found.g.detach()
         return found
@@ -55,7 +54,7 @@ class _Objective:
     def to_itself(self, y: Tensor, measures: Measures, tol: float) -> OTResult:
         """The plan from y to itself."""
         b = y.new_full(y.shape[:-1], 1 / y.shape[-2])
-        problem = Problem(ground(y, y), b, b, measures.eps)
+        problem = Problem.with_itself(y, b, cost=measures.cost, eps=measures.eps)
         start = _start(self.own)
         found = entropic(problem, self._options(tol), init=start, symmetric=True, quiet=True, points=y)
         self.own = found.g.detach()
