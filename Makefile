@@ -36,7 +36,7 @@ $(VENV)/.%: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/otdml benchmark --dataset glyphs --out runs/demo $(FLAGS)
 
-test: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers $(VENV)/.docs
+test: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers $(VENV)/.docs $(VENV)/.photos
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
 
 test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers

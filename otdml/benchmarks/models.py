@@ -163,7 +163,8 @@ def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: 
     dataset, options = (origin["dataset"], origin["data"]) if preset is None else (preset.dataset, preset.data)
     if takes(dataset, "on_corrupt"):
         # Photographs of a training split are cut at random otherwise.
-        options = {**options, "transform": standard_crop("test", options.get("size", 224))}
+        crop = standard_crop("test", options.get("size", 224), resize=options.get("resize"))
+        options = {**options, "transform": crop}
     return load_split(dataset, root, split, options)
 
 
@@ -195,7 +196,9 @@ def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None
     if first.shape[1] == 1:
         crop = bool(origin.get("data", {}).get("crop"))
         return GreyImage(side or 28, invert=_ink(origin) is not None, crop=crop)
-    return standard_crop("test", side or 224)
+    # Of another size than in training, the margin is the same share.
+    margin = origin.get("data", {}).get("resize", 0) / (_side(checkpoint) or 224)
+    return standard_crop("test", side or 224, resize=round(margin * (side or 224)) or None)
 
 
 def image_files(paths: Sequence[Path], transform: Callable[["Image.Image"], Tensor], on_corrupt: str) -> "ImageFiles":

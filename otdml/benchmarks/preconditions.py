@@ -33,7 +33,9 @@ def check_network(run: Run) -> None:
         ModuleNotFoundError: The message says what to install.
         ValueError: The message names the setting, or the file of weights.
     """
-    from otdml.dml.backbones import BACKBONES, backbone, check_importable
+    from otdml.dml.backbones import BACKBONES, backbone
+    from otdml.dml.backbones.cut import cut
+    from otdml.dml.backbones.libraries import check_importable
 
     name, options = str(run.model.get("backbone", "conv4")), dict(run.model.get("backbone_options") or {})
     check_importable(name)
@@ -50,6 +52,8 @@ def check_network(run: Run) -> None:
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise ValueError(f"cannot read the weights {options['weights']}: {reason}. {remedy}") from error
             raise ValueError(f"`model.backbone_options` {options} make no {name}: {error}") from error
+        if run.model.get("frozen") is not None:
+            cut(network, run.model["frozen"])
         ink = named_dataset(run.dataset).ink
         side = run.data.get("size", ink or 224)
         shape = (1 if ink else 3, side, side)

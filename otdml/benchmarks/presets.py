@@ -17,6 +17,8 @@ from otdml.dml.names import PART_NAMES
 
 __all__ = ["Preset", "Published", "Weights", "named", "preset", "preset_files"]
 
+# What `--weights` is called that stands for those of an installed package.
+INSTALLED = "installed"
 FOLDER = Path(__file__).parent / "presets"
 
 
@@ -46,10 +48,12 @@ class Weights:
     Attributes:
         what: Of which network, trained on what.
         address: Where they are published.
+        installed: Whether that is a package, from which they are taken unless others are named.
     """
 
     what: str
     address: str
+    installed: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class Preset:
             ValueError: The preset needs weights and none are given, or the other way round, or there is no such file.
         """
         options = dict(self.model.get("backbone_options", {}))
+        if weights is None and "weights" not in options and self.weights is not None and self.weights.installed:
+            weights = INSTALLED
         if str(weights) == "none":
             # Other libraries would download their own weights unless told not to.
             elsewhere = "/" in str(self.model.get("backbone")) and "weights" not in options
@@ -150,6 +156,8 @@ class Preset:
             raise ValueError(f"{self.name} starts from pretrained weights, and none are given. {_remedy(self.weights)}")
         if self.weights is None:
             raise ValueError(f"{self.name} starts from random weights: --weights is not for it.")
+        if str(weights) == INSTALLED and self.weights.installed:
+            return self._with({**options, "weights": INSTALLED})
         if not Path(weights).exists():
             raise ValueError(f"--weights: there is no file {weights}. {_remedy(self.weights)}")
         return self._with({**options, "weights": str(Path(weights).resolve())})

@@ -106,6 +106,7 @@ class Model(Table):
     frozen_epochs: Whole = 0
     clip: Positive | None = None
     freeze_bn: bool = False
+    frozen: Text | None = None
 
 
 class MethodSettings(Table):
@@ -151,6 +152,8 @@ class Training(Table):
     num_nodes: Annotated[int, Field(ge=1, le=1024)] = 1
     strategy: Text = "auto"
     compile: bool = False
+    crops: Annotated[int, Field(ge=0, le=10_000)] = 0
+    maps: Text | None = None
     tensorboard: bool = False
 
 
@@ -198,6 +201,8 @@ class PhotographsData(Table):
     """Settings of :class:`~otdml.data.ProtocolImages`."""
 
     size: Annotated[int, Field(ge=4, le=4096)] = 224
+    resize: Annotated[int, Field(ge=4, le=8192)] | None = None
+    least_area: Annotated[float, Field(gt=0, le=1)] = 0.08
     allow_partial: bool = False
     on_corrupt: OnCorrupt = "raise"
 
@@ -321,11 +326,18 @@ class ResNetOptions(NamedResNetOptions):
     widths: Annotated[list[Width], Field(min_length=1, max_length=32)] = [64, 128, 256, 512]
 
 
+class EfficientNetOptions(Table):
+    """Options of :func:`~otdml.dml.backbones.efficientnet_lite0` and its larger siblings."""
+
+    weights: Text | None = None
+
+
 BACKBONES: dict[str, type[Table]] = {
     "conv4": Conv4Options,
     "resnet": ResNetOptions,
     "resnet18": NamedResNetOptions,
     "resnet50": NamedResNetOptions,
+    **dict.fromkeys(("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"), EfficientNetOptions),
 }
 
 
@@ -344,6 +356,7 @@ class WeightsOf(Table):
 
     what: Text
     address: Text
+    installed: bool = False
 
 
 class PresetFile(Table):

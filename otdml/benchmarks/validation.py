@@ -110,6 +110,8 @@ def run_problems(config: Mapping[str, Any]) -> list[str]:
         wrong += _problems(options_of(loss), model.get("loss_options") or {}, "model", "loss_options")
         wrong += _problems(NIROptions, model.get("nir_options") or {}, "model", "nir_options")
         wrong += list(_whole_model_problems(model))
+    if config["training"].get("crops") and model.get("frozen") is None:
+        wrong.append("`training.crops` must be 0 for a network that trains as a whole: name a layer as `model.frozen`.")
     return found + wrong
 
 

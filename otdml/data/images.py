@@ -313,9 +313,20 @@ class CenterCrop:
         return _normalized(cut, *self.statistics)
 
 
-def standard_crop(split: str, size: int) -> RandomResizedCrop | CenterCrop:
-    """The field's transform for a split: random parts to train on, the middle to evaluate on."""
-    return RandomResizedCrop(size) if split in ("train", "trainval") else CenterCrop(size)
+def standard_crop(
+    split: str, size: int, *, resize: int | None = None, least_area: float = 0.08
+) -> RandomResizedCrop | CenterCrop:
+    """The field's transform for a split: random parts to train on, the middle to evaluate on.
+
+    Args:
+        split: One of the four splits.
+        size: Pixels per side.
+        resize: Of the middle, as :class:`CenterCrop` has it.
+        least_area: Least share of the image's area that a random part has.
+    """
+    if split in ("train", "trainval"):
+        return RandomResizedCrop(size, scale=(least_area, 1.0))
+    return CenterCrop(size, resize)
 
 
 def transformed(image: Image.Image, transform: Callable[[Image.Image], Any]) -> Any:

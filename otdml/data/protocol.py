@@ -82,6 +82,9 @@ class ProtocolImages(ImageFiles):
         transform: As for :class:`~otdml.data.ImageFiles`; if None, random parts of the image for the training splits
             and its middle for the others.
         size: Pixels per side of those.
+        resize: Length of the shorter side of which the middle is cut; ``size`` × 256 / 224 if None. Photographs that
+            are cut to their objects already need no margin, ``resize=size``.
+        least_area: Least share of an image's area that a random part of it has.
         fold: Let ``val`` be this one of :func:`~otdml.data.class_folds`, and ``train`` the other three.
         allow_partial: Whether to use what is there where it is not the whole official set.
         on_corrupt: ``"raise"`` an error that names an image that cannot be read, or ``"skip"`` such images.
@@ -100,6 +103,8 @@ class ProtocolImages(ImageFiles):
         transform: Callable[[Image.Image], Any] | None = None,
         *,
         size: int = 224,
+        resize: int | None = None,
+        least_area: float = 0.08,
         fold: int | None = None,
         allow_partial: bool = False,
         on_corrupt: str = "raise",
@@ -116,7 +121,7 @@ class ProtocolImages(ImageFiles):
             [listing.folder / entry.path for entry in entries],
             torch.tensor([number[entry.name] for entry in entries], dtype=torch.long),
             list(number),
-            transform=transform or standard_crop(split, size),
+            transform=transform or standard_crop(split, size, resize=resize, least_area=least_area),
             is_query=queries if split == "test" and "query" in self.protocol.counts else None,
             on_corrupt=on_corrupt,
             upright=False,

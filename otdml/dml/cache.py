@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from otdml.dml.evaluation import embed
 from otdml.dml.loading import BatchedImages, ImagesInFiles, LabelledImages
 from otdml.dml.module import ProxyDML
 
-__all__ = ["embedding_file", "embedding_key", "keep_embedding", "kept_embedding", "network_key"]
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+__all__ = ["embedding_file", "embedding_key", "keep_embedding", "kept_embedding", "maps_key", "network_key"]
 
 
 class _NotPlainError(Exception):
@@ -118,6 +121,26 @@ def network_key(module: ProxyDML, transform: Any = None) -> str:
         _absorb(digest, transform)
     except _NotPlainError:
         _absorb(digest, type(transform).__qualname__)
+    return digest.hexdigest()
+
+
+def maps_key(lower: "GraphModule", dataset: LabelledImages, augment: Any = None) -> str | None:
+    """A hash of all that the maps of a frozen part depend on: its graph and weights, and images with their transform.
+
+    Args:
+        lower: The part, as :func:`otdml.dml.backbones.cut.cut` returns it.
+        dataset: The images.
+        augment: What distorts them.
+
+    Returns:
+        The hash, or None as for :func:`embedding_key`.
+    """
+    digest = hashlib.sha256()
+    try:
+        _absorb(digest, [lower.code, repr(lower), dict(lower.state_dict())])
+        _absorb(digest, [*_images(dataset), augment])
+    except _NotPlainError:
+        return None
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from otdml._arguments import check_integer, check_known
 __all__ = ["TrainingConfig"]
 
 # A run may go on with others of these.
-MEANS = frozenset({"workers", "devices", "num_nodes", "strategy", "tensorboard"})
+MEANS = frozenset({"workers", "devices", "num_nodes", "strategy", "tensorboard", "maps"})
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class TrainingConfig:
         num_nodes: Machines, likewise.
         strategy: Lightning's; ``"auto"`` is ``"ddp"`` where there are several processes.
         compile: Whether ``torch.compile`` runs the backbone.
+        crops: Of a module whose lower part is frozen: random crops of each training image that this part is computed
+            for, once, and kept; an image goes through its crops in turn, one each epoch. At 0 it is computed in every
+            step.
+        maps: Folder where they are kept, for all runs that share images and frozen part; ``otdml/maps`` in the user's
+            cache if None.
         tensorboard: Whether the curve is written for TensorBoard as well, into the run's folder ``tensorboard``.
 
     Raises:
@@ -61,12 +66,14 @@ class TrainingConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     compile: bool = False
+    crops: int = 0
+    maps: str | None = None
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "samples_per_class", "eval_batch_size", "num_nodes"):
             check_integer(name, getattr(self, name))
-        for name in ("seed", "val_every", "test_every", "workers"):
+        for name in ("seed", "val_every", "test_every", "workers", "crops"):
             check_integer(name, getattr(self, name), least=0)
         if self.devices != "auto":
             check_integer("devices", self.devices)  # type: ignore[arg-type]

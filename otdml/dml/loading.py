@@ -18,7 +18,9 @@ __all__ = [
     "BatchedImages",
     "EvaluationBatches",
     "ImagesInFiles",
+    "ImagesInTurn",
     "LabelledImages",
+    "OrderedCrops",
     "QueriedImages",
     "ShownImages",
     "TrainingBatches",
@@ -69,6 +71,13 @@ class ImagesInFiles(Protocol):
 
 
 @runtime_checkable
+class ImagesInTurn(Protocol):
+    """A set whose images are others in every epoch."""
+
+    def set_epoch(self, epoch: int, /) -> None: ...
+
+
+@runtime_checkable
 class ShownImages(Protocol):
     """A set with small pictures: uint8, shape (h, w) with ink as light, or (h, w, 3), all of one size."""
 
@@ -101,6 +110,8 @@ class TrainingBatches:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration runs."""
         self.sampler.set_epoch(epoch)
+        if isinstance(self.dataset, ImagesInTurn):
+            self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -194,9 +205,49 @@ class EvaluationBatches:
             yield from _told(loader)
 
 
+class OrderedCrops:
+    """Images of a data set in their order, cut and distorted at random, the same in every pass of the same number.
+
+    Args:
+        dataset: The images, as in :class:`TrainingBatches`.
+        number: All that is drawn depends on it, and on the place of an image.
+        augment: Distorts a batch of images, as for :func:`otdml.dml.fit`.
+        batch_size: Images at a time.
+        workers: Processes that load items.
+        device: Where images are distorted, and handed out.
+    """
+
+    def __init__(
+        self,
+        dataset: LabelledImages,
+        number: int,
+        *,
+        augment: Augment | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dataset, self.number, self.augment, self.workers = dataset, number, augment, workers
+        self.device = torch.device(device)
+        self.batches = torch.arange(len(dataset)).split(batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if isinstance(self.dataset, BatchedImages):
+            loaded: Iterable[Any] = map(self.dataset.batch, self.batches)
+        else:
+            places: Any = [[(i, (self.number, i)) for i in batch.tolist()] for batch in self.batches]
+            loaded = _told(_loader(_Items(self.dataset), places, self.workers))
+        for place, (images, _) in enumerate(loaded):
+            floats = as_float(images.to(self.device))
+            generator = torch.Generator(self.device).manual_seed(epoch_seed(self.number, place))
+            yield floats if self.augment is None else self.augment(floats, generator)
+
+
 def as_float(images: Tensor) -> Tensor:
-    """Stored pixels, uint8, in [0, 1]; what is floating already, as it is."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    """Stored pixels, uint8, in [0, 1]; what is floating already, in float32 at least."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    return images.float() if images.dtype == torch.float16 else images
 
 
 def epoch_seed(seed: int, epoch: int, stream: int = 0, rank: int = 0) -> int:

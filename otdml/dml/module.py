@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
 from otdml.distributed import gather, total
-from otdml.dml.backbones import LIBRARIES, num_features
 from otdml.dml.backbones import backbone as make_backbone
+from otdml.dml.backbones import num_features
+from otdml.dml.backbones.cut import cut
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.dispersion import Dispersion
+from otdml.dml.hyperparameters import plain, without_start
 from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
 from otdml.dml.retrieval import retrieval_metrics
@@ -100,6 +101,8 @@ class ProxyDML(LightningModule):
         frozen_epochs: Epochs in which the backbone stands still, statistics included, and the rest learns.
         clip: Largest norm of the gradient. None for no clipping.
         freeze_bn: Whether batch norms of the backbone keep their statistics, as with pretrained networks.
+        frozen: Name of a layer, such as ``"layer3"``; it and all below it stand still, statistics included. Its maps
+            can be computed once and kept, see ``crops`` of :class:`~otdml.dml.TrainingConfig`. None to train all.
         seed: Of the initial values. PyTorch's default generator if None.
 
     Attributes:
@@ -143,6 +146,7 @@ class ProxyDML(LightningModule):
         frozen_epochs: int = 0,
         clip: float | None = None,
         freeze_bn: bool = False,
+        frozen: str | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -165,20 +169,43 @@ class ProxyDML(LightningModule):
             self.nir = _nir(dim, nir_options, self.loss) if nir_weight else None
         self.dispersion = _dispersion(dispersion, self.loss)
         _come_home(self, seed)
+        self._stop(frozen)
+        self._unseen: list[tuple[Tensor, Tensor]] = []
+
+    def _stop(self, frozen: str | None) -> None:
+        """Let the backbone up to a layer learn no more."""
+        self.frozen, self._still = frozen, [] if frozen is None else _stopped(self.backbone, frozen)
+        # Not registered: its modules are the backbone's.
+        self._upper: tuple[nn.Module, ...] = ()
         # A part of the backbone that the caller has frozen stays frozen.
         self._learnt = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        self._unseen: list[tuple[Tensor, Tensor]] = []
 
     def _remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the hyper-parameters that a checkpoint can hold as plain types."""
         names = [name for name in inspect.signature(ProxyDML.__init__).parameters if name != "self"]
-        kept = {name: _plain(arguments[name]) for name in names if not isinstance(arguments[name], nn.Module)}
-        self.start = _without_start(kept)
+        kept = {name: plain(arguments[name]) for name in names if not isinstance(arguments[name], nn.Module)}
+        self.start = without_start(kept)
         self.save_hyperparameters(kept)
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit embeddings (n, dim), in float32 whatever the autocast."""
-        return unit(self.head(self.backbone(images)).float())
+        return unit(self.head(self.network(images)).float())
+
+    @property
+    def network(self) -> nn.Module:
+        """What maps its input to features: the backbone, or within :meth:`on_maps` its part above ``frozen``."""
+        return self._upper[0] if self._upper else self.backbone
+
+    @contextmanager
+    def on_maps(self) -> Iterator[None]:
+        """Within it the module takes maps of the layer ``frozen`` where it takes images otherwise."""
+        if self.frozen is None:
+            raise argument_error("frozen", "name a layer of a module that takes its maps", None)
+        self._upper = (cut(self.backbone, self.frozen).upper,)
+        try:
+            yield
+        finally:
+            self._upper = ()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, the two files of a model on the Hugging Face hub.
@@ -231,7 +258,7 @@ class ProxyDML(LightningModule):
         Under distributed training every process passes its share, and the values are those of the whole batch.
         """
         # Not normalised: every loss does that itself, and once is enough.
-        z = self.head(self.backbone(images))
+        z = self.head(self.network(images))
         everyone, theirs = gather(z), gather(labels)
         terms = {"proxy": self.loss(everyone, theirs)}
         loss = self.loss_weight * terms["proxy"]
@@ -260,6 +287,8 @@ class ProxyDML(LightningModule):
             for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        for module in self._still:
+            module.eval()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -318,26 +347,11 @@ def _come_home(module: nn.Module, seed: int | None) -> None:
         module.to(device)
 
 
-def _without_start(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the settings what the network starts from, and return it: the state holds the weights themselves.
-
-    A checkpoint must neither ask again for a file of weights, nor download those of another library. A folder of
-    transformers stays: it says what the network is.
-    """
-    name, options = str(settings.get("backbone")), dict(settings.get("backbone_options") or {})
-    library = name.partition("/")[0]
-    start = {}
-    if options.get("weights") is not None:
-        start["weights"] = Path(options["weights"]).name
-        if library == "hf":
-            return start
-    options.pop("weights", None)
-    if library in LIBRARIES:
-        start["pretrained"] = options.get("pretrained", True)
-        options["pretrained"] = False
-    if options or settings.get("backbone_options"):
-        settings["backbone_options"] = options
-    return start
+def _stopped(network: nn.Module, layer: str) -> list[nn.Module]:
+    """The modules of a network up to a layer, whose parameters learn no more."""
+    halves = cut(network, layer)
+    halves.lower.requires_grad_(False)
+    return [network.get_submodule(name) for name in halves.below]
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:
@@ -363,18 +377,3 @@ def _dispersion(text: str | None, loss: nn.Module) -> Dispersion | None:
     if found.place == "proxies" and not isinstance(getattr(loss, "proxies", None), Tensor):
         raise argument_error("dispersion", "be on embeddings for a loss without `proxies`", repr(text))
     return found
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as dicts, lists, strings and numbers, which a checkpoint holds without pickled types.
-
-    Modules and generators within are left out.
-    """
-    if isinstance(value, Mapping):
-        kept = {key: entry for key, entry in value.items() if not isinstance(entry, nn.Module | torch.Generator)}
-        return {str(key): _plain(entry) for key, entry in kept.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value) if isinstance(value, os.PathLike) else value

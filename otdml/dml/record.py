@@ -49,6 +49,8 @@ class RunRecord(Callback):
         self.data: dict[str, Any] = {f"{name} images": fingerprint(images) for name, images in sets.items()}
         self.data |= {"train": len(train), "val": len(val or ()), "augment": _described(augment)}
         self.unseen = {name: images for name, images in (("val", val), ("test", test)) if images is not None}
+        # What the module takes in place of them, where it takes maps of a frozen part.
+        self.inputs = dict(self.unseen)
         self.rows: list[dict[str, float]] = []
         # Of the last epoch, by set.
         self.embeddings: dict[str, Tensor] = {}
@@ -142,7 +144,7 @@ class RunRecord(Callback):
         for name in sets:
             unseen = self.unseen[name]
             size, workers = self.config.eval_batch_size, self.config.workers
-            z = embed(self.module, unseen, batch_size=size, workers=workers, share=True)
+            z = embed(self.module, self.inputs[name], batch_size=size, workers=workers, share=True)
             metrics = from_first(lambda z=z, unseen=unseen: metrics_of(z, unseen, self.config.ks))  # type: ignore[misc]
             if keep == LAST:
                 self.embeddings[name] = z

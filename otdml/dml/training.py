@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from otdml._files import held
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, evaluate
 from otdml.dml.loading import Augment, LabelledImages, TrainingBatches, as_float, epoch_seed, seeded
+from otdml.dml.maps import keep_maps
 from otdml.dml.module import ProxyDML
 from otdml.dml.processes import make_trainer
 from otdml.dml.record import LAST, ProgressLine, RunRecord, earlier_state
@@ -110,10 +112,13 @@ def fit(
         trainer = make_trainer(config, module, folder, [run, *([ProgressLine()] if progress else [])])
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder) if trainer.is_global_zero else nullcontext():
-            _go_on(trainer, run, _Batches(train, config, augment), resume)
+            with _inputs(trainer, run, train, augment) as (images, rest):
+                _go_on(trainer, run, _Batches(images, config, rest), resume)
+                with _on(module, trainer.strategy.root_device):
+                    best = run.best()
             with _on(module, trainer.strategy.root_device):
                 z = run.test_embeddings()
-                found = FitResult(run.last(), run.best(), run.best_epoch, run.seconds, folder, z)
+            found = FitResult(run.last(), best, run.best_epoch, run.seconds, folder, z)
             # Whoever leaves first could take the connection away from the others.
             trainer.strategy.barrier()
     return found
@@ -124,12 +129,33 @@ def _go_on(trainer: Trainer, run: RunRecord, batches: LightningDataModule, resum
     state = run.earlier(resume)
     if state is None or state["epoch"] + 1 < run.config.epochs:
         if run.config.compile:
-            run.module.backbone.compile()
+            run.module.network.compile()
         trainer.fit(run.module, datamodule=batches, ckpt_path=None if state is None else run.folder / LAST)
         # Processes that were spawned have the rows; this one did but wait for them.
         state = None if run.rows else earlier_state(run.folder / LAST)
     if state is not None:
         run.restore(state)
+
+
+@contextmanager
+def _inputs(
+    trainer: Trainer, run: RunRecord, train: LabelledImages, augment: Augment | None
+) -> Iterator[tuple[LabelledImages, Augment | None]]:
+    """What the module is trained on and how that is augmented: the images, or the kept maps of a frozen part."""
+    config = run.config
+    if not config.crops:
+        yield train, augment
+        return
+    if run.module.frozen is None:
+        remedy = "Name the last layer that stands still with `frozen`."
+        raise argument_error("crops", "be 0 for a module that trains as a whole", config.crops, remedy)
+    with _on(run.module, trainer.strategy.root_device):
+        keep = partial(keep_maps, run.module, folder=config.maps, workers=config.workers)
+        maps = keep(train, crops=config.crops, augment=augment, seed=config.seed)
+        # In full precision, so that the whole network makes the same embeddings.
+        run.inputs = {name: keep(images, exact=True) for name, images in run.unseen.items()}
+    with run.module.on_maps():
+        yield maps, None
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def test_every_method_of_a_preset_can_be_built(name):
         check_settings(run)
         TrainingConfig(**run.training)
         # The network alone is of no interest: a large one is built by tests of its own.
-        small = {"backbone": "conv4", "backbone_options": {}} if one.weights else {}
+        small = {"backbone": "conv4", "backbone_options": {}, "frozen": None} if one.weights else {}
         module = ProxyDML(num_classes=4, **run.model | small)
         assert (module.nir is not None) == method.endswith("+nir")
 
@@ -274,3 +274,14 @@ def test_a_file_of_other_bytes_is_named(tmp_path, content, said):
         return
     with pytest.raises(ValueError, match=said):
         preset(path)
+
+
+def test_weights_of_a_package_are_taken_unless_others_are_named(tmp_path):
+    cars, file = preset("cars-lite0"), tmp_path / "weights.pth"
+    file.touch()
+    assert cars.starting_from(None).model["backbone_options"] == {"weights": "installed"}
+    assert cars.starting_from("installed") == cars.starting_from(None)
+    assert cars.starting_from("none") == cars
+    assert cars.starting_from(file).model["backbone_options"] == {"weights": str(file)}
+    with pytest.raises(ValueError, match="there is no file installed"):
+        preset("cub").starting_from("installed")

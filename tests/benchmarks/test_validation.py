@@ -133,3 +133,11 @@ def test_every_preset_that_comes_with_the_library_is_sound_for_all_its_methods(n
 def test_keys_are_quoted_where_toml_wants_it():
     assert dotted(["settings", "proxy-anchor+nir", "lr", "flow"]) == 'settings."proxy-anchor+nir".lr.flow'
     assert dotted(["published", 0, "value"]) == "published[0].value"
+
+
+def test_crops_are_kept_for_a_frozen_part_alone():
+    digits = preset("digits", ["training.crops=2"])
+    with pytest.raises(ValueError, match=r"`training\.crops` must be 0 for a network that trains as a whole"):
+        check_settings(Run.of(digits, digits.method("proxy-nca"), 0))
+    frozen = preset("digits", ["training.crops=2", "model.frozen=layers.3"])
+    check_settings(Run.of(frozen, frozen.method("proxy-nca"), 0))

@@ -222,6 +222,8 @@ def test_standard_crops():
         "test": "CenterCrop",
     }
     assert standard_crop("test", 224).resize == 256
+    assert standard_crop("val", 160, resize=160).resize == 160
+    assert standard_crop("train", 160, least_area=0.4).scale == (0.4, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""A network cut in two at one of its layers."""
+
+from typing import NamedTuple
+
+from torch import fx, nn
+
+from otdml._checks import argument_error, check_known
+
+__all__ = ["Halves", "cut"]
+
+
+class Halves(NamedTuple):
+    """The two halves of a network, which share its modules.
+
+    Attributes:
+        lower: Maps images to the output of the layer.
+        upper: Maps that to the output of the network.
+        below: Names of the network's modules that the lower half calls, the layer among them.
+    """
+
+    lower: fx.GraphModule
+    upper: fx.GraphModule
+    below: list[str]
+
+
+def cut(network: nn.Module, layer: str) -> Halves:
+    r"""The part of a network up to one of its layers, that included, and the part above.
+
+    Of any network whose output depends on its images through that layer alone, as is so for every stage of a residual
+    network, and for no layer beside a shortcut. Only the ``forward`` of modules that contain the layer is traced.
+
+    Args:
+        network: Maps images to features or maps.
+        layer: Dotted name of a module in it, as ``network.named_modules()`` has it.
+
+    Returns:
+        The two halves; both see later changes of the network's weights, but not its move to another device where a
+        module above the layer has buffers of its own.
+
+    Raises:
+        ValueError: If there is no such layer, it is passed by, or the network cannot be traced down to it.
+
+    Example:
+        >>> import torch
+        >>> from otdml.dml.backbones import conv4
+        >>> network, images = conv4(widths=(4, 8)).eval(), torch.rand(2, 1, 8, 8)
+        >>> lower, upper, _ = cut(network, "layers.2")
+        >>> lower(images).shape, torch.equal(upper(lower(images)), network(images))
+        (torch.Size([2, 4, 8, 8]), True)
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    if layer not in names:
+        # Those within others' parts would be hundreds.
+        check_known("frozen layer", layer, [name for name in names if name.count(".") < 2])
+    graph = _traced(network, layer)
+    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
+    if len(calls) != 1:
+        raise argument_error(
+            "frozen", "name a layer that the network calls once", f"{layer}, called {len(calls)} times"
+        )
+    lower, upper = fx.Graph(), fx.Graph()
+    lower.output(_copied(calls[0], lower, {}, layer))
+    (result,) = (node.args[0] for node in graph.nodes if node.op == "output")
+    if not isinstance(result, fx.Node):
+        raise argument_error("frozen", "be of a network that returns one tensor", type(network).__name__)
+    upper.output(_copied(result, upper, {calls[0]: upper.placeholder("maps")}, layer))
+    halves = fx.GraphModule(network, lower), fx.GraphModule(network, upper)
+    return Halves(*halves, [str(node.target) for node in lower.nodes if node.op == "call_module"])
+
+
+class _Tracer(fx.Tracer):
+    """Looks into the modules that contain the layer, and into no others."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.layer.startswith(f"{module_qualified_name}.")
+
+
+def _traced(network: nn.Module, layer: str) -> fx.Graph:
+    try:
+        return _Tracer(layer).trace(network)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, NameError, AttributeError, ValueError) as error:
+        remedy = "Choose a layer that fewer modules contain, or freeze parts of the network yourself."
+        raise ValueError(f"{type(network).__name__} cannot be cut at {layer}: {error}. {remedy}") from error
+
+
+def _copied(node: fx.Node, graph: fx.Graph, known: dict[fx.Node, fx.Node], layer: str) -> fx.Node:
+    """The node and all that it depends on, in another graph; ``known`` holds what is there already."""
+    if node.op == "placeholder" and node not in known:
+        if any(new.op == "placeholder" for new in known.values()):
+            must = "name a layer through which all of the output depends on the images"
+            raise argument_error("frozen", must, f"{layer}, which they pass by")
+        known[node] = graph.placeholder(node.name)
+    if node not in known:
+        for before in node.all_input_nodes:
+            _copied(before, graph, known, layer)
+        known[node] = graph.node_copy(node, lambda before: known[before])
+    return known[node]

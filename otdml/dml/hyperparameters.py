@@ -1,0 +1,51 @@
+"""Hyper-parameters as a checkpoint holds them: plain types, and nothing that a network starts from."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from otdml.dml.backbones import LIBRARIES
+
+__all__ = ["plain", "without_start"]
+
+
+def without_start(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the settings what the network starts from, and return it: the state holds the weights themselves.
+
+    A checkpoint must neither ask again for a file of weights, nor download those of another library. A folder of
+    transformers stays: it says what the network is.
+    """
+    name, options = str(settings.get("backbone")), dict(settings.get("backbone_options") or {})
+    library = name.partition("/")[0]
+    start = {}
+    if options.get("weights") is not None:
+        start["weights"] = Path(options["weights"]).name
+        if library == "hf":
+            return start
+    options.pop("weights", None)
+    if library in LIBRARIES:
+        start["pretrained"] = options.get("pretrained", True)
+        options["pretrained"] = False
+    if options or settings.get("backbone_options"):
+        settings["backbone_options"] = options
+    return start
+
+
+def plain(value: Any) -> Any:
+    """``value`` as dicts, lists, strings and numbers, which a checkpoint holds without pickled types.
+
+    Modules and generators within are left out.
+    """
+    if isinstance(value, Mapping):
+        kept = {key: entry for key, entry in value.items() if not isinstance(entry, nn.Module | torch.Generator)}
+        return {str(key): plain(entry) for key, entry in kept.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, os.PathLike) else value
