@@ -8,6 +8,8 @@ otherwise: differences keep all digits of a small distance, which products lose.
 import triton
 import triton.language as tl
 
+from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts
+
 __all__ = ["ANGLE", "DISTANCE", "PRODUCT", "combine_kernel", "product_kernel", "softmin_kernel"]
 
 # What a tile of the cost is made of.
@@ -61,36 +63,24 @@ def _add_feature(
 
 
 @triton.jit
-def _by_features(
-    X: tl.tensor,
-    Y: tl.tensor,
-    rows: tl.tensor,
-    cols: tl.tensor,
-    n: tl.tensor,
-    m: tl.tensor,
-    d: tl.tensor,
-    FORM: tl.constexpr,
-    FEW: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-) -> tl.tensor:
+def _by_features(of: Clouds, rows: tl.tensor, cols: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
     """Products or squared lengths from points that are stored feature by feature."""
-    s = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    t = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    X += rows[:, None]
-    Y += cols[None, :]
-    in_x = rows[:, None] < n
-    in_y = cols[None, :] < m
-    if FEW > 0:
-        for _ in tl.static_range(FEW):
-            s, t = _add_feature(s, t, X, Y, in_x, in_y, FORM)
-            X += n
-            Y += m
+    s = tl.zeros((SHAPE.BLOCK_N, SHAPE.BLOCK_M), tl.float32)
+    t = tl.zeros((SHAPE.BLOCK_N, SHAPE.BLOCK_M), tl.float32)
+    X = of.x + rows[:, None]
+    Y = of.y + cols[None, :]
+    in_x = rows[:, None] < of.n
+    in_y = cols[None, :] < of.m
+    if SHAPE.FEW > 0:
+        for _ in tl.static_range(SHAPE.FEW):
+            s, t = _add_feature(s, t, X, Y, in_x, in_y, SHAPE.FORM)
+            X += of.n
+            Y += of.m
     else:
-        for _ in range(d):
-            s, t = _add_feature(s, t, X, Y, in_x, in_y, FORM)
-            X += n
-            Y += m
+        for _ in range(of.d):
+            s, t = _add_feature(s, t, X, Y, in_x, in_y, SHAPE.FORM)
+            X += of.n
+            Y += of.m
     return s, t
 
 
@@ -101,26 +91,15 @@ def _rows_of(X: tl.tensor, points: tl.tensor, count: tl.tensor, feats: tl.tensor
 
 
 @triton.jit
-def _by_product(
-    x: tl.tensor,
-    X: tl.tensor,
-    Y: tl.tensor,
-    rows: tl.tensor,
-    cols: tl.tensor,
-    n: tl.tensor,
-    m: tl.tensor,
-    d: tl.tensor,
-    PRECISION: tl.constexpr,
-    SINGLE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> tl.tensor:
+def _by_product(x: tl.tensor, of: Clouds, rows: tl.tensor, cols: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
     """Scalar products as a matrix product; ``x`` holds the first features of the rows."""
-    feats = tl.arange(0, BLOCK_D)
-    s = tl.dot(x, tl.trans(_rows_of(Y, cols, m, feats, d)), input_precision=PRECISION)
-    if not SINGLE:
-        for start in range(BLOCK_D, d, BLOCK_D):
-            more = _rows_of(X, rows, n, start + feats, d)
-            s = tl.dot(more, tl.trans(_rows_of(Y, cols, m, start + feats, d)), s, input_precision=PRECISION)
+    feats = tl.arange(0, SHAPE.BLOCK_D)
+    s = tl.dot(x, tl.trans(_rows_of(of.y, cols, of.m, feats, of.d)), input_precision=SHAPE.PRECISION)
+    if not SHAPE.SINGLE:
+        for start in range(SHAPE.BLOCK_D, of.d, SHAPE.BLOCK_D):
+            more = _rows_of(of.x, rows, of.n, start + feats, of.d)
+            other = tl.trans(_rows_of(of.y, cols, of.m, start + feats, of.d))
+            s = tl.dot(more, other, s, input_precision=SHAPE.PRECISION)
     return s
 
 
@@ -145,26 +124,17 @@ def _reduced_cost(s: tl.tensor, t: tl.tensor, factor: tl.tensor, FORM: tl.conste
 
 
 @triton.jit
-def _admissible(
-    s: tl.tensor,
-    BARRED_X: tl.tensor,
-    BARRED_Y: tl.tensor,
-    rows: tl.tensor,
-    cols: tl.tensor,
-    n: tl.tensor,
-    m: tl.tensor,
-    BARRED: tl.constexpr,
-) -> tl.tensor:
+def _admissible(s: tl.tensor, of: Clouds, rows: tl.tensor, cols: tl.tensor, BARRED: tl.constexpr) -> tl.tensor:
     """Minus infinity where a row and a column share a number: the first, or the second and not the third."""
     if BARRED > 0:
-        x = tl.load(BARRED_X + rows, mask=rows < n, other=0)
-        y = tl.load(BARRED_Y + cols, mask=cols < m, other=0)
+        x = tl.load(of.barred_x + rows, mask=rows < of.n, other=0)
+        y = tl.load(of.barred_y + cols, mask=cols < of.m, other=0)
         s = tl.where(x[:, None] == y[None, :], float("-inf"), s)
     if BARRED > 1:
-        x = tl.load(BARRED_X + n + rows, mask=rows < n, other=0)
-        y = tl.load(BARRED_Y + m + cols, mask=cols < m, other=0)
-        kept_x = tl.load(BARRED_X + 2 * n + rows, mask=rows < n, other=0)
-        kept_y = tl.load(BARRED_Y + 2 * m + cols, mask=cols < m, other=0)
+        x = tl.load(of.barred_x + of.n + rows, mask=rows < of.n, other=0)
+        y = tl.load(of.barred_y + of.m + cols, mask=cols < of.m, other=0)
+        kept_x = tl.load(of.barred_x + 2 * of.n + rows, mask=rows < of.n, other=0)
+        kept_y = tl.load(of.barred_y + 2 * of.m + cols, mask=cols < of.m, other=0)
         same = (x[:, None] == y[None, :]) & (kept_x[:, None] != kept_y[None, :])
         s = tl.where(same, float("-inf"), s)
     return s
@@ -180,76 +150,90 @@ def _place(n: tl.tensor, parts: tl.tensor, BLOCK_N: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def softmin_kernel(
-    X: tl.tensor,
-    Y: tl.tensor,
-    H: tl.tensor,
-    FACTOR: tl.tensor,
-    BARRED_X: tl.tensor,
-    BARRED_Y: tl.tensor,
-    OUT: tl.tensor,
-    n: tl.tensor,
-    m: tl.tensor,
-    d: tl.tensor,
-    batch: tl.tensor,
-    parts: tl.tensor,
-    span: tl.tensor,
-    stride_x: tl.tensor,
-    stride_y: tl.tensor,
-    stride_h: tl.tensor,
-    FORM: tl.constexpr,
-    FEW: tl.constexpr,
-    WIDE: tl.constexpr,
-    BARRED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SINGLE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> None:
-    """-log sum_j exp(h_j - R_ij) over the columns of one part, shape (parts, batch, n)."""
-    rows, part, b = _place(n, parts, BLOCK_N)
-    X += b * stride_x
-    Y += b * stride_y
-    H += b * stride_h
-    factor = tl.load(FACTOR + b) if FORM != PRODUCT else 1.0
-    x = _rows_of(X, rows, n, tl.arange(0, BLOCK_D), d) if WIDE else 0.0
-    if WIDE:
+def _one(of: Clouds, b: tl.tensor, SHAPE: tl.constexpr) -> Clouds:
+    """The clouds of one of the batch, with the factor itself."""
+    factor = tl.load(of.factor + b) if SHAPE.FORM != PRODUCT else 1.0
+    x, y = of.x + b * of.stride_x, of.y + b * of.stride_y
+    return Clouds(x, y, factor, of.barred_x, of.barred_y, of.n, of.m, of.d, of.stride_x, of.stride_y)
+
+
+@triton.jit
+def _first_features(of: Clouds, rows: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
+    """What a matrix product needs of the rows in every step."""
+    return _rows_of(of.x, rows, of.n, tl.arange(0, SHAPE.BLOCK_D), of.d) if SHAPE.WIDE else 0.0
+
+
+@triton.jit
+def _scores(x: tl.tensor, of: Clouds, H: tl.tensor, rows: tl.tensor, cols: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
+    """A tile of h_j - R_ij, and of the slope of the cost."""
+    if SHAPE.WIDE:
+        s = _by_product(x, of, rows, cols, SHAPE)
+        slope = s
+    else:
+        s, t = _by_features(of, rows, cols, SHAPE)
+        s, slope = _reduced_cost(s, t, of.factor, SHAPE.FORM)
+    s += tl.load(H + cols, mask=cols < of.m, other=float("-inf"))[None, :]
+    return _admissible(s, of, rows, cols, SHAPE.BARRED), slope
+
+
+@triton.jit
+def _nothing_yet(SHAPE: tl.constexpr) -> tl.tensor:
+    """The maxima and the sums before the first tile."""
+    if SHAPE.WIDE:
         # Rows of a matrix product are spread over few threads, so their maxima are cheap to have in each step.
-        top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_N,), tl.float32)
+        top = tl.full((SHAPE.BLOCK_N,), float("-inf"), tl.float32)
+        total = tl.zeros((SHAPE.BLOCK_N,), tl.float32)
     else:
         # Those of sums over features are not: every place of the tile has a maximum of its own, until the end.
-        top = tl.full((BLOCK_N, BLOCK_M), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for start in range(part * span, tl.minimum(part * span + span, m), BLOCK_M):
-        cols = start + tl.arange(0, BLOCK_M)
-        if WIDE:
-            s = _by_product(x, X, Y, rows, cols, n, m, d, PRECISION, SINGLE, BLOCK_D)
-        else:
-            s, t = _by_features(X, Y, rows, cols, n, m, d, FORM, FEW, BLOCK_N, BLOCK_M)
-            s, _ = _reduced_cost(s, t, factor, FORM)
-        s += tl.load(H + cols, mask=cols < m, other=float("-inf"))[None, :]
-        s = _admissible(s, BARRED_X, BARRED_Y, rows, cols, n, m, BARRED)
-        if WIDE:
-            higher = tl.maximum(top, tl.max(s, 1))
-            # Without any admissible pair yet, minus infinity less itself would be no number.
-            shift = tl.where(higher == float("-inf"), 0.0, higher)
-            total = total * tl.exp(top - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
-            top = higher
-        else:
-            # One exponential for both: of the old sum by the new maximum, or of the new term by the old one.
-            gap = tl.where(s == top, 0.0, tl.abs(s - top))
-            share = tl.exp(-gap)
-            total = tl.where(s > top, total * share + 1, tl.where(s == float("-inf"), total, total + share))
-            top = tl.maximum(top, s)
-    if not WIDE:
+        top = tl.full((SHAPE.BLOCK_N, SHAPE.BLOCK_M), float("-inf"), tl.float32)
+        total = tl.zeros((SHAPE.BLOCK_N, SHAPE.BLOCK_M), tl.float32)
+    return top, total
+
+
+@triton.jit
+def _with_tile(top: tl.tensor, total: tl.tensor, s: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
+    """The maxima of the scores so far, and the sums of exponentials over them."""
+    if SHAPE.WIDE:
+        higher = tl.maximum(top, tl.max(s, 1))
+        # Without any admissible pair yet, minus infinity less itself would be no number.
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
+        top = higher
+    else:
+        # One exponential for both: of the old sum by the new maximum, or of the new term by the old one.
+        gap = tl.where(s == top, 0.0, tl.abs(s - top))
+        share = tl.exp(-gap)
+        total = tl.where(s > top, total * share + 1, tl.where(s == float("-inf"), total, total + share))
+        top = tl.maximum(top, s)
+    return top, total
+
+
+@triton.jit
+def _negative_log(top: tl.tensor, total: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
+    """The soft minima of the rows."""
+    if not SHAPE.WIDE:
         highest = tl.max(top, 1)
         shift = tl.where(highest == float("-inf"), 0.0, highest)
         total = tl.sum(total * tl.exp(top - shift[:, None]), 1)
         top = highest
-    found = tl.where(total == 0, float("inf"), -(top + tl.log(total)))
-    tl.store(OUT + (part * batch + b) * n + rows, found, mask=rows < n)
+    return tl.where(total == 0, float("inf"), -(top + tl.log(total)))
+
+
+@triton.jit
+def softmin_kernel(
+    clouds: Clouds, H: tl.tensor, OUT: tl.tensor, stride_h: tl.tensor, split: Parts, SHAPE: tl.constexpr
+) -> None:
+    """-log sum_j exp(h_j - R_ij) over the columns of one part, shape (parts, batch, n)."""
+    rows, part, b = _place(clouds.n, split.parts, SHAPE.BLOCK_N)
+    of = _one(clouds, b, SHAPE)
+    H += b * stride_h
+    x = _first_features(of, rows, SHAPE)
+    top, total = _nothing_yet(SHAPE)
+    for start in range(part * split.span, tl.minimum(part * split.span + split.span, of.m), SHAPE.BLOCK_M):
+        s, _ = _scores(x, of, H, rows, start + tl.arange(0, SHAPE.BLOCK_M), SHAPE)
+        top, total = _with_tile(top, total, s, SHAPE)
+    found = _negative_log(top, total, SHAPE)
+    tl.store(OUT + (part * split.batch + b) * of.n + rows, found, mask=rows < of.n)
 
 
 @triton.jit
@@ -269,94 +253,74 @@ def combine_kernel(PARTS: tl.tensor, OUT: tl.tensor, count: tl.tensor, parts: tl
 
 
 @triton.jit
+def _factors_of(by: Factors, b: tl.tensor, of: Clouds) -> Factors:
+    """Those of one of the batch."""
+    left, right = by.left + b * of.n * by.r, by.right + b * of.m * by.r
+    return Factors(by.v + b * of.m * by.e, by.last + b * of.m, left, right, by.e, by.r)
+
+
+@triton.jit
+def _weights(by: Factors, rows: tl.tensor, cols: tl.tensor, of: Clouds, SHAPE: tl.constexpr) -> tl.tensor:
+    """The scalar products <l_i, r_j>."""
+    pairs = tl.zeros((SHAPE.BLOCK_N, SHAPE.BLOCK_M), tl.float32)
+    for first in range(0, by.r, 16):
+        feats = first + tl.arange(0, 16)
+        left = _rows_of(by.left, rows, of.n, feats, by.r)
+        right = tl.trans(_rows_of(by.right, cols, of.m, feats, by.r))
+        pairs = tl.dot(left, right, pairs, input_precision=SHAPE.PRECISION)
+    return pairs
+
+
+@triton.jit
+def _plan(
+    s: tl.tensor, slope: tl.tensor, by: Factors, of: Clouds, rows: tl.tensor, cols: tl.tensor, SHAPE: tl.constexpr
+) -> tl.tensor:
+    """A tile of the plan exp(s), less one if EXCESS, times the slope if SLOPE, times <l_i, r_j> if WEIGHTED."""
+    p = _expm1(s) if SHAPE.EXCESS else tl.exp(s)
+    if SHAPE.SLOPE:
+        p *= slope
+    if SHAPE.WEIGHTED:
+        p *= _weights(by, rows, cols, of, SHAPE)
+    return p
+
+
+@triton.jit
 def product_kernel(
-    X: tl.tensor,
-    Y: tl.tensor,
+    clouds: Clouds,
     HF: tl.tensor,
     HG: tl.tensor,
-    V: tl.tensor,
-    LAST: tl.tensor,
-    LEFT: tl.tensor,
-    RIGHT: tl.tensor,
-    FACTOR: tl.tensor,
-    BARRED_X: tl.tensor,
-    BARRED_Y: tl.tensor,
-    OUT: tl.tensor,
-    OUT_LAST: tl.tensor,
-    n: tl.tensor,
-    m: tl.tensor,
-    d: tl.tensor,
-    e: tl.tensor,
-    r: tl.tensor,
-    batch: tl.tensor,
-    parts: tl.tensor,
-    span: tl.tensor,
-    stride_x: tl.tensor,
-    stride_y: tl.tensor,
     stride_hf: tl.tensor,
     stride_hg: tl.tensor,
-    FORM: tl.constexpr,
-    FEW: tl.constexpr,
-    WIDE: tl.constexpr,
-    BARRED: tl.constexpr,
-    SLOPE: tl.constexpr,
-    EXCESS: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SINGLE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    factors: Factors,
+    out: Output,
+    split: Parts,
+    SHAPE: tl.constexpr,
 ) -> None:
-    """The plan times V, and times one more column, over the columns of one part.
+    """The plan exp(hf_i + hg_j - R_ij) times V, and times one more column, over the columns of one part.
 
-    The plan is exp(hf_i + hg_j - R_ij), less one if EXCESS, times the slope of the cost if SLOPE, times <l_i, r_j> if
-    WEIGHTED. V has e columns, of which a program takes BLOCK_E; with BLOCK_E = 0 there is only the one more.
+    V has e columns, of which a program takes BLOCK_E; with BLOCK_E = 0 there is only the one more.
     """
-    rows, part, b = _place(n, parts, BLOCK_N)
-    X += b * stride_x
-    Y += b * stride_y
+    rows, part, b = _place(clouds.n, split.parts, SHAPE.BLOCK_N)
+    of, by = _one(clouds, b, SHAPE), _factors_of(factors, b, clouds)
+    n, m, e = of.n, of.m, by.e
     HG += b * stride_hg
-    V += b * m * e
-    LAST += b * m
-    LEFT += b * n * r
-    RIGHT += b * m * r
-    factor = tl.load(FACTOR + b) if FORM != PRODUCT else 1.0
-    x = _rows_of(X, rows, n, tl.arange(0, BLOCK_D), d) if WIDE else 0.0
+    x = _first_features(of, rows, SHAPE)
     hf = tl.load(HF + b * stride_hf + rows, mask=rows < n, other=float("-inf"))
-    last = tl.zeros((BLOCK_N,), tl.float32)
-    if BLOCK_E > 0:
-        wide = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-        out = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
-    for start in range(part * span, tl.minimum(part * span + span, m), BLOCK_M):
-        cols = start + tl.arange(0, BLOCK_M)
-        if WIDE:
-            s = _by_product(x, X, Y, rows, cols, n, m, d, PRECISION, SINGLE, BLOCK_D)
-            slope = s
-        else:
-            s, t = _by_features(X, Y, rows, cols, n, m, d, FORM, FEW, BLOCK_N, BLOCK_M)
-            s, slope = _reduced_cost(s, t, factor, FORM)
-        s += tl.load(HG + cols, mask=cols < m, other=float("-inf"))[None, :]
-        s = _admissible(s, BARRED_X, BARRED_Y, rows, cols, n, m, BARRED)
-        p = _expm1(s + hf[:, None]) if EXCESS else tl.exp(s + hf[:, None])
-        if SLOPE:
-            p *= slope
-        if WEIGHTED:
-            pairs = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-            for first in range(0, r, 16):
-                feats = first + tl.arange(0, 16)
-                left = _rows_of(LEFT, rows, n, feats, r)
-                pairs = tl.dot(left, tl.trans(_rows_of(RIGHT, cols, m, feats, r)), pairs, input_precision=PRECISION)
-            p *= pairs
-        weight = tl.load(LAST + cols, mask=cols < m, other=0.0)
-        last += tl.sum(p * weight[None, :], 1)
-        if BLOCK_E > 0:
-            v = _rows_of(V, cols, m, wide, e)
-            out = tl.dot(p.to(v.dtype), v, out, input_precision=PRECISION)
-    place = (part * batch + b) * n
-    if BLOCK_E > 0:
+    last = tl.zeros((SHAPE.BLOCK_N,), tl.float32)
+    if SHAPE.BLOCK_E > 0:
+        wide = tl.program_id(1) * SHAPE.BLOCK_E + tl.arange(0, SHAPE.BLOCK_E)
+        sums = tl.zeros((SHAPE.BLOCK_N, SHAPE.BLOCK_E), tl.float32)
+    for start in range(part * split.span, tl.minimum(part * split.span + split.span, m), SHAPE.BLOCK_M):
+        cols = start + tl.arange(0, SHAPE.BLOCK_M)
+        s, slope = _scores(x, of, HG, rows, cols, SHAPE)
+        p = _plan(s + hf[:, None], slope, by, of, rows, cols, SHAPE)
+        last += tl.sum(p * tl.load(by.last + cols, mask=cols < m, other=0.0)[None, :], 1)
+        if SHAPE.BLOCK_E > 0:
+            some = _rows_of(by.v, cols, m, wide, e)
+            sums = tl.dot(p.to(some.dtype), some, sums, input_precision=SHAPE.PRECISION)
+    place = (part * split.batch + b) * n + rows
+    if SHAPE.BLOCK_E > 0:
         within = (rows[:, None] < n) & (wide[None, :] < e)
-        tl.store(OUT + (place + rows[:, None]) * e + wide[None, :], out, mask=within)
+        tl.store(out.columns + place[:, None] * e + wide[None, :], sums, mask=within)
     if tl.program_id(1) == 0:
-        tl.store(OUT_LAST + place + rows, last, mask=rows < n)
+        tl.store(out.last + place, last, mask=rows < n)

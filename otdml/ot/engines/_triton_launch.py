@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otdml.ot.engines import _triton_kernels as kernels
+from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts, Shape
 from otdml.ot.engines.barred import Barred
 
 __all__ = ["FORMS", "PRECISIONS", "FusedCost", "Tile", "tile"]
@@ -47,19 +48,15 @@ class Tile:
     wide: bool
     warps: int = 4
 
-    def meta(self, d: int, precision: str, *, crowded: bool = False) -> dict[str, Any]:
-        """Compile-time arguments of a kernel, for points of d features; ``crowded`` as in :meth:`columns`."""
-        return {
-            "FEW": self.few,
-            "WIDE": self.wide,
-            "PRECISION": "ieee" if precision == "bf16" else precision,
-            "SINGLE": d <= self.d,
-            "BLOCK_N": self.n,
-            "BLOCK_M": self.m,
-            "BLOCK_D": self.d,
-            "num_warps": CROWDED_WARPS if crowded else self.warps,
-            **OPTIONS,
-        }
+    def shape(self, form: str, barred: int, d: int, precision: str, **flags: Any) -> Shape:
+        """Compile-time arguments of a kernel, for points of d features."""
+        multiplied = "ieee" if precision == "bf16" else precision
+        whole = (FORMS[form], self.few, self.wide, barred, multiplied, d <= self.d)
+        return Shape(*whole, self.n, self.m, self.d, **flags)
+
+    def options(self, *, crowded: bool = False) -> dict[str, Any]:
+        """Those of a launch; ``crowded`` as in :meth:`columns`."""
+        return {"num_warps": CROWDED_WARPS if crowded else self.warps, **OPTIONS}
 
     def columns(self, e: int, precision: str, *, crowded: bool) -> int:
         """Columns of a matrix, of ``e``, that a program takes; ``crowded`` where it holds more beside them."""
@@ -162,9 +159,15 @@ class FusedCost:
         parts = max(1, -(-m // max(1, span)))
         return parts, span, programs * parts
 
-    def _meta(self, tile: Tile, *, crowded: bool = False) -> dict[str, Any]:
+    def _shape(self, tile: Tile, **flags: Any) -> Shape:
         level = 0 if self.barred is None else self.barred.level
-        return {"FORM": FORMS[self.form], "BARRED": level, **tile.meta(self._features, self.precision, crowded=crowded)}
+        return tile.shape(self.form, level, self._features, self.precision, **flags)
+
+    def _clouds(self, unused: Tensor) -> Clouds:
+        """The points as a kernel takes them; ``unused`` stands where a product has no factor."""
+        (_, n, m), (x, y) = self.shape, self._points
+        factor = unused if self.factor is None else self.factor
+        return Clouds(x, y, factor, *self._barred, n, m, self._features, x.stride(0), y.stride(0))
 
     @property
     def _features(self) -> int:
@@ -173,16 +176,13 @@ class FusedCost:
 
     def softmin(self, h: Tensor) -> Tensor:
         r""":math:`-\log \sum_j \exp(h_j - R_{ij})`, shape (batch, n), for h of shape (batch, m)."""
-        (batch, n, m), (x, y), (parts, span, programs) = self.shape, self._points, self._split(self.tiles[0])
-        h = _rows(h)
+        (batch, n, _), tile, h = self.shape, self.tiles[0], _rows(h)
+        parts, span, programs = self._split(tile)
         out = h.new_empty(parts, batch, n)
         if not out.numel():
             return out[0]
-        kernels.softmin_kernel[(programs,)](
-            *(x, y, h, h if self.factor is None else self.factor, *self._barred, out),
-            *(n, m, self._features, batch, parts, span, x.stride(0), y.stride(0), h.stride(0)),
-            **self._meta(self.tiles[0]),
-        )
+        split, shape = Parts(batch, parts, span), self._shape(tile)
+        kernels.softmin_kernel[(programs,)](self._clouds(h), h, out, h.stride(0), split, SHAPE=shape, **tile.options())
         return out[0] if parts == 1 else _combined(out)
 
     def product(
@@ -230,20 +230,17 @@ class FusedCost:
         out: tuple[Tensor, Tensor],
         flags: dict[str, Any],
     ) -> None:
-        (batch, n, m), (x, y), e = self.shape, self._points, v.shape[-1]
-        parts, span, programs = self._split(self.tiles[1])
+        batch, tile, e, weighted = len(self.x), self.tiles[1], v.shape[-1], weights is not None
+        parts, span, programs = self._split(tile)
         hf, hg = _rows(hf), _rows(hg)
         left, right = (hf, hg) if weights is None else (_padded(w) for w in weights)
-        block = self.tiles[1].columns(e, self.precision, crowded=weights is not None)
+        block = tile.columns(e, self.precision, crowded=weighted)
+        factors = Factors(v, last.float().contiguous(), left, right, e, left.shape[-1] if weighted else 1)
         kernels.product_kernel[(programs, -(-e // block) if e else 1)](
-            *(x, y, hf, hg, v, last.float().contiguous(), left, right),
-            *(hf if self.factor is None else self.factor, *self._barred, *out),
-            *(n, m, self._features, e, 1 if weights is None else left.shape[-1], batch, parts, span),
-            *(x.stride(0), y.stride(0), hf.stride(0), hg.stride(0)),
-            **self._meta(self.tiles[1], crowded=weights is not None),
-            **flags,
-            WEIGHTED=weights is not None,
-            BLOCK_E=block,
+            *(self._clouds(hf), hf, hg, hf.stride(0), hg.stride(0), factors, Output(*out)),
+            Parts(batch, parts, span),
+            SHAPE=self._shape(tile, **flags, WEIGHTED=weighted, BLOCK_E=block),
+            **tile.options(crowded=weighted),
         )
 
 

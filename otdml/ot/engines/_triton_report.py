@@ -18,7 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from otdml.ot.engines import _triton_kernels as kernels
-from otdml.ot.engines._triton_launch import FORMS, OPTIONS, PRECISIONS, tile
+from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts
+from otdml.ot.engines._triton_launch import FORMS, OPTIONS, PRECISIONS, Tile, tile
 
 __all__ = ["ARCHITECTURES", "LARGEST_SHARED", "Configuration", "Usage", "configurations", "report", "usage"]
 
@@ -52,12 +53,22 @@ class Configuration:
         return f"{self.kernel} {self.form} d={self.d} {self.precision}{flags}{'' if self.aligned else ' unaligned'}"
 
     @property
-    def meta(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, Any]:
+        """Compile-time arguments."""
         if self.kernel == "combine":
-            return {"BLOCK": 256, "num_warps": 4, **OPTIONS}
-        shape = tile(self.form, self.d, self.precision, product=self.kernel == "product")
-        meta = shape.meta(self.d, self.precision, crowded=bool(dict(self.flags).get("WEIGHTED")))
-        return {"FORM": FORMS[self.form], "BARRED": 0, **meta, **dict(self.flags)}
+            return {"BLOCK": 256}
+        return {"SHAPE": self._tile.shape(self.form, 0, self.d, self.precision)._replace(**dict(self.flags))}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of a launch."""
+        if self.kernel == "combine":
+            return {"num_warps": 4, **OPTIONS}
+        return self._tile.options(crowded=bool(dict(self.flags).get("WEIGHTED")))
+
+    @property
+    def _tile(self) -> Tile:
+        return tile(self.form, self.d, self.precision, product=self.kernel == "product")
 
 
 @dataclass(frozen=True)
@@ -113,29 +124,46 @@ _SIZES = ("n", "m", "stride_h", "stride_hf", "stride_hg")
 # Those that always are: features and columns are padded.
 _PADDED = ("e", "r", "span")
 _FEATURES = ("d", "stride_x", "stride_y")
+# Groups of arguments, by the name that a kernel gives them.
+_GROUPS: dict[str, type[Any]] = {"clouds": Clouds, "split": Parts, "factors": Factors, "out": Output}
+# Fields that are integers; the others point to the memory of a tensor.
+_INTEGERS = {*_SIZES, *_PADDED, *_FEATURES, "batch", "parts", "count"}
 
 
 def usage(configuration: Configuration, architecture: int) -> Usage:
     """What a kernel takes on an architecture, e.g. 90, as the assembler reports it."""
     function = getattr(kernels, f"{configuration.kernel}_kernel")
-    meta = configuration.meta
-    options = {name: meta.pop(name) for name in ("num_warps", *OPTIONS)}
-    names = function.arg_names
-    signature = {name: "constexpr" if name in meta else _type(name, configuration) for name in names}
-    always = _PADDED + (_FEATURES if meta.get("WIDE") else ())
-    divisible = [name.isupper() or name in always or (configuration.aligned and name in _SIZES) for name in names]
-    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if divisible[i] and name not in meta}
-    source = ASTSource(function, signature, meta, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    signature: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, name in enumerate(function.arg_names):
+        fields = _GROUPS[name]._fields if name in _GROUPS else (name,)
+        types = [_type(field, configuration) for field in fields]
+        signature[name] = _GROUPS[name](*types) if name in _GROUPS else types[0]
+        for k, field in enumerate(fields):
+            if _divisible(field, configuration):
+                attributes[(i, k) if name in _GROUPS else (i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, configuration.constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=configuration.options)
     found = _resources(compiled.asm["cubin"])
     return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared)
 
 
+def _divisible(name: str, configuration: Configuration) -> bool:
+    """Whether an argument is a multiple of 16."""
+    if name in configuration.constants:
+        return False
+    wide = configuration.kernel != "combine" and configuration.constants["SHAPE"].WIDE
+    always = _PADDED + (_FEATURES if wide else ())
+    return name not in _INTEGERS or name in always or (configuration.aligned and name in _SIZES)
+
+
 def _type(name: str, configuration: Configuration) -> str:
-    if not name.isupper():
+    if name in configuration.constants:
+        return "constexpr"
+    if name in _INTEGERS:
         return "i32"
-    half = configuration.precision == "bf16" and name in ("X", "Y", "V")
-    return "*i32" if name.startswith("BARRED") else "*bf16" if half else "*fp32"
+    half = configuration.precision == "bf16" and name in ("x", "y", "v")
+    return "*i32" if name.startswith("barred") else "*bf16" if half else "*fp32"
 
 
 def _resources(binary: bytes) -> dict[str, int]:
