@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otdml._checks import argument_error, check_finite
+from otdml._cost_forms import Mask
 from otdml.costs import Bilinear
 from otdml.losses.alignment.logsumexp import (
     Edit,
@@ -24,6 +25,7 @@ from otdml.losses.alignment.pairs import Forbidden, Pairing
 from otdml.losses.alignment.target import GroupTarget, MatchTarget, PairTarget, Plan
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._sinkhorn import entropic
+from otdml.ot.engines.barred import Barred
 from otdml.sphere import length, unit
 
 __all__ = ["Alignment", "directions", "factors"]
@@ -115,6 +117,16 @@ class Alignment:
             return None
         return Forbidden(self.pairing.itself, self.ids, self.target.block)
 
+    @property
+    def mask(self) -> Mask | None:
+        """The same for a solver, by integers where those say it: a fused kernel takes no function."""
+        forbidden, kept = self.forbidden, self.target.groups_of_positives
+        if forbidden is None or (self.ids is not None and kept is None):
+            return forbidden
+        candidates = torch.arange(len(self.y), dtype=torch.int32, device=self.y.device)
+        own = None if self.pairing.itself is None else (self.pairing.itself.int(), candidates)
+        return Barred(own, self.ids, kept if self.ids is not None else None)
+
     def part(self, anchors: Tensor | None) -> "Alignment":
         """The same candidates for some anchors, None for all."""
         if anchors is None:
@@ -151,8 +163,10 @@ class Alignment:
         # With these offsets the reference measure is that of the similarities, not the product of the marginals.
         cost = Bilinear(x, y, _log(a) + mass, _log(b))
         rho = check_rho(None if isinstance(options.marginals, str) else options.marginals)
-        backend = ("dense" if dense else "streamed") if options.backend == "auto" else options.backend
-        problem = Problem(cost, a, b, 1.0, rho, self.forbidden)
+        # Of a GPU's ways, the one that the solver would choose; on a CPU, none that keeps so large a kernel.
+        large = "streamed" if x.device.type == "cpu" else "auto"
+        backend = ("dense" if dense else large) if options.backend == "auto" else options.backend
+        problem = Problem(cost, a, b, 1.0, rho, self.mask)
         result = entropic(problem, SolverOptions(options.tol, options.max_iter, backend))
         return _centred(result.f, a).to(self.x.dtype), _centred(result.g, b).to(self.x.dtype)
 

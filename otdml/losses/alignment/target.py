@@ -25,6 +25,10 @@ class Plan(Protocol):
     def rows(self) -> Tensor: ...
     @property
     def columns(self) -> Tensor: ...
+    @property
+    def groups_of_positives(self) -> tuple[Tensor, Tensor] | None:
+        """One integer per anchor and per candidate, which agree where the plan has mass; None where none say it."""
+
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         """The sum over pairs of the plan times the scalar products of ``x``, shape (n, d), and ``y``, (m, d)."""
 
@@ -54,6 +58,10 @@ class MatchTarget:
     @property
     def columns(self) -> Tensor:
         return self.rows
+
+    @property
+    def groups_of_positives(self) -> tuple[Tensor, Tensor]:
+        return self.pairing.own.int(), torch.arange(self.pairing.m, dtype=torch.int32, device=self.like.device)
 
     def products(self, x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
         """The scalar product of each pair, plus the term of the candidate."""
@@ -106,6 +114,10 @@ class PairTarget:
     def columns(self) -> Tensor:
         return self.mass.new_zeros(self.m).index_add_(0, self.j, self.mass)
 
+    @property
+    def groups_of_positives(self) -> None:
+        return None
+
     def products(self, x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
         """The scalar product of each pair, plus the term of the candidate."""
         found = (x.index_select(0, self.i) * y.index_select(0, self.j)).sum(-1)
@@ -145,6 +157,10 @@ class DenseTarget:
     @property
     def columns(self) -> Tensor:
         return self.T.sum(0)
+
+    @property
+    def groups_of_positives(self) -> None:
+        return None
 
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         return (x * (self.T @ y)).sum()
@@ -190,6 +206,11 @@ class GroupTarget:
         if self.pairing.itself is not None:
             found.index_add_(0, self.pairing.itself, self.scale, alpha=-(group + anyone))
         return found
+
+    @property
+    def groups_of_positives(self) -> tuple[Tensor, Tensor] | None:
+        own, group, anyone = self.weights
+        return self.groups if group and not own and not anyone else None
 
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         own, group, anyone = self.weights

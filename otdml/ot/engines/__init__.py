@@ -1,5 +1,8 @@
 """Ways to compute soft minima over a cost, behind one interface."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -11,7 +14,7 @@ from otdml.ot.engines.dense import Dense
 from otdml.ot.engines.keops import Symbolic
 from otdml.ot.engines.multiscale import Multiscale
 from otdml.ot.engines.streamed import Streamed
-from otdml.ot.engines.triton import Fused, pays
+from otdml.ot.engines.triton import PRECISIONS, Fused, pays
 
 __all__ = [
     "BACKENDS",
@@ -26,12 +29,14 @@ __all__ = [
     "engine",
 ]
 
-_ENGINES: dict[str, type[Engine]] = {
+_ENGINES: dict[str, Callable[[Ground, Mask | None], Engine]] = {
     "dense": Dense,
     "streamed": Streamed,
     "keops": Symbolic,
     "multiscale": Multiscale,
     "triton": Fused,
+    # Rounded more coarsely, which is only to be had where it is asked for.
+    **{f"triton-{precision}": partial(Fused, precision=precision) for precision in PRECISIONS[1:]},
 }
 BACKENDS = ("auto", *_ENGINES)
 
@@ -47,7 +52,7 @@ def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask 
         entries = cost.shape.numel()
         fits = entries * cost.first.element_size() <= DENSE_BYTES
         backend = "triton" if pays(scaled, mask, fits) else "dense" if fits else "streamed"
-    if backend == "triton" and scaled.dtype == torch.float64:
+    if backend.startswith("triton") and scaled.dtype == torch.float64:
         # The kernels are single precision; so a double check of what they found is streamed.
         backend = "streamed"
     return _ENGINES[backend](scaled, mask)

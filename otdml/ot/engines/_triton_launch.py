@@ -11,12 +11,9 @@ from otdml.ot.engines import _triton_kernels as kernels
 from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts, Shape
 from otdml.ot.engines.barred import Barred
 
-__all__ = ["FORMS", "PRECISIONS", "FusedCost", "Tile", "tile"]
+__all__ = ["FORMS", "FusedCost", "Tile", "tile"]
 
 FORMS = {"product": kernels.PRODUCT.value, "distance": kernels.DISTANCE.value, "angle": kernels.ANGLE.value}
-# How products of matrices are rounded: as single precision; as three products of TF32, which is nearly that; as one
-# (10 bits); or as bfloat16 (7 bits).
-PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
 # Features up to which a loop over them is written out, and costs less than a matrix product of sixteen.
 FEW = 4
 # Programs that keep a GPU busy, and columns that are worth one.
@@ -103,7 +100,7 @@ class FusedCost:
         y: Shape (batch, m, d).
         factor: Of a distance or an angle, shape (batch,); None for a product.
         barred: Pairs without mass, the same in all of the batch.
-        precision: Of matrix products, one of ``PRECISIONS``; sums over features are single precision always.
+        precision: Of matrix products, one of the engine's; sums over features are single precision always.
     """
 
     form: str

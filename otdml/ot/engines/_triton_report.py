@@ -19,7 +19,8 @@ from triton.compiler import ASTSource
 
 from otdml.ot.engines import _triton_kernels as kernels
 from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts
-from otdml.ot.engines._triton_launch import FORMS, OPTIONS, PRECISIONS, Tile, tile
+from otdml.ot.engines._triton_launch import FORMS, OPTIONS, Tile, tile
+from otdml.ot.engines.triton import PRECISIONS
 
 __all__ = ["ARCHITECTURES", "LARGEST_SHARED", "Configuration", "Usage", "configurations", "report", "usage"]
 

@@ -1,6 +1,7 @@
 """Pairs without mass that a fused kernel can tell: by integers that points share."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,13 +50,24 @@ class Barred:
         return 1 if self.same is None or (self.own is None and self.kept is None) else 2
 
     def vectors(self, side: int) -> Tensor:
-        """The rows' (0) or the columns' (1) integers, shape (1, n) or (3, n)."""
-        if self.level == 1:
-            pair = self.own or self.same
-            assert pair is not None
-            return pair[side].to(torch.int32)[None].contiguous()
-        assert self.same is not None
-        # Numbers that agree with none of the other side.
-        never = torch.full_like(self.same[side], -1 - side)
-        own, kept = (never if pair is None else pair[side] for pair in (self.own, self.kept))
-        return torch.stack([own, self.same[side], kept]).to(torch.int32)
+        """The rows' (0) or the columns' (1) integers, of 32 bits, shape (1, n) or (3, n)."""
+        return self._vectors[side]
+
+    @cached_property
+    def _vectors(self) -> Pair:
+        pairs = [self.own or self.same]
+        if self.level > 1:
+            assert self.same is not None
+            # Numbers that agree with none of the other side.
+            never = torch.full_like(self.same[0], -1), torch.full_like(self.same[1], -2)
+            pairs = [self.own or never, self.same, self.kept or never]
+        found = [_renumbered(pair) for pair in pairs if pair is not None]
+        return torch.stack([rows for rows, _ in found]), torch.stack([columns for _, columns in found])
+
+
+def _renumbered(pair: Pair) -> Pair:
+    """The same agreement in 32 bits, into which larger numbers must not be cut."""
+    if all(t.dtype == torch.int32 for t in pair):
+        return pair
+    index = torch.cat(pair).unique(return_inverse=True)[1].to(torch.int32)
+    return index[: len(pair[0])], index[len(pair[0]) :]

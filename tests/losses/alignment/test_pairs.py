@@ -3,8 +3,10 @@ import pytest
 import torch
 
 from otdml.losses import DomainTarget, SupCon, contrastive_alignment
-from otdml.losses.alignment.pairs import Forbidden, joint
+from otdml.losses.alignment.pairs import Forbidden, joint, one_way
+from otdml.losses.alignment.problem import Alignment
 from otdml.losses.alignment.target import target_plan
+from otdml.ot.engines.barred import Barred
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -30,6 +32,39 @@ def test_forbidden_pairs():
     scores = torch.zeros(6, 6)
     forbidden.edit(scores[2:4], slice(2, 4), EVERYTHING)
     assert torch.equal(scores[2:4] == -torch.inf, expected[2:4])
+
+
+LARGE = torch.tensor([4, 4, 2, 4 + 2**32, 2, 1])
+TARGETS = {
+    "other view": (None, True),
+    "labels": ((torch.tensor(LABELS),) * 2, True),
+    "domains": (DomainTarget(torch.tensor(LABELS), 0.1, 0.0), False),
+    "matrix": (torch.ones(6, 6), False),
+}
+
+
+@pytest.mark.parametrize("pairing", [joint(3, CPU), one_way(6, 6, CPU)], ids=["joint", "one-way"])
+@pytest.mark.parametrize("ids", [None, LARGE], ids=["no ids", "ids"])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_integers_forbid_what_the_blocks_do(kind, ids, pairing):
+    target, by_integers = TARGETS[kind]
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plan = target_plan(target, pairing, LIKE)
+    problem = Alignment(x, x, 1.0, pairing, plan, ids if ids is None else (ids, ids))
+    if problem.forbidden is None:
+        assert problem.mask is None
+        return
+    assert isinstance(problem.mask, Barred) == (by_integers or ids is None)
+    for rows, columns in ((EVERYTHING, EVERYTHING), (slice(2, 5), slice(1, 3))):
+        assert torch.equal(problem.mask(rows, columns), problem.forbidden(rows, columns))
+    if isinstance(problem.mask, Barred):
+        # As a kernel reads it: numbers of 32 bits, which must not make two instances one.
+        (own, *more), (its, *others) = (problem.mask.vectors(side) for side in (0, 1))
+        assert own.dtype == torch.int32
+        found = own[:, None] == its
+        if more:
+            found |= (more[0][:, None] == others[0]) & (more[1][:, None] != others[1])
+        assert torch.equal(found, problem.forbidden(EVERYTHING, EVERYTHING))
 
 
 def views():

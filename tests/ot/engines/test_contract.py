@@ -9,15 +9,20 @@ import torch
 from otdml.costs import Bilinear, Matrix, ground
 from otdml.ot.engines import BACKENDS, Engine, base, engine
 
+INTERPRETED = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a CPU, kernels must be interpreted"),
+    # The interpreter computes what a kernel then selects away, with NumPy's warnings.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
 MARKS = {
     # On one worker, as each has a cache of compiled formulas of its own.
     "keops": [pytest.mark.keops, pytest.mark.xdist_group("keops")],
-    "triton": [
-        pytest.mark.kernels,
-        pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a CPU, kernels must be interpreted"),
-        # The interpreter computes what a kernel then selects away, with NumPy's warnings.
-        pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-    ],
+    "triton": INTERPRETED,
+    # The interpreter multiplies TF32 in full, so that only the names and the ways there are tested.
+    "triton-tf32x3": INTERPRETED,
+    "triton-tf32": INTERPRETED,
+    "triton-bf16": [*INTERPRETED, pytest.mark.skip(reason="the interpreter does not multiply bfloat16")],
 }
 ENGINES = [pytest.param(name, marks=MARKS.get(name, [])) for name in BACKENDS if name != "auto"]
 COSTS = ("sqeuclidean", "cosine", "euclidean")

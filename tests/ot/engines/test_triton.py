@@ -263,6 +263,43 @@ def test_other_precisions_of_products(precision):
     close(fused.plan_product(hf, hg, v), exact.plan_product(hf.double(), hg.double(), v.double()))
 
 
+# Significant bits, what is made of the others, and the error in units of the product of lengths, as documented.
+ROUNDED = {"tf32": (11, torch.trunc, 2e-3), "bf16": (8, torch.round, 8e-3)}
+
+
+@pytest.mark.parametrize("precision", ROUNDED)
+def test_the_documented_error_of_a_precision_bounds_it(precision):
+    bits, whole, bound = ROUNDED[precision]
+
+    def errors(x, y):
+        found = []
+        for t in (x, y):
+            mantissa, exponent = torch.frexp(t)
+            found.append(torch.ldexp(whole(mantissa * 2**bits) / 2**bits, exponent))
+        return (found[0] @ found[1].T - x @ y.T).abs() / (x.norm(dim=1)[:, None] * y.norm(dim=1))
+
+    random = errors(*(t.double() for t in clouds(20, n=500, m=500)))
+    assert random.max() <= bound
+    assert random.mean() <= 0.1 * bound
+    # The largest error is that of numbers just below the next one, or halfway between two.
+    below = 2.0 ** (1 - bits) * (1 if whole is torch.trunc else 0.5) - 2.0**-20
+    worst = torch.full((1, 20), 1 + below, dtype=torch.float64)
+    assert 0.9 * bound < errors(worst, worst).max() <= bound
+
+
+def test_a_precision_is_a_name_of_a_backend():
+    x, y = clouds(20)
+    for precision in ("tf32x3", "tf32", "bf16"):
+        made = engine(ground(x, y), 1.0, f"triton-{precision}")
+        assert isinstance(made, Fused)
+        assert made.precision == made.mT.precision == made.fused.precision == precision
+        assert isinstance(engine(ground(x.double(), y.double()), 1.0, f"triton-{precision}"), Streamed)
+    result = sinkhorn(x, y, eps=5.0, backend="triton-tf32")
+    torch.testing.assert_close(result.value, sinkhorn(x, y, eps=5.0).value, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="`precision` must be one of 'ieee'"):
+        Fused(ground(x, y), precision="tf16")
+
+
 def test_half_precision_points_are_summed_in_single_precision():
     x, y = (t.half() for t in clouds(20))
     found = Fused(Bilinear(x, y)).row_softmin(torch.zeros(70))
