@@ -13,7 +13,15 @@ from torch.autograd import forward_ad
 
 from otdml import kernel_sums, kernels
 from otdml.costs import COSTS, cost_matrix
-from otdml.dml import multi_similarity, potential_field, proxy_anchor, proxy_nca, soft_triple, triplet_margin
+from otdml.dml import (
+    multi_similarity,
+    potential_field,
+    proxy_anchor,
+    proxy_nca,
+    recall_at_k,
+    soft_triple,
+    triplet_margin,
+)
 from otdml.losses import (
     distortion,
     entropic_ot,
@@ -25,7 +33,18 @@ from otdml.losses import (
     sinkhorn_self_term,
     sliced_wasserstein,
 )
-from otdml.ot import exact, exact_matrix, gromov, semidiscrete, sinkhorn, sinkhorn_matrix, sliced, wasserstein_1d
+from otdml.ot import (
+    exact,
+    exact_matrix,
+    gromov,
+    semidiscrete,
+    sinkhorn,
+    sinkhorn_matrix,
+    sliced,
+    soft_rank,
+    soft_topk,
+    wasserstein_1d,
+)
 from otdml.sphere import angle, distinct_directions, length, unit
 
 # What says that a derivative does not exist.
@@ -107,6 +126,9 @@ ENTRIES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "soft_triple": (lambda z, p: soft_triple(z, p, LABELS), (X, CENTRES)),
     "potential_field": (lambda z, p: potential_field(z, p, LABELS), (X, CENTRES)),
     "multi_similarity": (lambda z: multi_similarity(z, LABELS), (X,)),
+    "recall_at_k": (lambda z: recall_at_k(z, LABELS, eps=0.4), (X,)),
+    "soft_rank": (lambda s: tilted(soft_rank(s, eps=1.0, tol=1e-11)), (S,)),
+    "soft_topk": (lambda s: tilted(soft_topk(s, 2, eps=0.5)), (S,)),
     "triplet_margin": (lambda z: triplet_margin(z, LABELS, margin=1.0), (X,)),
 }
 every = pytest.mark.parametrize("name", ENTRIES)

@@ -147,6 +147,18 @@ ROWS = (
         {"POT": "``barycenter``, ``barycenter_debiased``", "OTT": "``FixedBarycenter``"},
     ),
     Row(
+        "ranks with gradients",
+        f":func:`~{OT}.soft_rank`",
+        "sorting, ties: ``tests/ot/test_ranks.py``",
+        {"OTT": "``tools.soft_sort.ranks``"},
+    ),
+    Row(
+        "the k largest with gradients",
+        f":func:`~{OT}.soft_topk`, :class:`~{DML}.RecallAtK`",
+        "sorting, hard recall: ``tests/ot/test_ranks.py``, ``tests/dml/pairs/test_recall.py``",
+        {"OTT": "``tools.soft_sort.topk_mask``"},
+    ),
+    Row(
         "clouds of different sizes in one batch",
         f":func:`~{OT}.pad_clouds`",
         "cloud by cloud: ``tests/ot/test_padding.py``",

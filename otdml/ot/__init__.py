@@ -5,6 +5,7 @@ from otdml.ot._couplings import couple
 from otdml.ot._exact import exact, exact_matrix
 from otdml.ot._gromov.solver import GromovResult, gromov, gromov_matrix
 from otdml.ot._padding import pad_clouds
+from otdml.ot._ranks import soft_rank, soft_topk
 from otdml.ot._result import OTResult
 from otdml.ot._semidiscrete import SemidiscreteResult, semidiscrete
 from otdml.ot._sinkhorn import sinkhorn, sinkhorn_matrix
@@ -26,5 +27,7 @@ __all__ = [
     "sinkhorn_barycenter",
     "sinkhorn_matrix",
     "sliced",
+    "soft_rank",
+    "soft_topk",
     "wasserstein_1d",
 ]
