@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
+from otdml.ot._gromov.objective import GromovObjective, ReadablePlan, picked
 from otdml.ot._iteration import Alternating, iterate
 from otdml.ot._problem import Marginal
 from otdml.ot.engines import Engine, engine
@@ -185,15 +185,9 @@ def _best(states: Sequence[DescentState]) -> DescentState:
         return states[0]
     index = torch.stack([state.objective for state in states]).argmin(0)
     objective, slope, g = (
-        _pick(torch.stack([getattr(state, name) for state in states]), index) for name in ("objective", "slope", "g")
+        picked(torch.stack([getattr(state, name) for state in states]), index) for name in ("objective", "slope", "g")
     )
     return DescentState(objective, slope, g, max(state.n_iter for state in states))
-
-
-def _pick(stack: Tensor, index: Tensor) -> Tensor:
-    """The entry ``index`` of the first dimension, for each batch element."""
-    index = index[(None, ..., *(None,) * (stack.ndim - 1 - index.ndim))]
-    return torch.take_along_dim(stack, index, 0)[0]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_batches, check_choice, check_points
-from otdml.costs import COSTS, Bilinear, Cost, cost_matrix, ground
+from otdml.costs import COSTS, Cost, cost_matrix, ground
 from otdml.measures import expand
 
 __all__ = ["FeatureCost", "between_features", "check_between", "check_features", "given_between"]
@@ -74,10 +74,8 @@ class FeatureCost:
 def between_features(u: Tensor, v: Tensor, cost: Cost, factor: float) -> FeatureCost:
     """``factor`` times the cost between two sets of features, shapes (..., n, d) and (..., m, d)."""
     if isinstance(cost, str) and COSTS[check_choice("cost_features", cost, COSTS)].products is not None:
-        form = ground(u, v, cost)
-        assert isinstance(form, Bilinear)
-        _, _, row, column = form.leaves
-        return FeatureCost(factor * row, factor * column, (factor * form.q, form.k))
+        q, k, row, column = ground(u, v, cost).leaves
+        return FeatureCost(factor * row, factor * column, (factor * q, k))
     return given_between(cost_matrix(u, v, cost), factor)
 
 

@@ -23,7 +23,7 @@ from otdml.costs import Bilinear, Matrix
 from otdml.ot._gromov.centred_cost import CentredCost
 from otdml.ot._gromov.feature_cost import FeatureCost
 
-__all__ = ["GromovObjective", "ReadablePlan"]
+__all__ = ["GromovObjective", "ReadablePlan", "extreme_view", "picked"]
 
 
 class ReadablePlan(Protocol):
@@ -139,8 +139,8 @@ class GromovObjective:
         alike from the extreme point of their cloud, and the other to pair those that do not.
         """
         a, b = self.a[..., None], self.b_shares[..., None, :]
-        rows = 0.5 * a * _extreme_view(self.left, self.a)[..., None]
-        columns = b * _extreme_view(self.right, self.b)[..., None, :]
+        rows = 0.5 * a * extreme_view(self.left, self.a)[..., None]
+        columns = b * extreme_view(self.right, self.b)[..., None, :]
         if self.right.z is not None:
             tilt = rows * (columns @ self.right.z)
             return tilt, -tilt
@@ -247,7 +247,7 @@ def _with_mass(read: Tensor, a: Tensor) -> Tensor:
     return (read[..., :-1] / mass).mul_(a[..., None])
 
 
-def _extreme_view(cost: CentredCost, a: Tensor) -> Tensor:
+def extreme_view(cost: CentredCost, a: Tensor) -> Tensor:
     """The centred cost to the extreme point, scaled to at most one; it is centred in the weights like every column."""
     extreme = cost.energies(a).where(a > 0, -1.0).argmax(-1, keepdim=True)
     h = cost.times(torch.zeros_like(a).scatter(-1, extreme, 1.0)[..., None])[..., 0]
@@ -261,3 +261,9 @@ def _dual(left: CentredCost, right: CentredCost, a: Tensor, f: Tensor, push: Cal
     square = s * (left.mean[..., None] + left.alpha).square() + left.energies(a)
     shifts = left.times((a * left.alpha)[..., None] - push(right.alpha[..., None]))[..., 0]
     return square + 2 * shifts - 2 * s * right.mean[..., None] * left.alpha + f
+
+
+def picked(stack: Tensor, index: Tensor) -> Tensor:
+    """The entry ``index`` of the first dimension, for each batch element."""
+    index = index[(None, ..., *(None,) * (stack.ndim - 1 - index.ndim))]
+    return torch.take_along_dim(stack, index, 0)[0]

@@ -23,12 +23,14 @@ class GromovResult(OTResult):
     Attributes:
         eps: The temperature, shape (...) or ().
         divergence: :math:`\mathrm{KL}(P \,|\, a \otimes b)`, shape (...). The entropic objective is
-            ``value + eps * divergence``; the gradient of ``value`` is that of this sum.
+            ``value + eps * divergence``; the gradient of ``value`` is that of this sum. Of an unbalanced problem half
+            of :math:`\mathrm{KL}(P \otimes P \,|\, (a \otimes b) \otimes (a \otimes b))`, of a partial one with what
+            stays behind.
     """
 
     eps: Tensor = field(kw_only=True)
     divergence: Tensor = field(kw_only=True)
-    _problem: GromovObjective = field(kw_only=True, repr=False)
+    _problem: GromovObjective | None = field(kw_only=True, repr=False)
     _shared: Tensor | None = field(kw_only=True, repr=False)
 
     @cached_property
@@ -41,6 +43,8 @@ class GromovResult(OTResult):
         Raises:
             ValueError: If the clouds differ in size or in weights, so that the pairing is no plan.
         """
+        if self._problem is None:
+            raise argument_error("rho", "be None, and `mass` too, for a gap", "relaxed marginals")
         if self._shared is None:
             raise argument_error("y", "pair with `x`, row by row and with equal weights", "another measure")
         gap = self._problem.gap(self)
@@ -63,11 +67,13 @@ class GromovResult(OTResult):
 
         Then the iteration has ended in a worse local optimum, and the gradient of the gap has the wrong sign.
         """
+        gap = self.gap.detach()
+        assert self._problem is not None
         a = self._problem.a
         mass = a.sum(-1)
         pairing = torch.special.entr(a).sum(-1) - mass + mass.square()
         # The margin is what an objective solved to a tolerance may be off.
-        return self.gap.detach() < self.eps * (self.divergence - pairing - 0.01)
+        return gap < self.eps * (self.divergence - pairing - 0.01)
 
 
 def along(w: Tensor, gradient: Tensor) -> Tensor:

@@ -20,9 +20,13 @@ from otdml.ot._gromov.feature_cost import (
     given_between,
 )
 from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced
+from otdml.ot._gromov.relaxed_solution import relaxed
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Live, constrained
 from otdml.ot._implicit import first_order
+from otdml.ot._partial import Mass, check_mass
+from otdml.ot._problem import check_rho
 
 __all__ = ["GROMOV_BACKENDS", "STARTS", "GromovResult", "gromov", "gromov_matrix"]
 
@@ -40,6 +44,8 @@ def gromov(
     cost_features: Cost = "sqeuclidean",
     alpha: float | None = None,
     eps: float | Tensor | None = None,
+    rho: float | tuple[float, float] | None = None,
+    mass: Mass | None = None,
     tol: float = 1e-3,
     max_iter: int = 300,
     init: Init = "best",
@@ -76,6 +82,15 @@ def gromov(
         eps: Temperature, in units of the product of the two costs, a number or one per batch element. 0.02 times
             the product of the root mean squares of the two costs, centred, if None; of a fused problem, 0.02 times what
             the two parts have of that together.
+        rho: Penalty of the marginals in place of constraints, in units of the product of the two costs, a number or a
+            pair: the problem is then *unbalanced* :cite:p:`sejourne:21`, with :math:`\tfrac12 \rho_a \mathrm{KL}(p
+            \otimes p \,|\, a \otimes a)` for the row sums p, likewise for columns, and an entropy of the same form,
+            :math:`\tfrac12 \varepsilon \mathrm{KL}(P \otimes P \,|\, (a \otimes b) \otimes (a \otimes b))`. The
+            value includes the penalties. Masses of a and b may differ.
+        mass: Mass of the plan, a number or shape (...), where it is *partial* :cite:p:`chapel:20`: its marginals are at
+            most a and b, which may have different masses; what stays has entropy as well, as in :func:`sinkhorn`. With
+            free marginals the objective has more local optima, and each step is a transport problem solved to the end,
+            so both take longer than the constrained problem.
         tol: When to stop: at a marginal error below ``tol``, and a step of the linearised cost below ``tol * eps``,
             in root mean square.
         max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so. Clouds
@@ -90,10 +105,11 @@ def gromov(
 
     Returns:
         The result. Its value is the quadratic part of the objective, shape (...); it carries the gradient of the
-        whole objective in points, weights and scales, with the plan held fixed. There are no second derivatives.
+        whole objective in points, features, weights and scales, with the plan held fixed. There are no second
+        derivatives.
 
     Raises:
-        ValueError: If shapes do not fit, masses differ, or the costs are not finite.
+        ValueError: If shapes do not fit, masses differ without ``rho`` and ``mass``, or the costs are not finite.
 
     Example:
         >>> import torch
@@ -107,14 +123,14 @@ def gromov(
     u, v = check_features(features, x, y)
     refuse_transforms("gromov", x, y, a, b, u, v)
     x, y, u, v = _first_order_only(x), _first_order_only(y), _first_order_only(u), _first_order_only(v)
-    live = _live(x, y, a, b)
+    live = _live(x, y, a, b, equal=rho is None and mass is None)
     left, right = (
         centred(name, points, w.detach(), cost)
         for name, points, w, cost in (("cost_x", x, live.a, cost_x), ("cost_y", y, live.b, cost_y))
     )
     share = _share(alpha, fused=u is not None)
     between = None if u is None or v is None else between_features(u, v, cost_features, 1 - share)
-    return _solved(left, right, between, share, live, options)
+    return _solved(left, right, between, share, live, _relaxation(rho, mass, live), options)
 
 
 @full_precision
@@ -127,6 +143,8 @@ def gromov_matrix(
     features: Tensor | None = None,
     alpha: float | None = None,
     eps: float | Tensor | None = None,
+    rho: float | tuple[float, float] | None = None,
+    mass: Mass | None = None,
     tol: float = 1e-3,
     max_iter: int = 300,
     init: Init = "best",
@@ -141,6 +159,8 @@ def gromov_matrix(
         features: Costs of a fused problem between first and second points, shape (..., n, m).
         alpha: Share of the quadratic part of a fused problem.
         eps: Temperature, in units of the product of the two costs.
+        rho: Penalty of the marginals of an unbalanced problem.
+        mass: Mass of a partial plan.
         tol: When to stop.
         max_iter: Most linearisations.
         init: The plan to start from.
@@ -164,17 +184,17 @@ def gromov_matrix(
     C_x, C_y, a, b = broadcast_clouds(check_symmetric("C_x", C_x), check_symmetric("C_y", C_y), a, b, second="C_y")
     refuse_transforms("gromov_matrix", C_x, C_y, a, b, features)
     C_x, C_y, M = _first_order_only(C_x), _first_order_only(C_y), _first_order_only(features)
-    live = _live(C_x, C_y, a, b)
+    live = _live(C_x, C_y, a, b, equal=rho is None and mass is None)
     left, right = centred_matrix(C_x, live.a.detach()), centred_matrix(C_y, live.b.detach())
     share = _share(alpha, fused=M is not None)
     between = None if M is None else given_between(check_between(M, live.a, live.b), 1 - share)
-    return _solved(left, right, between, share, live, options)
+    return _solved(left, right, between, share, live, _relaxation(rho, mass, live), options)
 
 
-def _live(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Live:
+def _live(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *, equal: bool) -> Live:
     shared = _shared_weights(x, y, a, b)
     a, b = (_FirstOrderOnly.apply(w) for w in (weights(x, a), weights(y, b)))
-    if shared is None:
+    if shared is None and equal:
         check_equal_mass(a, b)
     return Live(a, b, shared)
 
@@ -194,11 +214,26 @@ def _solved(
     between: FeatureCost | None,
     share: float,
     live: Live,
+    relaxation: Relaxation | None,
     options: GromovOptions,
 ) -> GromovResult:
     root = math.sqrt(share)
     problem = GromovObjective(left.scaled(root), right.scaled(root), live.a.detach(), live.b.detach(), between)
-    return constrained(problem, live, options)
+    return constrained(problem, live, options) if relaxation is None else relaxed(problem, relaxation, live, options)
+
+
+def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, live: Live) -> Relaxation | None:
+    if rho is not None and mass is not None:
+        raise argument_error("mass", "be None where `rho` is given", mass)
+    if mass is not None:
+        return Partial(check_mass(mass, live.a, live.b).detach())
+    if rho is None:
+        return None
+    first, second = check_rho(rho)
+    if first is None or second is None:
+        must = "be a positive number or a pair of them"
+        raise argument_error("rho", must, rho, "A Gromov problem relaxes both marginals or none.")
+    return Unbalanced((first, second))
 
 
 def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -1,0 +1,203 @@
+r"""How marginals are relaxed: the linearised problem, and the state from which the next one follows.
+
+An *unbalanced* problem penalises marginals by :math:`\tfrac12 \rho \mathrm{KL}(p \otimes p \,|\, a \otimes a)`, and its
+entropy is :math:`\tfrac12 \varepsilon \mathrm{KL}(P \otimes P \,|\, (a \otimes b) \otimes (a \otimes b))`
+:cite:p:`sejourne:21`. With one of two equal plans held fixed, all terms are linear in the other or a divergence of it
+from the weights: an unbalanced transport problem. A *partial* one bounds marginals by a and b and prescribes the mass
+:cite:p:`chapel:20`.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml.costs import Bilinear, Matrix
+from otdml.ot._annealing import Init
+from otdml.ot._gromov.relaxed_objective import Reading, RelaxedObjective
+from otdml.ot._partial import extended, extended_options, restricted
+from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._result import OTResult
+from otdml.ot._sinkhorn import entropic
+from otdml.ot._solution import EntropicSolution
+
+__all__ = ["Linearised", "Partial", "Relaxation", "State", "Unbalanced"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a descent is.
+
+    Attributes:
+        reading: The plan's.
+        constant: What all costs of the next problem have in common, shape (...).
+        g: Column potential to start from, or None.
+    """
+
+    reading: Reading
+    constant: Tensor
+    g: Tensor | None
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """A solved linearisation.
+
+    Attributes:
+        transport: Its solution.
+        reading: That of its plan.
+        costs: The plan's costs, without constants that all plans share, shape (...).
+        g: The column potential, with that of an added point.
+    """
+
+    transport: OTResult
+    reading: Reading
+    costs: Tensor
+    g: Tensor
+
+
+class Relaxation(ABC):
+    """What a relaxed problem is beside its objective."""
+
+    @abstractmethod
+    def mass(self, a: Tensor, b: Tensor) -> Tensor:
+        """The mass of the plan to start from, shape (...)."""
+
+    @abstractmethod
+    def temperature(self, eps: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """A temperature for the full plan between weights, as one for this problem."""
+
+    @abstractmethod
+    def scale(self, state: State) -> Tensor:
+        """What the linearised costs are divided by, shape (...)."""
+
+    @abstractmethod
+    def solved(self, objective: RelaxedObjective, state: State, eps: Tensor, options: SolverOptions) -> Linearised:
+        """The solution of the problem that is linearised at a state."""
+
+    @abstractmethod
+    def following(self, found: Linearised, eps: Tensor, state: State) -> State:
+        """The state from which the next problem follows, if nothing is held back."""
+
+    @abstractmethod
+    def penalties(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """What the value has beside the objective's, and the entropic part over the temperature, shape (...) each."""
+
+    @abstractmethod
+    def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the whole in the two weights."""
+
+
+@dataclass(frozen=True)
+class Partial(Relaxation):
+    """A plan of the mass ``moved``, shape (...)."""
+
+    moved: Tensor
+
+    def mass(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.moved
+
+    def temperature(self, eps: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return eps * self.moved / a.sum(-1)
+
+    def scale(self, state: State) -> Tensor:
+        return torch.ones_like(state.constant)
+
+    def solved(self, objective: RelaxedObjective, state: State, eps: Tensor, options: SolverOptions) -> Linearised:
+        moved = self.moved.expand(state.constant.shape)
+        whole = extended(_problem(objective, objective.gradient(state.reading), state, eps), moved)
+        found = entropic(whole, extended_options(options, whole, moved), init=_start(state), quiet=True)
+        transport = restricted(found, moved)
+        reading = objective.read(transport, state.constant.shape)
+        return Linearised(transport, reading, _costs(objective, state, transport, reading), found.g)
+
+    def following(self, found: Linearised, eps: Tensor, state: State) -> State:
+        # The mass is met to a tolerance.
+        factor = self.moved / found.reading.mass
+        return State(found.reading.scaled(factor), torch.zeros_like(factor), found.g)
+
+    def penalties(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(self.moved), (found.transport.value - found.costs) / eps
+
+    def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
+        solution = getattr(found.transport._coupling, "whole", None)
+        assert isinstance(solution, EntropicSolution)
+        with torch.no_grad():
+            da, db = solution.duals()
+        # What one side weighs, the added point of the other does as well.
+        return da[..., :-1] + db[..., -1:], db[..., :-1] + da[..., -1:]
+
+
+@dataclass(frozen=True)
+class Unbalanced(Relaxation):
+    """Penalties of the two marginals."""
+
+    rho: tuple[float, float]
+
+    def mass(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.sum(-1) * b.sum(-1)).sqrt()
+
+    def temperature(self, eps: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        # All terms are quadratic in the plan.
+        return eps / a.sum(-1)
+
+    def scale(self, state: State) -> Tensor:
+        return state.reading.mass
+
+    def solved(self, objective: RelaxedObjective, state: State, eps: Tensor, options: SolverOptions) -> Linearised:
+        gradient, mass = objective.gradient(state.reading), state.reading.mass
+        # All of it over the mass of the plan that is held fixed, which leaves penalties and temperature as they are.
+        u, v = (t / mass[..., None] for t in (gradient.u, gradient.v) if t is not None)
+        shifted = dataclasses.replace(gradient.scaled(1 / mass), u=u + (state.constant / mass)[..., None], v=v)
+        linear = _problem(objective, shifted, state, eps)
+        transport = entropic(dataclasses.replace(linear, rho=self.rho), options, init=_start(state), quiet=True)
+        reading = objective.read(transport, state.constant.shape)
+        costs = (_costs(objective, state, transport, reading) + state.constant * reading.mass) / mass
+        return Linearised(transport, reading, costs, transport.g)
+
+    def following(self, found: Linearised, eps: Tensor, state: State) -> State:
+        # Of two plans only the product counts, so both are given the geometric mean of their masses.
+        mass = found.reading.mass
+        factor = (state.reading.mass / mass).sqrt()
+        constant = factor * (mass * factor.log() * (sum(self.rho) + eps) - found.costs)
+        return State(found.reading.scaled(factor), constant, found.g)
+
+    def penalties(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
+        mass, a, b = found.reading.mass, objective.centred.a, objective.centred.b
+        value, entropy = torch.zeros_like(mass), -found.costs
+        for w, marginal, potential, rho in self._sides(objective, found):
+            along = torch.where(marginal > 0, marginal * potential, 0.0).sum(-1)
+            value = value - mass * along + 0.5 * rho * (w.sum(-1).square() - mass.square())
+            entropy = entropy + along
+        return value, mass * entropy / eps + 0.5 * ((a.sum(-1) * b.sum(-1)).square() - mass.square())
+
+    def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
+        mass, both = found.reading.mass, objective.centred.a.sum(-1) * objective.centred.b.sum(-1)
+        found_duals = []
+        for w, _, potential, rho in self._sides(objective, found):
+            own = w.sum(-1)
+            fixed = rho * own + eps * both.square() / own
+            found_duals.append(fixed[..., None] - ((rho + eps) * mass)[..., None] * (-potential / rho).exp())
+        return found_duals[0], found_duals[1]
+
+    def _sides(self, objective: RelaxedObjective, found: Linearised) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
+        """Weights, marginal, potential and penalty of each side."""
+        transport, centred = found.transport, objective.centred
+        yield centred.a, found.reading.p, transport.f, self.rho[0]
+        yield centred.b, found.reading.q, transport.g, self.rho[1]
+
+
+def _problem(objective: RelaxedObjective, cost: Bilinear | Matrix, state: State, eps: Tensor) -> Problem:
+    reading, centred = state.reading, objective.centred
+    return Problem(cost, centred.a.expand_as(reading.p), centred.b.expand_as(reading.q), eps)
+
+
+def _start(state: State) -> Init | None:
+    return None if state.g is None else (None, state.g)
+
+
+def _costs(objective: RelaxedObjective, state: State, transport: OTResult, reading: Reading) -> Tensor:
+    return objective.pairing(state.reading, reading) + objective.features(transport, reading)
