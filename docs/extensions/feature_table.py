@@ -165,6 +165,11 @@ ROWS = (
         {"OTT": "``segment_sinkhorn``"},
     ),
     Row(
+        "distance to a Gaussian, against collapse",
+        f":class:`~{LOSS}.MMDToGaussian`, :class:`~{LOSS}.SIGReg`",
+        "quadrature, means of samples: ``tests/losses/dispersion/test_gaussian.py``",
+    ),
+    Row(
         "InfoNCE",
         f":class:`~{LOSS}.InfoNCE`",
         f"{PML}: ``tests/losses/alignment/test_loss.py``",

@@ -1,7 +1,8 @@
-"""Losses that spread points over the unit sphere."""
+"""Losses that spread points, over the unit sphere or as a Gaussian."""
 
 from otdml.losses.dispersion.code import spherical_code
 from otdml.losses.dispersion.energy import KernelDispersion, kernel_dispersion
+from otdml.losses.dispersion.gaussian import MMDToGaussian, SIGReg, mmd_to_gaussian, sigreg
 from otdml.losses.dispersion.lloyd import LloydDispersion, lloyd_dispersion
 from otdml.losses.dispersion.metrics import (
     dispersion_metrics,
@@ -25,9 +26,11 @@ __all__ = [
     "KernelDispersion",
     "KoLeo",
     "LloydDispersion",
+    "MMDToGaussian",
     "MMDToUniform",
     "MaxCosine",
     "MaxMinAngle",
+    "SIGReg",
     "SlicedDispersion",
     "SlicedWassersteinToUniform",
     "dispersion_metrics",
@@ -38,8 +41,10 @@ __all__ = [
     "lloyd_dispersion",
     "max_cosine",
     "max_min_angle",
+    "mmd_to_gaussian",
     "mmd_to_uniform",
     "nearest_angles",
+    "sigreg",
     "sliced_dispersion",
     "sliced_wasserstein_to_uniform",
     "spherical_code",
