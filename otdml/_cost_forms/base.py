@@ -8,7 +8,7 @@ A new form of cost implements :class:`Ground`; nothing outside of this file asks
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ class Ground(ABC):
 
     u: Tensor | None
     v: Tensor | None
+    # The argument of the caller that holds the costs, or makes them, and what to look for where they are not finite.
+    argument: ClassVar[str] = "x"
+    look_for: ClassVar[str] = "NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner"
 
     @property
     @abstractmethod

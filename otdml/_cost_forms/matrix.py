@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Matrix(Ground):
     C: Tensor
     u: Tensor | None = None
     v: Tensor | None = None
+    argument: ClassVar[str] = "C"
+    look_for: ClassVar[str] = "NaN, minus infinity, or a row or a column with weight of nothing but infinity"
 
     @property
     def shape(self) -> torch.Size:
@@ -51,6 +54,14 @@ class Matrix(Ground):
         # Infinity forbids a pair and is no cost.
         values = self.C.detach().abs()
         return values.where(values < torch.inf, 0.0).max()
+
+    def without_orphans(self, a: Tensor, b: Tensor) -> "Matrix":
+        """The same cost, zero in rows and columns without weight in which every pair is forbidden."""
+        rows = (a == 0) & (self.C.amin(-1) == torch.inf)
+        columns = (b == 0) & (self.C.amin(-2) == torch.inf)
+        if not bool(rows.any() | columns.any()):
+            return self
+        return Matrix(self.C.masked_fill(rows[..., :, None] | columns[..., None, :], 0.0), self.u, self.v)
 
     def near_zero(self, scale: Scale) -> "Matrix":
         low = self.C.detach().amin((-2, -1))

@@ -78,8 +78,9 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
             start: Init | None = _restored(problem, (None, found.g))
         except NotFinite as error:
             if not single:
-                got = "an iteration that is not finite"
-                raise argument_error("x", "give finite costs over `eps`", got, _REMEDY) from error
+                got, cost = "an iteration that is not finite", problem.cost
+                remedy = f"Look for {cost.look_for}; or raise `eps`."
+                raise argument_error(cost.argument, "give finite costs over `eps`", got, remedy) from error
             start = init
     return solve(problem.double(), options, start, symmetric=symmetric)
 
@@ -91,9 +92,6 @@ def _empty(posed: Posed) -> Solved:
     return Solved(posed, Potentials(f, g, error, 0, error == 0))
 
 
-_REMEDY = "Look for NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner; or raise `eps`."
-
-
 def resolution(posed: Posed, found: Potentials) -> Tensor:
     """The L1 error of the marginals that rounding of the potentials and of the costs leaves, shape (...).
 
@@ -101,9 +99,11 @@ def resolution(posed: Posed, found: Potentials) -> Tensor:
     """
     sizes = [torch.nan_to_num(h.abs(), posinf=0.0).amax(-1) for h in (found.f, found.g)]
     rounding = 2 * torch.finfo(found.g.dtype).eps * torch.maximum(*sizes)
-    if posed.problem.balanced:
+    problem = posed.problem
+    if problem.balanced:
         return rounding
-    return rounding.where(posed.problem.mass_at(found.g) < torch.inf, torch.inf)
+    rounding = rounding + torch.finfo(found.g.dtype).eps * (problem.rows.steepness + problem.columns.steepness)
+    return rounding.where(problem.mass_at(found.g) < torch.inf, torch.inf)
 
 
 def _rounding(posed: Posed, found: Potentials) -> float:

@@ -55,8 +55,9 @@ def exact(
 
     Returns:
         The result. Its potentials are optimal for the dual problem, shifted so that :math:`\langle a, f \rangle =
-        \langle b, g \rangle`; that of a point without weight says what it costs to move mass there. They and the plan
-        carry no gradient.
+        \langle b, g \rangle`; that of a point without weight says what it costs to move mass there from or to points
+        with weight, so those of two points without weight may add up to more than the cost between them. They and the
+        plan carry no gradient.
 
     Raises:
         ValueError: If shapes do not fit, a weight is negative, the masses differ, or a cost is not finite.

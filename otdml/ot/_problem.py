@@ -84,6 +84,13 @@ class Marginal:
         shares = torch.softmax(self.log - torch.where(self.weights > 0, self._full(f) / self.rho, 0.0), -1)
         return torch.where(shares > 0, shares * torch.expm1(self.softmin(f) - softmin).abs_(), 0.0).sum(-1)
 
+    @cached_property
+    def steepness(self) -> Tensor | float:
+        """The offset in units of the penalty, shape (...), by which rounding of a potential moves the target."""
+        if self.rho is None or self.offset is None:
+            return 0.0
+        return (self.offset / self.rho).abs().amax(-1)
+
     def _full(self, f: Tensor) -> Tensor:
         return f if self.offset is None else f + self.offset
 
@@ -151,7 +158,7 @@ class Problem:
         partial: bool = False,
     ) -> "Problem":
         """The problem for a matrix of costs, with equal batch dimensions; ``partial`` as in :meth:`between`."""
-        penalties, cost = check_rho(rho), Matrix(C)
+        penalties, cost = check_rho(rho), Matrix(C).without_orphans(a, b)
         a, b = _with_masses(a, b, penalties, partial=partial)
         temperature = _temperature(eps, cost, a, b)
         return cls(cost.near_zero(temperature), a, b, temperature, penalties)
@@ -305,7 +312,11 @@ def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor)
         if spread.numel():
             _check_spread(spread, cost)
         return temperature_of_spread(spread)
-    return eps.detach() if isinstance(eps, Tensor) else check_positive("eps", eps)
+    if isinstance(eps, Tensor):
+        return eps.detach()
+    if (eps := check_positive("eps", eps)) > torch.finfo(cost.dtype).max:
+        raise argument_error("eps", f"be a number of {cost.dtype}", eps)
+    return eps
 
 
 def _check_spread(spread: Tensor, cost: Ground) -> None:
@@ -313,8 +324,8 @@ def _check_spread(spread: Tensor, cost: Ground) -> None:
     # One tensor, because to read it forces a device synchronisation.
     least, largest = torch.stack(torch.aminmax(spread)).tolist()
     if not math.isfinite(least + largest):
-        remedy = f"Look for NaN or infinity in `x` and `y`, or for costs that overflow {cost.dtype}; rescale them."
-        raise argument_error("x", "give finite costs", "NaN or infinity", remedy)
+        remedy = f"Look for {cost.look_for}, or for costs that overflow {cost.dtype}; rescale them."
+        raise argument_error(cost.argument, "give finite costs", "NaN or infinity", remedy)
     if least < torch.finfo(cost.dtype).tiny and cost.vanishes():
         must = f"give costs that {cost.dtype} tells from zero"
         raise argument_error("x", must, "points whose squares vanish", "Rescale them.")

@@ -174,6 +174,43 @@ def test_coordinates_whose_squares_overflow_are_an_error_and_smaller_ones_are_so
         sinkhorn(1e25 * x, 1e25 * y)
 
 
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("rho", [1e-6, 1e-8, (1e-7, None), (None, 1e-7)])
+def test_penalties_that_are_small_beside_the_costs(rho, backend):
+    x, y = (normal(6, 2, seed=s, dtype=torch.float32) + 3 * s for s in (0, 1))
+    result = sinkhorn(x, y, eps=0.5, rho=rho, backend=backend)
+    C = (x.double()[:, None] - y.double()).square().sum(-1)
+    assert result.converged
+    kernel = torch.exp(-C / 0.5) / 36
+    # Without a price on a marginal, its potential is zero.
+    if rho == (1e-7, None):
+        kernel = kernel / (6 * kernel.sum(0))
+    if rho == (None, 1e-7):
+        kernel = kernel / (6 * kernel.sum(1, keepdim=True))
+    torch.testing.assert_close(result.plan.double(), kernel, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_forbidden_row_without_weight_is_absent(dtype):
+    C = torch.tensor([[0.0, 1.0, torch.inf], [2.0, 0.5, torch.inf], [torch.inf] * 3], dtype=dtype).requires_grad_()
+    w = torch.tensor([0.5, 0.5, 0.0], dtype=dtype)
+    result = sinkhorn_matrix(C, w, w, eps=0.3, tol=1e-6)
+    expected = sinkhorn_matrix(C[:2, :2].detach(), eps=0.3, tol=1e-6)
+    torch.testing.assert_close(result.value.detach(), expected.value)
+    torch.testing.assert_close(result.plan[:2, :2].detach(), expected.plan)
+    (gradient,) = torch.autograd.grad(result.value, C)
+    torch.testing.assert_close(gradient, result.plan.detach())
+    with pytest.raises(
+        ValueError, match=r"`C` must give finite costs.*a row or a column with weight of nothing but inf"
+    ):
+        sinkhorn_matrix(C.detach(), eps=0.3)
+
+
+def test_a_temperature_beyond_single_precision_is_an_error():
+    with pytest.raises(ValueError, match=r"`eps` must be a number of torch.float32, got 1e"):
+        sinkhorn(torch.zeros(2, 2), torch.ones(2, 2), eps=1e300)
+
+
 # Points are compared at scale one, where the costs of every scale are known.
 FAR_SCALES = [(torch.float32, 1e-36), (torch.float32, 1e-25), (torch.float32, 1e25), (torch.float32, 1e36)]
 FAR_SCALES += [(torch.float64, 1e-250), (torch.float64, 1e-170), (torch.float64, 1e170), (torch.float64, 1e250)]
