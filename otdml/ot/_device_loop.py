@@ -24,9 +24,9 @@ __all__ = ["Immediate", "Pinned", "Reports", "Rounds", "distances", "pays", "sol
 
 # States that an extrapolation combines.
 MEMORY = 8
-# Rounds before a round is captured as a graph; the entries of all matrices up to which its launches take longer than its
-# arithmetic; and those beyond which an iteration takes longer than a look, so that none should be made in vain. From
-# arithmetic, not measured.
+# Rounds before a round is captured as a graph; the entries of all matrices up to which its launches take longer than
+# its arithmetic; and those beyond which an iteration takes longer than a look, so that none should be made in vain.
+# From arithmetic, not measured.
 EAGER, SMALL, LARGE = 4, 2**22, 2**26
 # Most rounds between two looks.
 FARTHEST = 8
