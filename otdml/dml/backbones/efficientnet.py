@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_positive
+from otdml.dml.backbones.depthwise import depthwise
 from otdml.dml.backbones.weights import initialise, load, published
 
 __all__ = ["EfficientNetLite", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
@@ -120,17 +121,22 @@ class _Convolution(nn.Module):
         # Tensors of a norm with statistics, which the type leaves open.
         mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
         kernel, stride = conv.kernel_size[0], conv.stride[0]
-        padding: int | tuple[int, ...] = kernel // 2
+        padding = kernel // 2
         if stride > 1:
             gaps = [max(kernel - (side % stride or stride), 0) for side in (maps.shape[-1], maps.shape[-2])]
             maps, padding = F.pad(maps, [part for gap in gaps for part in (gap // 2, gap - gap // 2)]), 0
         if norm.training:
-            maps = norm(F.conv2d(maps, conv.weight, None, stride, padding, 1, conv.groups))
+            maps = norm(self._convolved(maps, conv.weight, None, padding))
         else:
             gain = norm.weight * torch.rsqrt(variance + norm.eps)
             weight, bias = conv.weight * gain.view(-1, 1, 1, 1), norm.bias - mean * gain
-            maps = F.conv2d(maps, weight, bias, stride, padding, 1, conv.groups)
+            maps = self._convolved(maps, weight, bias, padding)
         return F.relu6(maps) if self.active else maps
+
+    def _convolved(self, maps: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        if self.conv.groups > 1:
+            return depthwise(maps, weight, bias, self.conv.stride[0], padding)
+        return F.conv2d(maps, weight, bias, self.conv.stride, padding)
 
 
 class _Block(nn.Module):
