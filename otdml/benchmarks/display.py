@@ -14,7 +14,7 @@ from otdml.benchmarks.methods import ARMS, METHODS
 from otdml.benchmarks.presets import Preset, Published, preset_files
 from otdml.benchmarks.presets import preset as read_preset
 from otdml.benchmarks.report import caveats, folded, metric_title, percent, readings, statement
-from otdml.benchmarks.results import COUNT, RAW, Figure, Finished, beside, comparisons, metrics_of, raw_pixels, summary
+from otdml.benchmarks.results import COUNT, Figure, Finished, baselines, beside, comparisons, metrics_of, summary
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
 from otdml.dml.losses import LOSSES
@@ -119,9 +119,9 @@ def _figures(runs: Sequence[Finished], metrics: Sequence[str]) -> Table:
         cells = [percent(figure, folded(runs)) if figure.n else "" for figure in figures]
         epoch = [readings(runs)[row["checkpoint"]]] if checkpoints else []
         table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.0f}")
-    if raw := raw_pixels(runs):
-        shares = [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics]
-        table.add_row(RAW, *[""] * checkpoints, *shares, "", "", style="dim")
+    for name, one in baselines(runs).items():
+        shares = [f"{100 * one[m]:.1f}" if m in one else "" for m in metrics]
+        table.add_row(name, *[""] * checkpoints, *shares, "", "", style="dim")
     return table
 
 
@@ -160,7 +160,7 @@ def show_catalogue(console: Console) -> None:
     for name in preset_files():
         one = read_preset(name)
         what = [
-            one.title,
+            one.title + (" [yellow](never run here)[/]" if one.never_run else ""),
             *(f"[dim]{escape(_cited(some, ', '.join(map(_value, some))))}[/]" for some in _by_source(one.published)),
         ]
         benchmarks.add_row(name, f"{len(one.compare)} × {one.seeds}", "\n".join(what))

@@ -75,6 +75,7 @@ class Preset:
         published: Figures of the literature.
         weights: Pretrained weights to start from; None where networks start from random ones.
         note: What a reader of the figures should know.
+        never_run: Whether those who wrote it have not run it, for want of the set or of a GPU.
         changed: Settings that are others than those its title was written for, by dotted key.
         asked: Keys that the command line has set.
     """
@@ -92,6 +93,7 @@ class Preset:
     published: tuple[Published, ...] = ()
     weights: Weights | None = None
     note: str = ""
+    never_run: bool = False
     changed: Mapping[str, Any] = field(default_factory=dict)
     asked: tuple[Key, ...] = ()
 

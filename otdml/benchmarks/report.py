@@ -19,11 +19,11 @@ from otdml.benchmarks.results import (
     Comparison,
     Figure,
     Finished,
+    baselines,
     beside,
     comparisons,
     half_width,
     metrics_of,
-    raw_pixels,
     summary,
 )
 from otdml.dml.losses import LOSSES
@@ -132,9 +132,10 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
         row["strip"] = strip([m[leading] for m in own if m], mean, low, high, _style(row["method"]))
     compared = comparisons(runs, leading)
     reach = max((abs(v) for c in compared for v in (c.difference, c.low, c.high) if math.isfinite(v)), default=1.0)
-    raw = raw_pixels(runs)
     return {
-        "raw": None if raw is None else [f"{100 * raw[m]:.1f}" if m in raw else "" for m in metrics],
+        "baselines": {
+            name: [f"{100 * one[m]:.1f}" if m in one else "" for m in metrics] for name, one in baselines(runs).items()
+        },
         "headline": rows,
         "metrics": [metric_title(m) for m in metrics],
         "comparisons": [(c, statement(c), interval(c.difference, c.low, c.high, reach or 1.0)) for c in compared],

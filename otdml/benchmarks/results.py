@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from otdml._files import write_text
+from otdml.benchmarks.baselines import PIXELS, kept_baselines
 from otdml.benchmarks.methods import ARMS, parts
 from otdml.benchmarks.presets import Published
 from otdml.benchmarks.runs import RunFolder
@@ -33,7 +34,6 @@ __all__ = [
 
 # Queries without another item of their class: a number of images, not a share.
 COUNT = "left_out"
-RAW = "raw pixels, no network"
 COMPARED = (("+nir", ""), ("+nir", "+nir-control"), ("+nir-control", ""))
 
 
@@ -208,24 +208,29 @@ def beside(published: Iterable[Published], runs: Sequence[Finished]) -> list[tup
     return found
 
 
-def raw_pixels(runs: Iterable[Finished]) -> Mapping[str, float] | None:
-    """Metrics of the images themselves, if a run has left them."""
-    return next((run.raw_pixels for run in runs if run.raw_pixels), None)
+def baselines(runs: Sequence[Finished]) -> dict[str, Mapping[str, float]]:
+    """Metrics of what was not trained, by name: those kept beside the runs, and the pixels that a run has left."""
+    found = kept_baselines(runs[0].folder.path.parents[1]) if runs else {}
+    pixels = next((run.raw_pixels for run in runs if run.raw_pixels), None)
+    return found | ({PIXELS: pixels} if pixels else {})
 
 
 def export(out: Path) -> list[Finished]:
     """Write ``results.csv`` (means over seeds), ``runs.csv`` (every run) and ``results.json`` (both) into ``out``."""
     runs = collect(out)
     means = summary(runs)
-    raw = raw_pixels(runs)
-    reference = [{"method": RAW, "checkpoint": ""} | {f"{m}_mean": v for m, v in raw.items()}] if raw else []
+    untrained = baselines(runs)
+    reference: list[dict[str, Any]] = [
+        {"method": name, "checkpoint": "", **{f"{m}_mean": v for m, v in one.items()}}
+        for name, one in untrained.items()
+    ]
     write_text(out / "results.csv", _csv([*(_flat(row) for row in means), *reference]))
     write_text(out / "runs.csv", _csv([row for run in runs for row in _rows(run)]))
     content = {
         "summary": [row | {k: _plain(v) for k, v in row.items() if k in ("metrics", "seconds")} for row in means],
         "comparisons": [asdict(c) | {"verdict": c.verdict} for c in comparisons(runs)],
         "runs": [row for run in runs for row in _rows(run)],
-        "raw_pixels": raw,
+        "baselines": untrained,
     }
     write_text(out / "results.json", json.dumps(_finite(content), indent=1))
     return runs

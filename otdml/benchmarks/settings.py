@@ -374,3 +374,4 @@ class PresetFile(Table):
     published: list[Figure] = []
     weights: WeightsOf | None = None
     note: str = ""
+    never_run: bool = False

@@ -82,6 +82,7 @@ def benchmark(
     if listed:
         _list()
         return
+    from otdml.benchmarks.baselines import measure_baselines
     from otdml.benchmarks.runs import Run, RunFolder, check_settings
 
     with arguments():
@@ -102,6 +103,7 @@ def benchmark(
     _check_machine(runs[0], devices)
     _tell_moves({run.title: RunFolder(folder / run.place) for run in runs}, threads)
     failures = _trained(folder, runs, root=root, jobs=jobs, threads=threads, devices=devices)
+    measure_baselines(folder, runs[0], root)
     if reality_check:
         from otdml.benchmarks.reality import assemble
 

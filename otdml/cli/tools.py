@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from otdml._text import visible
-from otdml.cli.application import arguments, check_writable, command, console, data_app, plain
+from otdml.cli.application import arguments, check_writable, command, console, data_app, plain, visible
 
 __all__ = ["check", "doctor", "speed"]
 

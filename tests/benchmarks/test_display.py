@@ -11,7 +11,7 @@ from rich.console import Console
 from otdml.benchmarks.display import metrics_table, show_catalogue, show_measurements, show_ratios, show_table, watch
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.methods import METHODS
-from otdml.benchmarks.presets import Published, Weights, preset_files
+from otdml.benchmarks.presets import Published, Weights, preset, preset_files
 from otdml.benchmarks.results import collect
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.benchmarks.speed.harness import Measurement
@@ -136,3 +136,4 @@ def test_catalogue_names_everything(console):
     words = " ".join(text.split())
     assert "proxy-anchor R@1 69.9, R@2 79.6, R@4 86.6, R@8 91.4: Kim et al. 2020, authors' code page" in words
     assert "ResNet-50, 512 dimensions, second-hand" in words
+    assert words.count("(never run here)") == sum(preset(name).never_run for name in preset_files()) == 15
