@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FLAGS ?=
 
-.PHONY: help demo test test-slow test-kernels test-portable test-oldest lint types docs speed clean
+.PHONY: help demo test test-slow test-browser test-kernels test-portable test-oldest lint types docs speed clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, evaluate and report seven methods on letters of many scripts (minutes)"
 	@echo "make test       the test suite, with the doctests"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make test-browser  the pages in a Chromium that is installed: layout, keyboard, screen readers"
 	@echo "make test-portable  the numerical tests as on a processor without vector instructions"
 	@echo "make test-oldest    all tests with the oldest versions that are promised (downloads gigabytes)"
 	@echo "make test-kernels  the GPU kernels: their values, interpreted, and their compilation for three architectures"
@@ -36,11 +37,14 @@ $(VENV)/.%: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/otdml benchmark --dataset glyphs --out runs/demo $(FLAGS)
 
-test: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers $(VENV)/.docs $(VENV)/.photos
+test: $(VENV)/.core $(VENV)/.test $(VENV)/.serve $(VENV)/.export $(VENV)/.peers $(VENV)/.docs $(VENV)/.photos
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(FLAGS)
 
 test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers
 	$(BIN)/python -m pytest -m slow $(FLAGS)
+
+test-browser: $(VENV)/.core $(VENV)/.test $(VENV)/.serve $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser tests/server tests/benchmarks $(FLAGS)
 
 # The numerical part without vector instructions: no result may depend on the make of the processor beyond rounding.
 NUMERICAL = sphere kernels kernel_sums measures derivatives neighbors kmeans costs conventions

@@ -56,7 +56,7 @@ def test_version(otdml_):
 
 
 @pytest.mark.parametrize(
-    "command", ["benchmark", "train", "evaluate", "embed", "search", "speed", "doctor", "data check"]
+    "command", ["benchmark", "train", "evaluate", "embed", "search", "serve", "speed", "doctor", "data check"]
 )
 def test_help_has_an_example_that_begins_with_the_command(otdml_, command):
     result = otdml_(*command.split(), "--help")

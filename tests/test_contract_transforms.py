@@ -39,6 +39,7 @@ from otdml.ot import (
     gromov,
     semidiscrete,
     sinkhorn,
+    sinkhorn_barycenter,
     sinkhorn_matrix,
     sliced,
     soft_rank,
@@ -126,6 +127,18 @@ ENTRIES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "soft_triple": (lambda z, p: soft_triple(z, p, LABELS), (X, CENTRES)),
     "potential_field": (lambda z, p: potential_field(z, p, LABELS), (X, CENTRES)),
     "multi_similarity": (lambda z: multi_similarity(z, LABELS), (X,)),
+    "sinkhorn_barycenter": (
+        lambda x, y, s: tilted(
+            sinkhorn_barycenter(torch.stack([x, y]), s[:2].exp(), init=X[:3], eps=1.0, tol=1e-10).points
+        ),
+        (X, Z, S),
+    ),
+    "sinkhorn_barycenter on a support": (
+        lambda x, y, s: tilted(
+            sinkhorn_barycenter(torch.stack([x, y]), s[:2].exp(), support=2 * Y, eps=1.0, tol=1e-10).weights
+        ),
+        (X, Z, S),
+    ),
     "recall_at_k": (lambda z: recall_at_k(z, LABELS, eps=0.4), (X,)),
     "soft_rank": (lambda s: tilted(soft_rank(s, eps=1.0, tol=1e-11)), (S,)),
     "soft_topk": (lambda s: tilted(soft_topk(s, 2, eps=0.5)), (S,)),

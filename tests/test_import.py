@@ -14,6 +14,7 @@ PACKAGE = Path(otdml.__file__).parent
 HEAVY = (
     *("lightning", "pytorch_lightning", "pykeops", "geomloss", "matplotlib", "faiss", "ot", "sklearn", "zuko", "PIL"),
     *("jax", "ott", "pandas", "typer", "rich", "jinja2", "transformers", "torchvision", "timm", "torchmetrics"),
+    *("starlette", "uvicorn", "anyio"),
 )
 
 

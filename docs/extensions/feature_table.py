@@ -139,12 +139,14 @@ ROWS = (
         f":func:`~{OT}.sinkhorn_barycenter`, debiased or not",
         "POT, Gaussians, quantiles: ``tests/ot/_barycenters/test_solver.py``",
         {"POT": "``free_support_sinkhorn_barycenter``", "OTT": "``FreeWassersteinBarycenter``"},
+        **feature("barycentre of free points", 400, 2),
     ),
     Row(
         "barycentre on a support",
         f":func:`~{OT}.sinkhorn_barycenter` with ``support``",
         "POT, Gaussians: ``tests/ot/_barycenters/test_solver.py``",
         {"POT": "``barycenter``, ``barycenter_debiased``", "OTT": "``FixedBarycenter``"},
+        **feature("barycentre on a support", 1000, 2),
     ),
     Row(
         "ranks with gradients",

@@ -3,10 +3,10 @@
 import os
 import sys
 
-from otdml.cli import experiments, images, studies, tools
+from otdml.cli import experiments, images, serving, studies, tools
 from otdml.cli.application import DEBUG, app, errors, plain
 
-__all__ = ["app", "experiments", "images", "main", "studies", "tools"]
+__all__ = ["app", "experiments", "images", "main", "serving", "studies", "tools"]
 
 # What a user can cause; anything else is a defect of the library and shows its traceback.
 FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, FloatingPointError)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from unicodedata import category
 
 import typer
 from rich.console import Console
 
 import otdml
+from otdml._text import visible
 
 __all__ = [
     "DEBUG",
@@ -25,13 +25,9 @@ __all__ = [
     "errors",
     "notes",
     "plain",
-    "visible",
 ]
 
 DEBUG = "OTDML_TRACEBACK"
-
-# Marks that turn the direction of text around, and so make another name of a name.
-_DIRECTIONS = frozenset(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 
 console = Console()
 errors = Console(stderr=True)
@@ -69,18 +65,6 @@ def plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(visible(text))
-
-
-def visible(text: str) -> str:
-    r"""Text with control characters, marks of direction and lone surrogates as escapes; line ends and tabs stay.
-
-    Example:
-        >>> print(visible(chr(27) + "[31mred.jpg"))
-        \x1b[31mred.jpg
-    """
-    # Cc: control characters, Cs: bytes that are no UTF-8.
-    hidden = {c for c in text if c in _DIRECTIONS or (category(c) in ("Cc", "Cs") and c not in "\n\t")}
-    return "".join(ascii(c)[1:-1] if c in hidden else c for c in text)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from otdml.cli.application import arguments, check_writable, command, console, data_app, plain, visible
+from otdml._text import visible
+from otdml.cli.application import arguments, check_writable, command, console, data_app, plain
 
 __all__ = ["check", "doctor", "speed"]
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from otdml._checks import argument_error, check_fraction, check_integer, check_positive
@@ -78,8 +78,11 @@ def open_image(
     except FileNotFoundError:
         raise
     except _DAMAGE as error:
-        what, remedy = (file, f" {REMEDY}") if named else ("this", "")
-        raise ValueError(f"{what} is no image that can be read ({error}).{remedy}") from error
+        if named:
+            raise ValueError(f"{file} is no image that can be read ({error}). {REMEDY}") from error
+        # What Pillow says then is where the open file lies in memory.
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"this is no image that can be read ({reason}).") from error
     if not upright:
         image.info[_AS_STORED] = True
     return image

@@ -96,6 +96,8 @@ class Update(ABC):
 
     # Whether extrapolation pays.
     accelerates = True
+    # Whether a step reads nothing on the host, so that many can be queued on a device.
+    on_device = False
 
     def __init__(self, softmin: SoftMin, rows: Marginal, columns: Marginal) -> None:
         self.softmin, self.rows, self.columns = softmin, rows, columns
@@ -107,6 +109,8 @@ class Update(ABC):
 
 class Alternating(Update):
     """Sinkhorn's iteration :cite:p:`cuturi:13`: the row potential from the column potential, and back."""
+
+    on_device = True
 
     def step(self, g: Tensor, times: int) -> Step:
         f, softmins = self._sweeps(g, times)
@@ -139,6 +143,8 @@ class Symmetric(Update):
         marginal: The measure.
         shift: What the reduced column potential has beyond the row potential, because the offsets differ.
     """
+
+    on_device = True
 
     def __init__(self, softmin: SoftMin, marginal: Marginal, shift: Tensor | float) -> None:
         super().__init__(softmin, marginal, marginal)
@@ -214,6 +220,12 @@ def iterate(
     if not prepared:
         update.softmin.prepare(g)
     with Progress(tol, max_iter) as progress:
+        if g.is_cuda:
+            from otdml.ot import _device_loop
+
+            if _device_loop.pays(update, g):
+                reports = _device_loop.Pinned()
+                return _device_loop.solve(update, g, tol=tol, max_iter=max_iter, progress=progress, reports=reports)
         return _iterate(update, g, tol, max_iter, progress)
 
 

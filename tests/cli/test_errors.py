@@ -36,6 +36,8 @@ except SystemExit as ended:
         (("evaluate", "gone.ckpt", "--ks", "0"), 2),
         (("embed", "gone.ckpt", "photos"), 1),
         (("search", "gone.index", "photo.jpg"), 1),
+        (("serve", "gone.index"), 1),
+        (("serve", "gone.index", "--port", "65536"), 2),
         (("speed", "sinkorn"), 2),
         (("speed", "--quick"), 2),
         (("doctor", "kepos"), 2),

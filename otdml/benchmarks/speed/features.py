@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.dml import CrossBatchMemory, MultiSimilarity, TripletMargin, retrieval_metrics
 from otdml.losses import sinkhorn_divergence, sliced_wasserstein
-from otdml.ot import exact
+from otdml.ot import exact, sinkhorn_barycenter
 
 __all__ = ["FEATURES", "Feature", "measurements"]
 
@@ -177,6 +177,43 @@ def _pot_sliced() -> Value:
     return lambda x, y: ot.sliced_wasserstein_distance(x, y, projections=_directions(x).T) ** 2
 
 
+def _free_barycenter(x: Tensor, y: Tensor) -> Tensor:
+    """The mean square of the entropic barycentre's points."""
+    found = sinkhorn_barycenter(torch.stack([x, y]), init=x.detach(), eps=_EPS, debias=False)
+    return found.points.square().mean()
+
+
+def _pot_free_barycenter() -> Value:
+    from ot.bregman import free_support_sinkhorn_barycenter
+
+    def value(x: Tensor, y: Tensor) -> Tensor:
+        # The marginal errors, which it does not relate to the mass, are those of ours.
+        options = {"stopThr": 1e-6 * len(x), "warn": False}
+        points = free_support_sinkhorn_barycenter([x, y], [*_uniform(x, y)], x, _EPS, **options)
+        return points.square().mean()
+
+    return value
+
+
+def _supported_barycenter(x: Tensor, y: Tensor) -> Tensor:
+    """The mean square of the entropic barycentre on the points of both clouds."""
+    support = torch.cat([x, y])
+    found = sinkhorn_barycenter(torch.stack([x, y]), support=support, eps=_EPS, debias=False)
+    return found.weights @ support.square().mean(1)
+
+
+def _pot_supported_barycenter() -> Value:
+    import ot
+
+    def value(x: Tensor, y: Tensor) -> Tensor:
+        support, n = torch.cat([x, y]), len(x)
+        A = torch.block_diag(torch.full((n, 1), 1 / n), torch.full((n, 1), 1 / n)).to(x)
+        weights = ot.barycenter(A, ot.dist(support, support), _EPS, method="sinkhorn_log", stopThr=1e-3)
+        return weights @ support.square().mean(1)
+
+    return value
+
+
 # ---- metric learning
 
 
@@ -226,6 +263,12 @@ FEATURES: dict[str, Feature] = {
         partial(sinkhorn_divergence, eps=_EPS),
         {"pot": ("ot", _pot_divergence), "ott": ("ott", _ott_divergence)},
         error=1e-2,
+    ),
+    "barycentre of free points": Feature(
+        400, 2, _free_barycenter, {"pot": ("ot", _pot_free_barycenter)}, gradient=False, error=1e-2
+    ),
+    "barycentre on a support": Feature(
+        1000, 2, _supported_barycenter, {"pot": ("ot", _pot_supported_barycenter)}, gradient=False, error=1e-2
     ),
     "sliced transport": Feature(4096, 16, _sliced, {"pot": ("ot", _pot_sliced)}),
     "multi-similarity": Feature(

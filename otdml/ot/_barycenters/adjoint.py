@@ -15,7 +15,7 @@ Operator = Callable[[Tensor], Tensor]
 Residual = Callable[..., Tensor]
 
 # Most directions of a linear solve.
-MOST = 200
+MOST = 100
 
 
 def implicit(solution: Tensor, residual: Residual, *inputs: Tensor, tol: float) -> Tensor:
@@ -78,7 +78,7 @@ def krylov_solution(operator: Operator, rhs: Tensor, *, tol: float) -> Tensor:
     """
     size = torch.linalg.vector_norm(rhs, dim=-1, keepdim=True)
     tiny, most = torch.finfo(rhs.dtype).tiny, min(MOST, rhs.shape[-1])
-    enough = max(tol / 10, 16 * torch.finfo(rhs.dtype).eps)
+    enough = max(tol, 16 * torch.finfo(rhs.dtype).eps)
     basis, columns = [rhs / size.clamp(min=tiny)], []
     while True:
         k = len(basis)

@@ -32,9 +32,9 @@ __all__ = ["Fixed", "fixed_weights"]
 # the mean change, by the weights, is within the tolerance, points of a hundredth of the mass at most are taken for
 # such.
 LEAST_DRIFT, STILL = 0.01, 100.0
-# The part of the error that the largest growth of a logarithm of a weight is. The objective is above its least by that
-# growth times the temperature, at the most.
-GROWTH = 0.1
+# The mass, spread evenly, of which the growth of the logarithms of weights is part of the error: points without weight
+# that are to have some would not show in errors of marginals.
+SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,10 @@ class _Iteration(Update):
     def next(self, state: _State) -> tuple[_State, Tensor, Tensor]:
         """The next state, the row potentials on the way, and the error of the marginals."""
         b = self.log_weights(state).exp()
-        f = self.between.row_softmin(state.g, b[..., None, :].expand_as(state.g))
+        every = b[..., None, :].expand_as(state.g)
+        f = self.between.row_softmin(state.g, every)
         g = self.between.column_softmin(f, self.measures.a)
-        error = (b[..., None, :] * torch.expm1((state.g - g).detach()).abs()).sum(-1).amax(-1)
+        error = torch.where(every > 0, every * torch.expm1((state.g - g).detach()).abs(), 0.0).sum(-1).amax(-1)
         # A constant of each plan's potentials, which no marginal sees.
         new = _State(g - g.mean(-1, keepdim=True), state.d)
         if self.own is None or state.d is None:
@@ -197,9 +198,9 @@ class _Iteration(Update):
         log_b = self.log_weights(new)
         over = self.own.row_softmin(state.d - self.own.offset, torch.ones_like(b)) + self.own.row_offset
         change = 0.5 * (log_b + over - state.d)
-        own = (log_b.exp() * torch.expm1(-2 * change.detach()).abs()).sum(-1)
-        # Points without weight that are to have some would not show in errors of marginals.
-        growth = GROWTH * change.detach().amax(-1).clamp(min=0)
+        shares = log_b.exp()
+        own = torch.where(shares > 0, shares * torch.expm1(-2 * change.detach()).abs(), 0.0).sum(-1)
+        growth = SPREAD * change.detach().clamp(min=0).mean(-1)
         return _State(new.g, state.d + change), f, torch.stack((error, own, growth)).amax(0)
 
     def step(self, g: Tensor, times: int) -> Step:

@@ -31,6 +31,9 @@ LARGE_BLOCK = 2**22
 class SoftMin(ABC):
     """Soft minima along the rows and the columns of a reduced cost: all that the iteration needs."""
 
+    # Whether an iteration reads numbers on the host, so that none can be queued behind it.
+    reads = True
+
     @property
     @abstractmethod
     def shape(self) -> torch.Size:
@@ -84,6 +87,13 @@ class SoftMin(ABC):
             lost: Whether an iteration from here is not finite.
         """
         return False
+
+    def drift(self, f: Tensor, g: Tensor) -> Tensor | None:
+        """How far these potentials are from where what is kept is exact; None where it is so everywhere.
+
+        It is :meth:`refresh` that says whether that is too far, which reads numbers.
+        """
+        return None
 
     @property
     def has_kernel(self) -> bool:

@@ -39,7 +39,7 @@ class Dense(Engine):
     exponentials, and neither over- nor underflows as long as the potentials stay near the centre.
     """
 
-    keeps_matrix = True
+    keeps_matrix, reads = True, False
 
     def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
         super().__init__(cost.evaluated(), mask)
@@ -91,6 +91,11 @@ class Dense(Engine):
     def exact(self) -> bool:
         """Whether no entry of the kernel was set to zero."""
         return self.kernel is not None and bool(self.kernel.amin() > 0)
+
+    def drift(self, f: Tensor, g: Tensor) -> Tensor | None:
+        if self.kernel is None:
+            return None
+        return torch.maximum((f - self.f).abs_().max(), (g - self.g).abs_().max())
 
     def refresh(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
         if self.kernel is None:

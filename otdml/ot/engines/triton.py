@@ -67,6 +67,8 @@ class Fused(Engine):
         ValueError: If the cost or the mask is of another kind, or the precision is unknown.
     """
 
+    reads = False
+
     def __init__(self, cost: Ground, mask: Mask | None = None, precision: str = "ieee") -> None:
         if not (mask is None or isinstance(mask, Barred)):
             raise argument_error("backend", "be 'dense' or 'streamed' where a function forbids pairs", "'triton'")

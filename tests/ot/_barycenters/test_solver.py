@@ -201,7 +201,7 @@ def test_the_gradient_at_the_default_tolerance_is_near_the_exact_one():
         return torch.autograd.grad(found.weights @ grid.square().sum(-1), leaves)
 
     for rough, fine in zip(gradient(), gradient(tol=1e-7), strict=True):
-        assert (rough - fine).norm() < 0.02 * fine.norm()
+        assert (rough - fine).norm() < 0.04 * fine.norm()
 
 
 def test_clouds_of_different_sizes_are_padded_without_a_trace():

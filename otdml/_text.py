@@ -1,0 +1,20 @@
+"""Text of unknown origin, such as names of files, made fit to be shown."""
+
+from unicodedata import category
+
+__all__ = ["visible"]
+
+# Marks that turn the direction of text around, and so make another name of a name.
+_DIRECTIONS = frozenset(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+
+
+def visible(text: str) -> str:
+    r"""Text with control characters, marks of direction and lone surrogates as escapes; line ends and tabs stay.
+
+    Example:
+        >>> print(visible(chr(27) + "[31mred.jpg"))
+        \x1b[31mred.jpg
+    """
+    # Cc: control characters, Cs: bytes that are no UTF-8.
+    hidden = {c for c in text if c in _DIRECTIONS or (category(c) in ("Cc", "Cs") and c not in "\n\t")}
+    return "".join(ascii(c)[1:-1] if c in hidden else c for c in text)
