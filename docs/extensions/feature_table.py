@@ -88,6 +88,12 @@ ROWS = (
         **feature("exact transport", 1000, 2),
     ),
     Row(
+        "partial transport, exact and entropic",
+        f":func:`~{OT}.exact`, :func:`~{OT}.sinkhorn` with ``mass``",
+        "POT: ``tests/ot/test_partial.py``",
+        {"POT": "``ot.partial``", "torchcfm": "``OTPlanSampler('partial')``"},
+    ),
+    Row(
         "semi-discrete transport from samples",
         f":func:`~{OT}.semidiscrete`",
         "closed forms: ``tests/ot/test_semidiscrete.py``",
@@ -133,6 +139,21 @@ ROWS = (
         {"POT": "``ot.gromov``, ``ot.batch``", "OTT": "``GromovWasserstein``"},
         "gromov",
         {"n": 256, "d_x": 10, "d_y": 10},
+    ),
+    Row(
+        "the same with features, fused",
+        f":func:`~{OT}.gromov` with ``features``, ``alpha``",
+        "POT, permutations: ``tests/ot/_gromov/test_feature_cost.py``",
+        {"POT": "``fused_gromov_wasserstein``", "OTT": "``QuadraticProblem(geom_xy=...)``"},
+    ),
+    Row(
+        "the same unbalanced or partial",
+        f":func:`~{OT}.gromov` with ``rho`` or ``mass``",
+        "POT, permutations: ``tests/ot/_gromov/test_relaxed_solution.py``",
+        {
+            "POT": "``partial_gromov_wasserstein``, ``fused_unbalanced_gromov_wasserstein``",
+            "OTT": "``tau_a``, ``tau_b``",
+        },
     ),
     Row(
         "barycentre of free points",
