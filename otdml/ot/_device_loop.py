@@ -20,7 +20,7 @@ from otdml.ot._iteration import NotFinite, Potentials, Update
 from otdml.ot._progress import Progress
 from otdml.ot.engines.dense import DRIFT
 
-__all__ = ["Immediate", "Pinned", "Reports", "Rounds", "distances", "pays", "solve"]
+__all__ = ["Immediate", "Queue", "Rounds", "Stream", "distances", "pays", "solve"]
 
 # States that an extrapolation combines.
 MEMORY = 8
@@ -123,8 +123,8 @@ def _largest(errors: Tensor) -> Tensor:
     return errors if errors.ndim == 0 else errors.amax()
 
 
-class Reports(ABC):
-    """Reports of a device, in their order: posted while it works, and taken later."""
+class Queue(ABC):
+    """The work of a device, and its reports in their order: posted while it works, and taken later."""
 
     @abstractmethod
     def post(self, report: Tensor) -> None:
@@ -134,9 +134,13 @@ class Reports(ABC):
     def take(self) -> list[float]:
         """The oldest that was not taken yet, waiting for it if need be."""
 
+    def captured(self, rounds: Rounds) -> Callable[[], None]:
+        """What runs a round from now on."""
+        return rounds.run
 
-class Immediate(Reports):
-    """Reports that are there at once, as those of a CPU are."""
+
+class Immediate(Queue):
+    """A queue that is always empty, as that of a CPU is."""
 
     def __init__(self) -> None:
         self._posted: deque[list[float]] = deque()
@@ -148,8 +152,8 @@ class Immediate(Reports):
         return self._posted.popleft()
 
 
-class Pinned(Reports):
-    """Reports of a CUDA device, copied to pinned memory behind the work that they tell of."""
+class Stream(Queue):
+    """The current stream of a CUDA device; reports are copied to pinned memory behind the work that they tell of."""
 
     def __init__(self) -> None:
         self._posted: deque[tuple[Tensor, torch.cuda.Event]] = deque()
@@ -166,6 +170,22 @@ class Pinned(Reports):
         found: list[float] = there.tolist()
         return found
 
+    def captured(self, rounds: Rounds) -> Callable[[], None]:
+        """A round as a graph of its launches, or as it is where a call in it cannot be captured."""
+        graph, here, beside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(here)
+        try:
+            # Not by torch.cuda.graph, which collects garbage and empties the cache of the allocator first.
+            with torch.cuda.stream(beside):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    rounds.run()
+                finally:
+                    graph.capture_end()
+        except RuntimeError:
+            return rounds.run
+        return graph.replay
+
 
 def pays(update: Update, g: Tensor) -> bool:
     """Whether iterations of this size are made quicker without a look at each."""
@@ -181,7 +201,7 @@ def distances(entries: int) -> Iterator[int]:
         distance = min(FARTHEST, 1.4 * distance) if entries <= SMALL else 1.0
 
 
-def solve(update: Update, g: Tensor, *, tol: float, max_iter: int, progress: Progress, reports: Reports) -> Potentials:
+def solve(update: Update, g: Tensor, *, tol: float, max_iter: int, progress: Progress, queue: Queue) -> Potentials:
     """Iterations from ``g`` until the marginal error is within ``tol``, as :func:`~otdml.ot._iteration.iterate` does.
 
     Args:
@@ -190,7 +210,7 @@ def solve(update: Update, g: Tensor, *, tol: float, max_iter: int, progress: Pro
         tol: Relative L1 error of the marginals.
         max_iter: Most iterations.
         progress: Of the solve.
-        reports: The way of reports from the device.
+        queue: That of the device.
 
     Raises:
         NotFinite: If NaN or infinity comes up.
@@ -198,7 +218,7 @@ def solve(update: Update, g: Tensor, *, tol: float, max_iter: int, progress: Pro
     spent, drift = 0, DRIFT
     while True:
         rounds = Rounds(update, g, tol, max(1, max_iter - spent), drift)
-        _run(rounds, spent, progress, reports)
+        _run(rounds, spent, progress, queue)
         spent, lost = spent + int(rounds.number), bool(rounds.lost)
         g = rounds.new if lost else rounds.old
         # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
@@ -212,41 +232,24 @@ def solve(update: Update, g: Tensor, *, tol: float, max_iter: int, progress: Pro
         g, drift = rounds.new, 2 * drift
 
 
-def _run(rounds: Rounds, spent: int, progress: Progress, reports: Reports) -> None:
+def _run(rounds: Rounds, spent: int, progress: Progress, queue: Queue) -> None:
     """Run rounds until no more iterations count."""
     entries, made, pending = rounds.update.softmin.shape.numel(), 0, 0
     run: Callable[[], None] = rounds.run
     for distance in distances(entries):
         for _ in range(distance if made * PERIOD < rounds.most else 0):
-            if made == EAGER and rounds.g.is_cuda and entries <= SMALL:
-                run = _captured(rounds)
+            if made == EAGER and entries <= SMALL:
+                run = queue.captured(rounds)
             run()
             made += 1
-        reports.post(rounds.report)
+        queue.post(rounds.report)
         pending += 1
         # While one report is waited for, the device has the rounds of the next to work on.
         if pending > 1:
-            ended, number, worst = reports.take()
+            ended, number, worst = queue.take()
             progress.show(spent + int(number), worst)
             pending -= 1
             if ended:
                 break
     for _ in range(pending):
-        reports.take()
-
-
-def _captured(rounds: Rounds) -> Callable[[], None]:
-    """A round as a graph of its launches, or as it is where a call in it cannot be captured."""
-    graph, here, beside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
-    beside.wait_stream(here)
-    try:
-        # Not by torch.cuda.graph, which collects garbage and empties the cache of the allocator first.
-        with torch.cuda.stream(beside):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                rounds.run()
-            finally:
-                graph.capture_end()
-    except RuntimeError:
-        return rounds.run
-    return graph.replay
+        queue.take()

@@ -224,8 +224,8 @@ def iterate(
             from otdml.ot import _device_loop
 
             if _device_loop.pays(update, g):
-                reports = _device_loop.Pinned()
-                return _device_loop.solve(update, g, tol=tol, max_iter=max_iter, progress=progress, reports=reports)
+                queue = _device_loop.Stream()
+                return _device_loop.solve(update, g, tol=tol, max_iter=max_iter, progress=progress, queue=queue)
         return _iterate(update, g, tol, max_iter, progress)
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from otdml.costs import ground
 from otdml.ot import _device_loop, _iteration, sinkhorn
-from otdml.ot._device_loop import Immediate, Reports, Rounds, distances, solve
+from otdml.ot._device_loop import Immediate, Queue, Rounds, distances, solve
 from otdml.ot._iteration import Alternating, NotFinite, Symmetric, iterate
 from otdml.ot._problem import Posed, Problem
 from otdml.ot._progress import Progress
@@ -40,7 +40,7 @@ def start(p):
     return torch.zeros_like(p.problem.b)
 
 
-class Late(Reports):
+class Late(Queue):
     """Reports that nobody sees before so many later ones were posted, or a wait."""
 
     def __init__(self, lag):
@@ -55,12 +55,12 @@ class Late(Reports):
         return self.seen.popleft() if self.seen else self.posted.popleft().tolist()
 
 
-def solved(p, tol=1e-6, max_iter=500, reports=None, update=None, g=None):
+def solved(p, tol=1e-6, max_iter=500, queue=None, update=None, g=None):
     update = alternating(p) if update is None else update
     g = start(p) if g is None else g
     p.engine.prepare(g)
     options = {"tol": tol, "max_iter": max_iter, "progress": Progress(tol, max_iter)}
-    return solve(update, g, reports=reports or Immediate(), **options)
+    return solve(update, g, queue=queue or Immediate(), **options)
 
 
 def same(one, other):
@@ -75,10 +75,45 @@ def test_the_result_does_not_depend_on_when_it_is_looked_at(kind, backend, monke
     expected = solved(posed(backend, **PROBLEMS[kind]))
     assert expected.done
     for lag in (1, 2, 7):
-        same(solved(posed(backend, **PROBLEMS[kind]), reports=Late(lag)), expected)
+        same(solved(posed(backend, **PROBLEMS[kind]), queue=Late(lag)), expected)
     for schedule in ([1], [2, 3, 5, 8], [40]):
         monkeypatch.setattr(_device_loop, "distances", lambda entries, s=schedule: iter(s + [s[-1]] * 999))
         same(solved(posed(backend, **PROBLEMS[kind])), expected)
+
+
+class Captured(Late):
+    """A device that captures rounds, which are one and the same thing then."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.captures, self.replays = [], 0
+
+    def captured(self, rounds):
+        self.captures.append(int(rounds.count))
+
+        def replay():
+            self.replays += 1
+            rounds.run()
+
+        return replay
+
+
+def test_a_round_is_captured_once_where_iterations_are_many():
+    queue = Captured()
+    found = solved(posed(eps=0.03), tol=1e-9, queue=queue)
+    same(found, solved(posed(eps=0.03), tol=1e-9))
+    assert queue.captures == [3 * _device_loop.EAGER]
+    assert 3 * (_device_loop.EAGER + queue.replays) >= found.n_iter
+    few = Captured()
+    solved(posed(eps=5.0), queue=few)
+    assert not few.captures
+
+
+def test_large_problems_are_not_captured(monkeypatch):
+    monkeypatch.setattr(_device_loop, "SMALL", 17 * 13 - 1)
+    queue = Captured()
+    solved(posed(eps=0.03), tol=1e-9, queue=queue)
+    assert not queue.captures
 
 
 @pytest.mark.parametrize("backend", ["streamed", "dense"])
@@ -181,10 +216,10 @@ def test_what_is_not_finite_is_an_error_whenever_it_is_seen():
     for lag in (0, 3):
         p = posed(eps=0.1)
         with pytest.raises(NotFinite):
-            solved(p, update=Spoiled(p, {2: nothing}), reports=Late(lag))
+            solved(p, update=Spoiled(p, {2: nothing}), queue=Late(lag))
     p = posed(eps=1.0)
     # What comes after the iteration that counts is not looked at.
-    found = solved(p, tol=1e-2, update=Spoiled(p, dict.fromkeys(range(20, 99), nothing)), reports=Late(4))
+    found = solved(p, tol=1e-2, update=Spoiled(p, dict.fromkeys(range(20, 99), nothing)), queue=Late(4))
     assert found.done
     assert found.n_iter < 20
 
@@ -200,7 +235,7 @@ def test_a_kernel_that_has_lost_its_accuracy_is_made_anew(lag, monkeypatch):
         p.engine, "refresh", lambda *args, **options: refreshed.append(refresh(*args, **options)) or refreshed[-1]
     )
     options = {"tol": 1e-8, "max_iter": 2000, "progress": Progress(1e-8, 2000)}
-    found = solve(alternating(p), start(p), reports=Late(lag), **options)
+    found = solve(alternating(p), start(p), queue=Late(lag), **options)
     assert True in refreshed
     assert refreshed[-1] is False
     q = posed("streamed", eps=0.02)
@@ -281,7 +316,7 @@ def test_the_whole_solver_on_it(monkeypatch):
         if not prepared:
             update.softmin.prepare(g)
         options = {"tol": tol, "max_iter": max_iter, "progress": Progress(tol, max_iter)}
-        return solve(update, g, reports=Late(2), **options)
+        return solve(update, g, queue=Late(2), **options)
 
     monkeypatch.setattr("otdml.ot._annealing.iterate", late)
     found = [sinkhorn(x, y, eps=eps, rho=rho, tol=1e-6).value for eps in (0.01, 1.0) for rho in (None, 1.0)]
