@@ -224,8 +224,10 @@ def iterate(
             from otdml.ot import _device_loop
 
             if _device_loop.pays(update, g):
-                queue = _device_loop.Stream()
-                return _device_loop.solve(update, g, tol=tol, max_iter=max_iter, progress=progress, queue=queue)
+                # Events and graphs are those of the current device.
+                with torch.cuda.device(g.device):
+                    queue = _device_loop.Stream()
+                    return _device_loop.solve(update, g, tol=tol, max_iter=max_iter, progress=progress, queue=queue)
         return _iterate(update, g, tol, max_iter, progress)
 
 
