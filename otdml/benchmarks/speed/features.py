@@ -188,7 +188,7 @@ def _pot_free_barycenter() -> Value:
 
     def value(x: Tensor, y: Tensor) -> Tensor:
         # The marginal errors, which it does not relate to the mass, are those of ours.
-        options = {"stopThr": 1e-6 * len(x), "warn": False}
+        options = {"stopThr": 1e-6 * len(x), "numInnerItermax": 100, "warn": False}
         points = free_support_sinkhorn_barycenter([x, y], [*_uniform(x, y)], x, _EPS, **options)
         return points.square().mean()
 

@@ -3,17 +3,13 @@
 import dataclasses
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_batches, check_points, check_positive, check_signs, check_weight_shape
-from otdml.costs import Cost, ground
+from otdml.costs import Cost, ground, temperature_of_spread
 from otdml.measures import expand, weights
 
 __all__ = ["Measures", "check_clouds"]
-
-# Share of the spread of the costs within the clouds that is the temperature where none is given, as of one problem.
-SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -112,4 +108,4 @@ def _temperature(x: Tensor, a: Tensor, shares: Tensor, cost: Cost, eps: float | 
     mean = (shares * spread).sum(-1)
     if not bool(mean.isfinite().all()):
         raise argument_error("clouds", "give finite costs", "NaN or infinity", "Look for them in `clouds`.")
-    return torch.where(mean == 0, torch.ones_like(mean), SHARE * mean)
+    return temperature_of_spread(mean)
