@@ -8,6 +8,8 @@ FIRST = (
     "gradient_flows",
     "unbalanced",
     "semidiscrete",
+    "barycenter",
+    "soft_ranks",
     "flow_matching",
     "large_cloud",
     "monge_gap",
