@@ -15,6 +15,9 @@ __all__ = ["Arm", "Reading", "Score", "Study", "named", "names"]
 _HOMES = {
     "sprites-base": "disentanglement",
     "sprites-weights": "disentanglement",
+    "sprites-tc": "disentanglement",
+    "sprites-free": "disentanglement",
+    "sprites-stability": "stability",
     "scenes-base": "disentanglement",
     "scenes-weights": "disentanglement",
     "dsprites-base": "disentanglement",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from otdml.disentanglement import (
 from otdml.disentanglement.autoencoder import seeded
 from otdml.studies.protocol import Arm, Reading, Score, Study
 
-__all__ = ["STUDIES", "run"]
+__all__ = ["STUDIES", "TUNING", "arm", "objective", "pictures", "run"]
 
 SCORES = (
     Score("disentanglement", "DCI-D"),
@@ -70,13 +71,13 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
         seed: Of the pictures, weights, batches and draws.
         data: The archive of dSprites, where its pictures are asked for.
     """
-    images, held_out, factors, counts = _pictures(settings, seed, data)
+    images, held_out, factors, counts = pictures(settings, seed, data)
     model = seeded(seed, size=settings["size"], width=settings["width"], channels=images.shape[1])
     schedule = Schedule(settings["steps"], settings["batch"], settings["rate"], settings["cosine"])
     trees = Trees(settings["train"], settings["rounds"])
     every = max(1, schedule.steps // settings["readings"])
     batches = torch.Generator().manual_seed(seed)
-    for step in training(model, images, _objective(settings), schedule, batches):
+    for step in training(model, images, objective(settings), schedule, batches):
         if step % every == 0 or step == schedule.steps:
             found = scores(model, held_out, factors, counts, trees=trees)
             yield Reading(step, schedule.steps, asdict(found))
@@ -84,13 +85,15 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
             yield Reading(step, schedule.steps, {})
 
 
-def _objective(settings: Mapping[str, Any]) -> Objective:
+def objective(settings: Mapping[str, Any]) -> Objective:
+    """What the autoencoder of these settings minimises."""
     name = settings["regularizer"]
     asked = None if name == "none" else regularizer(name, settings["cost"])
-    return Objective(settings["beta"], settings["prior"], asked, settings["weight"], settings["place"])
+    options = {name: settings[name] for name in ("beta", "prior", "weight", "place")}
+    return Objective(regularizer=asked, reconstruction=settings.get("reconstruction", True), **options)
 
 
-def _pictures(settings: Mapping[str, Any], seed: int, data: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pictures(settings: Mapping[str, Any], seed: int, data: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pictures to fit to, as bytes; others to score on, their factors, and how many values each has."""
     generator = torch.Generator().manual_seed(seed)
     n, size, held_out = settings["images"], settings["size"], settings["train"] + settings["test"]
@@ -106,14 +109,14 @@ def _pictures(settings: Mapping[str, Any], seed: int, data: Path | None) -> tupl
     return torch.cat(parts), *drawn.draw(held_out, size=size, generator=generator, **options), drawn.counts
 
 
-def _arm(name: str, *against: str, **own: Any) -> Arm:
+def arm(name: str, *against: str, **own: Any) -> Arm:
     """An arm with the shared settings, those of its pictures, and its own."""
     return Arm(name, {**SHARED, **OWN[own["pictures"]], **own}, against)
 
 
 def _base(pictures: str, *extra: Arm) -> Study:
     """The choice of β, and what else the plain autoencoder needs."""
-    arms = [_arm(f"beta {b}", *(["beta 1"] if b > 1 else []), pictures=pictures, beta=b) for b in (1, 2, 4, 8, 16)]
+    arms = [arm(f"beta {b}", *(["beta 1"] if b > 1 else []), pictures=pictures, beta=b) for b in (1, 2, 4, 8, 16)]
     return Study(
         name=f"{pictures}-base",
         question=f"Which plain autoencoder disentangles {pictures}, and from which β on?",
@@ -126,11 +129,53 @@ def _base(pictures: str, *extra: Arm) -> Study:
     )
 
 
+def _correlation(pictures: str) -> Study:
+    """β-TCVAE beside β-VAE."""
+    control = arm("kl 1", pictures=pictures, beta=1.0)
+    arms = [arm(f"tc {b}", "kl 1", pictures=pictures, beta=float(b), prior="tc") for b in (2, 4, 6, 10)]
+    return Study(
+        name=f"{pictures}-tc",
+        question=f"Does a penalty of the total correlation disentangle {pictures} more than the plain autoencoder?",
+        method="β-TCVAE, whose β weighs the total correlation alone, beside the VAE. DCI as for the plain one.",
+        arms=(control, *arms),
+        seeds=TUNING,
+        scores=SCORES,
+        run=run,
+    )
+
+
+def _without_decoder(pictures: str) -> Study:
+    """An encoder alone, kept to the prior by an energy distance, and to the geometry of the pictures by a loss."""
+    tried = partial(arm, pictures=pictures, prior="energy", reconstruction=False, place="encoder", beta=1.0, readings=4)
+    control = tried("prior alone")
+    # Squared distances of pictures are tens, and enter squared.
+    asked = (
+        ("distortion", "cosine", 10.0),
+        ("gap", "cosine", 10.0),
+        ("gap", "cosine", 100.0),
+        ("gap", "sqeuclidean", 0.1),
+    )
+    arms = [
+        tried(f"{name} {cost} {weight:g}", "prior alone", regularizer=name, cost=cost, weight=weight)
+        for name, cost, weight in asked
+    ]
+    return Study(
+        name=f"{pictures}-free",
+        question=f"Does an encoder without a decoder disentangle {pictures} when it keeps their geometry?",
+        method="No picture is decoded. The energy distance of the codes to the normal prior keeps the encoder from"
+        " collapsing, and the control has nothing else. DCI as for the plain autoencoder; errors have no meaning here.",
+        arms=(control, *arms),
+        seeds=TUNING,
+        scores=SCORES,
+        run=run,
+    )
+
+
 def _weights(pictures: str, beta: float) -> Study:
     """The weight of each regularizer, at each place and cost."""
-    control = _arm("none", pictures=pictures, beta=beta)
+    control = arm("none", pictures=pictures, beta=beta)
     arms = [
-        _arm(
+        arm(
             f"{name} {place} {cost} {weight * unit:g}", "none",
             pictures=pictures, beta=beta, regularizer=name, place=place, cost=cost, weight=weight * unit,
         )
@@ -153,11 +198,11 @@ def _weights(pictures: str, beta: float) -> Study:
 
 # What keeps the plain autoencoder of sprites from disentangling, one setting at a time.
 _REASONS = (
-    _arm("beta 8, small sprites", "beta 8", pictures="sprites", beta=8, radius=0.07),
-    _arm("beta 8, falling rate of 1e-3", "beta 8", pictures="sprites", beta=8, rate=1e-3, cosine=True),
-    _arm("beta 8, 2,500 steps", "beta 8", pictures="sprites", beta=8, steps=2500),
-    _arm("beta 8, 32 channels", "beta 8", pictures="sprites", beta=8, width=32),
-    _arm("beta 8, 100 rounds", "beta 8", pictures="sprites", beta=8, rounds=100, readings=1),
+    arm("beta 8, small sprites", "beta 8", pictures="sprites", beta=8, radius=0.07),
+    arm("beta 8, falling rate of 1e-3", "beta 8", pictures="sprites", beta=8, rate=1e-3, cosine=True),
+    arm("beta 8, 2,500 steps", "beta 8", pictures="sprites", beta=8, steps=2500),
+    arm("beta 8, 32 channels", "beta 8", pictures="sprites", beta=8, width=32),
+    arm("beta 8, 100 rounds", "beta 8", pictures="sprites", beta=8, rounds=100, readings=1),
 )
 
 STUDIES = {
@@ -165,6 +210,8 @@ STUDIES = {
     for study in (
         _base("sprites", *_REASONS),
         _weights("sprites", beta=8),
+        _correlation("sprites"),
+        _without_decoder("sprites"),
         _base("scenes"),
         _weights("scenes", beta=8),
         _base("dsprites"),

@@ -15,6 +15,8 @@ SMALL = {"images": 200, "steps": 4, "train": 150, "test": 50, "rounds": 1, "read
     [
         ("sprites-base", "beta 8, falling rate of 1e-3"),
         ("sprites-weights", "gap decoder cosine 300"),
+        ("sprites-tc", "tc 4"),
+        ("sprites-free", "gap sqeuclidean 0.1"),
         ("scenes-weights", "distortion encoder sqeuclidean 0.03"),
     ],
 )
