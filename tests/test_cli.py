@@ -76,7 +76,7 @@ def test_list_names_benchmarks_and_methods(otdml_):
         (("benchmark", "-d", "digit"), "Did you mean 'digits'"),
         (("benchmark", "-m", "proxy-ancor"), "Did you mean 'proxy-anchor'"),
         (("benchmark", "-d", "omniglot"), "say which with --protocol"),
-        (("benchmark", "--seeds", "0"), "Invalid value for '--seeds'"),
+        (("benchmark", "--seeds", "0"), "Invalid value for '--seeds': must be from 1 to 10000, got 0."),
         (("train", "-d", "digits", "-m", "triplet"), "Known: proxy-anchor, "),
         (("train", "-m", "proxy-anchor"), "name a data set with --dataset, or a file with --preset"),
         (("train", "--preset", "x.toml", "-p", "small"), "--protocol belongs to --dataset"),
@@ -203,7 +203,7 @@ def test_networks_of_libraries_that_are_absent_are_refused_at_once(otdml_, tmp_p
     for command in ("benchmark", "train"):
         result = otdml_(command, "-d", "cub", "-p", "vit-s", *words)
         assert "needs timm, which does not import" in str(result.exception)
-        assert "pip install timm, or use a network of this library: conv4" in str(result.exception)
+        assert "pip install timm, or use a network of otdml such as resnet50" in str(result.exception)
     assert not (tmp_path / "runs").exists()
 
 

@@ -32,6 +32,7 @@ from otdml.cli.options import (
     StartFrom,
     Threads,
 )
+from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -254,7 +255,9 @@ def train(
     protocol: Protocol = None,
     root: Root = None,
     dispersion: Annotated[str | None, typer.Option(help=SPREAD)] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and augmentation.", min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of weights, batches and augmentation.", callback=between(0, 2**32 - 1))
+    ] = 0,
     epochs: Epochs = None,
     hold_out: HoldOut = False,
     devices: Devices = None,

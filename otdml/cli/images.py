@@ -11,6 +11,7 @@ import typer
 from otdml._arguments import check_known
 from otdml.cli.application import arguments, check_writable, command, console, errors, notes, plain
 from otdml.cli.options import Protocol, Root, SkipCorrupt
+from otdml.cli.ranges import between
 
 __all__ = ["embed", "evaluate", "export", "search"]
 
@@ -22,7 +23,9 @@ Trust = Annotated[
         help="The checkpoint may name a network that loads files or runs code of others, as those of a hub can.",
     ),
 ]
-Size = Annotated[int | None, typer.Option(help="Pixels per side. Default: those of the run.", min=4, max=4096)]
+Size = Annotated[
+    int | None, typer.Option(help="Pixels per side. Default: those of the run.", callback=between(4, 4096))
+]
 
 
 @command(
@@ -158,7 +161,7 @@ def export(
 def search(
     index: Annotated[Path, typer.Argument(help="An index that `otdml embed` made.")],
     image: Annotated[Path, typer.Argument(help="An image file.")],
-    k: Annotated[int, typer.Option("--count", "-k", help="How many to show.", min=1)] = 10,
+    k: Annotated[int, typer.Option("--count", "-k", help="How many to show.", callback=between(1))] = 10,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page that shows the images.")] = None,
     trust: Trust = False,

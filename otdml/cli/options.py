@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from otdml.cli.ranges import between
 from otdml.data.registry import DATASETS
 
 __all__ = [
@@ -39,11 +40,13 @@ AnyDataset = Annotated[str | None, typer.Option("--dataset", "-d", help=f"{SETS}
 Methods = Annotated[
     list[str] | None, typer.Option("--method", "-m", help="A method; repeat for more. Default: the preset's.")
 ]
-Seeds = Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", min=1, max=10_000)]
+Seeds = Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", callback=between(1, 10_000))]
 RunsFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", min=1, max=1024)]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", callback=between(1, 1024))]
 # More threads than processors only wait for each other.
-Threads = Annotated[int, typer.Option("--threads", "-t", help="Threads of each.", min=1, max=os.cpu_count() or 1)]
+Threads = Annotated[
+    int, typer.Option("--threads", "-t", help="Threads of each.", callback=between(1, os.cpu_count() or 1))
+]
 Listed = Annotated[bool, typer.Option("--list", help="Show the benchmarks and methods there are.")]
 Protocol = Annotated[
     str | None, typer.Option("--protocol", "-p", help="Its protocol, e.g. small, r50-128; see --list of benchmark.")
@@ -65,9 +68,10 @@ StartFrom = Annotated[
     typer.Option(metavar="FILE", help="Pretrained weights of the backbone, or none to start from random ones."),
 ]
 Devices = Annotated[
-    int | None, typer.Option("--devices", help="GPUs, or processes, that share every batch of a run.", min=1, max=1024)
+    int | None,
+    typer.Option("--devices", help="GPUs, or processes, that share every batch of a run.", callback=between(1, 1024)),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", min=1, max=10**6)]
+Epochs = Annotated[int | None, typer.Option(help="Epochs, in place of the preset's.", callback=between(1, 10**6))]
 HoldOut = Annotated[
     bool, typer.Option("--hold-out", help="Train without the validation classes, and report the best epoch on them.")
 ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otdml.cli.application import arguments, check_writable, command, console
+from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
     from otdml.studies.cells import Cell
@@ -27,7 +28,7 @@ def study(
     arm: Annotated[list[str] | None, typer.Option("--arm", help="An arm; repeat for more. Default: all.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seeds", help="A seed; repeat for more. Default: all.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Its data set, for the studies that need one.")] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of this command.", min=1)] = 1,
+    threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of this command.", callback=between(1))] = 1,
     show: Annotated[bool, typer.Option("--show", help="Run nothing; show what has been run.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
     figure: Annotated[Path | None, typer.Option("--figure", help="Draw it; the suffix is the format.")] = None,

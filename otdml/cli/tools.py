@@ -8,6 +8,7 @@ import typer
 
 from otdml._text import visible
 from otdml.cli.application import arguments, check_writable, command, console, data_app, plain
+from otdml.cli.ranges import between
 
 __all__ = ["check", "doctor", "speed"]
 
@@ -80,7 +81,7 @@ def check(
 def doctor(
     engines: Annotated[list[str] | None, typer.Argument(help="Which ones; without a name, all.")] = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that each may take. KeOps compiles.", min=1, max=86400)
+        float, typer.Option(help="Seconds that each may take. KeOps compiles.", callback=between(1, 86400))
     ] = 120.0,
 ) -> None:
     """Which engines are present, and do they work? Each is used for a moment, in a process of its own.

@@ -79,10 +79,10 @@ def open_image(
         raise
     except _DAMAGE as error:
         if named:
-            raise ValueError(f"{file} is no image that can be read ({error}). {REMEDY}") from error
+            raise ValueError(f"{file} cannot be read as an image ({error}). {REMEDY}") from error
         # What Pillow says then is where the open file lies in memory.
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"this is no image that can be read ({reason}).") from error
+        raise ValueError(f"this cannot be read as an image ({reason}).") from error
     if not upright:
         image.info[_AS_STORED] = True
     return image
@@ -140,7 +140,7 @@ def _decode(image: Image.Image) -> None:
     try:
         image.load()
     except _DAMAGE as error:
-        raise ValueError(f"{_name(image)} is corrupt ({error}).{_remedy(image)}") from error
+        raise ValueError(f"{_name(image)} cannot be read as an image ({error}).{_remedy(image)}") from error
 
 
 def _name(image: Image.Image) -> str:

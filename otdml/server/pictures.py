@@ -35,7 +35,7 @@ def decoded(file: IO[bytes], formats: tuple[str, ...] | None = None) -> Iterator
     """The image in a file, to be decoded within the block; meanwhile no other one is, which bounds memory.
 
     Raises:
-        ValueError: It is no image that can be read, of one of the formats if they are given.
+        ValueError: It cannot be read as an image, of one of the formats if they are given.
     """
     with _TURN, warnings.catch_warnings():
         # Pillow warns at half the size that it refuses.
@@ -85,7 +85,7 @@ def picture_of(path: str) -> Picture:
     """The picture of an image file.
 
     Raises:
-        ValueError: It is not there, as a file and no link, or is no image that can be read.
+        ValueError: It is not there, as a file and no link, or cannot be read as an image.
     """
     reason, changed = state_of(path)
     if reason:

@@ -77,7 +77,7 @@ class Site:
         """Embed an image, and keep it under a name that cannot be guessed, which is returned.
 
         Raises:
-            ValueError: It is no image that can be read, or too large, or there is no network.
+            ValueError: It cannot be read as an image, or too large, or there is no network.
         """
         if self._search is None:
             raise ValueError(self.closed)

@@ -186,7 +186,7 @@ def test_damaged_images_are_named_or_left_out(ten):
     (ten / "a" / "0.png").write_bytes(b"no image")
     split = next(name for name in ("trainval", "test") if "a" in ClassFolders(ten, name).classes)
     images = ClassFolders(ten, split)
-    with pytest.raises(ValueError, match=r"a/0\.png is no image that can be read"):
+    with pytest.raises(ValueError, match=r"a/0\.png cannot be read as an image"):
         images[images.paths.index(f"{ten}/a/0.png")]
     whole = ClassFolders(ten, split, on_corrupt="skip")
     assert list(whole.skipped) == [f"{ten}/a/0.png"]

@@ -195,9 +195,9 @@ def test_damaged_files_are_named(tmp_path):
     short.write_bytes(whole.read_bytes()[:700])
     text.write_text("no image")
     assert unreadable([whole, short, text]).keys() == {str(short), str(text)}
-    with pytest.raises(ValueError, match=r"c\.png is no image that can be read .*on_corrupt='skip'"):
+    with pytest.raises(ValueError, match=r"c\.png cannot be read as an image .*on_corrupt='skip'"):
         open_image(text)
-    with open_image(short) as image, pytest.raises(ValueError, match=r"b\.jpg is corrupt .*truncated"):
+    with open_image(short) as image, pytest.raises(ValueError, match=r"b\.jpg cannot be read as an image .*truncated"):
         CenterCrop(8)(image)
     with pytest.raises(FileNotFoundError):
         open_image(absent)
@@ -210,7 +210,7 @@ def test_a_damaged_png_is_named(tmp_path):
     content[500:510] = b"0123456789"
     path.write_bytes(content)
     assert list(unreadable([path])) == [str(path)]
-    with open_image(path) as image, pytest.raises(ValueError, match=r"image\.png is corrupt"):
+    with open_image(path) as image, pytest.raises(ValueError, match=r"image\.png cannot be read as an image"):
         as_rgb(image)
 
 
@@ -307,10 +307,10 @@ def test_an_image_in_memory_is_refused_without_the_remedy_of_files(tmp_path):
         assert as_rgb(image).getpixel((3, 3)) == (255, 0, 0)
     with (
         open_image(io.BytesIO(content[:-30])) as image,
-        pytest.raises(ValueError, match="the image is corrupt") as said,
+        pytest.raises(ValueError, match="the image cannot be read as an image") as said,
     ):
         as_rgb(image)
     assert "skip" not in str(said.value)
-    with pytest.raises(ValueError, match=r"^this is no image that can be read") as said:
+    with pytest.raises(ValueError, match=r"^this cannot be read as an image") as said:
         open_image(io.BytesIO(content), formats=("JPEG",))
     assert "skip" not in str(said.value)

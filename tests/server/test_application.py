@@ -232,7 +232,7 @@ def test_what_forms_of_other_sites_can_send_is_refused(upload, kind):
 def test_what_is_no_image_is_refused_with_the_reason(upload):
     answer = upload(b"no image")
     assert answer.status_code == 422
-    assert answer.json()["problem"].startswith("Not searched: this is no image that can be read")
+    assert answer.json()["problem"].startswith("Not searched: this cannot be read as an image")
 
 
 def test_an_image_of_too_many_pixels_is_refused_with_the_reason(upload, monkeypatch):
