@@ -80,7 +80,7 @@ def _features(run: Run, images: Any) -> "Tensor":
     module = ProxyDML(2, dim=1, **chosen)
     # Pooled features in place of a random projection of them.
     module.head.linear = nn.Identity()
-    return embed(module, images, batch_size=32)
+    return embed(module, images, batch_size=8)
 
 
 def _pixels(images: Any) -> "Tensor":
