@@ -35,6 +35,7 @@ from otdml.losses.dispersion import (
     sliced_dispersion,
     sliced_wasserstein_to_uniform,
 )
+from otdml.losses.fused_gromov import FusedGromovWasserstein, fused_gromov_wasserstein
 from otdml.losses.gromov_monge import Distortion, GromovMongeGap, ScaledCost, distortion, gromov_monge_gap
 from otdml.losses.monge import MongeGap, monge_gap
 from otdml.losses.sinkhorn import EntropicOT, SinkhornDivergence, entropic_ot, sinkhorn_divergence, sinkhorn_self_term
@@ -51,6 +52,7 @@ __all__ = [
     "Distortion",
     "DomainTarget",
     "EntropicOT",
+    "FusedGromovWasserstein",
     "GromovMongeGap",
     "InfoNCE",
     "KernelDispersion",
@@ -71,6 +73,7 @@ __all__ = [
     "contrastive_alignment",
     "distortion",
     "entropic_ot",
+    "fused_gromov_wasserstein",
     "gromov_monge_gap",
     "kernel_dispersion",
     "koleo",

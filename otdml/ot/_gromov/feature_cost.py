@@ -14,7 +14,7 @@ from otdml._checks import argument_error, check_batches, check_choice, check_poi
 from otdml.costs import COSTS, Cost, cost_matrix, ground
 from otdml.measures import expand
 
-__all__ = ["FeatureCost", "between_features", "check_between", "check_features", "given_between"]
+__all__ = ["FeatureCost", "between_features", "check_between", "check_features", "check_pair", "given_between"]
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,21 @@ def given_between(M: Tensor, factor: float) -> FeatureCost:
     return FeatureCost(low, torch.zeros_like(M[..., 0, :]), None, factor * M - low[..., None])
 
 
+def check_pair(features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The features, if they are two."""
+    if not isinstance(features, (tuple, list)) or len(features) != 2:
+        must = "be a pair of tensors of shapes (..., n, k) and (..., m, k)"
+        raise argument_error("features", must, type(features).__name__)
+    return features[0], features[1]
+
+
 def check_features(
     features: tuple[Tensor, Tensor] | None, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """The features of both clouds, with the batch dimensions of the points, if they have one row per point."""
     if features is None:
         return None, None
-    if not isinstance(features, (tuple, list)) or len(features) != 2:
-        must = "be a pair of tensors of shapes (..., n, k) and (..., m, k)"
-        raise argument_error("features", must, type(features).__name__)
-    found = []
+    features, found = check_pair(features), []
     for i, (feature, points) in enumerate(zip(features, (x, y), strict=True)):
         name = f"features[{i}]"
         check_points(name, feature)

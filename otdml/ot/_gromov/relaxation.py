@@ -15,16 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otdml._checks import argument_error
 from otdml.costs import Bilinear, Matrix
 from otdml.ot._annealing import Init
 from otdml.ot._gromov.relaxed_objective import Reading, RelaxedObjective
 from otdml.ot._partial import extended, extended_options, restricted
-from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
 from otdml.ot._solution import EntropicSolution
 
-__all__ = ["Linearised", "Partial", "Relaxation", "State", "Unbalanced"]
+__all__ = ["Linearised", "Partial", "Relaxation", "State", "Unbalanced", "check_penalties"]
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,15 @@ class Unbalanced(Relaxation):
         transport, centred = found.transport, objective.centred
         yield centred.a, found.reading.p, transport.f, self.rho[0]
         yield centred.b, found.reading.q, transport.g, self.rho[1]
+
+
+def check_penalties(rho: float | tuple[float, float]) -> tuple[float, float]:
+    """The penalties of both marginals, if they are positive numbers."""
+    first, second = check_rho(rho)
+    if first is None or second is None:
+        remedy = "A Gromov problem relaxes both marginals or none."
+        raise argument_error("rho", "be a positive number or a pair of them", rho, remedy)
+    return first, second
 
 
 def _problem(objective: RelaxedObjective, cost: Bilinear | Matrix, state: State, eps: Tensor) -> Problem:

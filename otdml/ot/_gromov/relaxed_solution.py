@@ -29,8 +29,8 @@ LOOSE, COMPARE = 0.3, 24
 # to and fro: with free marginals the objective is not concave, and full steps may not descend.
 AHEAD, LEAST = 0.5, 1 / 16
 
-# Marginals are not asked for better than this.
-RESOLVED = 1e-10
+# Marginals are met no better than to this many rounding units.
+RESOLVED = 64
 
 # A step of the cost that is smaller than this share of it, in units of the precision, is rounding.
 ROUNDING = 40
@@ -115,9 +115,14 @@ class _Descent:
             moved = state.reading.each(torch.add, change.scaled(share))
             state = State(moved, torch.lerp(state.constant, new.constant, share), new.g)
             # What is wrong of the marginals moves the costs by as much of their size.
-            needed = float((tol * self.eps / size).amin()) if size.numel() else inner
-            last, inner = change, max(inner / 2, min(inner, tol / 10, 0.1 * needed), RESOLVED)
+            needed = tol / float((size / self.eps).max()) if size.numel() else inner
+            last, inner = change, max(inner / 2, min(inner, tol / 10, 0.1 * needed), _resolved(size / self.eps))
         raise AssertionError
+
+
+def _resolved(costs: Tensor) -> float:
+    """The error of marginals that rounding of the costs over the temperature leaves."""
+    return torch.finfo(costs.dtype).eps * max(RESOLVED, 3 * float(costs.max()) if costs.numel() else 0.0)
 
 
 def _starts(objective: RelaxedObjective, init: Init, live: Live) -> Sequence[ReadablePlan]:

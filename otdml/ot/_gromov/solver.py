@@ -20,13 +20,12 @@ from otdml.ot._gromov.feature_cost import (
     given_between,
 )
 from otdml.ot._gromov.objective import GromovObjective
-from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced
+from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced, check_penalties
 from otdml.ot._gromov.relaxed_solution import relaxed
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Live, constrained
 from otdml.ot._implicit import first_order
 from otdml.ot._partial import Mass, check_mass
-from otdml.ot._problem import check_rho
 
 __all__ = ["GROMOV_BACKENDS", "STARTS", "GromovResult", "gromov", "gromov_matrix"]
 
@@ -227,13 +226,7 @@ def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, live
         raise argument_error("mass", "be None where `rho` is given", mass)
     if mass is not None:
         return Partial(check_mass(mass, live.a, live.b).detach())
-    if rho is None:
-        return None
-    first, second = check_rho(rho)
-    if first is None or second is None:
-        must = "be a positive number or a pair of them"
-        raise argument_error("rho", must, rho, "A Gromov problem relaxes both marginals or none.")
-    return Unbalanced((first, second))
+    return rho if rho is None else Unbalanced(check_penalties(rho))
 
 
 def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
