@@ -28,6 +28,11 @@ _HOMES = {
     "views-crops": "views",
     "views-noise": "views",
     "prototypes-weights": "prototypes",
+    "prototypes-4": "prototypes",
+    "prototypes-8": "prototypes",
+    "prototypes-16": "prototypes",
+    "prototypes-32": "prototypes",
+    "prototypes-rows": "prototypes",
 }
 
 

@@ -41,6 +41,12 @@ MIDDLE = {
     "koleo": 0.03, "max-min-angle": 0.3, "max-cosine": 0.3, "uniformity": 0.3,
     "riesz": 0.3, "mmd": 10.0, "lloyd": 1.0, "sliced": 3.0,
 }  # fmt: skip
+# The best of each in the study of weights: mostly the smallest, and no regulariser beat none there.
+CHOSEN = {
+    "koleo": 0.003, "max-min-angle": 0.03, "max-cosine": 0.3, "uniformity": 0.03,
+    "riesz": 0.03, "mmd": 1.0, "lloyd": 0.1, "sliced": 0.3,
+}  # fmt: skip
+DECAY = 0.1
 # On these the weights are chosen, and on others the answer is given.
 TUNING = (100,)
 
@@ -125,4 +131,23 @@ def _weights() -> Study:
     return _study("prototypes-weights", question, tuple(arms), TUNING)
 
 
-STUDIES = {study.name: study for study in (_weights(),)}
+def _coordinates(dim: int) -> Study:
+    """Every regulariser with its chosen weight, against weight decay and none."""
+    arms = [_arm("none", dim=dim), _arm("decay", dim=dim, decay=DECAY)]
+    arms += [_arm(name, dim=dim, regulariser=name, weight=weight) for name, weight in CHOSEN.items()]
+    question = f"Does parting the prototypes of 964 classes help in {dim} coordinates?"
+    return _study(f"prototypes-{dim}", question, tuple(arms), (0, 1, 2, 3, 4))
+
+
+def _rows() -> Study:
+    """Regularisers of all prototypes, or of some of them in each step."""
+    arms = [_arm("none")]
+    for name in ("koleo", "uniformity", "mmd", "sliced"):
+        of = partial(_arm, regulariser=name, weight=CHOSEN[name])
+        arms += [of(name), of(f"{name}, 256 rows", rows=256), of(f"{name}, 64 rows", rows=64)]
+    question = "Does it matter how many of the 964 prototypes a regulariser sees in a step?"
+    return _study("prototypes-rows", question, tuple(arms), (0, 1, 2, 3, 4))
+
+
+_ALL = (_weights(), *(_coordinates(dim) for dim in (4, 8, 16, 32)), _rows())
+STUDIES = {study.name: study for study in _ALL}

@@ -19,9 +19,19 @@ def drawings(monkeypatch):
     monkeypatch.setattr(prototypes, "_drawings", lambda folder: (images, labels))
 
 
-@pytest.mark.parametrize("arm", ["none", "decay 0.1", "lloyd 1", "sliced 3", "mmd 10", "koleo 0.03"])
-def test_a_cell_scores_on_the_way_and_repeats_with_its_seed(arm):
-    settings = {**studies.named("prototypes-weights").arm(arm).settings, **SMALL}
+@pytest.mark.parametrize(
+    ("study", "arm"),
+    [
+        ("weights", "mmd 10"),
+        ("4", "decay"),
+        ("8", "lloyd"),
+        ("16", "sliced"),
+        ("32", "riesz"),
+        ("rows", "koleo, 64 rows"),
+    ],
+)
+def test_a_cell_scores_on_the_way_and_repeats_with_its_seed(study, arm):
+    settings = {**studies.named(f"prototypes-{study}").arm(arm).settings, **SMALL}
     readings = list(run(settings, 3, Path()))
     assert [one.step for one in readings] == [2, 4]
     assert all({score.name for score in SCORES} == one.scores.keys() for one in readings)
