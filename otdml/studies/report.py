@@ -121,9 +121,10 @@ class Report:
 
     def finding(self) -> str:
         """All comparisons in one sentence, those that differ first, and how much has been run if not all has."""
-        several = [one for one in self.differences() if one.verdict != "one seed"]
-        parts = [told for verdict in VERDICTS if (told := _told(verdict, several))]
-        text = f"{self.scores[0].title} is {'; '.join(parts)}" if parts else "nothing can be said yet"
+        differences = self.differences()
+        parts = [told for verdict in VERDICTS if (told := _told(verdict, differences))]
+        nothing = "one seed shows nothing" if differences else "nothing can be said yet"
+        text = f"{self.scores[0].title} is {'; '.join(parts)}" if parts else nothing
         sentence = text[0].upper() + text[1:]
         return sentence + ("." if self.complete else f" ({self.standing}).")
 

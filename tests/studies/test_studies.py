@@ -68,7 +68,7 @@ def test_means_and_differences(study, tmp_path):
 
 def test_a_finding_is_one_sentence_and_says_how_much_has_been_run(study, tmp_path):
     assert report(study, []).finding() == "Nothing can be said yet (running: 0 of 12 cells)."
-    assert done(study, tmp_path, seeds=(0,)).finding() == "Nothing can be said yet (running: 4 of 12 cells)."
+    assert done(study, tmp_path, seeds=(0,)).finding() == "One seed shows nothing (running: 4 of 12 cells)."
     better, unclear, worse = (one.interval for one in done(study, tmp_path).differences())
     found = report(study, finished(cells(study, tmp_path)))
     assert found.finding() == (
