@@ -21,9 +21,13 @@ def serve(
     index: Annotated[Path, typer.Argument(help="An index that `otdml embed` made.")],
     port: Annotated[
         int,
-        typer.Option("--port", "-p", help="Port of the loopback address; 0 for one that is free.", callback=between(0, 65535)),
+        typer.Option(
+            "--port", "-p", help="Port of the loopback address; 0 for one that is free.", callback=between(0, 65535)
+        ),
     ] = 8765,
-    k: Annotated[int, typer.Option("--count", "-k", help="How many neighbours to show.", callback=between(1, 192))] = 24,
+    k: Annotated[
+        int, typer.Option("--count", "-k", help="How many neighbours to show.", callback=between(1, 192))
+    ] = 24,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, and open no browser.")] = False,
     trust: Trust = False,

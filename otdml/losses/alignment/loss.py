@@ -137,7 +137,17 @@ def _transformed_alignment(
     z1: Tensor, z2: Tensor, target: Target, ids: Labels | None, eps: Tensor | float, options: Options
 ) -> Tensor:
     """The same under a transform of ``torch.func`` or in forward mode, in the two sets alone."""
-    held = (t for t in (eps, target) if isinstance(t, Tensor))
+    _check_held(eps, target)
+
+    def value(z1: Tensor, z2: Tensor) -> Tensor:
+        return _checked_alignment(z1, z2, target, ids, eps, options)
+
+    return called(value, {"z1": z1, "z2": z2})
+
+
+def _check_held(*others: object) -> None:
+    """Raise if the temperature, the target or the labels are seen through a transform, or have a gradient."""
+    held = (t for t in others if isinstance(t, Tensor))
     if any(
         torch._C._functorch.is_functorch_wrapped_tensor(t) or (t.requires_grad and torch.is_grad_enabled())
         for t in held
@@ -146,11 +156,6 @@ def _transformed_alignment(
             "contrastive_alignment has no transforms of torch.func, and no derivatives in forward mode, in `eps` and "
             "`target`. Pass a number as `eps` and a target without gradient, or use `torch.autograd.grad`."
         )
-
-    def value(z1: Tensor, z2: Tensor) -> Tensor:
-        return _checked_alignment(z1, z2, target, ids, eps, options)
-
-    return called(value, {"z1": z1, "z2": z2})
 
 
 @full_precision
@@ -186,6 +191,9 @@ def contrast_within(
         options: All other options.
         empty: "zero" where a batch without any positive pair is zero and not an error.
     """
+    if transforming(z, eps if isinstance(eps, Tensor) else None):
+        _check_held(eps, labels)
+        return called(lambda z: contrast_within(z, labels, eps, options, empty=empty), {"z": z})
     labels = check_labels("labels", labels, check_points("z", z).shape[-2])
     if empty == "zero" and not options.gather and len(labels.unique()) == len(labels):
         # A zero that has a gradient, of zeros.
