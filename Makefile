@@ -64,7 +64,7 @@ test-oldest:
 test-kernels: $(VENV)/.core $(VENV)/.test $(VENV)/.triton
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines $(FLAGS)
 	$(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines/test_triton_compilation.py $(FLAGS)
-	$(BIN)/python -W ignore -m otdml.ot.engines._triton_report
+	$(BIN)/python -W ignore -m otdml._fused._triton_report
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

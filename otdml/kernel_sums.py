@@ -13,13 +13,14 @@ from torch import Tensor
 
 from otdml._checks import check_choice
 from otdml._derivatives import may_move
+from otdml._fused.sums import check_fusible, fused_sums
 from otdml._precision import full_arithmetic, full_precision
 from otdml.kernels import Kernel, RadialKernel
 from otdml.measures import expand
 
 __all__ = ["BACKENDS", "cross_sum", "pair_sum", "quadratic_form", "smallest_squared_distance"]
 
-BACKENDS = ("auto", "dense", "streamed", "keops")
+BACKENDS = ("auto", "dense", "streamed", "keops", "triton")
 
 # Differences kept by the dense form; beyond it a tile is faster.
 _DENSE = 2**17
@@ -70,8 +71,8 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
         kernel: A kernel of :mod:`otdml.kernels`.
         x: Points, shape (..., n, d).
         a: Weights of any sign, shape (..., n).
-        backend: ``"dense"``, memory n² d; ``"streamed"``, tiles of pairs in memory n d; ``"keops"``, compiled on
-            first use, for many points of few coordinates on a GPU; or ``"auto"``, dense or streamed by size.
+        backend: ``"dense"``, memory n² d; ``"streamed"``, tiles of pairs in memory n d; on a GPU ``"keops"``, compiled
+            at first, and ``"triton"``, for Gaussians and Laplacians; or ``"auto"``, dense or streamed by size.
 
     Returns:
         One value per batch element, shape (...).
@@ -83,7 +84,7 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
         tensor(1.)
     """
     x, a = _with_one_batch(x, a)
-    engine = _chosen(backend, x, x)
+    engine = _chosen(backend, kernel, x, x)
     if engine == "dense":
         return _dense(kernel, x, a, x, a, pairs=True)
     return _streamed(kernel, engine, True, x, a, x.detach(), a.detach())
@@ -113,7 +114,7 @@ def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, bac
         tensor(-2.)
     """
     x, a, y, b = _with_one_batch(x, a, y, b)
-    engine = _chosen(backend, x, y)
+    engine = _chosen(backend, kernel, x, y)
     if engine == "dense":
         return _dense(kernel, x, a, y, b, pairs=False)
     return _streamed(kernel, engine, False, x, a, y, b)
@@ -143,8 +144,10 @@ def _with_one_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(expand(t, batch, k) for t, k in zip(tensors, own, strict=True))
 
 
-def _chosen(backend: str, x: Tensor, y: Tensor) -> str:
-    if check_choice("backend", backend, BACKENDS) != "auto":
+def _chosen(backend: str, kernel: Kernel, x: Tensor, y: Tensor) -> str:
+    if check_choice("backend", backend, BACKENDS) == "triton":
+        return check_fusible(kernel.tile, x)
+    if backend != "auto":
         return backend
     return "dense" if x.numel() * y.shape[-2] <= _DENSE else "streamed"
 
@@ -194,7 +197,7 @@ class _KernelSum(torch.autograd.Function):
     def forward(
         form: _Form, wanted: tuple[bool, bool], shift: Tensor | None, x: Tensor, a: Tensor, y: Tensor, b: Tensor
     ) -> tuple[Tensor, ...]:
-        sums = _keops_sums if form.backend == "keops" else _tile_sums
+        sums = {"keops": _keops_sums, "triton": fused_sums}.get(form.backend, _tile_sums)
         # A sum of radial kernels is the same around any origin; near zero the products keep their digits.
         origin = y.mean(-2, keepdim=True)
         near_x = x - origin

@@ -125,7 +125,16 @@ class Kernel(Protocol):
     Attributes:
         smooth: Whether the rounding of small squared distances is harmless.
         at_zero: The value at distance zero, possibly infinite.
+        tile: Of the exponential of a cost, how fused kernels evaluate that: a form, ``"product"`` for the squared
+            distance or ``"distance"``, and a factor. None for others.
+        shift: What is subtracted from its logarithm, shape (..., 1, 1), or None.
     """
+
+    @property
+    def tile(self) -> tuple[str, float] | None: ...
+
+    @property
+    def shift(self) -> Tensor | None: ...
 
     @property
     def smooth(self) -> bool: ...
@@ -149,6 +158,11 @@ class RadialKernel:
     profile: Profile
     exponential: bool = True
     shift: Tensor | None = None
+
+    @property
+    def tile(self) -> tuple[str, float] | None:
+        form = {_Square: "product", _Root: "distance"}.get(type(self.profile)) if self.exponential else None
+        return None if form is None else (form, cast(_Square | _Root, self.profile).gamma)
 
     @property
     def smooth(self) -> bool:
@@ -194,6 +208,8 @@ class Mixture:
     """The mean of several kernels."""
 
     kernels: tuple[RadialKernel, ...]
+    tile: None = None
+    shift: None = None
 
     @property
     def smooth(self) -> bool:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_positive
+from otdml._fused.barred import Barred
 from otdml.costs import Bilinear, Ground, Matrix, Pointwise
 from otdml.ot._implicit import conditional_product
 from otdml.ot._problem import Posed, Problem, SolverOptions
 from otdml.ot._result import Coupling, OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot.engines import Streamed
-from otdml.ot.engines.barred import Barred
 
 __all__ = ["Mass", "check_mass", "extended", "extended_cost", "extended_options", "extended_weights", "restricted"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_finite
 from otdml._cost_forms import Mask
+from otdml._fused.barred import Barred
 from otdml.costs import Bilinear
 from otdml.losses.alignment.logsumexp import (
     Edit,
@@ -25,7 +26,6 @@ from otdml.losses.alignment.pairs import Forbidden, Pairing
 from otdml.losses.alignment.target import GroupTarget, MatchTarget, PairTarget, Plan
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._sinkhorn import entropic
-from otdml.ot.engines.barred import Barred
 from otdml.sphere import length, unit
 
 __all__ = ["Alignment", "directions", "factors"]

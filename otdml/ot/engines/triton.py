@@ -1,8 +1,6 @@
 """Soft minima and plan products fused into one kernel each, in Triton: on a GPU, without a matrix of pairs."""
 
 import functools
-import importlib.util
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,18 +8,15 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
 from otdml._cost_forms import Mask
+from otdml._fused.barred import Barred
+from otdml._fused.device import PRECISIONS, check_device, present
 from otdml.costs import Ground
-from otdml.ot.engines.barred import Barred
 from otdml.ot.engines.base import Engine
 
 if TYPE_CHECKING:
-    from otdml.ot.engines._triton_launch import FusedCost
+    from otdml._fused._triton_launch import FusedCost
 
 __all__ = ["PRECISIONS", "Fused", "pays"]
-
-# How matrix products round the points: as single precision; as three products of TF32, which is nearly that; as one (11
-# significant bits); or as bfloat16 (8 bits).
-PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
 
 # Where a kernel matrix fits, a half-step with it reads 4 bytes of each pair; that is slower than to compute the pair
 # anew from this many features, once there are so many pairs that launches do not show. From arithmetic, not measured.
@@ -36,22 +31,17 @@ def pays(cost: Ground, mask: Mask | None, fits: bool) -> bool:
         mask: Forbidden pairs.
         fits: Whether a dense kernel would fit in memory.
     """
-    if cost.device.type != "cuda" or cost.dtype == torch.float64 or not _present():
+    if cost.device.type != "cuda" or cost.dtype == torch.float64 or not present():
         return False
     if not (mask is None or isinstance(mask, Barred)) or cost.tile() is None:
         return False
     return not fits or (cost.shape.numel() >= PAIRS and cost.first.shape[-1] <= FEATURES)
 
 
-@functools.cache
-def _present() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 class Fused(Engine):
     r"""Soft minima and plan products from tiles that never leave the chip, in single precision.
 
-    It takes bilinear costs, distances and angles, and a mask that is :class:`~otdml.ot.engines.barred.Barred`. Sums and
+    It takes bilinear costs, distances and angles, and a mask that is :class:`~otdml._fused.barred.Barred`. Sums and
     matrix products are in full single precision. Results are the same on every run, on one kind of GPU.
 
     Args:
@@ -75,7 +65,7 @@ class Fused(Engine):
         if cost.tile() is None:
             raise argument_error("backend", "be 'dense' or 'streamed' for a matrix or a function", "'triton'")
         self.precision = check_choice("precision", precision, PRECISIONS)
-        _check_device(cost.device)
+        check_device(cost.device)
         super().__init__(cost, mask)
 
     @property
@@ -93,7 +83,7 @@ class Fused(Engine):
     @functools.cached_property
     def fused(self) -> "FusedCost":
         """The cost with one batch dimension."""
-        from otdml.ot.engines._triton_launch import FusedCost
+        from otdml._fused._triton_launch import FusedCost
 
         found = self.cost.tile()
         assert found is not None
@@ -158,15 +148,3 @@ def _slope(cost: "FusedCost", hf: Tensor, hg: Tensor, left: Tensor, right: Tenso
         sums = cost.product(hf, hg, beside_one * scale, weights=weights, slope=True)
         found = (cost.x - centre) * sums[..., -1:] - sums[..., :-1]
     return found * left if one else found
-
-
-def _check_device(device: torch.device) -> None:
-    if importlib.util.find_spec("triton") is None:
-        raise ImportError(
-            "backend='triton' needs triton. Install it with `pip install 'otdml[triton]'`, or pass backend='streamed'."
-        )
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError(
-            f"backend='triton' needs points on a CUDA device, but they are on {device}. Move them, or pass "
-            "backend='streamed'."
-        )

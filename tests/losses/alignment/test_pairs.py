@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from otdml._fused.barred import Barred
 from otdml.losses import DomainTarget, SupCon, contrastive_alignment
 from otdml.losses.alignment.pairs import Forbidden, joint, one_way
 from otdml.losses.alignment.problem import Alignment
 from otdml.losses.alignment.target import target_plan
-from otdml.ot.engines.barred import Barred
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros((), dtype=torch.float64)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from otdml import costs
+from otdml._fused.barred import Barred
 from otdml.costs import Bilinear, Matrix, ground
 from otdml.ot import sinkhorn
 from otdml.ot.engines import Dense, Fused, Streamed, engine
-from otdml.ot.engines.barred import Barred
 
 pytestmark = [
     pytest.mark.kernels,
@@ -105,7 +105,7 @@ def test_a_batch_that_shares_points_and_has_temperatures_of_its_own(cost):
 
 
 def test_columns_in_parts_are_put_together(monkeypatch):
-    from otdml.ot.engines import _triton_launch
+    from otdml._fused import _triton_launch
 
     monkeypatch.setattr(_triton_launch, "LEAST_SPAN", 50)
     fused, reference = engines("sqeuclidean", 3, n=5, m=200)

@@ -23,7 +23,7 @@ def chunks(number=16):
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize(("part", "parts"), chunks())
 def test_nothing_spills(architecture, part, parts):
-    from otdml.ot.engines._triton_report import LARGEST_SHARED, configurations, usage
+    from otdml._fused._triton_report import LARGEST_SHARED, configurations, usage
 
     for one in sorted(set(configurations()), key=str)[part::parts]:
         found = usage(one, architecture)
@@ -34,8 +34,8 @@ def test_nothing_spills(architecture, part, parts):
 
 def test_spills_would_be_seen(monkeypatch):
     """A tile that is too large for its threads holds what it cannot keep on the stack."""
-    from otdml.ot.engines import _triton_report
-    from otdml.ot.engines._triton_launch import Tile
+    from otdml._fused import _triton_report
+    from otdml._fused._triton_launch import Tile
 
     monkeypatch.setattr(_triton_report, "tile", lambda *args, **options: Tile(128, 128, 32, 0, True))
     assert _triton_report.usage(_triton_report.Configuration("softmin", d=32), 90).spilled > 0
@@ -43,9 +43,9 @@ def test_spills_would_be_seen(monkeypatch):
 
 def test_every_rule_is_among_the_configurations():
     """The shapes of tiles for any number of features are those of the table."""
-    from otdml.ot.engines._triton_launch import FORMS, tile
-    from otdml.ot.engines._triton_report import configurations
-    from otdml.ot.engines.triton import PRECISIONS
+    from otdml._fused._triton_launch import FORMS, tile
+    from otdml._fused._triton_report import configurations
+    from otdml._fused.device import PRECISIONS
 
     listed = {
         (c.form, c.precision, c.kernel == "product", tile(c.form, c.d, c.precision, product=c.kernel == "product"))
@@ -82,7 +82,7 @@ def launches(monkeypatch):
     """What the launches of kernels compile to, in their order."""
     from triton.runtime import driver
 
-    from otdml.ot.engines import _triton_kernels as kernels
+    from otdml._fused import _triton_kernels as kernels
 
     class Recorded:
         def __init__(self, kernel):
@@ -102,8 +102,8 @@ def launches(monkeypatch):
     ("form", "d", "precision"), [("product", 20, "tf32"), ("product", 20, "bf16"), ("angle", 3, "ieee")]
 )
 def test_launches_are_compiled_from_the_arguments_of_the_engine(launches, monkeypatch, form, d, precision):
-    from otdml.ot.engines import _triton_launch as launch
-    from otdml.ot.engines.barred import Barred
+    from otdml._fused import _triton_launch as launch
+    from otdml._fused.barred import Barred
 
     monkeypatch.setattr(launch, "LEAST_SPAN", 32)
     x, y, f, g = torch.randn(1, 32, d), torch.randn(1, 96, d), torch.zeros(1, 32), torch.zeros(1, 96)

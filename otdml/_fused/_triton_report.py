@@ -1,6 +1,6 @@
 """What the Triton kernels take of a GPU, compiled ahead of time: registers, shared memory, spills. No GPU is needed.
 
-``python -m otdml.ot.engines._triton_report`` prints the table of all configurations and architectures.
+``python -m otdml._fused._triton_report`` prints the table of all configurations and architectures.
 """
 
 import re
@@ -17,10 +17,10 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from otdml.ot.engines import _triton_kernels as kernels
-from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts
-from otdml.ot.engines._triton_launch import FORMS, OPTIONS, Tile, tile
-from otdml.ot.engines.triton import PRECISIONS
+from otdml._fused import _triton_kernels as kernels
+from otdml._fused._triton_arguments import Clouds, Factors, Output, Parts
+from otdml._fused._triton_launch import FORMS, OPTIONS, Tile, tile
+from otdml._fused.device import PRECISIONS
 
 __all__ = ["ARCHITECTURES", "LARGEST_SHARED", "Configuration", "Usage", "configurations", "report", "usage"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml.ot.engines import _triton_kernels as kernels
-from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts, Shape
-from otdml.ot.engines.barred import Barred
+from otdml._fused import _triton_kernels as kernels
+from otdml._fused._triton_arguments import Clouds, Factors, Output, Parts, Shape
+from otdml._fused.barred import Barred
 
 __all__ = ["FORMS", "FusedCost", "Tile", "tile"]
 

@@ -8,7 +8,7 @@ otherwise: differences keep all digits of a small distance, which products lose.
 import triton
 import triton.language as tl
 
-from otdml.ot.engines._triton_arguments import Clouds, Factors, Output, Parts
+from otdml._fused._triton_arguments import Clouds, Factors, Output, Parts
 
 __all__ = ["ANGLE", "DISTANCE", "PRODUCT", "combine_kernel", "product_kernel", "softmin_kernel"]
 
