@@ -178,7 +178,9 @@ def test_smallest_squared_distance(generator, small_tiles):
 
 
 def test_unknown_backend_is_named():
-    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed', 'keops', got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="`backend` must be one of 'auto', 'dense', 'streamed', 'keops', 'triton', got 'gpu'"
+    ):
         pair_sum(gaussian(), torch.zeros(2, 2), torch.ones(2), backend="gpu")
 
 
