@@ -14,7 +14,7 @@ from otdml.costs import Cost, Ground, Matrix, ground, temperature_of_spread
 from otdml.measures import weights
 from otdml.ot.engines import BACKENDS, Engine, engine
 
-__all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho"]
+__all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_spread"]
 
 Rho = float | tuple[float | None, float | None] | None
 Penalties = tuple[float | None, float | None]
@@ -310,7 +310,7 @@ def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor)
     if eps is None:
         spread = cost.spread(a, b)
         if spread.numel():
-            _check_spread(spread, cost)
+            check_spread(spread, cost)
         return temperature_of_spread(spread)
     if isinstance(eps, Tensor):
         return eps.detach()
@@ -319,7 +319,7 @@ def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor)
     return eps
 
 
-def _check_spread(spread: Tensor, cost: Ground) -> None:
+def check_spread(spread: Tensor, cost: Ground) -> None:
     """Raise where the spread of the costs is not a number, or below all numbers."""
     # One tensor, because to read it forces a device synchronisation.
     least, largest = torch.stack(torch.aminmax(spread)).tolist()

@@ -242,6 +242,8 @@ def test_coordinates_whose_squares_vanish_are_an_error(cost, dtype, scale):
     x, y = ((scale * normal(6, 2, seed=s)).to(dtype) for s in (0, 1))
     with pytest.raises(ValueError, match=r"`x` must give costs that torch.float\d\d tells from zero.* Rescale them"):
         sinkhorn(x, y, cost=cost)
+    with pytest.raises(ValueError, match="Rescale them"):
+        exact(x, y, cost=cost)
     # Points that are all at one place have costs of zero.
     assert float(sinkhorn(x[:1].expand(3, 2), x[:1].expand(4, 2)).value) == pytest.approx(0, abs=1e-6)
 
