@@ -35,6 +35,9 @@ LEAST_DRIFT, STILL = 0.01, 100.0
 # The mass, spread evenly, of which the growth of the logarithms of weights is part of the error: points without weight
 # that are to have some would not show in errors of marginals.
 SPREAD = 0.1
+# The least logarithm of a weight: without one, those of points that are to have no weight fall for ever, and lead the
+# acceleration astray.
+LEAST = -35.0
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class _Iteration(Update):
             return new, f, error
         log_b = self.log_weights(new)
         over = self.own.row_softmin(state.d - self.own.offset, torch.ones_like(b)) + self.own.row_offset
-        change = 0.5 * (log_b + over - state.d)
+        change = torch.maximum(0.5 * (log_b + over - state.d), (LEAST - log_b).clamp(max=0))
         shares = log_b.exp()
         own = torch.where(shares > 0, shares * torch.expm1(-2 * change.detach()).abs(), 0.0).sum(-1)
         growth = SPREAD * change.detach().clamp(min=0).mean(-1)

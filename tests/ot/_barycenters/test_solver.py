@@ -204,6 +204,26 @@ def test_the_gradient_at_the_default_tolerance_is_near_the_exact_one():
         assert (rough - fine).norm() < 0.04 * fine.norm()
 
 
+def test_weights_of_a_few_points_on_a_fine_grid_gather_and_converge():
+    # Most of the grid is to have no weight: its logarithms must not lead the acceleration astray.
+    x, a, w, _, _ = problem()
+    grid = torch.cartesian_prod(*(torch.linspace(-2, 2, 12, dtype=DOUBLE),) * 2)
+    w = w.requires_grad_()
+
+    def value(w, tol):
+        found = sinkhorn_barycenter(x, w, a, support=grid, eps=0.3, tol=tol, max_iter=10_000)
+        assert found.n_iter < (600 if tol == 1e-3 else 10_000)
+        assert (found.weights > 1e-4).sum() < 60
+        return found.weights @ grid.square().sum(-1)
+
+    rough, fine = value(w, 1e-3), value(w, 1e-5)
+    assert rough.item() == pytest.approx(fine.item(), rel=5e-3)
+    (slope,) = torch.autograd.grad(fine, w)
+    step = torch.tensor([0.05, 0.0], dtype=DOUBLE)
+    numeric = (value(w.detach() + step, 1e-5) - value(w.detach() - step, 1e-5)) / 0.1
+    assert float(slope[0]) == pytest.approx(float(numeric), abs=0.02)
+
+
 def test_clouds_of_different_sizes_are_padded_without_a_trace():
     parts = [drawn(4, 2), drawn(7, 2, seed=1)]
     x, a = pad_clouds(parts)
