@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,9 @@ def configurations() -> Iterator[Configuration]:
     yield Configuration("combine")
     for form, d, precision in _problems():
         yield Configuration("softmin", form, d, precision)
-        # No columns but the last, few, and as many as a program takes.
-        for e in (0, 16, 256):
-            yield _product(form, d, precision, e, SLOPE=form != "product")
+        # No columns but the last, few, and as many as a program takes; the plan, and with the slope of a distance.
+        for e, slope in product((0, 16, 256), (False, True) if form != "product" else (False,)):
+            yield _product(form, d, precision, e, SLOPE=slope)
     for form, d, precision in _hard():
         yield Configuration("softmin", form, d, precision, (("BARRED", 2),), aligned=False)
         slope = form != "product"
