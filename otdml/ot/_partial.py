@@ -14,7 +14,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_positive
+from otdml._checks import argument_error, check_positive, has_values
 from otdml._fused.barred import Barred
 from otdml.costs import Bilinear, Ground, Matrix, Pointwise
 from otdml.ot._implicit import conditional_product
@@ -37,7 +37,8 @@ def check_mass(mass: Mass, a: Tensor, b: Tensor) -> Tensor:
     if not isinstance(mass, Tensor):
         mass = most.new_tensor(check_positive("mass", mass))
     mass = mass.to(most).expand(most.shape)
-    if not bool(((mass > 0) & (mass <= (1 + ROUNDING) * most)).all()):
+    inside = (mass > 0) & (mass <= (1 + ROUNDING) * most)
+    if has_values(inside) and not bool(inside.all()):
         must = f"be positive, and at most the mass of either side, {_shown(most)}"
         raise argument_error("mass", must, _shown(mass), "It is a mass, not a share of it.")
     return torch.minimum(mass, most.detach())

@@ -125,6 +125,20 @@ def test_batch_is_loop(solver):
     assert solver(x.expand(0, -1, -1), y, mass=0.5).value.shape == (0,)
 
 
+@pytest.mark.parametrize("solver", [exact, sinkhorn])
+def test_masses_of_a_batch_go_through_transforms(solver):
+    x, y, a, b = problem()
+    points, masses = torch.stack([x, x + 1]), torch.tensor([0.4, 0.9], dtype=x.dtype, requires_grad=True)
+
+    def value(x, mass):
+        return solver(x, y, a, b, mass=mass).value
+
+    torch.testing.assert_close(torch.func.vmap(value)(points, masses), value(points, masses), rtol=1e-3, atol=0)
+    (expected,) = torch.autograd.grad(value(points, masses).sum(), masses)
+    found = torch.func.vmap(torch.func.grad(value, argnums=1))(points, masses.detach())
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+
+
 def test_single_precision_far_from_the_origin():
     x, y, a, b = problem()
     expected = sinkhorn(x, y, a, b, eps=0.5, mass=0.7)
