@@ -44,7 +44,7 @@ test-slow: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
 test-browser: $(VENV)/.core $(VENV)/.test $(VENV)/.serve $(VENV)/.browser
-	$(BIN)/python -m pytest -m browser tests/server tests/benchmarks $(FLAGS)
+	$(BIN)/python -m pytest -m browser tests/server tests/benchmarks/test_report_browser.py $(FLAGS)
 
 # The numerical part without vector instructions: no result may depend on the make of the processor beyond rounding.
 NUMERICAL = sphere kernels kernel_sums measures derivatives neighbors kmeans costs conventions

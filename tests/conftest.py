@@ -1,6 +1,7 @@
 """What every test shares: one thread and one cache of compiled formulas per worker, and fixed seeds."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,3 +112,45 @@ def published(tmp_path: Path) -> Callable[..., Path]:
         return LAYOUTS[name](tmp_path / name, classes, images)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A Chromium that is installed, or that CHROMIUM names."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is the extra `browser`")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium here: install one, or name it by CHROMIUM")
+    with api.sync_playwright() as playwright:
+        # Root has no sandbox; the pages are our own.
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(params=[(400, "light"), (400, "dark"), (1280, "light"), (1280, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
+def window(chromium, request):
+    """A tab 400 or 1280 pixels wide, light or dark, in which no script fails and nothing is refused."""
+    width, scheme = request.param
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, failures = context.new_page(), []
+    page.set_default_timeout(60_000)
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("console", lambda said: failures.append(said.text) if said.type == "error" else None)
+    yield page
+    context.close()
+    assert not failures
+
+
+@pytest.fixture
+def assert_readable() -> Callable[..., None]:
+    """That a page can be read: nothing wider than the window, and nothing that axe finds amiss."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def check(page) -> None:
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+        found = axe.run(page).response["violations"]
+        assert not found, "\n".join(f"{one['id']}: {one['nodes'][0]['html'][:300]}" for one in found)
+
+    return check
