@@ -51,6 +51,8 @@ def _check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None
         raise argument_error(name, must, type(x).__name__, remedy, TypeError)
     if not x.is_floating_point():
         raise argument_error(name, "be of floating point", x.dtype, "Convert it with `.float()`.", TypeError)
+    if x.layout != torch.strided:
+        raise argument_error(name, "be a dense tensor", x.layout, "Convert it with `.to_dense()`.", TypeError)
     if x.is_meta:
         raise argument_error(name, "hold numbers", "a tensor on the meta device", "Move it to the CPU or a GPU first.")
 

@@ -17,6 +17,8 @@ from otdml._checks import (
     check_signs,
     has_values,
 )
+from otdml.losses import gromov_monge_gap, mmd, sinkhorn_divergence
+from otdml.ot import exact
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float16(0.5), np.float64(0.5), fractions.Fraction(1, 2), 0.5])
@@ -83,6 +85,14 @@ def test_other_labels_are_told_what_to_be(labels, message):
 def test_points_that_are_no_tensor_are_told_how_to_become_one(points):
     with pytest.raises(TypeError, match=r"`x` must be a torch.Tensor, got \w+. Convert it with `torch.as_tensor`"):
         check_points("x", points)
+
+
+@pytest.mark.parametrize("function", [sinkhorn_divergence, mmd, gromov_monge_gap, exact])
+def test_tensors_that_hold_no_numbers_are_refused_by_every_kind_of_function(function):
+    with pytest.raises(ValueError, match=r"`x` must hold numbers, got a tensor on the meta device. Move it"):
+        function(torch.zeros(2, 2, device="meta"), torch.zeros(2, 2, device="meta"))
+    with pytest.raises(TypeError, match=r"`x` must be a dense tensor, got torch.sparse_coo. Convert it with"):
+        function(torch.ones(2, 2).to_sparse(), torch.ones(2, 2))
 
 
 def test_points_on_the_meta_device():
