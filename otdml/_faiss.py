@@ -2,9 +2,10 @@
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
 
-__all__ = ["faiss_search", "read_vectors", "runs_on_faiss", "write_vectors"]
+__all__ = ["faiss_search", "read_vectors", "runs_on_faiss", "threads_of_torch", "write_vectors"]
+
+# The beginning of a file with a flat index: its kind, the features, the number of vectors, two numbers that nothing
+# reads, whether it is trained, the metric, and the number of entries.
+HEADER = struct.Struct("<4siqqqBiQ")
 
 
 def runs_on_faiss(backend: str, x: Tensor) -> bool:
@@ -44,13 +49,13 @@ def faiss_search(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Ten
     import faiss
 
     kind = faiss.METRIC_INNER_PRODUCT if metric == "inner" else faiss.METRIC_L2
-    with _threads_of_torch():
+    with threads_of_torch():
         values, indices = faiss.knn(x.numpy(), y.numpy(), k, metric=kind)
     return torch.from_numpy(values if metric == "inner" else -values), torch.from_numpy(indices)
 
 
 @contextlib.contextmanager
-def _threads_of_torch() -> Iterator[None]:
+def threads_of_torch() -> Iterator[None]:
     """As many FAISS threads as torch has.
 
     FAISS brings an OpenMP of its own, which knows nothing of ``torch.set_num_threads``: without this, each of several
@@ -66,47 +71,64 @@ def _threads_of_torch() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def write_vectors(path: Path, vectors: np.ndarray) -> None:
-    """Write float32 vectors, shape (n, d), as a flat inner-product index."""
+def write_vectors(path: Path, batches: Iterable[np.ndarray]) -> tuple[int, int]:
+    """Write float32 vectors as a flat inner-product index, batch by batch: one batch is in memory at a time.
+
+    Args:
+        path: The file.
+        batches: Vectors, shapes (n, d).
+
+    Returns:
+        The number of vectors, and a check sum of all.
+    """
     _require("which writes this file")
+    count = sign = 0
+    with path.open("wb") as file:
+        for batch in batches:
+            vectors = np.ascontiguousarray(batch, dtype=np.float32)
+            if not count:
+                # The number of vectors is known at the end.
+                file.write(_header(0, vectors.shape[1]))
+            file.write(vectors.data)
+            count, sign, features = count + len(vectors), crc32(vectors.data, sign), vectors.shape[1]
+        if count:
+            file.seek(0)
+            file.write(_header(count, features))
+    return count, sign
+
+
+def _header(n: int, d: int) -> bytes:
+    """The beginning of a flat index of n vectors, which is that of an empty one with other numbers."""
     import faiss
 
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    # Through a buffer, so that a full disk is an OSError like any other.
-    path.write_bytes(faiss.serialize_index(index).data)
+    kind, _, _, *rest, _ = HEADER.unpack(faiss.serialize_index(faiss.IndexFlatIP(d)).tobytes())
+    return HEADER.pack(kind, d, n, *rest, n * d)
 
 
-def read_vectors(path: Path) -> np.ndarray:
-    """The vectors of a flat index, shape (n, d).
+def read_vectors(path: Path) -> tuple[np.ndarray, int]:
+    """The vectors of a flat index, shape (n, d), and their check sum.
+
+    They are mapped, not read: only what is looked at comes into memory. Whoever changes them changes a copy.
 
     Raises:
         ValueError: If the file holds no such index.
     """
-    _require("which reads this file")
-    import faiss
-
-    _check_size(path)
-    try:
-        index = faiss.read_index(str(path))
-        # faiss.contrib.torch_utils, which other libraries import, makes a tensor of it.
-        return np.asarray(index.reconstruct_n(0, index.ntotal))
-    except RuntimeError as error:
-        raise ValueError(f"{path} is no flat FAISS index, or is damaged.") from error
-
-
-def _check_size(path: Path) -> None:
-    """Raise unless the file is as large as its header says: FAISS would take what memory that asks for.
-
-    The header of a flat index is its kind, the features, the number of vectors, two numbers that nothing reads, whether
-    it is trained, the metric, and the number of entries.
-    """
-    header = struct.Struct("<4siqqqBiQ")
+    n, d = _sizes(path)
+    sign = 0
     with path.open("rb") as file:
-        head = file.read(header.size)
-    if len(head) == header.size:
-        kind, d, n, _, _, _, _, entries = header.unpack(head)
-        stored = path.stat().st_size - header.size
-        if kind in (b"IxFI", b"IxF2") and d > 0 and n >= 0 and entries == d * n and 4 * entries == stored:
-            return
+        file.seek(HEADER.size)
+        while block := file.read(2**22):
+            sign = crc32(block, sign)
+    return np.memmap(path, np.float32, "c", HEADER.size, (n, d)), sign
+
+
+def _sizes(path: Path) -> tuple[int, int]:
+    """Vectors and features of a flat index, whose file must be as large as its header says."""
+    with path.open("rb") as file:
+        head = file.read(HEADER.size)
+    if len(head) == HEADER.size:
+        kind, d, n, _, _, _, _, entries = HEADER.unpack(head)
+        stored = path.stat().st_size - HEADER.size
+        if kind in (b"IxFI", b"IxF2") and d > 0 and n > 0 and entries == d * n and 4 * entries == stored:
+            return n, d
     raise ValueError(f"{path} is no flat FAISS index, or is damaged.")

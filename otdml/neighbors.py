@@ -11,7 +11,7 @@ from otdml._checks import argument_error, check_choice, check_integer, check_lab
 from otdml._faiss import faiss_search, runs_on_faiss
 from otdml._precision import full_precision
 
-__all__ = ["nearest_center", "nearest_neighbors"]
+__all__ = ["Gallery", "nearest_center", "nearest_neighbors"]
 
 # Entries of a block of scores or of results, so that memory does not grow with the product of the numbers of points.
 _BLOCK = 2**24
@@ -66,48 +66,90 @@ def nearest_neighbors(
         >>> nearest_neighbors(y, y, 1, metric="l2", exclude=torch.arange(3))
         (tensor([[1.], [1.], [4.]]), tensor([[1], [0], [1]]))
     """
-    k, exclude = _check_search(x, y, k, metric, exclude)
-    dtype, x, y = x.dtype, x.detach(), y.detach()
-    if metric == "l2":
-        origin = _origin(y)
-        x, y = x - origin, y - origin
-    if backend != "faiss":
-        x, y = _with_squares(x, y)
-    items, rows = _items(y, metric, runs_on_faiss(backend, x)), _rows(backend, x, len(y), k)
-    values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
-    for start in range(0, len(x), rows):
-        block = slice(start, start + rows)
-        left_out = None if exclude is None else exclude[block].to(x.device)
-        values[block], indices[block] = _nearest(items, x[block], k, left_out)
-    return (values if metric == "inner" else values.neg_()).to(dtype), indices
+    return Gallery(y, metric=metric, backend=backend).search(x, k, exclude=exclude)
 
 
-def _with_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The points in double precision, if in theirs the squares of their coordinates would overflow or vanish."""
-    largest = float(torch.maximum(x.abs().amax(), y.abs().amax()))
-    return (x, y) if largest == 0 or _SAFE[0] < largest < _SAFE[1] else (x.double(), y.double())
+class Gallery:
+    """Items that are searched again and again: what :func:`nearest_neighbors` finds out about them is found out once.
+
+    To look at the items (are they finite, where do copies lie) takes as long as a few queries; so one query after the
+    other is quicker in a gallery. Items on the CPU must not change meanwhile, as they are not copied.
+
+    Args:
+        y: The items, shape (m, d).
+        metric: ``"inner"`` or ``"l2"``.
+        backend: ``"faiss"``, ``"torch"``, or ``"auto"``.
+
+    Raises:
+        ValueError: If an item is not finite.
+
+    Example:
+        >>> import torch
+        >>> gallery = Gallery(torch.tensor([[0.0], [1.0], [3.0]]), metric="l2")
+        >>> gallery.search(torch.tensor([[2.5]]), 2)
+        (tensor([[0.2500, 2.2500]]), tensor([[2, 1]]))
+    """
+
+    @full_precision
+    @torch.no_grad()
+    def __init__(self, y: Tensor, *, metric: str = "inner", backend: str = "auto") -> None:
+        check_matrix("y", y)
+        self.metric, self.backend = check_choice("metric", metric, ("inner", "l2")), backend
+        y = y.detach()
+        self._origin = _origin(y) if metric == "l2" else None
+        self._y = y if self._origin is None else y - self._origin
+        self._largest = _largest_coordinate(self._y)
+        self._prepared: dict[tuple[torch.dtype, bool], _Items] = {}
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+    @full_precision
+    @torch.no_grad()
+    def search(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What :func:`nearest_neighbors` returns for these queries."""
+        k, exclude = self._check(x, k, exclude)
+        dtype = torch.promote_types(x.dtype, self._y.dtype)
+        x = x.detach().to(dtype)
+        x = x if self._origin is None else x - self._origin
+        # In double precision, if in theirs the squares of coordinates would overflow or vanish.
+        largest = max(self._largest, _largest_coordinate(x))
+        if self.backend != "faiss" and largest != 0 and not _SAFE[0] < largest < _SAFE[1]:
+            x = x.double()
+        faiss = runs_on_faiss(self.backend, x)
+        if (x.dtype, faiss) not in self._prepared:
+            self._prepared[x.dtype, faiss] = _items(self._y.to(x.dtype), self.metric, faiss)
+        items, rows = self._prepared[x.dtype, faiss], _rows(faiss, len(self), k)
+        values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
+        for start in range(0, len(x), rows):
+            block = slice(start, start + rows)
+            left_out = None if exclude is None else exclude[block].to(x.device)
+            values[block], indices[block] = _nearest(items, x[block], k, left_out)
+        return (values if self.metric == "inner" else values.neg_()).to(dtype), indices
+
+    def _check(self, x: Tensor, k: int, exclude: Tensor | None) -> tuple[int, Tensor | None]:
+        check_matrix("x", x)
+        if x.shape[1] != self._y.shape[1]:
+            raise argument_error("y", f"have the features of `x`, {x.shape[1]}", self._y.shape[1])
+        if x.device != self._y.device:
+            raise argument_error("y", f"be on the device of `x`, {x.device}", self._y.device)
+        if exclude is not None:
+            exclude = check_labels("exclude", exclude, len(x), len(self))
+        most = len(self) - (exclude is not None)
+        k = check_integer("k", k)
+        if k > most:
+            raise argument_error("k", f"be at most {most}, the items there are for a query", k)
+        return k, exclude
 
 
-def _check_search(x: Tensor, y: Tensor, k: int, metric: str, exclude: Tensor | None) -> tuple[int, Tensor | None]:
-    for name, points in (("x", x), ("y", y)):
-        check_matrix(name, points)
-    if x.shape[1] != y.shape[1]:
-        raise argument_error("y", f"have the features of `x`, {x.shape[1]}", y.shape[1])
-    if x.device != y.device:
-        raise argument_error("y", f"be on the device of `x`, {x.device}", y.device)
-    check_choice("metric", metric, ("inner", "l2"))
-    if exclude is not None:
-        exclude = check_labels("exclude", exclude, len(x), len(y))
-    most = len(y) - (exclude is not None)
-    k = check_integer("k", k)
-    if k > most:
-        raise argument_error("k", f"be at most {most}, the items there are for a query", k)
-    return k, exclude
+def _largest_coordinate(x: Tensor) -> float:
+    low, high = x.aminmax()
+    return float(torch.maximum(-low, high))
 
 
-def _rows(backend: str, x: Tensor, m: int, k: int) -> int:
+def _rows(faiss: bool, m: int, k: int) -> int:
     """The number of queries per block."""
-    return max(1, min(_FAISS_ROWS, _BLOCK // k) if runs_on_faiss(backend, x) else _BLOCK // m)
+    return max(1, min(_FAISS_ROWS, _BLOCK // k) if faiss else _BLOCK // m)
 
 
 def _origin(y: Tensor) -> Tensor:

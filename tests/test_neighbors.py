@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from otdml import _faiss, neighbors
-from otdml.neighbors import nearest_center, nearest_neighbors
+from otdml.neighbors import Gallery, nearest_center, nearest_neighbors
 
 BACKENDS = ["faiss", "torch"]
 
@@ -281,3 +281,43 @@ def test_rows_of_extreme_length_have_the_neighbours_of_others(metric, scale, gen
 def test_excluded_items_in_a_list():
     y = torch.tensor([[0.0], [1.0], [3.0]])
     assert nearest_neighbors(y, y, 1, metric="l2", exclude=[0, 1, 2])[1].tolist() == [[1], [0], [1]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("metric", ["inner", "l2"])
+def test_a_gallery_finds_what_a_single_search_finds(metric, backend, generator):
+    y = torch.randn(500, 8, generator=generator)
+    y[400:] = y[:100]
+    gallery = Gallery(y, metric=metric, backend=backend)
+    for rows in (torch.arange(1), torch.arange(7, 40), torch.arange(500)):
+        for exclude in (None, rows):
+            found = gallery.search(y[rows], 9, exclude=exclude)
+            single = nearest_neighbors(y[rows], y, 9, metric=metric, exclude=exclude, backend=backend)
+            assert torch.equal(found[1], single[1])
+            torch.testing.assert_close(found[0], single[0])
+    with pytest.raises(ValueError, match="`k` must be at most 500"):
+        gallery.search(y[:1], 501)
+
+
+def test_a_gallery_looks_at_its_items_once(monkeypatch, generator):
+    """What made a query take nine times as long as the search itself."""
+    looks = []
+    first_copies = neighbors._first_copies
+    monkeypatch.setattr(neighbors, "_first_copies", lambda y: looks.append(len(y)) or first_copies(y))
+    monkeypatch.setattr(neighbors, "check_matrix", lambda name, x: looks.append(name) or x)
+    gallery = Gallery(torch.randn(50, 4, generator=generator))
+    for _ in range(3):
+        gallery.search(torch.randn(1, 4, generator=generator), 5)
+    assert looks == ["y", "x", 50, "x", "x"]
+
+
+def test_queries_and_items_of_two_precisions(generator):
+    y = torch.randn(20, 4, generator=generator)
+    gallery = Gallery(y)
+    values, indices = gallery.search(y[:3].double(), 2)
+    assert values.dtype == torch.float64
+    assert torch.equal(indices, gallery.search(y[:3], 2)[1])
+    # Squares that no float32 holds: the gallery is searched in double precision, and afterwards in single again.
+    huge = gallery.search(1e20 * y[:3], 2)[1]
+    assert torch.equal(huge, indices)
+    assert torch.equal(gallery.search(y[:3], 2)[1], indices)

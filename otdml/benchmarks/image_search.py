@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from otdml.dml import ProxyDML
+    from otdml.dml.approximate import ApproximateSearch
     from otdml.dml.index import Match
 
 __all__ = ["ImageSearch", "nearest_images", "write_matches"]
@@ -37,14 +38,16 @@ class ImageSearch:
         self.index, self.model, self.transform = index, model, transform
 
     @classmethod
-    def open(cls, folder: Path, checkpoint: Path | None = None, *, trust: bool = False) -> "ImageSearch":
+    def open(
+        cls, folder: Path, checkpoint: Path | None = None, *, exact: bool = False, trust: bool = False
+    ) -> "ImageSearch":
         """The index in a folder, with the checkpoint that it names, or another one.
 
         Raises:
             FileNotFoundError: The index or the checkpoint is not there.
             ValueError: The index was made by other weights, or of images of another size or kind.
         """
-        return cls.of(EmbeddingIndex.load(folder), folder, checkpoint, trust=trust)
+        return cls.of(EmbeddingIndex.load(folder, exact=exact), folder, checkpoint, trust=trust)
 
     @classmethod
     def of(
@@ -77,17 +80,17 @@ class ImageSearch:
 
 
 def nearest_images(
-    index: Path, image: Path, k: int, checkpoint: Path | None = None, *, trust: bool = False
-) -> "list[Match]":
-    """The ``k`` images of an index most similar to an image, embedded as the index was.
+    index: Path, image: Path, k: int, checkpoint: Path | None = None, *, exact: bool = False, trust: bool = False
+) -> "tuple[list[Match], ApproximateSearch | None]":
+    """The ``k`` images of an index most similar to an image, embedded as the index was, and what proposed them.
 
     Raises:
         FileNotFoundError: The index, the image or the checkpoint is not there.
         ValueError: The index was made by other weights, or of images of another size or kind.
     """
-    search = ImageSearch.open(index, checkpoint, trust=trust)
+    search = ImageSearch.open(index, checkpoint, exact=exact, trust=trust)
     with open_image(image) as opened:
-        return search.nearest(opened, k)
+        return search.nearest(opened, k), search.index.approximate
 
 
 def write_matches(path: Path, query: Path, matches: Sequence["Match"]) -> dict[str, str]:

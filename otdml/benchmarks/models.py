@@ -1,5 +1,6 @@
 """Trained models: read back from their checkpoints, and given images as they were in training."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -221,35 +222,65 @@ def image_files(paths: Sequence[Path], transform: Callable[["Image.Image"], Tens
 def embedded(
     checkpoint: Path,
     paths: Sequence[Path],
+    out: Path,
     *,
     size: int | None = None,
     on_corrupt: str = "raise",
-    earlier: Path | None = None,
+    factory: str | None = None,
     trust: bool = False,
 ) -> tuple["EmbeddingIndex", dict[str, str]]:
-    """An index of images, and the files that were left out with the reason.
+    """Write an index of images into ``out``, and return it, and the files that were left out with the reason.
 
-    An ``earlier`` index that the same weights made of the same files is taken as it is.
+    Embeddings of the same weights and files that are there already are kept. Neither images nor embeddings are held:
+    what grows with their number are the paths.
+
+    Args:
+        checkpoint: What embeds.
+        paths: Image files, or one folder.
+        out: Folder of the index.
+        size: Pixels per side, instead of what the run had.
+        on_corrupt: ``"raise"`` or ``"skip"``.
+        factory: A kind of FAISS index, for an approximate search; None for an exact one.
+        trust: As for :func:`load_checkpoint`.
     """
+    from otdml.dml.approximate import check_factory
     from otdml.dml.cache import embedding_key, network_key
+    from otdml.dml.evaluation import embeddings
     from otdml.dml.index import EmbeddingIndex
-    from otdml.dml.training import embed
 
     model = load_checkpoint(checkpoint, trust=trust)
     files = image_files(paths, image_transform(checkpoint, model, size), on_corrupt)
-    absolute = [str(Path(path).resolve()) for path in files.paths]
+    if factory is not None:
+        check_factory(factory, model.head.linear.out_features, len(files))
+    absolute = [os.path.realpath(path) for path in files.paths]
     about = {
         "checkpoint": str(checkpoint_file(checkpoint).resolve()),
         "size": size,
         "network": network_key(model, files.transform),
         "key": embedding_key(model, files),
     }
-    if earlier is not None and about["key"] is not None:
-        with suppress(FileNotFoundError, ValueError):
-            there = EmbeddingIndex.load(earlier)
-            if (there.about, there.paths) == (about, absolute):
-                return there, files.skipped
-    return EmbeddingIndex(embed(model, files), absolute, about), files.skipped
+    index = _earlier(out, about, absolute)
+    if index is None:
+        index = EmbeddingIndex.write(out, embeddings(model, files), absolute, about)
+    if factory != (None if index.approximate is None else index.approximate.asked):
+        index = index.approximated(factory)
+        index.save(out)
+    return index, files.skipped
+
+
+def _earlier(folder: Path, about: Mapping[str, Any], paths: Sequence[str]) -> "EmbeddingIndex | None":
+    """The index in a folder, where it is of the same weights and files."""
+    from otdml.dml.index import EmbeddingIndex
+
+    if about["key"] is None:
+        return None
+    with suppress(FileNotFoundError, ValueError):
+        there = EmbeddingIndex.load(folder, exact=True)
+        if (there.about, there.paths) == (about, paths):
+            with suppress(ValueError):
+                return EmbeddingIndex.load(folder)
+            return there
+    return None
 
 
 def exported(checkpoint: Path, out: Path, *, size: int | None = None, trust: bool = False) -> str:

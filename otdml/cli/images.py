@@ -88,11 +88,18 @@ def evaluate(
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
-@command("otdml embed runs/digits/proxy-anchor/seed-0 photos --out photos.index")
+@command(
+    "otdml embed runs/digits/proxy-anchor/seed-0 photos --out photos.index",
+    "otdml embed runs/cub/proxy-anchor/seed-0 photos --out photos.index --index IVF1024,PQ32",
+)
 def embed(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
     images: Annotated[list[Path], typer.Argument(help="A folder of images, or image files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the index.")] = Path("embeddings.index"),
+    factory: Annotated[
+        str | None,
+        typer.Option("--index", help="A FAISS index for approximate search, e.g. IVF1024,PQ32. Default: exact."),
+    ] = None,
     size: Size = None,
     skip_corrupt: SkipCorrupt = False,
     trust: Trust = False,
@@ -101,6 +108,10 @@ def embed(
 
     The index is a folder: index.faiss, which FAISS reads as well, and items.json with the paths. Given again for the
     same images and weights, the command finds them embedded.
+
+    A million images fit: none are held. With --index they are searched by a FAISS index of that kind,
+    approximate.faiss, and the share of the nearest that it finds is measured and shown; how it is searched may follow
+    a semicolon: "IVF1024,PQ32;nprobe=8".
     """
     from otdml.benchmarks.runs import checkpoint_file
 
@@ -113,10 +124,11 @@ def embed(
 
     policy = _policy(skip_corrupt)
     with notes():
-        index, skipped = embedded(checkpoint, images, size=size, on_corrupt=policy, earlier=out, trust=trust)
+        index, skipped = embedded(checkpoint, images, out, size=size, on_corrupt=policy, factory=factory, trust=trust)
     _name(skipped)
-    index.save(out)
     console.print(f"{len(index)} embeddings: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)
+    if index.approximate is not None:
+        console.print(plain(str(index.approximate)), soft_wrap=True, highlight=False)
 
 
 @command(
@@ -164,6 +176,9 @@ def search(
     k: Annotated[int, typer.Option("--count", "-k", help="How many to show.", callback=between(1))] = 10,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page that shows the images.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Look at all images, and leave the file of an approximate search alone.")
+    ] = False,
     trust: Trust = False,
 ) -> None:
     """The images of an index that are most similar to an image, with their cosine similarities."""
@@ -177,9 +192,11 @@ def search(
         checkpoint_file(checkpoint)
     from otdml.benchmarks.image_search import nearest_images, write_matches
 
-    matches = nearest_images(index, image, k, checkpoint, trust=trust)
+    matches, approximate = nearest_images(index, image, k, checkpoint, exact=exact, trust=trust)
     for match in matches:
         console.print(f"{match.similarity:.4f}  {plain(match.path)}", soft_wrap=True, highlight=False)
+    if approximate is not None:
+        errors.print(f"[dim]{plain(str(approximate))}; --exact looks at all[/]", soft_wrap=True, highlight=False)
     if html is not None:
         for path, reason in write_matches(html, image, matches).items():
             errors.print(f"[yellow]not shown[/] {plain(f'{path}: {reason}')}", soft_wrap=True, highlight=False)

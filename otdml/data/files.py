@@ -126,18 +126,22 @@ class ImageFolder(ImageFiles):
         paths, self.passed_over = image_paths(folder)
         if self.passed_over:
             warnings.warn(f"Passed over below {root}, as no images: {said(self.passed_over)}.", stacklevel=2)
-        names = [shown_name(path.parent.relative_to(folder)) for path in paths]
-        classes, labels = np.unique(names, return_inverse=True)
+        # Name by name: a million paths as one array are as wide as the longest of them.
+        names = {
+            above: shown_name(Path(above).relative_to(folder)) for above in dict.fromkeys(map(os.path.dirname, paths))
+        }
+        classes = sorted(set(names.values()))
+        numbers = {above: classes.index(name) for above, name in names.items()}
         super().__init__(
             paths,
-            torch.from_numpy(labels).long(),
-            classes.tolist(),
+            torch.tensor([numbers[os.path.dirname(path)] for path in paths]),
+            classes,
             transform=transform or standard_crop("test", size),
             on_corrupt=on_corrupt,
         )
 
 
-def image_paths(folder: Path) -> tuple[list[Path], Counter[str]]:
+def image_paths(folder: Path) -> tuple[list[str], Counter[str]]:
     """The images below a folder in order of their paths, and how many files were passed over, by what they are.
 
     Raises:
@@ -146,7 +150,7 @@ def image_paths(folder: Path) -> tuple[list[Path], Counter[str]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"`root` must be a folder of images, but {folder} is no folder.")
     over: Counter[str] = Counter()
-    paths = sorted(_images(folder, over, (_identity(folder),)))
+    paths = list(_images("" if folder == Path() else str(folder), over, (_identity(folder),)))
     if not paths:
         found = f"passed over were {said(over)}" if over else "there is nothing but hidden files"
         raise FileNotFoundError(f"No image below {folder}: looked for {', '.join(sorted(suffixes()))}; {found}.")
@@ -168,13 +172,13 @@ def shown_name(folder: Path) -> str:
     return os.fsencode(folder.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _images(folder: Path, over: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """The images below a folder; what is passed over is counted in ``over``, and ``above`` are the folders above.
+def _images(folder: str, over: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """The images below a folder, in order of their paths; what is passed over is counted in ``over``.
 
-    A link to a folder above would lead in circles, and is passed over.
+    A link to one of the folders ``above`` would lead in circles, and is passed over.
     """
     try:
-        entries = list(os.scandir(folder))
+        entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
     except OSError:
         over["folders that cannot be read"] += 1
         return
@@ -183,7 +187,7 @@ def _images(folder: Path, over: Counter[str], above: tuple[tuple[int, int], ...]
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        path = folder / entry.name
+        path = os.path.join(folder, entry.name)
         try:
             mode = entry.stat().st_mode
         except OSError:
@@ -196,13 +200,13 @@ def _images(folder: Path, over: Counter[str], above: tuple[tuple[int, int], ...]
                 yield from _images(path, over, (*above, place))
         elif not stat.S_ISREG(mode):
             over["pipes or devices"] += 1
-        elif path.suffix.lower() in suffixes():
+        elif (suffix := Path(entry.name).suffix.lower()) in suffixes():
             yield path
         else:
-            over[path.suffix.lower() or "files without suffix"] += 1
+            over[suffix or "files without suffix"] += 1
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _identity(folder: str | Path) -> tuple[int, int]:
     """What tells a folder from all others of the machine, by whatever name it is reached."""
     found = os.stat(folder)
     return found.st_dev, found.st_ino

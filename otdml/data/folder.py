@@ -91,7 +91,7 @@ class _Found:
     """What a folder holds: images by class, the classes of each part where folders say them, and what is left out."""
 
     root: Path
-    images: Mapping[str, Sequence[Path]]
+    images: Mapping[str, Sequence[str]]
     parts: Mapping[str, Sequence[str]]
     over: Counter[str] = field(default_factory=Counter)
 
@@ -157,10 +157,10 @@ def _found(root: str | Path | None, level: str, least: int) -> _Found:
         raise argument_error("root", "be a folder with a folder of images for each class", None)
     folder = Path(root)
     paths, over = image_paths(folder)
-    apart = _apart(folder, paths)
-    images: dict[tuple[str, str], list[Path]] = {}
-    for path in paths:
-        *above, _ = path.relative_to(folder).parts
+    within = [Path(path).relative_to(folder).parts for path in paths]
+    apart = _apart(folder, within)
+    images: dict[tuple[str, str], list[str]] = {}
+    for path, (*above, _) in zip(paths, within, strict=True):
         part = above.pop(0) if apart and above else ""
         if apart and part not in PARTS:
             over["images beside train and test"] += 1
@@ -176,10 +176,9 @@ def _found(root: str | Path | None, level: str, least: int) -> _Found:
     return _Found(folder, {name: own for (_, name), own in kept.items()}, parts, over)
 
 
-def _apart(folder: Path, paths: Sequence[Path]) -> bool:
+def _apart(folder: Path, within: Sequence[Sequence[str]]) -> bool:
     """Whether folders say which classes are trained on and tested on."""
     there = [part for part in ("train", "test") if (folder / part).is_dir()]
-    within = [path.relative_to(folder).parts for path in paths]
     if len(there) == 1 and any(parts[0] == there[0] and len(parts) > 2 for parts in within):
         other = "test" if there == ["train"] else "train"
         raise ValueError(

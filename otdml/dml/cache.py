@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -156,9 +156,26 @@ def _images(dataset: Any) -> list[Any]:
         return [images]
     if not isinstance(dataset, ImagesInFiles):
         raise _NotPlainError
-    stats = [os.stat(path) for path in dataset.paths]
-    files = [list(map(str, dataset.paths)), [(s.st_size, s.st_mtime_ns) for s in stats]]
+    files = [_Each(str, dataset.paths), _Each(_state, dataset.paths)]
     return [*files, getattr(dataset, "transform", None), getattr(dataset, "upright", None)]
+
+
+class _Each(Sequence[Any]):
+    """A function of each entry, computed when it is asked for: of a million files, no list is needed."""
+
+    def __init__(self, function: Callable[[Any], Any], entries: Sequence[Any]) -> None:
+        self.function, self.entries = function, entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.function(self.entries[index])
+
+
+def _state(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 def _absorb(digest: "hashlib._Hash", value: Any) -> None:

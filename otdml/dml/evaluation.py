@@ -1,5 +1,7 @@
 """Embeddings and retrieval metrics of whole data sets."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -9,7 +11,7 @@ from otdml.dml.loading import EvaluationBatches, LabelledImages, as_float, queri
 from otdml.dml.module import ProxyDML
 from otdml.dml.retrieval import retrieval_metrics
 
-__all__ = ["embed", "evaluate", "metrics_of"]
+__all__ = ["embed", "embeddings", "evaluate", "metrics_of"]
 
 
 def embed(
@@ -33,13 +35,33 @@ def embed(
         torch.Size([896, 8])
     """
     rows = _rows(len(dataset)) if share else None
-    batches = EvaluationBatches(dataset, batch_size=batch_size, workers=workers, rows=rows)
+    z = torch.cat(list(embeddings(module, dataset, batch_size=batch_size, workers=workers, rows=rows)))
+    return z if rows is None else gather(z.to(module.device)).cpu()
+
+
+def embeddings(
+    module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0, rows: range | None = None
+) -> Iterator[Tensor]:
+    """The parts of what :func:`embed` returns, one after the other: for sets whose embeddings memory does not hold.
+
+    Args:
+        module: What embeds; it is in evaluation while the parts are taken.
+        dataset: The images.
+        batch_size: Images at a time.
+        workers: Processes that load images of sets that do not live in memory.
+        rows: Which images; all if None.
+
+    Yields:
+        Unit embeddings, shape (batch_size, dim) or less, on the CPU.
+    """
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad():
-            z = torch.cat([module(as_float(_moved(images, module.device))).cpu() for images, _ in batches])
-            return z if rows is None else gather(z.to(module.device)).cpu()
+        for images, _ in EvaluationBatches(dataset, batch_size=batch_size, workers=workers, rows=rows):
+            # Not around the whole: whoever takes the parts would be without gradients in between.
+            with torch.no_grad():
+                z = module(as_float(_moved(images, module.device))).cpu()
+            yield z
     finally:
         for part, mode in modes.items():
             part.training = mode

@@ -198,7 +198,8 @@ class EvaluationBatches:
         else:
             loader = DataLoader(
                 _as_dataset(self.dataset),
-                batch_sampler=[batch.tolist() for batch in self.batches],
+                # As a generator: lists of all numbers take more memory than the numbers.
+                batch_sampler=(batch.tolist() for batch in self.batches),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
             )

@@ -5,10 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from otdml.benchmarks.models import GreyImage, checkpoint_metrics, embedded, load_checkpoint
+from otdml.benchmarks.models import (
+    GreyImage,
+    checkpoint_metrics,
+    embedded,
+    image_files,
+    image_transform,
+    load_checkpoint,
+)
 from otdml.benchmarks.presets import preset
 from otdml.data import Digits, crop_to_ink
-from otdml.dml import ProxyDML, cache, training
+from otdml.dml import ProxyDML, cache, evaluation, training
 
 
 def test_drawings_are_inverted_and_cropped_as_in_training(generator):
@@ -45,15 +52,22 @@ def drawings(tmp_path):
 
 
 def test_an_index_of_the_same_images_is_not_made_again(tmp_path, checkpoint, drawings, monkeypatch):
-    first, _ = embedded(checkpoint, [drawings])
-    first.save(tmp_path / "index")
+    first, _ = embedded(checkpoint, [drawings], tmp_path / "index")
     with monkeypatch.context() as patched:
-        patched.setattr(training, "embed", lambda *_, **__: pytest.fail("was made again"))
-        again, _ = embedded(checkpoint, [drawings], earlier=tmp_path / "index")
+        patched.setattr(evaluation, "embeddings", lambda *_, **__: pytest.fail("was made again"))
+        again, _ = embedded(checkpoint, [drawings], tmp_path / "index")
+        searched, _ = embedded(checkpoint, [drawings], tmp_path / "index", factory="HNSW4")
+        assert searched.approximate.recall == 1
+        (tmp_path / "index" / "approximate.faiss").write_bytes(b"damaged")
+        assert embedded(checkpoint, [drawings], tmp_path / "index", factory="HNSW4")[0].approximate is not None
+        assert embedded(checkpoint, [drawings], tmp_path / "index")[0].approximate is None
     assert torch.equal(again.z, first.z)
+    model = load_checkpoint(checkpoint)
+    files = image_files([drawings], image_transform(checkpoint, model), "raise")
+    torch.testing.assert_close(again.z, training.embed(model, files))
     Image.new("L", (28, 28), 200).save(drawings / "a" / "3.png")
-    assert len(embedded(checkpoint, [drawings], earlier=tmp_path / "index")[0]) == 4
-    assert len(embedded(checkpoint, [drawings], size=14, earlier=tmp_path / "nothing")[0]) == 4
+    assert len(embedded(checkpoint, [drawings], tmp_path / "index")[0]) == 4
+    assert len(embedded(checkpoint, [drawings], tmp_path / "index", size=14)[0]) == 4
 
 
 def test_evaluation_uses_the_embeddings_beside_the_checkpoint(checkpoint, monkeypatch):

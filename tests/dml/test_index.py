@@ -1,15 +1,17 @@
 """An index on disk: what is found, what FAISS reads, and what happens to damaged files."""
 
-import errno
 import json
 import os
+import resource
+import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
 
+from otdml.dml import ProxyDML
+from otdml.dml.evaluation import embeddings
 from otdml.dml.index import EmbeddingIndex
 
 NAMES = [f"images/{i:02d} é.jpg" for i in range(30)]
@@ -75,15 +77,18 @@ def test_damaged_and_missing_files_are_named(name, index, tmp_path):
         EmbeddingIndex.load(tmp_path)
 
 
-def test_a_full_disk_loses_no_earlier_index(index, tmp_path, monkeypatch):
+def test_a_full_disk_loses_no_earlier_index(index, tmp_path):
     index.save(tmp_path)
 
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="What was there before is unchanged"):
-        EmbeddingIndex(torch.ones(1, 2), ["a.jpg"]).save(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # Files may have the bytes of a header, and some vectors.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(OSError, match="What was there before is unchanged"):
+            EmbeddingIndex(torch.ones(9000, 2), ["a.jpg"] * 9000).save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(os.listdir(tmp_path)) == ["index.faiss", "items.json"]
     assert EmbeddingIndex.load(tmp_path).paths == NAMES
     assert json.loads((tmp_path / "items.json").read_text())["paths"] == NAMES
 
@@ -104,7 +109,7 @@ def test_a_kill_between_any_two_steps_leaves_one_of_the_indices(index, tmp_path,
     """Each replacement in turn is the last thing that happens."""
     other = EmbeddingIndex(index.z.flip(0), [f"other/{name}" for name in NAMES])
     seen = []
-    for step in range(4):
+    for step in range(5):
         folder = tmp_path / str(step)
         index.save(folder)
         left = [step]
@@ -124,7 +129,7 @@ def test_a_kill_between_any_two_steps_leaves_one_of_the_indices(index, tmp_path,
         assert found.paths in (index.paths, other.paths)
         other.save(folder)
         assert sorted(os.listdir(folder)) == ["index.faiss", "items.json"]
-    assert seen == [False, False, True, True]
+    assert seen == [False, False, False, True, True]
 
 
 def test_names_that_are_no_utf8_are_kept(tmp_path):
@@ -148,3 +153,81 @@ def test_a_header_that_asks_for_more_than_the_file_has_is_refused(index, tmp_pat
     (tmp_path / "index.faiss").write_bytes(content)
     with pytest.raises(ValueError, match=r"index\.faiss is no flat FAISS index, or is damaged"):
         EmbeddingIndex.load(tmp_path)
+
+
+def test_batches_are_written_as_one_index(index, tmp_path):
+    whole = EmbeddingIndex.write(tmp_path / "parts", (3 * part for part in index.z.split(7)), NAMES, index.about)
+    torch.testing.assert_close(whole.z, index.z)
+    assert (whole.paths, whole.about) == (NAMES, index.about)
+    with pytest.raises(ValueError, match="`paths` must hold one path per embedding, 30, got 2"):
+        EmbeddingIndex.write(tmp_path / "other", iter([index.z]), NAMES[:2])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        EmbeddingIndex.write(tmp_path / "other", iter([index.z, torch.full((1, 8), torch.nan)]), NAMES)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_loaded_index_is_mapped_and_its_vectors_are_its_own(index, tmp_path):
+    index.save(tmp_path)
+    found = EmbeddingIndex.load(tmp_path)
+    before = (tmp_path / "index.faiss").read_bytes()
+    found.z[0] = 0
+    assert (tmp_path / "index.faiss").read_bytes() == before
+    other = EmbeddingIndex.load(tmp_path)
+    other.save(tmp_path)
+    assert (tmp_path / "index.faiss").read_bytes() == before
+    EmbeddingIndex(index.z.flip(0), NAMES).save(tmp_path)
+    assert torch.equal(other.z, index.z)
+
+
+MEMORY = """
+import sys, torch
+from otdml.dml import ProxyDML
+from otdml.dml.evaluation import embeddings
+from otdml.dml.index import EmbeddingIndex
+
+def peak():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+def batches(n):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(n // 500):
+        yield torch.randn(500, 2048, generator=generator)
+
+n, folder = int(sys.argv[1]), sys.argv[2]
+EmbeddingIndex.write(folder, batches(500), ["a.jpg"] * 500)
+before = peak()
+EmbeddingIndex.write(folder, batches(n), [f"photos/{i:09d}.jpg" for i in range(n)])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is measured by /proc")
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    """Twenty thousand embeddings are 164 MB; 40 MB remain of blocks and names, also for four times as many."""
+    script = tmp_path / "script.py"
+    script.write_text(MEMORY)
+    words = [sys.executable, script, "20000", str(tmp_path / "index")]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) * 1024 < 82e6
+
+
+def test_images_are_embedded_as_their_vectors_are_taken():
+    """Of images that come in batches two are loaded before the second part is taken, not all."""
+    loaded = []
+
+    class Images(torch.utils.data.Dataset):
+        labels, classes = torch.zeros(40, dtype=torch.long), ["image"]
+
+        def __len__(self):
+            return 40
+
+        def batch(self, indices):
+            loaded.append(len(indices))
+            return torch.zeros(len(indices), 1, 8, 8, dtype=torch.uint8), self.labels[indices]
+
+    parts = embeddings(ProxyDML(2, dim=3, seed=0), Images(), batch_size=4)
+    assert next(parts).shape == (4, 3)
+    assert loaded == [4]
+    assert sum(len(part) for part in parts) == 36

@@ -41,7 +41,7 @@ def _index(network: Path, photos: Path) -> Path:
     from otdml.benchmarks.models import embedded
 
     folder = photos.with_name("photos.index")
-    embedded(network, [photos], size=16)[0].save(folder)
+    embedded(network, [photos], folder, size=16)
     return folder
 
 
