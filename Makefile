@@ -70,7 +70,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(VENV)/.core $(VENV)/.lint
+types: $(VENV)/.core $(VENV)/.lint $(VENV)/.serve
 	$(BIN)/mypy
 
 docs: $(VENV)/.core $(VENV)/.docs
