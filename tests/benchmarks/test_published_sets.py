@@ -84,7 +84,9 @@ def test_a_damaged_image_is_named(published, tmp_path):
     root = published("cub", CLASSES["cub"])
     for path in (root / "CUB_200_2011" / "images").glob("1*/*.jpg"):
         path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=r"101\.Bird_101/Bird_101_0000_21\.jpg is .*on_corrupt='skip'"):
+    with pytest.raises(
+        ValueError, match=r"101\.Bird_101/Bird_101_0000_21\.jpg cannot be read as an image \(.*on_corrupt='skip'"
+    ):
         execute(run_on("cub", allow_partial=True), tmp_path / "run", str(root))
 
 
