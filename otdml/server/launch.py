@@ -67,6 +67,8 @@ def run(app: ASGIApp, listener: socket.socket, opened: str | None = None) -> Non
         threading.Thread(target=webbrowser.open, args=(opened,), daemon=True).start()
     config = uvicorn.Config(
         app,
+        # A configuration of its own would close the handlers of every other library in the process.
+        log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,

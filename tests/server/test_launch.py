@@ -1,5 +1,6 @@
 """The port, the browser, and the command as a process."""
 
+import logging
 import re
 import signal
 import socket
@@ -17,6 +18,22 @@ def test_only_the_loopback_address_is_listened_to():
         host, port = listener.getsockname()
         assert host == "127.0.0.1"
         assert launch.address(listener, "key") == f"http://127.0.0.1:{port}/?key=key"
+
+
+def test_logging_of_other_libraries_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    closed = []
+
+    class Handler(logging.NullHandler):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    kept = Handler()
+    with launch.listening(0) as listener:
+        launch.run(None, listener)
+    assert not closed
+    kept.close()
 
 
 def test_a_port_that_is_taken_is_named_with_the_remedy():
