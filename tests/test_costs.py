@@ -162,3 +162,32 @@ def test_costs_of_directions_do_not_depend_on_lengths(cost, generator):
     x = x.requires_grad_()
     (expected,) = torch.autograd.grad(cost_matrix(x, y, cost).sum(), x)
     torch.testing.assert_close(1e-13 * grad, expected)
+
+
+def _whole(cost):
+    """All costs, offsets included."""
+    n, m = cost.shape[-2:]
+    u = torch.zeros(n) if cost.u is None else cost.u
+    v = torch.zeros(m) if cost.v is None else cost.v
+    return cost.block(slice(0, n)) + u[..., None] + v[..., None, :]
+
+
+@pytest.mark.parametrize("cost", [*COSTS, lambda x, y: (x[..., :, None, :] - y[..., None, :, :]).abs().sum(-1)])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_an_extended_cost_has_a_row_and_a_column_of_zeros_more(cost, batch):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (1 + torch.rand(*batch, n, 2, generator=generator) for n in (4, 3))
+    between = ground(x, y, cost)
+    expected = torch.nn.functional.pad(_whole(between), (0, 1, 0, 1))
+    torch.testing.assert_close(_whole(between.extended()), expected)
+    torch.testing.assert_close(_whole(between.mT.extended()), expected.mT)
+    # Made anew in double precision from the points, where it was made of points.
+    double = between.extended().double()
+    exact = torch.nn.functional.pad(_whole(ground(x.double(), y.double(), cost)), (0, 1, 0, 1))
+    torch.testing.assert_close(_whole(double).double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_an_extended_matrix_with_offsets_has_zeros_too():
+    C, u, v = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 20.0]), torch.tensor([5.0, 7.0])
+    extended = Matrix(C, u, v).extended()
+    torch.testing.assert_close(_whole(extended), torch.tensor([[16.0, 19.0, 0.0], [28.0, 31.0, 0.0], [0.0, 0.0, 0.0]]))

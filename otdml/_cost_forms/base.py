@@ -13,7 +13,18 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Gradients", "Ground", "LinkedPlan", "Mask", "Plan", "Scale", "Symbolic", "per_batch"]
+__all__ = [
+    "Gradients",
+    "Ground",
+    "LinkedPlan",
+    "Mask",
+    "Plan",
+    "Scale",
+    "Symbolic",
+    "per_batch",
+    "with_zero",
+    "with_zero_row",
+]
 
 Gradients = tuple[Tensor | None, ...]
 Scale = Tensor | float
@@ -94,6 +105,10 @@ class Ground(ABC):
     @abstractmethod
     def double(self) -> "Ground":
         """The same cost in double precision, computed anew from the points where it was made of points."""
+
+    @abstractmethod
+    def extended(self) -> Self:
+        """The cost with a row and a column more, both of zeros, offsets included."""
 
     @abstractmethod
     def pullback(
@@ -218,6 +233,16 @@ def _centred(offset: Tensor | None, weights: Tensor) -> Tensor:
     if offset is None:
         return torch.zeros_like(weights)
     return offset - (weights * offset).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+
+
+def with_zero_row(v: Tensor) -> Tensor:
+    """Matrices, shape (..., n, e), with a row of zeros below the others."""
+    return torch.nn.functional.pad(v, (0, 0, 0, 1))
+
+
+def with_zero(u: Tensor) -> Tensor:
+    """Vectors, shape (..., n), with a zero after the others."""
+    return torch.nn.functional.pad(u, (0, 1))
 
 
 def per_batch(scale: Scale) -> Scale:

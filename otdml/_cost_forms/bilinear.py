@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, Symbolic, per_batch
+from otdml._cost_forms.base import (
+    Gradients,
+    Ground,
+    LinkedPlan,
+    Plan,
+    Scale,
+    Symbolic,
+    per_batch,
+    with_zero,
+    with_zero_row,
+)
 
 __all__ = ["Bilinear"]
 
@@ -73,6 +83,15 @@ class Bilinear(Ground):
         u, v = (t if t is None else t.double() for t in (self.u, self.v))
         return Bilinear(self.q.double(), self.k.double(), u, v)
 
+    def extended(self) -> "Bilinear":
+        _, _, u, v = self.leaves
+        # Offsets stay, and two more factors take them back at the added points.
+        q = with_zero_row(torch.stack([u, torch.zeros_like(u)], -1))
+        k = with_zero_row(torch.stack([torch.zeros_like(v), v], -1))
+        q[..., -1, 1] = k[..., -1, 0] = 1.0
+        q, k = torch.cat([with_zero_row(self.q), q], -1), torch.cat([with_zero_row(self.k), k], -1)
+        return Bilinear(q, k, with_zero(u), with_zero(v), self.source and _Extended(self.source))
+
     @property
     def versions(self) -> tuple[int, ...]:
         # The factors are made by the library and never written to.
@@ -135,6 +154,16 @@ class _Transposed:
 
     def __call__(self, dtype: torch.dtype) -> Bilinear:
         return self.source(dtype).mT
+
+
+@dataclass(frozen=True)
+class _Extended:
+    """Makes the extended cost; an object for the same reason."""
+
+    source: Callable[[torch.dtype], Bilinear]
+
+    def __call__(self, dtype: torch.dtype) -> Bilinear:
+        return self.source(dtype).extended()
 
 
 def _beside_one(k: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, per_batch
+from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, per_batch, with_zero
 
 __all__ = ["Matrix"]
 
@@ -49,6 +49,13 @@ class Matrix(Ground):
     def double(self) -> "Matrix":
         u, v = (t if t is None else t.double() for t in (self.u, self.v))
         return Matrix(self.C.double(), u, v)
+
+    def extended(self) -> "Matrix":
+        u = torch.zeros_like(self.C[..., 0]) if self.u is None else self.u
+        v = torch.zeros_like(self.C[..., 0, :]) if self.v is None else self.v
+        # Offsets stay, and the costs of the added points take them back.
+        C = torch.cat([torch.cat([self.C, -u[..., None]], -1), with_zero(-v)[..., None, :]], -2)
+        return Matrix(C) if self.u is None and self.v is None else Matrix(C, with_zero(u), with_zero(v))
 
     def largest(self) -> Tensor:
         # Infinity forbids a pair and is no cost.

@@ -97,6 +97,9 @@ class Pointwise(Ground):
         u, v = (t if t is None else t.double() for t in (self.u, self.v))
         return dataclasses.replace(self, x=self.x.double(), y=self.y.double(), u=u, v=v)
 
+    def extended(self) -> "Pointwise":
+        return Pointwise(_Extended(self.function), _marked(self.x, self.u), _marked(self.y, self.v))
+
     def evaluated(self) -> "Matrix":
         return Matrix(self.block(slice(0, self.shape[-2])), self.u, self.v)
 
@@ -151,6 +154,27 @@ class Pointwise(Ground):
         with torch.no_grad():
             found = self.pullback(plan, left, right, (True, True))  # type: ignore[arg-type]
         return plan.first_order(found, (grad, *leaves))
+
+
+def _marked(x: Tensor, offset: Tensor | None) -> Tensor:
+    """Points with their offsets and a mark, which is one at an added point."""
+    offset = torch.zeros_like(x[..., 0]) if offset is None else offset
+    x = torch.cat([x, offset[..., None], torch.zeros_like(x[..., :1])], -1)
+    # A copy of the last point, as a function may not be defined at zero.
+    added = x[..., -1:, :].detach().clone()
+    added[..., -1] = 1.0
+    return torch.cat([x, added], -2)
+
+
+@dataclass(frozen=True)
+class _Extended:
+    """A function of marked points with their offsets, zero where one of them is added."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        values = self.function(x[..., :-2], y[..., :-2]) + x[..., -2, None] + y[..., None, :, -2]
+        return values.masked_fill((x[..., -1, None] + y[..., None, :, -1]) > 0, 0.0)
 
 
 def _through_length(x: Tensor, slope: Tensor | None) -> Tensor | None:

@@ -7,23 +7,21 @@ problem so *extended* is balanced.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_positive, has_values
+from otdml._cost_forms import with_zero_row
 from otdml._fused.barred import Barred
-from otdml.costs import Bilinear, Ground, Matrix, Pointwise
 from otdml.ot._implicit import conditional_product
 from otdml.ot._problem import Posed, Problem, SolverOptions
 from otdml.ot._result import Coupling, OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot.engines import Streamed
 
-__all__ = ["Mass", "check_mass", "extended", "extended_cost", "extended_options", "extended_weights", "restricted"]
+__all__ = ["Mass", "check_mass", "extended", "extended_options", "extended_weights", "restricted"]
 
 Mass = float | Tensor
 
@@ -60,7 +58,7 @@ def extended(problem: Problem, mass: Tensor) -> Problem:
     below = [torch.arange(1 - w.shape[-1], 1, device=w.device) for w in (a, b)]
     # Numbers below zero on one side and above on the other, so that only the two added points share one.
     barred = Barred(own=(below[0], -below[1]))
-    return dataclasses.replace(problem, cost=extended_cost(problem.cost), a=a, b=b, mask=barred)
+    return dataclasses.replace(problem, cost=problem.cost.extended(), a=a, b=b, mask=barred)
 
 
 def extended_options(options: SolverOptions, problem: Problem, mass: Tensor) -> SolverOptions:
@@ -97,10 +95,10 @@ class _Restricted(Coupling):
         return self.whole.plan()[..., :-1, :-1]
 
     def product(self, v: Tensor) -> Tensor:
-        return self.whole.product(_with_zero(v))[..., :-1, :]
+        return self.whole.product(with_zero_row(v))[..., :-1, :]
 
     def product_transposed(self, v: Tensor) -> Tensor:
-        return self.whole.product_transposed(_with_zero(v))[..., :-1, :]
+        return self.whole.product_transposed(with_zero_row(v))[..., :-1, :]
 
     def conditional_product(self, v: Tensor) -> Tensor:
         """Of rows that may go nowhere but to the second points, where little may be all that goes there."""
@@ -109,80 +107,4 @@ class _Restricted(Coupling):
         # An engine that keeps a kernel keeps none of the entries that are negligible in the plan, but not here.
         problem = self.whole.problem
         fresh = Posed(problem, Streamed(problem.cost.detach().scaled(problem.scale(0)), problem.mask))
-        return conditional_product(fresh, g, _with_zero(v)).to(v.dtype)[..., :-1, :]
-
-
-def _with_zero(v: Tensor) -> Tensor:
-    """A row of zeros below the others."""
-    return torch.nn.functional.pad(v, (0, 0, 0, 1))
-
-
-@singledispatch
-def extended_cost(cost: Ground) -> Ground:
-    """The cost with one more point on each side, to and from which moves cost nothing."""
-    raise TypeError(f"{type(cost).__name__} has no extended form")
-
-
-@extended_cost.register
-def _(cost: Matrix) -> Matrix:
-    u, v = (
-        torch.zeros_like(side) if t is None else t
-        for t, side in ((cost.u, cost.C[..., 0]), (cost.v, cost.C[..., 0, :]))
-    )
-    # Offsets stay, and the costs of the added points take them back.
-    C = torch.cat([cost.C, -u[..., None]], -1)
-    C = torch.cat([C, torch.nn.functional.pad(-v, (0, 1))[..., None, :]], -2)
-    if cost.u is None and cost.v is None:
-        return Matrix(C)
-    return Matrix(C, torch.nn.functional.pad(u, (0, 1)), torch.nn.functional.pad(v, (0, 1)))
-
-
-@extended_cost.register
-def _extended_bilinear(cost: Bilinear) -> Bilinear:
-    # Likewise, by two more factors.
-    _, _, u, v = cost.leaves
-    q = _with_zero(torch.stack([u, torch.zeros_like(u)], -1))
-    k = _with_zero(torch.stack([torch.zeros_like(v), v], -1))
-    q[..., -1, 1] = k[..., -1, 0] = 1.0
-    q, k = torch.cat([_with_zero(cost.q), q], -1), torch.cat([_with_zero(cost.k), k], -1)
-    source = None if cost.source is None else _Source(cost)
-    u, v = (torch.nn.functional.pad(t, (0, 1)) for t in (u, v))
-    return Bilinear(q, k, u, v, source)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Makes the extended cost in another dtype; an object rather than a closure, so that it can be pickled."""
-
-    cost: Bilinear
-
-    def __call__(self, dtype: torch.dtype) -> Bilinear:
-        assert self.cost.source is not None
-        return _extended_bilinear(self.cost.source(dtype))
-
-
-@extended_cost.register
-def _(cost: Pointwise) -> Pointwise:
-    return Pointwise(_Between(cost.function), _marked(cost.x, cost.u), _marked(cost.y, cost.v))
-
-
-def _marked(x: Tensor, offset: Tensor | None) -> Tensor:
-    """Points with their offsets and a mark, which is one at an added point."""
-    offset = torch.zeros_like(x[..., 0]) if offset is None else offset
-    x = torch.cat([x, offset[..., None], torch.zeros_like(x[..., :1])], -1)
-    # A copy of the last point, as a function may not be defined at zero.
-    added = x[..., -1:, :].detach().clone()
-    added[..., -1] = 1.0
-    return torch.cat([x, added], -2)
-
-
-@dataclass(frozen=True)
-class _Between:
-    """A function of points, with their offsets, zero where one of them is marked."""
-
-    function: Callable[[Tensor, Tensor], Tensor]
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        values = self.function(x[..., :-2], y[..., :-2])
-        values = values + x[..., -2, None] + y[..., None, :, -2]
-        return values.masked_fill((x[..., -1, None] + y[..., None, :, -1]) > 0, 0.0)
+        return conditional_product(fresh, g, with_zero_row(v)).to(v.dtype)[..., :-1, :]
