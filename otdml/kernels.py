@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_positive
+from otdml._profiles import Geodesic, Logarithm, Profile, Quadric, Root, Square
 
 __all__ = [
     "Kernel",
@@ -29,94 +30,6 @@ __all__ = [
     "riesz",
     "uniform_mean",
 ]
-
-Slope = Tensor | float
-
-# Kernels are equal if they are the same object: to trace a call, torch 2.7 and older hash what is called too early.
-
-
-class Profile(Protocol):
-    """A function of the squared distance, with its derivative.
-
-    Attributes:
-        smooth: Whether the derivative is finite at distance zero.
-    """
-
-    @property
-    def smooth(self) -> bool: ...
-
-    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
-        """The value and the derivative at squared distances r2 > 0."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class _Square:
-    """-γ r²."""
-
-    gamma: float
-    smooth: bool = True
-
-    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
-        return -self.gamma * r2, -self.gamma
-
-
-@dataclass(frozen=True, eq=False)
-class _Root:
-    """-γ r."""
-
-    gamma: float
-    smooth: bool = False
-
-    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
-        r = r2.sqrt()
-        return -self.gamma * r, -self.gamma / 2 / r
-
-
-@dataclass(frozen=True, eq=False)
-class _Logarithm:
-    """-s log r."""
-
-    s: float
-    smooth: bool = False
-
-    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
-        return -self.s / 2 * r2.log(), -self.s / 2 / r2
-
-
-@dataclass(frozen=True, eq=False)
-class _Quadric:
-    """-log(1 + r²/σ²) / 2."""
-
-    bandwidth: float
-    smooth: bool = True
-
-    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
-        scale = self.bandwidth**2
-        return -0.5 * (1 + r2 / scale).log(), -0.5 / (scale + r2)
-
-
-@dataclass(frozen=True, eq=False)
-class _Geodesic:
-    """A profile of t², t = 2 asin(r/2) the angle between two points of the unit sphere at chord r."""
-
-    profile: Profile
-    smooth: bool = False
-
-    def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
-        # Rounding may leave a chord longer than the diameter, and the derivative has a pole at the antipode, where
-        # the force along the chord has no part along the sphere: both end a rounding error short of it.
-        last = 4 * (1 - torch.finfo(_dtype(r2)).eps)
-        r2 = r2 - (r2 - last).relu()
-        r = r2.sqrt()
-        t = 2 * (r / 2).asin()
-        value, slope = self.profile(t.square())
-        return value, slope * (t / (r * (1 - r2 / 4).sqrt()))
-
-
-def _dtype(r2: Tensor) -> torch.dtype:
-    # A symbolic tensor of KeOps gives the name of its type.
-    return getattr(torch, r2.dtype) if isinstance(r2.dtype, str) else r2.dtype
 
 
 class Kernel(Protocol):
@@ -161,8 +74,7 @@ class RadialKernel:
 
     @property
     def tile(self) -> tuple[str, float] | None:
-        form = {_Square: "product", _Root: "distance"}.get(type(self.profile)) if self.exponential else None
-        return None if form is None else (form, cast(_Square | _Root, self.profile).gamma)
+        return self.profile.tile if self.exponential else None
 
     @property
     def smooth(self) -> bool:
@@ -170,11 +82,11 @@ class RadialKernel:
 
     @property
     def singular(self) -> bool:
-        return isinstance(self._radial, _Logarithm)
+        return isinstance(self._radial, Logarithm)
 
     @property
     def _radial(self) -> Profile:
-        return self.profile.profile if isinstance(self.profile, _Geodesic) else self.profile
+        return self.profile.profile if isinstance(self.profile, Geodesic) else self.profile
 
     @property
     def at_zero(self) -> float:
@@ -183,7 +95,7 @@ class RadialKernel:
     def least(self, dtype: torch.dtype) -> float:
         limits = torch.finfo(dtype)
         radial = self._radial
-        if not isinstance(radial, _Logarithm):
+        if not isinstance(radial, Logarithm):
             return limits.tiny**0.8
         if not self.exponential or self.shift is not None:
             return limits.eps**2
@@ -238,7 +150,7 @@ def gaussian(bandwidth: float = 1.0) -> RadialKernel:
         >>> gaussian(1.0)(torch.tensor(2.0))[0]  # exp(-1)
         tensor(0.3679)
     """
-    return RadialKernel(_Square(0.5 / check_positive("bandwidth", bandwidth) ** 2))
+    return RadialKernel(Square(0.5 / check_positive("bandwidth", bandwidth) ** 2))
 
 
 def laplacian(bandwidth: float = 1.0) -> RadialKernel:
@@ -252,7 +164,7 @@ def laplacian(bandwidth: float = 1.0) -> RadialKernel:
         >>> laplacian(2.0)(torch.tensor(4.0))[0]  # exp(-1)
         tensor(0.3679)
     """
-    return RadialKernel(_Root(1 / check_positive("bandwidth", bandwidth)))
+    return RadialKernel(Root(1 / check_positive("bandwidth", bandwidth)))
 
 
 def inverse_multiquadric(bandwidth: float = 1.0) -> RadialKernel:
@@ -266,7 +178,7 @@ def inverse_multiquadric(bandwidth: float = 1.0) -> RadialKernel:
         >>> inverse_multiquadric(1.0)(torch.tensor(3.0))[0]  # 1 / sqrt(4)
         tensor(0.5000)
     """
-    return RadialKernel(_Quadric(check_positive("bandwidth", bandwidth)))
+    return RadialKernel(Quadric(check_positive("bandwidth", bandwidth)))
 
 
 def energy(bandwidth: float = 1.0) -> RadialKernel:
@@ -280,7 +192,7 @@ def energy(bandwidth: float = 1.0) -> RadialKernel:
         >>> energy()(torch.tensor(4.0))[0]
         tensor(-2.)
     """
-    return RadialKernel(_Root(1 / check_positive("bandwidth", bandwidth)), exponential=False)
+    return RadialKernel(Root(1 / check_positive("bandwidth", bandwidth)), exponential=False)
 
 
 def riesz(s: float = 1.0) -> RadialKernel:
@@ -294,7 +206,7 @@ def riesz(s: float = 1.0) -> RadialKernel:
         >>> riesz(2.0)(torch.tensor(4.0))[0]
         tensor(0.2500)
     """
-    return RadialKernel(_Logarithm(check_positive("s", s)))
+    return RadialKernel(Logarithm(check_positive("s", s)))
 
 
 def logarithmic() -> RadialKernel:
@@ -305,7 +217,7 @@ def logarithmic() -> RadialKernel:
         >>> logarithmic()(torch.tensor(1.0))[0]
         tensor(-0.)
     """
-    return RadialKernel(_Logarithm(1.0), exponential=False)
+    return RadialKernel(Logarithm(1.0), exponential=False)
 
 
 def geodesic(kernel: RadialKernel) -> RadialKernel:
@@ -316,7 +228,7 @@ def geodesic(kernel: RadialKernel) -> RadialKernel:
         >>> geodesic(laplacian(math.pi))(torch.tensor(4.0))[0]  # antipodes: t = pi
         tensor(0.3680)
     """
-    return replace(kernel, profile=_Geodesic(kernel.profile))
+    return replace(kernel, profile=Geodesic(kernel.profile))
 
 
 def mixture(kernels: Sequence[RadialKernel]) -> Kernel:
@@ -363,11 +275,11 @@ def constant_mean(kernel: RadialKernel, d: int) -> Tensor | float:
         1.0
     """
     profile = kernel.profile
-    if isinstance(profile, _Square):
+    if isinstance(profile, Square):
         return math.exp(_log_gaussian_mean(profile.gamma, d))
-    if isinstance(kernel._radial, _Logarithm) and kernel.exponential and kernel._radial.s >= d - 1:
+    if isinstance(kernel._radial, Logarithm) and kernel.exponential and kernel._radial.s >= d - 1:
         return math.inf
-    if isinstance(profile, _Logarithm):
+    if isinstance(profile, Logarithm):
         return _riesz_mean(profile.s, d) if kernel.exponential else _logarithmic_mean(d)
     return _quadrature(kernel, d)
 

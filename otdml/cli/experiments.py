@@ -87,9 +87,8 @@ def benchmark(
     from otdml.benchmarks.runs import Run, RunFolder, check_settings
 
     with arguments():
-        chosen = _chosen(dataset or (None if preset else "glyphs"), protocol, preset, change, epochs).starting_from(
-            weights
-        )
+        dataset = dataset or (None if preset else "glyphs")
+        chosen = _chosen(dataset, protocol, preset, change, epochs).starting_from(weights)
         _check_root(chosen, root)
         chosen = _under_reality_check(chosen) if reality_check else chosen
         methods = _methods(chosen, method, dispersion)
