@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from otdml._derivatives import fixed, may_move, once, refuse_transforms
+from otdml.ot import couple, gromov, gromov_matrix, sinkhorn_barycenter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -40,3 +41,19 @@ def test_what_is_fixed_is_differentiable_in_nothing():
         found.sum().backward()
     with pytest.raises(RuntimeError, match="nobody knows"):
         torch.func.jvp(lambda x: fixed(value, "nobody knows", x), (x.detach(),), (value,))
+
+
+REFUSING = {
+    "gromov": lambda x: gromov(x, x + 1).value,
+    "gromov_matrix": lambda x: gromov_matrix(x @ x.mT, x @ x.mT).value,
+    "sinkhorn_barycenter": lambda x: sinkhorn_barycenter(torch.stack([x, x + 1])).points,
+    "couple": lambda x: couple(x, x + 1)[0],
+}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.jacrev, torch.func.jacfwd])
+def test_what_has_no_transforms_says_so_before_anything_is_looked_at(name, transform):
+    x = torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match=rf"^{name} has no transforms of torch.func"):
+        transform(REFUSING[name])(x if transform is torch.func.vmap else x[0])

@@ -177,11 +177,11 @@ def gromov_matrix(
         >>> gromov_matrix(C, C.flip(0, 1), eps=1e-2).plan.argmax(-1)
         tensor([2, 1, 0])
     """
+    refuse_transforms("gromov_matrix", C_x, C_y, a, b, features)
     C_x, a, _ = broadcast_matrix(C_x, a, None, name="C_x")
     C_y, b, _ = broadcast_matrix(C_y, b, None, name="C_y")
     options = GromovOptions(eps, tol, max_iter, init, "auto")
     C_x, C_y, a, b = broadcast_clouds(check_symmetric("C_x", C_x), check_symmetric("C_y", C_y), a, b, second="C_y")
-    refuse_transforms("gromov_matrix", C_x, C_y, a, b, features)
     C_x, C_y, M = _first_order_only(C_x), _first_order_only(C_y), _first_order_only(features)
     live = _live(C_x, C_y, a, b, equal=rho is None and mass is None)
     left, right = centred_matrix(C_x, live.a.detach()), centred_matrix(C_y, live.b.detach())
