@@ -36,6 +36,7 @@ from otdml.losses import (
     mmd_self_term,
     monge_gap,
     sinkhorn_divergence,
+    sinkhorn_divergence_matrix,
     sinkhorn_self_term,
     sliced_wasserstein,
 )
@@ -121,6 +122,10 @@ ENTRIES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "exact_matrix": (lambda C: exact_matrix(C).value, (X @ Y.T,)),
     "entropic_ot": (weighted(lambda *t: entropic_ot(*t, **TIGHT)), MEASURES),
     "sinkhorn_divergence": (weighted(lambda *t: sinkhorn_divergence(*t, **TIGHT)), MEASURES),
+    "sinkhorn_divergence_matrix": (
+        lambda C, x, y: sinkhorn_divergence_matrix(C, x + x.mT, y + y.mT, S.softmax(-1), T.softmax(-1), **TIGHT),
+        (X @ Y.T, X @ X.T, Y @ Y.T),
+    ),
     "sinkhorn_self_term": (lambda x, s: sinkhorn_self_term(x, s.softmax(-1), **TIGHT), (X, S)),
     "sinkhorn": (weighted(lambda *t: sinkhorn(*t, **TIGHT).value), MEASURES),
     "sinkhorn unbalanced": (lambda *t: sinkhorn(*t, **TIGHT, rho=2.0).value, (X, Y, S.exp(), T.exp())),

@@ -38,7 +38,14 @@ from otdml.losses.dispersion import (
 from otdml.losses.fused_gromov import FusedGromovWasserstein, fused_gromov_wasserstein
 from otdml.losses.gromov_monge import Distortion, GromovMongeGap, ScaledCost, distortion, gromov_monge_gap
 from otdml.losses.monge import MongeGap, monge_gap
-from otdml.losses.sinkhorn import EntropicOT, SinkhornDivergence, entropic_ot, sinkhorn_divergence, sinkhorn_self_term
+from otdml.losses.sinkhorn import (
+    EntropicOT,
+    SinkhornDivergence,
+    entropic_ot,
+    sinkhorn_divergence,
+    sinkhorn_divergence_matrix,
+    sinkhorn_self_term,
+)
 from otdml.losses.sliced import SlicedWasserstein, sliced_wasserstein
 
 __all__ = [
@@ -87,6 +94,7 @@ __all__ = [
     "monge_gap",
     "sigreg",
     "sinkhorn_divergence",
+    "sinkhorn_divergence_matrix",
     "sinkhorn_self_term",
     "sliced_dispersion",
     "sliced_wasserstein",

@@ -8,18 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_integer, check_positive
+from otdml._checks import argument_error, check_batches, check_choice, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
 from otdml.losses._kept import Kept
-from otdml.measures import broadcast_measures, weighted
+from otdml.measures import broadcast_matrix, broadcast_measures, expand, weighted
+from otdml.ot._gromov.centred_cost import check_symmetric
 from otdml.ot._problem import Problem, Rho, SolverOptions, check_rho
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic, sinkhorn
 from otdml.ot.engines import BACKENDS
 
-__all__ = ["EntropicOT", "SinkhornDivergence", "entropic_ot", "sinkhorn_divergence", "sinkhorn_self_term"]
+__all__ = [
+    "EntropicOT",
+    "SinkhornDivergence",
+    "entropic_ot",
+    "sinkhorn_divergence",
+    "sinkhorn_divergence_matrix",
+    "sinkhorn_self_term",
+]
 
 
 @transformable
@@ -200,6 +208,65 @@ class _Divergence:
             return math.inf
         mass = (self.between.a.sum(-1) * self.between.b.sum(-1)).sqrt()
         return SHARPNESS * float((value / (self.between.eps * mass)).clamp(min=0).sqrt().min())
+
+
+@transformable
+@full_precision
+def sinkhorn_divergence_matrix(
+    C: Tensor,
+    C_x: Tensor,
+    C_y: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    eps: float | None = None,
+    rho: Rho = None,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+) -> Tensor:
+    r"""Sinkhorn divergence for given matrices of costs; see :func:`sinkhorn_divergence`.
+
+    It is a divergence where the three are costs of one kind, such as distances along a graph that holds both measures.
+
+    Args:
+        C: Costs between the measures, shape (..., n, m); plus infinity forbids a pair.
+        C_x: Symmetric costs within the first measure, shape (..., n, n).
+        C_y: Symmetric costs within the second measure, shape (..., m, m).
+        a: Weights of the rows, shape (..., n). Uniform of mass one if None.
+        b: Weights of the columns, shape (..., m). Uniform of mass one if None.
+        eps: Temperature in units of the cost. That of :func:`otdml.costs.default_temperature` between the measures if
+            None.
+        rho: As in :func:`sinkhorn_divergence`.
+        tol: As in :func:`sinkhorn_divergence`.
+        max_iter: Most iterations of each term.
+
+    Returns:
+        One value per batch element, shape (...), in units of the cost, differentiable in matrices and weights.
+
+    Raises:
+        ValueError: If shapes do not fit, costs within a measure are not symmetric and finite, or masses differ without
+            ``rho``.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])
+        >>> C, C_x, C_y = ((s[:, None] - t).square() for s, t in ((x, y), (x, x), (y, y)))
+        >>> sinkhorn_divergence_matrix(C, C_x, C_y, eps=0.5)  # A translation by 2
+        tensor(4.)
+    """
+    C, a, b = broadcast_matrix(C, a, b)
+    within = {"C_x": (C_x, a), "C_y": (C_y, b)}
+    for name, (cost, weights) in within.items():
+        if not isinstance(cost, Tensor) or cost.shape[-2:] != (weights.shape[-1],) * 2:
+            got = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
+            raise argument_error(name, f"have shape (..., {weights.shape[-1]}, {weights.shape[-1]}), as `C` says", got)
+        check_symmetric(name, cost)
+    batch = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2])
+    C, C_x, C_y = (expand(cost, batch, 2) for cost in (C, C_x, C_y))
+    between = Problem.of_matrix(C, expand(a, batch, 1), expand(b, batch, 1), eps=eps, rho=rho)
+    first = Problem.of_matrix(C_x, between.a, between.a, eps=between.eps, rho=rho)
+    last = Problem.of_matrix(C_y, between.b, between.b, eps=between.eps, rho=rho)
+    return _Divergence(between, first, last).value(SolverOptions(tol, max_iter, "dense"))
 
 
 @transformable

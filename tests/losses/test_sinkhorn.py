@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from otdml.costs import ground
-from otdml.losses import EntropicOT, SinkhornDivergence, entropic_ot, sinkhorn_divergence, sinkhorn_self_term
+from otdml.costs import cost_matrix, ground
+from otdml.losses import (
+    EntropicOT,
+    SinkhornDivergence,
+    entropic_ot,
+    sinkhorn_divergence,
+    sinkhorn_divergence_matrix,
+    sinkhorn_self_term,
+)
 from otdml.ot import sinkhorn
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._sinkhorn import entropic
@@ -168,3 +175,32 @@ def test_errors_name_the_argument():
         EntropicOT(backend="fast")
     with pytest.raises(ValueError, match="`y` must have the features of `x`, 3, got 2"):
         entropic_ot(x, y[:, :2])
+
+
+@pytest.mark.parametrize("rho", [None, 2.0, (1.0, None)])
+@pytest.mark.parametrize("eps", [None, 0.05])
+def test_the_divergence_of_matrices_is_that_of_the_points_they_are_of(rho, eps):
+    x, y, a, b = clouds()
+    x, y = x[None] * torch.tensor([1.0, 2.0]).to(x)[:, None, None], y
+    points = [t.clone().requires_grad_() for t in (x, y, a, b)]
+    options = {"eps": eps, "rho": rho, "tol": 1e-9, "max_iter": 20000}
+    expected = sinkhorn_divergence(*points, **options)
+    matrices = cost_matrix(points[0], points[1].expand(2, -1, -1)), *(cost_matrix(t, t) for t in points[:2])
+    found = sinkhorn_divergence_matrix(*matrices, *points[2:], **options)
+    torch.testing.assert_close(found, expected)
+    weights = torch.tensor([1.0, 3.0]).to(x)
+    slopes = [torch.autograd.grad(value @ weights, points, retain_graph=True) for value in (found, expected)]
+    for slope, right in zip(*slopes, strict=True):
+        # The gradients in weights of equal mass are known up to a constant.
+        free = rho is None and slope.ndim == 1
+        torch.testing.assert_close(slope - slope.mean() * free, right - right.mean() * free, rtol=1e-5, atol=1e-6)
+
+
+def test_matrices_within_that_do_not_fit_are_named():
+    C, C_x, C_y = torch.rand(3, 2), torch.zeros(3, 3), torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"`C_x` must have shape \(..., 3, 3\), as `C` says, got \(2, 2\)"):
+        sinkhorn_divergence_matrix(C, C_y, C_y)
+    with pytest.raises(ValueError, match=r"`C_y` must be symmetric and finite"):
+        sinkhorn_divergence_matrix(C, C_x, torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+    with pytest.raises(ValueError, match=r"`C_y` must have shape \(..., 2, 2\), as `C` says, got NoneType"):
+        sinkhorn_divergence_matrix(C, C_x, None)
