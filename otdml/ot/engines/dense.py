@@ -44,6 +44,8 @@ class Dense(Engine):
     def __init__(self, cost: Ground, mask: Mask | None = None) -> None:
         super().__init__(cost.evaluated(), mask)
         self.kernel: Tensor | None = None
+        # Whether potentials are shifted before they are exponentiated; and whether they are so far from the centre of a
+        # kernel that stays as it is that their scalings, which are not shifted, would overflow.
         self.shifts = self.far = False
         self.centres, self.in_a_row = 1, 0
 

@@ -50,3 +50,34 @@ def test_what_is_lost_is_not_hidden():
 def test_without_a_kernel_there_are_none():
     engine, a, b = problem()
     assert engine.scaling_iterations(torch.zeros_like(b), a, b, 2) is None
+
+
+def far_from(engine, b, by):
+    """A column potential that far from the centre, with its row potential."""
+    g = engine.g + by * torch.linspace(-1, 1, len(b), dtype=b.dtype)
+    return engine.row_softmin(g + b.log()), g
+
+
+def test_a_kernel_that_is_centred_anew_still_makes_several_iterations_at_once():
+    # Costs of 1e4 temperatures, most of whose entries are set to zero: another centre needs another kernel.
+    engine, a, b = problem()
+    engine = Dense(engine.cost.scaled(1e4))
+    engine.prepare(torch.zeros_like(b))
+    f, g = far_from(engine, b, 1e3)
+    assert engine.refresh(f, g)
+    _, softmins = engine.scaling_iterations(g, a, b, 2)
+    other = Dense(engine.cost)
+    expected = super(Dense, other).row_softmin(g + b.log())
+    torch.testing.assert_close(softmins[0], super(Dense, other).column_softmin(expected + a.log()))
+
+
+def test_a_kernel_that_stays_where_potentials_are_far_makes_them_one_by_one():
+    # Nothing was set to zero, so the kernel is right wherever potentials go, but their exponentials would overflow.
+    engine, a, b = problem()
+    engine.prepare(torch.zeros_like(b))
+    f, g = far_from(engine, b, 100.0)
+    assert engine.refresh(f, g)
+    assert engine.has_kernel
+    assert engine.scaling_iterations(g, a, b, 2) is None
+    plain = Dense(engine.cost)
+    torch.testing.assert_close(engine.row_softmin(g + b.log()), super(Dense, plain).row_softmin(g + b.log()))
