@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from otdml._checks import check_choice, check_integer, check_positive
+from otdml._checks import argument_error, check_choice, check_integer, check_positive, has_values
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
@@ -87,7 +87,7 @@ def distortion(
         One value per batch element, shape (...), non-negative.
 
     Raises:
-        ValueError: If ``x`` and ``y`` differ in their rows.
+        ValueError: If ``x`` and ``y`` differ in their rows, or the value is not finite.
 
     Example:
         >>> import torch
@@ -102,11 +102,19 @@ def distortion(
     n = x.shape[-2]
     size = max(1, BLOCK // n)
     if size >= n:
-        return _distortion_of_rows(x, y, a, slice(None), cost_x, cost_y)
+        return _finite(_distortion_of_rows(x, y, a, slice(None), cost_x, cost_y))
     parts = [slice(i, i + size) for i in range(0, n, size)]
     # Each block is computed again in the backward pass instead of being kept.
     values = [checkpoint(_distortion_of_rows, x, y, a, p, cost_x, cost_y, use_reentrant=False) for p in parts]
-    return torch.stack(values).sum(0)
+    return _finite(torch.stack(values).sum(0))
+
+
+def _finite(value: Tensor) -> Tensor:
+    """The value, if it is finite: else its gradient would be NaN, or that of another value."""
+    if has_values(value) and not bool(value.detach().isfinite().all()):
+        remedy = f"Look for NaN or infinity in `x` and `y`, or rescale them: squares of costs overflow {value.dtype}."
+        raise argument_error("x", "give a finite distortion", "NaN or infinity", remedy)
+    return value
 
 
 def _distortion_of_rows(x: Tensor, y: Tensor, a: Tensor, rows: slice, cost_x: WithinCost, cost_y: WithinCost) -> Tensor:

@@ -161,3 +161,21 @@ def test_memory_of_a_large_batch():
         gromov_monge_gap(x, y, tol=1e-2).backward()
 
     assert peak_memory(run)[1] < 200
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "inner"])
+@pytest.mark.parametrize("loss", [distortion, gromov_monge_gap])
+def test_costs_whose_squares_overflow_are_refused_with_the_remedy(loss, cost):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 9, 3, generator=generator) for _ in range(2))
+    for scale in (1e25, 1e30):
+        with pytest.raises(
+            ValueError, match=r"`x` must give (a finite distortion|.*finite).*, or rescale them: squares"
+        ):
+            loss(scale * x, scale * y, cost_x=cost, cost_y=cost)
+    # Where they do not, the values are those of double precision.
+    options = {"tol": 1e-6, "max_iter": 3000} if loss is gromov_monge_gap else {}
+    large = 1e15 if cost == "euclidean" else 1e8
+    pairs = (x, y), (x.double(), y.double())
+    single, double = (loss(large * s, large * t, cost_x=cost, cost_y=cost, **options) for s, t in pairs)
+    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=0)

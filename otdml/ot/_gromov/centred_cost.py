@@ -79,7 +79,11 @@ class CentredCost:
         else:
             root = a.sqrt()
             gram = root[..., None] * self.matrix * root[..., None, :]
-        return torch.linalg.matrix_norm(torch.linalg.matrix_power(gram, power)) ** (1 / power) / a.sum(-1)
+        # In units of its largest entry, whose powers would overflow or vanish.
+        top = gram.abs().amax((-2, -1))
+        top = torch.where(top > 0, top, torch.ones_like(top))
+        norm = torch.linalg.matrix_norm(torch.linalg.matrix_power(gram / top[..., None, None], power))
+        return top * norm ** (1 / power) / a.sum(-1)
 
     def scaled(self, factor: float) -> "CentredCost":
         """``factor`` times the cost."""

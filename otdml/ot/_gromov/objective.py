@@ -162,12 +162,16 @@ class GromovObjective:
 
     def size(self, slope: Tensor) -> Tensor:
         """Root mean square of the costs that ``slope`` stands for, shape (...)."""
+        # In units of the largest entry, for these are products of two costs, whose squares would overflow.
+        top = slope.abs().amax((-2, -1))
+        top = torch.where(top > 0, top, torch.ones_like(top))
+        slope = slope / top[..., None, None]
         if self.right.z is None:
             square = (self.a * (slope.square() @ self.b[..., None])[..., 0]).sum(-1)
         else:
             left = slope.mT @ (self.a[..., None] * slope)
             square = (left * self._gram).sum((-2, -1))
-        return square.clamp(min=0).sqrt() / self.mass
+        return top * square.clamp(min=0).sqrt() / self.mass
 
     @cached_property
     def feature_size(self) -> Tensor:

@@ -84,9 +84,13 @@ def temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[
     """The temperature to solve at, shape (...) or (), and the one to cool down from."""
     left, right, a, b = problem.left, problem.right, problem.a, problem.b
     scale, start_temperature = (left.size(a, k) * right.size(b, k) * problem.mass for k in (1, 2))
-    shifts = (a * left.alpha.square()).sum(-1) * (b * right.alpha.square()).sum(-1)
-    start_temperature = START_TEMPERATURE * (start_temperature + 2 * shifts.sqrt() + problem.feature_size)
+    # Each root by itself, for the squares multiplied are fourth powers of costs.
+    shifts = (a * left.alpha.square()).sum(-1).sqrt() * (b * right.alpha.square()).sum(-1).sqrt()
+    start_temperature = START_TEMPERATURE * (start_temperature + 2 * shifts + problem.feature_size)
     scale = scale + problem.feature_size
+    if not bool((scale + start_temperature).isfinite().all()):
+        remedy = f"Look for NaN or infinity in `x` and `y`, or rescale them: squares of these overflow {scale.dtype}."
+        raise argument_error("x", "give costs whose products are finite", "NaN or infinity", remedy)
     # The floor is for clouds that are a single point, on which every temperature gives the same plan.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     if isinstance(eps, Tensor):
