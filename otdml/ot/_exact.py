@@ -288,14 +288,16 @@ def _emd(C: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         import ot
 
     allowed = C.isfinite()
-    low, high = (float(end) for end in C[allowed].aminmax()) if bool(allowed.any()) else (0.0, 0.0)
+    # Nearly always all pairs are allowed, and to pick them would copy them.
+    some = C if (every := bool(allowed.all())) else C[allowed]
+    low, high = (float(end) for end in some.aminmax()) if some.numel() else (0.0, 0.0)
     span = high - low if high > low else 1.0
     # Dear enough that no detour over all points would be worth one forbidden pair.
-    scaled = torch.where(allowed, (C - low) / span, 1.0 + sum(C.shape))
+    scaled = (C - low) / span if every else torch.where(allowed, (C - low) / span, 1.0 + sum(C.shape))
     plan, log = ot.emd(*(t.cpu().numpy() for t in (a, b, scaled)), numItermax=MOST_PIVOTS, log=True)
     if log["warning"] is not None:
         raise RuntimeError(f"The network simplex failed: {log['warning']}")
     found, u = (torch.from_numpy(part).to(C) for part in (plan, log["u"]))
-    if bool((found[~allowed] > 0).any()):
+    if not every and bool((found[~allowed] > 0).any()):
         raise argument_error("C", "allow some plan", "forbidden pairs that every plan uses", "Allow more of them.")
     return found, low + span * u
