@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 __all__ = ["depthwise"]
 
-# Places of input times places of output up to which a channel is worth a dense matrix.
-DENSE = 10_000
+# Places of input times places of output up to which a channel is worth a dense matrix: 14 × 14 maps, not 20 × 20.
+DENSE = 60_000
 
 
 def depthwise(maps: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -80,15 +80,15 @@ def _gradient_of_kernel(grad: Tensor, maps: Tensor, weight: Tensor, stride: int,
     """Sums, over pairs of places as far apart as each entry of the kernel, of the products over the images."""
     rows, columns = (part.permute(1, 2, 3, 0).flatten(1, 2) for part in (grad, maps))
     products = (rows.contiguous() @ columns.transpose(1, 2).contiguous()).flatten(1)
-    wide = torch.promote_types(products.dtype, torch.float32)
-    pairs = _pairs(maps.shape[-1], grad.shape[-1], weight.shape[-1], stride, padding)
-    return (products.to(wide) @ pairs.to(wide)).view(weight.shape).to(weight.dtype)
+    # A product of matrices in half precision sums in single precision.
+    pairs = _pairs(maps.shape[-1], grad.shape[-1], weight.shape[-1], stride, padding, products.dtype)
+    return (products @ pairs).view(weight.shape).to(weight.dtype)
 
 
 @cache
-def _pairs(side: int, out: int, kernel: int, stride: int, padding: int) -> Tensor:
+def _pairs(side: int, out: int, kernel: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
     """Which entry of the kernel is between a place of the output and one of the input, (out² side², kernel²)."""
     offset = torch.arange(side)[None, :] + padding - stride * torch.arange(out)[:, None]
     entry = torch.arange(kernel)
-    line = (offset[..., None] == entry).float()
+    line = (offset[..., None] == entry).to(dtype)
     return torch.einsum("oik,pjl->opijkl", line, line).reshape(out * out * side * side, kernel * kernel)

@@ -43,3 +43,13 @@ def test_under_autocast_it_is_in_its_precision():
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.1)
     (ours,), (theirs,) = (torch.autograd.grad(value.float().sum(), [weight]) for value in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.2)
+
+
+def test_in_half_precision_long_sums_are_exact_to_its_rounding():
+    # Each entry of the kernel sums thousands of ones; bfloat16 itself would stop counting at 256.
+    maps, weight = torch.ones(64, 2, 12, 12), torch.ones(2, 1, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = depthwise(maps, weight, None, 1, 1)
+    (slope,) = torch.autograd.grad(found.float().sum(), [weight])
+    line = torch.tensor([11.0, 12.0, 11.0])
+    torch.testing.assert_close(slope[0, 0], 64 * line[:, None] * line, rtol=2**-8, atol=0)
