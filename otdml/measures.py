@@ -72,12 +72,11 @@ def broadcast_measures(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor 
         >>> x.shape, y.shape, a, b.shape
         (torch.Size([3, 4, 2]), torch.Size([3, 5, 2]), None, torch.Size([3, 5]))
     """
-    check_points("x", x)
-    check_points("y", y)
+    x, y, a, b = broadcast_clouds(x, y, a, b)
     if x.shape[-1] != y.shape[-1]:
         remedy = "Use a Gromov loss to compare points of different spaces."
         raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1], remedy)
-    return broadcast_clouds(x, y, a, b)
+    return x, y, a, b
 
 
 def broadcast_clouds(
