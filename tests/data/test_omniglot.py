@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image
 
 from otdml.data import Omniglot
 from otdml.data.omniglot import BACKGROUND
+
+# Made-up archives hold a few characters of the published ones.
+Part = partial(Omniglot, allow_partial=True)
 
 # Alphabet: number of the first character. Some archives hold them out of alphabetical order.
 SMALL1 = {"Korean": 30, "Balinese": 1, "Greek": 60, "Latin": 90, "Early_Aramaic": 20}
@@ -57,7 +61,7 @@ def root(tmp_path) -> Path:
 
 
 def test_drawings_come_in_order_of_character_and_drawing(root):
-    found = Omniglot(root, "trainval", size=105)
+    found = Part(root, "trainval", size=105)
     order = sorted(SMALL1, key=SMALL1.__getitem__)
     assert found.classes == [f"{name}/character{c:02d}" for name in order for c in (1, 2, 3)]
     assert found.labels.tolist() == [k // 2 for k in range(30)]
@@ -67,11 +71,11 @@ def test_drawings_come_in_order_of_character_and_drawing(root):
 
 
 def test_test_characters_are_the_alphabets_training_lacks(root):
-    assert {name.split("/")[0] for name in Omniglot(root, "test").classes} == {"Tagalog", "Sanskrit"}
+    assert {name.split("/")[0] for name in Part(root, "test").classes} == {"Tagalog", "Sanskrit"}
 
 
 def test_val_holds_whole_alphabets_out(root):
-    classes = {split: Omniglot(root, split).classes for split in ("train", "val", "trainval")}
+    classes = {split: Part(root, split).classes for split in ("train", "val", "trainval")}
     alphabets = {split: {name.split("/")[0] for name in names} for split, names in classes.items()}
     assert sorted(classes["train"] + classes["val"]) == sorted(classes["trainval"])
     assert not alphabets["train"] & alphabets["val"]
@@ -82,21 +86,21 @@ def test_folders_hold_what_archives_hold(root, tmp_path):
     folder = tmp_path / "unpacked"
     unpacked(folder, members("images_background_small1", SMALL1))
     for where in (folder, folder / "images_background_small1"):
-        found, expected = Omniglot(where, "train"), Omniglot(root, "train")
+        found, expected = Part(where, "train"), Part(root, "train")
         assert found.classes == expected.classes
         assert torch.equal(found.images, expected.images)
 
 
 def test_turned_characters_are_training_classes_only(root):
-    plain, turned = Omniglot(root, "train"), Omniglot(root, "train", rotations=True)
+    plain, turned = Part(root, "train"), Part(root, "train", rotations=True)
     assert len(turned) == 4 * len(plain)
     assert len(turned.classes) == 4 * len(plain.classes)
-    assert Omniglot(root, "test", rotations=True).classes == Omniglot(root, "test").classes
+    assert Part(root, "test", rotations=True).classes == Part(root, "test").classes
 
 
 def test_size_and_crop(root):
-    assert Omniglot(root, size=14).images.shape[1:] == (1, 14, 14)
-    cropped = Omniglot(root, crop=True).images
+    assert Part(root, size=14).images.shape[1:] == (1, 14, 14)
+    cropped = Part(root, crop=True).images
     # The bars lie anywhere on the paper, and in the middle of the crops.
     heights = cropped[:, 0].float().sum(2)
     middle = (heights * torch.arange(28)).sum(1) / heights.sum(1)
@@ -108,13 +112,13 @@ def test_corrupt_image_is_named_and_can_be_skipped(root):
     bad, blank = [name for name in files if "Greek/character02" in name]
     zipped(root, "images_background_small1", files | {bad: files[bad][:40]})
     with pytest.raises(ValueError, match=rf'cannot read the image {bad}: .* pass on_corrupt="skip"'):
-        Omniglot(root, "trainval")
-    found = Omniglot(root, "trainval", on_corrupt="skip")
+        Part(root, "trainval")
+    found = Part(root, "trainval", on_corrupt="skip")
     assert found.skipped == [bad]
     assert len(found) == 29
     zipped(root, "images_background_small1", files | {bad: b"", blank: b""})
     with pytest.raises(ValueError, match="no image of Greek/character02"):
-        Omniglot(root, "trainval", on_corrupt="skip")
+        Part(root, "trainval", on_corrupt="skip")
 
 
 @pytest.mark.parametrize("on_corrupt", ["raise", "skip"])
@@ -122,7 +126,7 @@ def test_damaged_archive_is_named(root, on_corrupt):
     file = root / "images_background_small1.zip"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=rf"{file} is damaged .* published at https://github"):
-        Omniglot(root, on_corrupt=on_corrupt)
+        Part(root, on_corrupt=on_corrupt)
 
 
 def test_image_whose_compressed_bytes_are_damaged_is_corrupt(tmp_path):
@@ -136,8 +140,8 @@ def test_image_whose_compressed_bytes_are_damaged_is_corrupt(tmp_path):
     content[start] |= 0b110  # The third kind of deflate block, which there is not.
     (tmp_path / f"{name}.zip").write_bytes(bytes(content))
     with pytest.raises(ValueError, match=f"cannot read the image {bad}: .*invalid block type"):
-        Omniglot(tmp_path, "trainval")
-    assert Omniglot(tmp_path, "trainval", on_corrupt="skip").skipped == [bad]
+        Part(tmp_path, "trainval")
+    assert Part(tmp_path, "trainval", on_corrupt="skip").skipped == [bad]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK no archive", b"anything else"])
@@ -145,10 +149,10 @@ def test_damaged_repack_is_named(tmp_path, content):
     file = tmp_path / "omniglot_background.npz"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=f"{file} is no repack of Omniglot, or is damaged"):
-        Omniglot(tmp_path, protocol="full")
+        Part(tmp_path, protocol="full")
     np.savez(file, pictures=np.zeros(3))
     with pytest.raises(ValueError, match=r"is no repack of Omniglot.*images"):
-        Omniglot(tmp_path, protocol="full")
+        Part(tmp_path, protocol="full")
 
 
 def test_image_of_another_size_is_corrupt(root):
@@ -158,42 +162,52 @@ def test_image_of_another_size_is_corrupt(root):
     name = next(iter(files))
     zipped(root, "images_background_small1", files | {name: file.getvalue()})
     with pytest.raises(ValueError, match="28 × 28 pixels, not 105 × 105"):
-        Omniglot(root, "trainval")
+        Part(root, "trainval")
+
+
+def test_a_part_of_the_set_is_refused_unless_it_is_asked_for(root):
+    has = "small, train has 30 images of 15 characters, officially 2,720 of 136"
+    for split in ("train", "val", "trainval"):
+        with pytest.raises(ValueError, match=rf"not hold the whole Omniglot: {has}\. .* \(--allow-partial\)"):
+            Omniglot(root, split)
+    with pytest.raises(ValueError, match="small, test has 12 images of 6 characters, officially 2,120 of 106"):
+        Omniglot(root, "test")
+    assert len(Omniglot(root, "trainval", allow_partial=True)) == 30
 
 
 def test_empty_class_is_named(tmp_path):
     unpacked(tmp_path, members("images_background_small1", SMALL1))
     (tmp_path / "images_background_small1" / "Greek" / "character09").mkdir()
     with pytest.raises(ValueError, match="the class Greek/character09 is empty"):
-        Omniglot(tmp_path)
+        Part(tmp_path)
 
 
 def test_missing_data_says_where_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images_background_small1\.zip or .*published at https://github"):
-        Omniglot(tmp_path)
+        Part(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"omniglot_evaluation\.npz"):
-        Omniglot(tmp_path, "test", protocol="full")
+        Part(tmp_path, "test", protocol="full")
     with pytest.raises(FileNotFoundError, match="is no folder"):
-        Omniglot(tmp_path / "nowhere")
+        Part(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="`root`"):
         Omniglot()
     (tmp_path / "images_background_small1").mkdir()
     with pytest.raises(FileNotFoundError, match="no drawing was found"):
-        Omniglot(tmp_path)
+        Part(tmp_path)
 
 
 def test_bad_options_are_named(root):
     with pytest.raises(ValueError, match="`protocol` must be one of 'small', 'full'"):
-        Omniglot(root, protocol="tiny")
+        Part(root, protocol="tiny")
     with pytest.raises(ValueError, match="`on_corrupt`"):
-        Omniglot(root, on_corrupt="ignore")
+        Part(root, on_corrupt="ignore")
 
 
 def test_repack_has_the_names_of_the_background_set(tmp_path):
     paper, labels = np.ones((964, 1, 105, 105), dtype=bool), np.arange(964)[:, None]
     paper[:, 0, 50, 50] = False
     np.savez_compressed(tmp_path / "omniglot_background.npz", images=paper, labels=labels)
-    found = Omniglot(tmp_path, "trainval", protocol="full")
+    found = Part(tmp_path, "trainval", protocol="full")
     assert len(found) == len(found.classes) == 964
     assert len(BACKGROUND.split(",")) == 30
     assert found.classes[107] == "Balinese/character01"
@@ -220,12 +234,12 @@ def test_archives_that_would_burst_are_refused_before_they_are_unpacked(tmp_path
     with zipfile.ZipFile(tmp_path / "images_background_small1.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, bytes(2**24))
     with pytest.raises(ValueError, match=r"0001_01\.png: it would unpack to 16,777,216 bytes"):
-        Omniglot(tmp_path, "trainval")
+        Part(tmp_path, "trainval")
     big = io.BytesIO()
     Image.new("1", (9000, 9000)).save(big, "png")
     zipped(tmp_path, "images_background_small1", {member: big.getvalue()})
     with pytest.raises(ValueError, match="9000 × 9000 pixels, not 105 × 105"):
-        Omniglot(tmp_path, "trainval")
+        Part(tmp_path, "trainval")
 
 
 def test_repacks_that_would_burst_are_refused_before_they_are_unpacked(tmp_path):
@@ -236,4 +250,4 @@ def test_repacks_that_would_burst_are_refused_before_they_are_unpacked(tmp_path)
         for _ in range(17):
             file.write(bytes(2**24))
     with pytest.raises(ValueError, match=r"omniglot_background\.npz .*it would unpack to 285,212,672 bytes"):
-        Omniglot(tmp_path, "trainval", protocol="full")
+        Part(tmp_path, "trainval", protocol="full")

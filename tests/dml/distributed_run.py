@@ -67,11 +67,20 @@ class Items:
         return self.digits[index]
 
 
+def model(kind: str) -> ProxyDML:
+    options = {"nir_weight": 0.1, "nir_options": {"objective": "nll"}, "clip": 1.0, "dispersion": "koleo:0.1"}
+    options |= {"dim": 8, "lr": 1e-2, "freeze_bn": True, "seed": 0}
+    if kind == "maps":
+        # Files hold maps in half or single precision.
+        return ProxyDML(3, backbone_options={"widths": (8, 16)}, frozen="layers.3", **options)
+    return ProxyDML(3, backbone=Exact(), frozen_epochs=1, **options).double()
+
+
 def train(folder: Path, kind: str, step: int) -> None:
     torch.set_num_threads(1)
     rank, epochs = int(os.environ.get("RANK", "0")), []
-    options = {"nir_weight": 0.1, "nir_options": {"objective": "nll"}, "clip": 1.0, "dispersion": "koleo:0.1"}
-    module = ProxyDML(3, backbone=Exact(), dim=8, lr=1e-2, freeze_bn=True, frozen_epochs=1, seed=0, **options).double()
+    module = model(kind)
+    kept = {"crops": 2, "maps": str(folder.parent / f"{folder.name}-maps")} if kind == "maps" else {}
     found = fit(
         module,
         Items("train") if kind == "items" else Digits(split="train"),
@@ -79,7 +88,7 @@ def train(folder: Path, kind: str, step: int) -> None:
         test=Digits(split="test"),
         folder=folder,
         config=TrainingConfig(
-            epochs=3, classes_per_batch=3, samples_per_class=6, batches_per_epoch=BATCHES, accelerator="cpu"
+            epochs=3, classes_per_batch=3, samples_per_class=6, batches_per_epoch=BATCHES, accelerator="cpu", **kept
         ),
         augment=Killer(step) if kind == "killed" else None,
         progress=False,
@@ -120,7 +129,7 @@ def main() -> None:
     home = Path(sys.argv[1])
     ends = {
         f"{kind}{count}": forked(home / f"{kind}{count}", kind, count)
-        for kind in ("plain", "items")
+        for kind in ("plain", "items", "maps")
         for count in (1, 2)
     }
     ends["alone"] = forked(home / "alone", "killed", 2)

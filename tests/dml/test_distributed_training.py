@@ -45,6 +45,18 @@ def test_two_processes_train_as_one(runs, kind):
         torch.testing.assert_close(shared[name], value, rtol=1e-8, atol=1e-10)
 
 
+def test_two_processes_train_as_one_on_kept_maps(runs):
+    """One of them computes the maps and the other waits; in single precision, so to fewer digits."""
+    ends, folder, errors = runs
+    assert (ends["maps1"], ends["maps2"]) == ([0], [0, 0]), errors
+    rows, *_, weights = found(folder, "maps1")
+    ours, *_, shared = found(folder, "maps2")
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in rows], rel=1e-4)
+    for name, value in weights.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-2, atol=1e-3)
+    assert len(list((folder / "maps2-maps").glob("*-half/*.npy"))) == 2
+
+
 def test_all_processes_end_alike_and_the_first_one_reports(runs):
     _, folder, _ = runs
     rows, *metrics, weights = found(folder, "plain2")

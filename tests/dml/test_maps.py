@@ -1,5 +1,10 @@
 """Kept maps: those of the frozen part, crop by crop, from files that are told apart by all that makes them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -118,8 +123,31 @@ def test_a_process_waits_for_who_is_writing(tmp_path, monkeypatch):
     files._HELD.discard(place)
     monkeypatch.setattr(files, "_locked", raising_until_released(waited, files._locked))
     monkeypatch.setattr("otdml.dml.maps.time.sleep", release)
-    assert len(keep_maps(module(), Digits(), folder=tmp_path)) == len(first)
+    assert len(keep_maps(module(), Digits(), folder=tmp_path, crops=2)) == len(first)
     assert waited == [1.0]
+
+
+@pytest.mark.parametrize(("killed", "began"), [(-1, ["0", "1"]), (1, ["0", "1", "1"])])
+def test_processes_that_want_the_same_maps_compute_them_once(tmp_path, killed, began):
+    """Is the one that computes killed, another goes on where it was."""
+    command = [sys.executable, str(Path(__file__).parent / "maps_run.py"), str(tmp_path), "3", str(killed)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True
+    )
+    computed, read = (line.split() for line in done.stdout.splitlines())
+    assert computed == began, done.stderr
+    kept = keep_maps(module(), Digits(), folder=tmp_path / "alone", crops=2, augment=Distort())
+    whole = float(sum(crop.astype("float64").sum() for crop in kept.crops))
+    assert [float(value) for value in read] == [pytest.approx(whole, rel=1e-5)] * (3 if killed < 0 else 2)
+    (home,) = (tmp_path / "maps").iterdir()
+    assert {path.name for path in home.iterdir()} == {"0.npy", "1.npy"}
+
+
+def test_whole_files_are_read_while_another_process_computes_more(tmp_path, monkeypatch):
+    before = keep_maps(module(), Digits(), folder=tmp_path)
+    monkeypatch.setattr("otdml.dml.maps._alone", None)
+    after = keep_maps(module(), Digits(), folder=tmp_path)
+    assert torch.equal(after.batch(range(20))[0], before.batch(range(20))[0])
 
 
 def raising_until_released(waited, locked):
