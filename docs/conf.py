@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
+    "extensions.benchmark_tables",
     "extensions.feature_table",
     "extensions.links",
     "extensions.mathml",

@@ -173,6 +173,62 @@ def test_committed_speed_tables_have_names_and_can_be_read(extension):
     assert all(f"$ otdml speed {name} --out" in text for name in files)
 
 
+def results(folder, name: str, values: dict[str, list[float]], baselines: dict[str, float]) -> None:
+    """A file as ``otdml benchmark`` leaves it."""
+    metrics = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r")
+    runs = [
+        {"method": method, "seed": seed, "checkpoint": "last", **dict.fromkeys(metrics, value), "seconds": 60.0}
+        for method, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    made = [{"runs": ["all"], "environment": {"processor": "a processor", "threads": "1", "code": "abc"}}]
+    untrained = {key: dict.fromkeys(metrics, value) for key, value in baselines.items()}
+    content = {"runs": runs, "baselines": untrained, "environments": made}
+    (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_benchmarks_come_from_the_files_of_their_command(extension, tmp_path):
+    """A row for each method, differences with intervals, and what NIR does, from numbers known by hand."""
+    tables = extension("benchmark_tables")
+    values = {
+        "proxy-anchor": [0.70, 0.72, 0.71],
+        "proxy-anchor+nir": [0.69, 0.71, 0.70],
+        "proxy-anchor+nir-control": [0.70, 0.72, 0.74],
+        "soft-triple": [0.705],
+    }
+    results(tmp_path, "cars-lite0", values, {"raw pixels, no network": 0.12, "pretrained features, untrained": 0.52})
+    found = tables.found(["cars-lite0", "cub-lite0"], tmp_path)
+    assert list(found) == ["cars-lite0"]
+    text = parsed(tables.section(found["cars-lite0"], "otdml benchmark -d cars"))
+    assert "10 of 27 runs" in text
+    assert "71.0 ± 1.0" in text
+    assert "$ otdml benchmark -d cars" in text
+    assert "a processor, 1 threads" in text
+    # By hand: -1 each; and -1, -1, -4, whose mean is -2 ± 4.303 · 1.732 / 1.732.
+    assert "proxy-anchor+nir minus proxy-anchor\n\n3\n\n-1.00 (-1.00 to -1.00)" in text
+    assert "-2.00 (-6.30 to +2.30)" in text
+    said = tables.finding(list(found.values()))
+    assert "better than its control arm in 0 of 2 comparisons" in said
+    assert "in 2 no difference is shown" in said
+    assert "minus its control arm: R@1 -2.00 (-6.30 to +2.30)" in said
+
+
+def test_one_seed_says_nothing_of_nir(extension, tmp_path):
+    tables = extension("benchmark_tables")
+    values = {"proxy-nca": [0.5], "proxy-nca+nir": [0.6], "proxy-nca+nir-control": [0.4]}
+    results(tmp_path, "cub-lite0", values, {})
+    (one,) = tables.found(["cub-lite0"], tmp_path).values()
+    assert tables.finding([one]) == "Nothing can be said of one seed.\n\n"
+    assert "+20.00" in tables.section(one, "otdml")
+
+
+def test_the_readme_says_of_photographs_what_the_files_say(extension):
+    tables = extension("benchmark_tables")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.rewritten(readme) == readme
+    assert "| `proxy-anchor` |" in readme.split(tables.BEGIN)[1].split(tables.END)[0]
+
+
 def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     """A sentence and a figure for what was run; a name alone for what was not."""
     from otdml import studies

@@ -217,6 +217,9 @@ def baselines(runs: Sequence[Finished]) -> dict[str, Mapping[str, float]]:
 
 def export(out: Path) -> list[Finished]:
     """Write ``results.csv`` (means over seeds), ``runs.csv`` (every run) and ``results.json`` (both) into ``out``."""
+    # It reads what is defined here.
+    from otdml.benchmarks.provenance import environments
+
     runs = collect(out)
     means = summary(runs)
     untrained = baselines(runs)
@@ -231,6 +234,7 @@ def export(out: Path) -> list[Finished]:
         "comparisons": [asdict(c) | {"verdict": c.verdict} for c in comparisons(runs)],
         "runs": [row for run in runs for row in _rows(run)],
         "baselines": untrained,
+        "environments": [{"runs": names, "environment": made} for names, made in environments(runs)],
     }
     write_text(out / "results.json", json.dumps(_finite(content), indent=1))
     return runs
