@@ -145,6 +145,7 @@ def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
         "caveats": caveats(preset, runs),
         "range": (100 * low, 100 * high),
         "seeds": sorted({run.seed for run in runs}),
+        "alone": any(row["seconds"].n == 1 for row in rows),
         "seconds": sum(run.seconds for run in runs),
         "called": readings(runs),
         "folded": folded(runs),
@@ -245,7 +246,8 @@ def _galleries(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
         images = shown["neighbor"].reshape(*shown["neighbor_class"].shape, *shown["neighbor"].shape[1:])
         rows = [_gallery_row(shown, images[i], i) for i in range(len(shown["query"]))]
         # Enlarged beyond recognition by smoothing: images of a few pixels are shown as pixels.
-        look = {"grey": shown["query"].ndim == 3, "pixelated": shown["query"].shape[1] < 32}
+        grey, side = shown["query"].ndim == 3, shown["query"].shape[1]
+        look = {"grey": grey, "pixelated": side < 32, "photos": not grey and side >= 64}
         yield {"method": run.method, "seed": run.seed, "rows": rows, **look}
 
 

@@ -3,8 +3,11 @@
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
 
+from otdml.benchmarks.exhibits import exhibits, save_exhibits
 from otdml.benchmarks.presets import Published, Weights
 from otdml.benchmarks.report import caveats, metric_title, percent, write_report
 from otdml.benchmarks.results import Figure, collect
@@ -112,6 +115,29 @@ def test_one_seed_claims_no_spread(tmp_path, digits, write_run):
     assert "nan" not in text.replace("otdml", "").lower()
 
 
+def test_methods_of_one_seed_beside_others_of_two_are_said_to_have_no_spread(tmp_path, digits, write_run):
+    for method, seed in (("proxy-anchor", 0), ("proxy-anchor", 1), ("soft-triple", 0), ("soft-triple", 1)):
+        write_run(tmp_path, method, seed, 0.5)
+    said = {}
+    for method in (None, "proxy-nca"):
+        if method:
+            write_run(tmp_path, method, 0, 0.5)
+        write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+        said[method] = "over 2 seeds, without ± where there is one" in (tmp_path / "report.html").read_text()
+    assert said == {None: False, "proxy-nca": True}
+
+
+def test_photographs_are_shown_large_and_drawings_small(tmp_path, digits, write_run):
+    folder = write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    assert 'class="galleries grey"' in (tmp_path / "report.html").read_text()
+    labels = torch.arange(12) % 3
+    photos = exhibits(torch.eye(3)[labels], labels, ["a", "b", "c"], lambda i: np.full((96, 96, 3), i, dtype=np.uint8))
+    save_exhibits(folder.path / "exhibits.npz", photos)
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    assert 'class="galleries photos"' in (tmp_path / "report.html").read_text()
+
+
 def test_report_needs_neither_curves_nor_exhibits(tmp_path, digits, write_run):
     folder = write_run(tmp_path, "proxy-anchor", 0, 0.5, best=0.6)
     (folder.path / "curve.csv").unlink()
@@ -148,6 +174,9 @@ def test_published_figures_stand_beside_ours_with_their_source(tmp_path, digits,
     assert cells[second + 2 : second + 4] == ["published 80.0", "here not run"]
     assert cells[second + 4] == "Roe 2021 <book> (second-hand: not read in the work of its authors)"
     assert "Not all networks started from a net trained on X" in text
+    assert "<h2>Beside the literature</h2>" in text
+    write_report(tmp_path / "report.html", replace(preset, published=()), collect(tmp_path), ["otdml"])
+    assert "<h2>Caveats</h2>" in (tmp_path / "report.html").read_text()
 
 
 def test_caveats_tell_what_is_not_as_published(tmp_path, digits, write_run):
