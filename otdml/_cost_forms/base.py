@@ -132,9 +132,13 @@ class Ground(ABC):
         """:math:`h_j - R_{ij}` for some rows, in ``out`` or in a new tensor."""
         return torch.sub(h[..., None, :], self.block(rows), out=out)
 
+    def sizes(self) -> Tensor:
+        """The largest absolute reduced cost, or an upper bound of it, of each of the batch, shape (...)."""
+        return torch.stack([self.block(rows).detach().abs().amax((-2, -1)) for rows in self._row_blocks()]).amax(0)
+
     def largest(self) -> Tensor:
-        """The largest absolute reduced cost, or an upper bound of it, over the whole batch."""
-        return torch.stack([self.block(rows).abs().max() for rows in self._row_blocks()]).max()
+        """The largest of the sizes over the whole batch."""
+        return self.sizes().max()
 
     def evaluated(self) -> "Ground":
         """The form that an engine which keeps the matrix works with."""

@@ -18,6 +18,7 @@ from otdml._cost_forms.base import (
     with_zero,
     with_zero_row,
 )
+from otdml.sphere import length
 
 __all__ = ["Bilinear"]
 
@@ -97,9 +98,10 @@ class Bilinear(Ground):
         # The factors are made by the library and never written to.
         return ()
 
-    def largest(self) -> Tensor:
-        q, k = (torch.linalg.vector_norm(factor, dim=-1).amax(-1) for factor in (self.q, self.k))
-        return (q * k).max()
+    def sizes(self) -> Tensor:
+        # Squares of small factors vanish, and those of large ones are no numbers.
+        q, k = (length(factor.detach()).amax((-2, -1)) for factor in (self.q, self.k))
+        return q * k
 
     def vanishes(self) -> bool:
         q, k = (factor.detach().abs().amax((-2, -1)) for factor in (self.q, self.k))

@@ -57,10 +57,10 @@ class Matrix(Ground):
         C = torch.cat([torch.cat([self.C, -u[..., None]], -1), with_zero(-v)[..., None, :]], -2)
         return Matrix(C) if self.u is None and self.v is None else Matrix(C, with_zero(u), with_zero(v))
 
-    def largest(self) -> Tensor:
+    def sizes(self) -> Tensor:
         # Infinity forbids a pair and is no cost.
         values = self.C.detach().abs()
-        return values.where(values < torch.inf, 0.0).max()
+        return values.where(values < torch.inf, 0.0).amax((-2, -1))
 
     def without_orphans(self, a: Tensor, b: Tensor) -> "Matrix":
         """The same cost, zero in rows and columns without weight in which every pair is forbidden."""

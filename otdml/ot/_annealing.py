@@ -64,6 +64,8 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
     if problem.a.shape[:-1].numel() == 0:
         return _empty(Posed.of(problem, options.backend))
     single = problem.resolves_more
+    if single and problem.loses_penalties:
+        return solve(problem.double(), options, init, symmetric=symmetric)
     with torch.no_grad():
         posed = Posed.of(problem, options.backend)
         try:
@@ -119,7 +121,7 @@ def _finished(posed: Posed, found: Potentials, spent: int, options: SolverOption
     if rounding > 2 * options.resolved:
         each = resolution(posed, found)
         error, converged = torch.maximum(found.error, each), converged & (each <= 2 * options.resolved)
-    return Solved(posed, *refined(posed, Potentials(found.f, found.g, error, spent, converged)))
+    return Solved(*refined(posed, Potentials(found.f, found.g, error, spent, converged)))
 
 
 def _first_attempt(

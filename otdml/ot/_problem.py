@@ -71,7 +71,11 @@ class Marginal:
         if self.rho is None:
             return self.weights
         # A point without weight may have any potential, and its exponential may be infinite.
-        return torch.where(self.weights > 0, self.weights * torch.exp(-self._full(f) / self.rho), 0.0)
+        return torch.where(self.weights > 0, self.weights * self.share(f), 0.0)
+
+    def share(self, f: Tensor) -> Tensor:
+        """The part of each point's weight that the optimal plan moves at the potential ``f``."""
+        return torch.ones_like(f) if self.rho is None else torch.exp(-self._full(f) / self.rho)
 
     def error(self, f: Tensor, softmin: Tensor) -> Tensor:
         """L1 distance of the plan's marginal to its target, relative to the target's mass, shape (...).
@@ -209,10 +213,17 @@ class Problem:
         """Whether the problem is in single precision, on a device that has double precision as well."""
         return self.cost.dtype != torch.float64 and self.a.device.type not in SINGLE_ONLY
 
+    @property
+    def loses_penalties(self) -> bool:
+        """Whether a penalty over the temperature has few digits, or none, as the smallest numbers of the dtype have."""
+        limits = torch.finfo(self.cost.dtype)
+        least = min((rho for rho in self.rho if rho is not None), default=math.inf)
+        return least < math.inf and bool((least * torch.as_tensor(self.scale(0))).amin() < limits.tiny / limits.eps)
+
     def double(self) -> "Problem":
         """The problem in double precision, its cost computed anew from the points."""
         eps = self.eps.double() if isinstance(self.eps, Tensor) else self.eps
-        return dataclasses.replace(self, cost=self.cost.double(), a=self.a.double(), b=self.b.double(), eps=eps)
+        return dataclasses.replace(self, cost=self.cost.double(), a=_doubled(self.a), b=_doubled(self.b), eps=eps)
 
     def detach(self) -> "Problem":
         """The problem without gradients."""
@@ -263,6 +274,13 @@ def check_rho(rho: Rho) -> Penalties:
         raise argument_error("rho", "be a number, a pair of numbers, or None", rho)
     first, second = (None if value is None or value == math.inf else check_positive("rho", value) for value in pair)
     return first, second
+
+
+def _doubled(w: Tensor) -> Tensor:
+    """Weights in double precision, where what rounding has left of a mass of one would be a part of it."""
+    rounding, w = 32 * torch.finfo(w.dtype).eps, w.double()
+    mass = w.detach().sum(-1, keepdim=True)
+    return w / mass.where((mass - 1).abs() <= rounding, 1.0)
 
 
 # The mass of a marginal without any, which leaves the value of an unbalanced problem as it is to all digits.
