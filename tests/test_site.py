@@ -199,7 +199,7 @@ def test_benchmarks_come_from_the_files_of_their_command(extension, tmp_path):
     results(tmp_path, "cars-lite0", values, {"raw pixels, no network": 0.12, "pretrained features, untrained": 0.52})
     found = tables.found(["cars-lite0", "cub-lite0"], tmp_path)
     assert list(found) == ["cars-lite0"]
-    text = parsed(tables.section(found["cars-lite0"], "otdml benchmark -d cars"))
+    text = parsed(tables.section(found["cars-lite0"], "otdml benchmark -d cars")).replace("\N{NO-BREAK SPACE}", " ")
     assert "10 of 27 runs" in text
     assert "71.0 ± 1.0" in text
     assert "$ otdml benchmark -d cars" in text

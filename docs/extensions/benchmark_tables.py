@@ -25,7 +25,7 @@ from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, 
 from otdml.benchmarks.runs import RunFolder
 from otdml.data.registry import named_dataset
 
-SHOWN = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r")
+SHOWN = ("recall@1", "recall@4", "r_precision", "map@r")
 COMPARED = ("recall@1", "map@r")
 NOT_NUMBERS = ("method", "seed", "checkpoint", "seconds", "left_out")
 README = Path(__file__).parents[2] / "README.md"
@@ -96,7 +96,7 @@ def section(one: Results, command: str) -> str:
     rows = [(name, "", *(f"{100 * row[m]:.1f}" for m in metrics)) for name, row in one.baselines.items()]
     for method in methods_of(one.runs):
         figures = [one.of(method, m) for m in metrics]
-        rows.append((f"``{method}``", str(figures[0].n), *(percent(value) for value in figures)))
+        rows.append((f"``{method}``", str(figures[0].n), *(unbroken(percent(value)) for value in figures)))
     heads = ("method", "seeds", *(metric_title(m) for m in metrics))
     widths = " ".join(["26", "7", *["11"] * len(metrics)])
     parts = [f"{one.preset.title}. Percent, mean ± standard deviation over the seeds; {one.standing}.\n"]
@@ -111,7 +111,7 @@ def differences(one: Results) -> str:
     """The head against its control arm and its loss, seed by seed; empty where nothing is compared."""
     by_metric = [one.compared(metric) for metric in COMPARED]
     rows = [
-        (f"``{cells[0].method}`` minus ``{cells[0].against}``", str(cells[0].n), *(spread(c) for c in cells))
+        (f"``{cells[0].method}`` minus ``{cells[0].against}``", str(cells[0].n), *(unbroken(spread(c)) for c in cells))
         for cells in zip(*by_metric, strict=True)
         if cells[0].n
     ]
@@ -120,6 +120,11 @@ def differences(one: Results) -> str:
     heads = ("difference", "seeds", *(metric_title(metric) for metric in COMPARED))
     told = "In points, seed by seed, with 95 % intervals (Student's t):\n\n"
     return told + list_table(heads, rows, "46 8 23 23", "stacked labelled")
+
+
+def unbroken(text: str) -> str:
+    """The text on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def spread(c: Comparison) -> str:
@@ -161,7 +166,7 @@ def sentences(one: Results) -> Iterator[str]:
         yield (
             f"{named_dataset(one.preset.dataset).title}, ``{recall.method}`` minus its control arm:"
             f" R@1 {spread(recall)}, MAP@R {spread(precision)}; minus ``{base.against}``: R@1 {spread(base)};"
-            f" {recall.n} seeds."
+            f" {recall.n} seed{'s' * (recall.n > 1)}."
         )
 
 
