@@ -22,7 +22,7 @@ PUBLIC = (
     *("otdml.benchmarks", "otdml.benchmarks.speed", "otdml.benchmarks.speed.harness", "otdml.dml.backbones"),
     *("otdml.costs", "otdml.kernels", "otdml.kernel_sums", "otdml.sphere", "otdml.neighbors", "otdml.kmeans"),
     *("otdml.distributed", "otdml.measures", "otdml.plot", "otdml.doctor"),
-    *("otdml.disentanglement", "otdml.contrast", "otdml.studies"),
+    *("otdml.disentanglement", "otdml.contrast", "otdml.language", "otdml.studies"),
 )
 
 

@@ -84,12 +84,13 @@ class Pairs:
 def training(
     encoder: Encoder,
     images: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[..., Tensor],
     pairs: Pairs,
     *,
     steps: int,
     batch: int,
     rate: float,
+    domains: Tensor | None = None,
     generator: torch.Generator,
 ) -> Iterator[int]:
     """Train an encoder on pairs of views by Adam, whose rate falls to zero like a cosine; the steps so far, after each.
@@ -100,11 +101,12 @@ def training(
     Args:
         encoder: Changed in place.
         images: Bytes, shape (n, 3, h, w).
-        loss: Of the two views of a batch, each of shape (batch, dim).
+        loss: Of the two views of a batch, each of shape (batch, dim), and of its domains where there are any.
         pairs: How views are made.
         steps: Number of batches.
         batch: Pictures in each.
         rate: The first learning rate.
+        domains: Of the pictures, or any label that the loss takes, shape (n,).
         generator: Of batches and views.
     """
     optimizer = torch.optim.Adam(encoder.parameters(), lr=rate)
@@ -113,7 +115,8 @@ def training(
         rows = torch.randint(len(images), (batch,), generator=generator)
         with half():
             z = encoder(torch.cat(pairs(_floats(images[rows]), generator)))
-        value = loss(*F.normalize(z.float(), dim=-1).chunk(2))
+        first, second = F.normalize(z.float(), dim=-1).chunk(2)
+        value = loss(first, second) if domains is None else loss(first, second, domains[rows])
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

@@ -15,6 +15,9 @@ __all__ = ["Arm", "Reading", "Score", "Study", "named", "names"]
 _HOMES = {
     "sprites-base": "disentanglement",
     "sprites-weights": "disentanglement",
+    "sprites-gap": "gap",
+    "sprites-gap-tc": "gap",
+    "scenes-gap": "gap",
     "sprites-tc": "disentanglement",
     "sprites-free": "disentanglement",
     "sprites-stability": "stability",
@@ -33,6 +36,9 @@ _HOMES = {
     "prototypes-16": "prototypes",
     "prototypes-32": "prototypes",
     "prototypes-rows": "prototypes",
+    "domains": "domains",
+    "embeddings-weights": "embeddings",
+    "embeddings": "embeddings",
 }
 
 

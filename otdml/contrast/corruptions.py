@@ -1,0 +1,42 @@
+"""Corruptions of photographs, each of which makes a domain of its own."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from otdml._arguments import check_choice
+
+__all__ = ["CORRUPTIONS", "corrupted"]
+
+CORRUPTIONS = ("none", "noise", "blur", "contrast", "pixels")
+
+
+def corrupted(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Pictures corrupted in one way, as those of CIFAR-10-C are :cite:p:`hendrycks:19`.
+
+    Args:
+        images: In [0, 1], shape (n, channels, h, w), h and w even.
+        kind: ``"none"``; ``"noise"``: Gaussian, of standard deviation 0.15; ``"blur"``: the mean of 3 × 3 pixels, two
+            times; ``"contrast"``: three tenths of it; ``"pixels"``: squares of 2 × 2 pixels have their mean.
+        generator: Of the noise.
+
+    Returns:
+        The pictures, in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> corrupted(torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]]), "pixels", torch.Generator()).flatten()
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    check_choice("kind", kind, CORRUPTIONS)
+    if kind == "noise":
+        images = images + 0.15 * torch.randn(images.shape, generator=generator)
+    elif kind == "blur":
+        for _ in range(2):
+            images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    elif kind == "contrast":
+        mean = images.mean((1, 2, 3), keepdim=True)
+        images = mean + 0.3 * (images - mean)
+    elif kind == "pixels":
+        images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
+    return images.clamp(0, 1)

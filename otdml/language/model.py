@@ -1,0 +1,138 @@
+"""A causal transformer whose tokens have one vector each, for input and output."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["TiedLanguageModel", "Training", "training"]
+
+
+class TiedLanguageModel(nn.Module):
+    """A language model with one table of vectors, which tokens enter by and are predicted by :cite:p:`press:17`.
+
+    The vectors have fewer coordinates than the layers, so that tokens have to share them. A token's logit is the scalar
+    product of its vector with what the layers say, plus a bias of the token, which learns how frequent it is.
+
+    Args:
+        vocabulary: Number of tokens.
+        dim: Coordinates of a token's vector.
+        seed: Of the weights; the global generator is left as it was.
+        width: Of the layers.
+        layers: Number of them.
+        heads: Of the attention of each.
+        context: Longest sequence.
+
+    Attributes:
+        table: The vectors, shape (vocabulary, dim).
+
+    Example:
+        >>> import torch
+        >>> model = TiedLanguageModel(7, 4, seed=0, width=8, layers=1, heads=2, context=5)
+        >>> model(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 5, 7])
+    """
+
+    def __init__(
+        self, vocabulary: int, dim: int, *, seed: int, width: int = 128, layers: int = 2, heads: int = 4,
+        context: int = 64,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # Short vectors turn faster under Adam, whose steps have one length.
+            self.table = nn.Parameter(0.3 * torch.randn(vocabulary, dim))
+            self.place = nn.Parameter(0.02 * torch.randn(context, width))
+            self.enter = nn.Linear(dim, width)
+            self.layers = nn.ModuleList(
+                nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+                for _ in range(layers)
+            )
+            self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    @property
+    def context(self) -> int:
+        """Longest sequence."""
+        return len(self.place)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the token after each, shape (n, length, vocabulary); tokens of shape (n, length)."""
+        length = tokens.shape[1]
+        hidden = self.enter(self.table[tokens]) + self.place[:length]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
+        for layer in self.layers:
+            hidden = layer(hidden, src_mask=mask, is_causal=True)
+        # Logits keep their scale whatever the number of coordinates.
+        return self.leave(hidden) @ self.table.mT / math.sqrt(self.table.shape[1]) + self.bias
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Mean negative log-likelihood of all tokens but the first ones, in nats; shape (n, length)."""
+        return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    @torch.no_grad()
+    def perplexity(self, tokens: Tensor) -> float:
+        """The exponential of the loss on a text, shape (n,), cut into sequences; the rest of its end is not used."""
+        was, _ = self.training, self.eval()
+        rows = tokens.unfold(0, self.context + 1, self.context)
+        losses = torch.stack([self.loss(part) * len(part) for part in rows.split(64)])
+        self.train(was)
+        return float((losses.sum() / len(rows)).exp())
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a language model is trained.
+
+    Attributes:
+        regulariser: A loss of points that parts the vectors of tokens; none if None.
+        weight: Of the regulariser beside the loss.
+        rows: Vectors that it sees in a step, drawn anew each time; all of them if None.
+        decay: Weight decay of AdamW, of the vectors alone.
+        steps: Number of batches.
+        batch: Sequences in each.
+        rate: The first learning rate; it falls to zero like a cosine.
+    """
+
+    regulariser: Callable[[Tensor], Tensor] | None = None
+    weight: float = 0.0
+    rows: int | None = None
+    decay: float = 0.0
+    steps: int = 2000
+    batch: int = 16
+    rate: float = 2e-3
+
+
+def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator: torch.Generator) -> Iterator[int]:
+    """Train a language model by AdamW; the number of steps so far after each of them.
+
+    Args:
+        model: Changed in place.
+        tokens: A text, shape (n,).
+        how: Regulariser and schedule.
+        generator: Of the sequences and rows. Rows have draws of their own, so that regularisers are compared on the
+            same sequences.
+    """
+    others = [parameter for name, parameter in model.named_parameters() if name != "table"]
+    groups = [{"params": [model.table], "weight_decay": how.decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=how.rate)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
+    sequences = tokens.unfold(0, model.context + 1, 1)
+    drawing = torch.Generator().manual_seed(generator.initial_seed())
+    for step in range(how.steps):
+        loss = model.loss(sequences[torch.randint(len(sequences), (how.batch,), generator=generator)])
+        if how.regulariser is not None:
+            loss = loss + how.weight * how.regulariser(_rows(model.table, how.rows, drawing))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        yield step + 1
+
+
+def _rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
+    return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]

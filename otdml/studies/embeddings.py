@@ -1,0 +1,146 @@
+"""Does it help a language model to part the vectors of its tokens, which it reads and predicts by?"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from otdml.dml.dispersion import REGULARISERS
+from otdml.language import Corpus, TiedLanguageModel, Training, corpus, docstrings, manual, training
+from otdml.losses.dispersion import LloydDispersion, SlicedDispersion, dispersion_metrics
+from otdml.studies.protocol import Arm, Reading, Score, Study
+
+__all__ = ["STUDIES", "run"]
+
+SCORES = (
+    Score("perplexity", "perplexity", -1, 2),
+    Score("median_nearest_angle", "median nearest angle", 0, 1),
+    Score("smallest_angle", "smallest angle", 0, 1),
+    Score("spherical_variance", "spherical variance", 0),
+    Score("effective_rank", "effective rank", 0, 1),
+    Score("tokens", "tokens of the text", 0, 0),
+)
+# What all arms share unless they say otherwise.
+SHARED: dict[str, Any] = {
+    "vocabulary": 4000,
+    "dim": 32,
+    "width": 128,
+    "layers": 2,
+    "context": 64,
+    "regulariser": "none",
+    "weight": 0.0,
+    "rows": 512,
+    "decay": 0.0,
+    "steps": 2000,
+    "batch": 16,
+    "rate": 2e-3,
+    "readings": 4,
+}
+# The text comes from these packages, which the scores of this library need anyway, and from Python itself.
+PACKAGES = ("numpy", "sklearn")
+# The middle one of the weights that are tried; the others are a tenth of it, and ten times as much.
+MIDDLE = {
+    "koleo": 0.03, "max-min-angle": 0.3, "max-cosine": 0.3, "uniformity": 0.3,
+    "riesz": 0.3, "mmd": 10.0, "lloyd": 1.0, "sliced": 3.0,
+}  # fmt: skip
+DECAYS = (0.01, 0.1, 1.0)
+# On these the weights are chosen, and on others the answer is given.
+TUNING = (100,)
+
+
+def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Iterator[Reading]:
+    """Train one language model, and score it on the way; arms of one seed start alike and see the same sequences.
+
+    Args:
+        settings: As in ``SHARED``.
+        seed: Of the weights, sequences and draws.
+        data: None.
+    """
+    text = _text(settings["vocabulary"])
+    model = TiedLanguageModel(
+        len(text.words), seed=seed, **{name: settings[name] for name in ("dim", "width", "layers", "context")}
+    )
+    every = max(1, settings["steps"] // settings["readings"])
+    for step in training(model, text.train, _training(settings, seed), torch.Generator().manual_seed(seed)):
+        if step % every == 0 or step == settings["steps"]:
+            yield Reading(step, settings["steps"], _scores(model, text))
+        elif step % 20 == 0:
+            yield Reading(step, settings["steps"], {})
+
+
+@cache
+def _text(vocabulary: int) -> Corpus:
+    return corpus([*manual(), *(text for package in PACKAGES for text in docstrings(package))], vocabulary)
+
+
+def _scores(model: TiedLanguageModel, text: Corpus) -> dict[str, float]:
+    spread = dispersion_metrics(model.table.detach())
+    known = {"perplexity": model.perplexity(text.test), "tokens": float(len(text.train) + len(text.test))} | spread
+    return {score.name: known[score.name] for score in SCORES}
+
+
+def _training(settings: Mapping[str, Any], seed: int) -> Training:
+    options = {name: settings[name] for name in ("weight", "rows", "decay", "steps", "batch", "rate")}
+    return Training(_regulariser(settings["regulariser"], seed), **options)
+
+
+def _regulariser(name: str, seed: int) -> nn.Module | None:
+    """The regulariser of that name; those that draw have a generator of their own."""
+    drawing = {"lloyd": LloydDispersion, "sliced": SlicedDispersion}
+    if name in drawing:
+        return drawing[name](generator=torch.Generator().manual_seed(seed))
+    return None if name == "none" else REGULARISERS[name]()
+
+
+def _study(name: str, question: str, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> Study:
+    s = SHARED
+    return Study(
+        name=name,
+        question=question,
+        method="Docstrings of NumPy and scikit-learn and Python's manual of help(), words and marks of sentences; every"
+        f" tenth file is held out. A causal transformer of {s['layers']} layers and {s['width']} channels, whose"
+        f" {s['vocabulary']} tokens have one vector each of {s['dim']} coordinates, for input and output;"
+        f" {s['steps'] * s['batch'] * s['context'] / 1e6:.1f} million tokens in batches of"
+        f" {s['batch'] * s['context']}. Regularisers see {s['rows']} vectors in a step; weight decay is of the"
+        " vectors alone.",
+        arms=arms,
+        seeds=seeds,
+        scores=SCORES,
+        run=run,
+    )
+
+
+def _arm(name: str, **own: Any) -> Arm:
+    return Arm(name, {**SHARED, **own}, () if name == "none" else ("none",))
+
+
+def _weights() -> Study:
+    """Short runs, of a quarter of the steps, which tell too weak from too strong."""
+    tried = partial(_arm, steps=500, readings=1)
+    arms = [tried("none"), *(tried(f"decay {decay:g}", decay=decay) for decay in DECAYS)]
+    for name, middle in MIDDLE.items():
+        arms += [tried(f"{name} {m * middle:g}", regulariser=name, weight=m * middle) for m in (0.1, 1.0, 10.0)]
+    question = "Which weight of each regulariser of a language model's token vectors is best?"
+    return _study("embeddings-weights", question, tuple(arms), TUNING)
+
+
+# The best of each in the study of weights.
+CHOSEN = {
+    "koleo": 0.03, "max-min-angle": 0.3, "max-cosine": 0.3, "uniformity": 0.3,
+    "riesz": 0.3, "mmd": 10.0, "lloyd": 1.0, "sliced": 3.0,
+}  # fmt: skip
+DECAY = 0.1
+
+
+def _embeddings() -> Study:
+    """Every regulariser with its chosen weight, against weight decay and none."""
+    arms = [_arm("none"), _arm("decay", decay=DECAY)]
+    arms += [_arm(name, regulariser=name, weight=weight) for name, weight in CHOSEN.items()]
+    question = "Does it help a small language model to part the vectors of its tokens?"
+    return _study("embeddings", question, tuple(arms), (0, 1, 2))
+
+
+STUDIES = {study.name: study for study in (_weights(), _embeddings())}
