@@ -1,13 +1,12 @@
 """Contrastive learning of small photographs: views, encoders, and judges of what a frozen encoder knows."""
 
-from otdml.contrast.corruptions import CORRUPTIONS, corrupted
+from otdml.contrast.corruptions import corrupted
 from otdml.contrast.encoder import Encoder, Pairs, training
 from otdml.contrast.judges import linear_probe, neighbours
 from otdml.contrast.pictures import class_pictures
 from otdml.contrast.views import Views, spoiled
 
 __all__ = [
-    "CORRUPTIONS",
     "Encoder",
     "Pairs",
     "Views",

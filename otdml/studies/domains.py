@@ -42,7 +42,7 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
         seed: Of the domain of each picture, its noise, weights, batches and views.
         data: Folder or archive of ``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``.
     """
-    images, labels, test_images, test_labels = views._pictures(Path(data or "."))
+    images, labels, test_images, test_labels = views.pictures(Path(data or "."))
     generator = torch.Generator().manual_seed(seed)
     (images, domains), (seen, test_domains) = (_mixed(part, generator) for part in (images, test_images))
     unseen = _bytes(corrupted(test_images.float() / 255, UNSEEN, generator))
@@ -103,8 +103,8 @@ STUDIES = {
         name="domains",
         question="Does the target of a contrastive loss decide what an encoder keeps of the domain of a picture?",
         method="Half of CIFAR-10, 20,000 pictures to train on and 5,000 to test on, each as it is, or with noise, blur"
-        " or little contrast: its domain. InfoNCE whose target has mass for the pairs of one domain, of two, or for all,"
-        " together a fifth of that of the positive pairs, or as much. Encoder and judges as for wrong views; the"
+        " or little contrast: its domain. InfoNCE whose target has mass for the pairs of one domain, of two, or for"
+        " all, together a fifth of that of the positive pairs, or as much. Encoder and judges as for wrong views; the"
         " unseen domain is of squares of 2 × 2 pixels.",
         arms=tuple(_arms()),
         seeds=(0, 1, 2),

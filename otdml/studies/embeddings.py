@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from otdml.dml.dispersion import REGULARISERS
 from otdml.language import Corpus, TiedLanguageModel, Training, corpus, docstrings, manual, training
-from otdml.losses.dispersion import LloydDispersion, SlicedDispersion, dispersion_metrics
+from otdml.losses.dispersion import dispersion_metrics
 from otdml.studies.protocol import Arm, Reading, Score, Study
+from otdml.studies.prototypes import MIDDLE, regulariser
 
 __all__ = ["STUDIES", "run"]
 
@@ -41,11 +40,6 @@ SHARED: dict[str, Any] = {
 }
 # The text comes from these packages, which the scores of this library need anyway, and from Python itself.
 PACKAGES = ("numpy", "sklearn")
-# The middle one of the weights that are tried; the others are a tenth of it, and ten times as much.
-MIDDLE = {
-    "koleo": 0.03, "max-min-angle": 0.3, "max-cosine": 0.3, "uniformity": 0.3,
-    "riesz": 0.3, "mmd": 10.0, "lloyd": 1.0, "sliced": 3.0,
-}  # fmt: skip
 DECAYS = (0.01, 0.1, 1.0)
 # On these the weights are chosen, and on others the answer is given.
 TUNING = (100,)
@@ -84,15 +78,7 @@ def _scores(model: TiedLanguageModel, text: Corpus) -> dict[str, float]:
 
 def _training(settings: Mapping[str, Any], seed: int) -> Training:
     options = {name: settings[name] for name in ("weight", "rows", "decay", "steps", "batch", "rate")}
-    return Training(_regulariser(settings["regulariser"], seed), **options)
-
-
-def _regulariser(name: str, seed: int) -> nn.Module | None:
-    """The regulariser of that name; those that draw have a generator of their own."""
-    drawing = {"lloyd": LloydDispersion, "sliced": SlicedDispersion}
-    if name in drawing:
-        return drawing[name](generator=torch.Generator().manual_seed(seed))
-    return None if name == "none" else REGULARISERS[name]()
+    return Training(regulariser(settings["regulariser"], seed), **options)
 
 
 def _study(name: str, question: str, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> Study:

@@ -14,7 +14,7 @@ from otdml.dml.prototypes import PrototypeClassifier, Training, training
 from otdml.losses.dispersion import LloydDispersion, SlicedDispersion, nearest_angles
 from otdml.studies.protocol import Arm, Reading, Score, Study
 
-__all__ = ["STUDIES", "run"]
+__all__ = ["MIDDLE", "STUDIES", "regulariser", "run"]
 
 SCORES = (
     Score("accuracy", "accuracy"),
@@ -92,10 +92,10 @@ def _split(labels: Tensor, known: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _training(settings: Mapping[str, Any], seed: int) -> Training:
     options = {name: settings[name] for name in ("weight", "rows", "decay", "steps", "batch", "rate", "faster")}
-    return Training(_regulariser(settings["regulariser"], seed), distort=Distort(), **options)
+    return Training(regulariser(settings["regulariser"], seed), distort=Distort(), **options)
 
 
-def _regulariser(name: str, seed: int) -> nn.Module | None:
+def regulariser(name: str, seed: int) -> nn.Module | None:
     """The regulariser of that name; those that draw have a generator of their own, so that batches stay the same."""
     drawing = {"lloyd": LloydDispersion, "sliced": SlicedDispersion}
     if name in drawing:

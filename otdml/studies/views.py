@@ -12,7 +12,7 @@ from otdml.contrast import Encoder, Pairs, Views, class_pictures, linear_probe, 
 from otdml.losses import ContrastiveAlignment
 from otdml.studies.protocol import Arm, Reading, Score, Study
 
-__all__ = ["STUDIES", "run"]
+__all__ = ["STUDIES", "pictures", "run"]
 
 SCORES = (Score("probe", "linear probe"), Score("neighbours", "vote of 20 neighbours"))
 # What all arms share unless they say otherwise. Every loss is taken over all views of the batch.
@@ -48,7 +48,7 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
         seed: Of weights, batches, views and spoils.
         data: Folder or archive of ``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``.
     """
-    images, labels, test_images, test_labels = _pictures(Path(data or "."))
+    images, labels, test_images, test_labels = pictures(Path(data or "."))
     encoder, steps = Encoder(seed=seed), settings["steps"]
     pairs = Pairs(Views(crop=tuple(settings["crop"])), settings["spoil"], settings["share"])
     options = {name: settings[name] for name in ("steps", "batch", "rate")}
@@ -63,7 +63,8 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
 
 
 @cache
-def _pictures(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pictures(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pictures to train on as bytes, their classes, and the same of those to test on."""
     (images, labels, _), (test_images, test_labels, _) = (class_pictures(path, part) for part in ("train", "test"))
     return images, labels, test_images, test_labels
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from otdml.contrast import CORRUPTIONS, corrupted
+from otdml.contrast import corrupted
+from otdml.contrast.corruptions import CORRUPTIONS
 
 
 def seeded():

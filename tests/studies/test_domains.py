@@ -17,7 +17,7 @@ def pictures(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (80, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(80) % 2
-    monkeypatch.setattr(views, "_pictures", lambda path: (images[:60], labels[:60], images[60:], labels[60:]))
+    monkeypatch.setattr(views, "pictures", lambda path: (images[:60], labels[:60], images[60:], labels[60:]))
 
 
 @pytest.mark.parametrize("arm", ["positive pairs", "pairs of a domain 1"])
@@ -30,7 +30,7 @@ def test_a_cell_scores_on_the_way_and_repeats_with_its_seed(arm):
 
 
 def test_domains_are_drawn_for_each_picture_and_seen_in_it():
-    images = views._pictures(None)[0]
+    images = views.pictures(None)[0]
     mixed, found = domains._mixed(images, torch.Generator().manual_seed(1))
     assert set(found.tolist()) == {0, 1, 2, 3}
     assert torch.equal(mixed[found == 0], images[found == 0])
