@@ -252,6 +252,7 @@ def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     assert text.startswith("**sprites-base.** ")
     assert "DCI-D is higher with beta 8 than with beta 1 (+0.310, 95% interval +0.285 to +0.335, 3 seeds) (runn" in text
     assert "Running: 6 of 30 cells; 0.60 hours one after the other, 0.30 of them on a processor" in text
+    assert "All 6 cells together worked 0.30 hours on one processor core, 0.15 on two." in text
     assert "``scenes-base``" in text.partition("Not run yet")[2]
     assert "``sprites-base``" not in text.partition("Not run yet")[2]
 

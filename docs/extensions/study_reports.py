@@ -52,12 +52,19 @@ def told(found: Report) -> str:
     return f"± is half the 95% interval over the seeds. {standing}."
 
 
+def spent(reports: list[Report]) -> str:
+    """What all of them took."""
+    cells, hours = sum(len(found.runs) for found in reports), sum(found.processor_hours for found in reports)
+    return f"All {cells} cells together worked {hours:.2f} hours on one processor core, {hours / 2:.2f} on two."
+
+
 def page(folder: Path) -> str:
     """The reStructuredText of all studies that have a report in a folder, and the names of the others."""
     there = [name for name in studies.names() if (folder / f"{name}.json").is_file()]
     absent = [f"``{name}``" for name in studies.names() if name not in there]
     reports = [load(folder / f"{name}.json") for name in there]
     text = "".join(f"**{found.name}.** {found.question} {found.finding()}\n\n" for found in reports)
+    text += f"{spent(reports)}\n\n" if reports else ""
     for found in reports:
         figure = f"figures/studies/{found.name}.svg" if (folder / f"{found.name}.svg").is_file() else None
         text += section(found, figure)
