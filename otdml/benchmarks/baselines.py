@@ -62,11 +62,13 @@ def _read(out: Path) -> dict[str, Any]:
 
 def _embeddings(run: Run, images: Any) -> Iterator[tuple[str, "Tensor"]]:
     """Name and rows of each baseline that the set and the network have."""
+    from otdml.dml.protocols import ImagesInMemory
+
     options = run.model.get("backbone_options") or {}
     library = "/" in str(run.model.get("backbone"))
     if options.get("weights") is not None or (library and options.get("pretrained", True)):
         yield UNTRAINED, _features(run, images)
-    if not hasattr(images, "images"):
+    if not isinstance(images, ImagesInMemory):
         yield PIXELS, _pixels(images)
 
 

@@ -170,7 +170,7 @@ def _budget(run: Run, devices: int | None) -> "TrainingConfig":
 
 def _finish(folder: RunFolder, test: Any, found: "FitResult", ks: tuple[int, ...]) -> None:
     """Leave what a report shows, and then the metrics, which say that the run is finished."""
-    from otdml.dml.loading import queries
+    from otdml.dml.protocols import queries
 
     z = found.test_embeddings
     assert z is not None
@@ -190,8 +190,10 @@ def _finish(folder: RunFolder, test: Any, found: "FitResult", ks: tuple[int, ...
 def _raw_pixels(test: Any, ks: tuple[int, ...]) -> dict[str, float] | None:
     """Metrics of the images themselves, which a network has to beat; None for sets that do not live in memory."""
     from otdml.dml import retrieval_metrics
+    from otdml.dml.protocols import ImagesInMemory
 
-    return retrieval_metrics(test.images.flatten(1).float(), test.labels, ks=ks) if hasattr(test, "images") else None
+    images = test.images if isinstance(test, ImagesInMemory) else None
+    return None if images is None else retrieval_metrics(images.flatten(1).float(), test.labels, ks=ks)
 
 
 def _augmentation(run: Run) -> "Distort | None":

@@ -115,6 +115,7 @@ def _folds(folder: RunFolder) -> list[RunFolder]:
 def _assemble(folder: RunFolder, ks: tuple[int, ...], test: Any) -> None:
     from otdml.dml.cache import embedding_file, kept_embedding
     from otdml.dml.evaluation import metrics_of
+    from otdml.dml.protocols import queries
 
     folds = _folds(folder)
     selected = [fold.path / "best.ckpt" for fold in folds]
@@ -122,7 +123,7 @@ def _assemble(folder: RunFolder, ks: tuple[int, ...], test: Any) -> None:
         [kept_embedding(embedding_file(p, "test"), load_checkpoint(p, trust=True), test) for p in selected]
     )
     each = [fold.metrics() for fold in folds]
-    shown = exhibits(z, test.labels, test.classes, thumbnails(test), getattr(test, "is_query", None))
+    shown = exhibits(z, test.labels, test.classes, thumbnails(test), queries(test))
     save_exhibits(folder.path / "exhibits.npz", shown)
     folder.finish(
         {

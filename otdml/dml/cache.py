@@ -14,8 +14,8 @@ from torch import Tensor
 from otdml._files import replacing
 from otdml.dml.checkpoint import read_tensors
 from otdml.dml.evaluation import embed
-from otdml.dml.loading import BatchedImages, ImagesInFiles, LabelledImages
 from otdml.dml.module import ProxyDML
+from otdml.dml.protocols import BatchedImages, ImagesInFiles, ImagesInMemory, LabelledImages
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -151,9 +151,8 @@ def _absorb_network(digest: "hashlib._Hash", module: ProxyDML) -> None:
 
 
 def _images(dataset: Any) -> list[Any]:
-    images = getattr(dataset, "images", None)
-    if isinstance(images, Tensor) and isinstance(dataset, BatchedImages):
-        return [images]
+    if isinstance(dataset, ImagesInMemory) and isinstance(dataset, BatchedImages):
+        return [dataset.images]
     if not isinstance(dataset, ImagesInFiles):
         raise _NotPlainError
     files = [_Each(str, dataset.paths), _Each(_state, dataset.paths)]

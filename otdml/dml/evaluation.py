@@ -1,21 +1,25 @@
 """Embeddings and retrieval metrics of whole data sets."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from otdml.distributed import from_first, gather
-from otdml.dml.loading import EvaluationBatches, LabelledImages, as_float, queries
-from otdml.dml.module import ProxyDML
+from otdml.dml.loading import EvaluationBatches, as_float
+from otdml.dml.protocols import LabelledImages, queries
 from otdml.dml.retrieval import retrieval_metrics
 
-__all__ = ["embed", "embeddings", "evaluate", "metrics_of"]
+if TYPE_CHECKING:
+    from otdml.dml.module import ProxyDML
+
+__all__ = ["embed", "embeddings", "evaluate", "metrics_of", "protocol_metrics"]
 
 
 def embed(
-    module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0, share: bool = False
+    module: "ProxyDML", dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0, share: bool = False
 ) -> Tensor:
     """Unit embeddings of a data set, computed on the module's device.
 
@@ -40,7 +44,7 @@ def embed(
 
 
 def embeddings(
-    module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0, rows: range | None = None
+    module: "ProxyDML", dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0, rows: range | None = None
 ) -> Iterator[Tensor]:
     """The parts of what :func:`embed` returns, one after the other: for sets whose embeddings memory does not hold.
 
@@ -81,7 +85,7 @@ def _moved(images: Tensor, device: torch.device) -> Tensor:
 
 
 def evaluate(
-    module: ProxyDML,
+    module: "ProxyDML",
     dataset: LabelledImages,
     *,
     ks: tuple[int, ...] = (1, 2, 4, 8),
@@ -110,13 +114,62 @@ def evaluate(
         ['left_out', 'map@r', 'r_precision', 'recall@1']
     """
     z = embed(module, dataset, batch_size=batch_size, workers=workers, share=share)
-    return from_first(lambda: metrics_of(z, dataset, ks)) if share else metrics_of(z, dataset, ks)
+    return metrics_of(z, dataset, ks, share=share)
 
 
-def metrics_of(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...]) -> dict[str, float]:
+def metrics_of(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...], *, share: bool = False) -> dict[str, float]:
     """What :func:`evaluate` returns, from the embeddings of the set."""
-    asked = queries(dataset)
-    if asked is None:
-        return retrieval_metrics(z, dataset.labels, ks=ks)
-    labels, gallery = dataset.labels[asked], dataset.labels[~asked]
-    return retrieval_metrics(z[asked], labels, gallery=z[~asked], gallery_labels=gallery, ks=ks)
+    return protocol_metrics(z, dataset.labels, is_query=queries(dataset), ks=ks, share=share)
+
+
+def protocol_metrics(
+    z: Tensor,
+    labels: Tensor,
+    *,
+    is_query: Tensor | None = None,
+    index: Tensor | None = None,
+    share: bool = False,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    extra: Collection[str] = (),
+    average: str = "queries",
+    similarity: str = "cosine",
+) -> dict[str, float]:
+    """Retrieval metrics of one set: of its queries among the rest, or of each sample among all others.
+
+    Training, any trainer's validation, and :class:`~otdml.dml.RetrievalMetrics` have their values from here.
+
+    Args:
+        z: Embeddings, shape (n, d).
+        labels: Their classes, shape (n,).
+        is_query: Which samples search, and the others are what they find, shape (n,). None: all, each among the others.
+        index: Place of each sample in its set, shape (n,). Samples are taken in this order, and repeated ones once.
+        share: Whether the first process computes, and all return what it found; all of them must call this then.
+        ks: The K of Recall@K.
+        extra: More metrics, as for :func:`~otdml.dml.retrieval_metrics`.
+        average: Likewise.
+        similarity: Likewise.
+
+    Example:
+        >>> z, labels = torch.tensor([[0.0], [1.0], [0.0], [3.0], [5.5]]), torch.tensor([0, 0, 0, 1, 1])
+        >>> protocol_metrics(z, labels, index=torch.tensor([0, 1, 0, 2, 3]), ks=(1,), similarity="l2")["recall@1"]
+        0.75
+    """
+
+    def found() -> dict[str, float]:
+        parts = [z, labels] if is_query is None else [z, labels, is_query.to(z.device).bool()]
+        points, classes, *query = parts if index is None else [part[_first(index).to(part.device)] for part in parts]
+        options: dict[str, Any] = {"ks": ks, "extra": extra, "average": average, "similarity": similarity}
+        if not query:
+            return retrieval_metrics(points, classes, **options)
+        rest = ~query[0]
+        asked, gallery = (points[query[0]], classes[query[0]]), (points[rest], classes[rest])
+        return retrieval_metrics(*asked, gallery=gallery[0], gallery_labels=gallery[1], **options)
+
+    return from_first(found) if share else found()
+
+
+def _first(index: Tensor) -> Tensor:
+    """Where each of the different values is first, in order of the values."""
+    values, which = index.unique(return_inverse=True)
+    places = torch.arange(len(index), device=index.device)
+    return torch.full_like(values, len(index)).scatter_reduce_(0, which, places, "amin")

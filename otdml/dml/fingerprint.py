@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from otdml._files import write_text
-from otdml.dml.loading import ImagesInFiles, queries
+from otdml.dml.protocols import FingerprintedImages, ImagesInFiles, ImagesInMemory, queries
 
 __all__ = ["fingerprint"]
 
@@ -34,16 +34,15 @@ def fingerprint(dataset: Any) -> str:
         >>> fingerprint(Digits(split="test")) == fingerprint(Digits(split="train"))
         False
     """
-    own = getattr(dataset, "fingerprint", None)
-    if callable(own):
-        return str(own())
+    if isinstance(dataset, FingerprintedImages):
+        return str(dataset.fingerprint())
     found = hashlib.sha256()
     _absorb(found, dataset.labels)
     found.update(json.dumps([str(name) for name in dataset.classes]).encode())
     if (asked := queries(dataset)) is not None:
         _absorb(found, asked)
-    if isinstance(images := getattr(dataset, "images", None), Tensor):
-        _absorb(found, images)
+    if isinstance(dataset, ImagesInMemory):
+        _absorb(found, dataset.images)
     elif isinstance(dataset, ImagesInFiles):
         found.update(json.dumps(_contents([str(path) for path in dataset.paths])).encode())
     return found.hexdigest()[:32]

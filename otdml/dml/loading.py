@@ -2,91 +2,31 @@
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, SequentialSampler
 
+from otdml.dml.protocols import BatchedImages, ImagesInTurn, LabelledImages
 from otdml.dml.sampling import ClassBalancedBatchSampler
 
 __all__ = [
     "Augment",
-    "BatchedImages",
     "EvaluationBatches",
-    "ImagesInFiles",
-    "ImagesInTurn",
-    "LabelledImages",
     "OrderedCrops",
-    "QueriedImages",
-    "ShownImages",
     "TrainingBatches",
     "as_float",
     "epoch_seed",
-    "queries",
+    "loaded_places",
     "seeded",
 ]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
-class LabelledImages(Protocol):
-    """What a run asks of a data set: items ``(image, label)``, all labels at once, and the classes' names.
-
-    A set may offer more: :class:`BatchedImages` are loaded faster, :class:`QueriedImages` are evaluated as their
-    protocol has it, :class:`ImagesInFiles` are told from others by the content of their files, and
-    :class:`ShownImages` appear in reports.
-    """
-
-    labels: Tensor
-    classes: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
-
-
-@runtime_checkable
-class BatchedImages(Protocol):
-    """A set that hands out whole batches as they are stored, which are then taken instead of single items."""
-
-    def batch(self, indices: Any, /) -> tuple[Tensor, Tensor]: ...
-
-
-@runtime_checkable
-class QueriedImages(Protocol):
-    """A set that may have queries, searched in the gallery of all others: a boolean mask (n,), or None."""
-
-    is_query: Tensor | None
-
-
-@runtime_checkable
-class ImagesInFiles(Protocol):
-    """A set whose items are files, in order."""
-
-    paths: Sequence[str]
-
-
-@runtime_checkable
-class ImagesInTurn(Protocol):
-    """A set whose images are others in every epoch."""
-
-    def set_epoch(self, epoch: int, /) -> None: ...
-
-
-@runtime_checkable
-class ShownImages(Protocol):
-    """A set with small pictures: uint8, shape (h, w) with ink as light, or (h, w, 3), all of one size."""
-
-    def thumbnail(self, index: int, /) -> np.ndarray: ...
-
-
-def queries(dataset: object) -> Tensor | None:
-    """Which images of a set are queries; None where each image queries all others."""
-    return dataset.is_query if isinstance(dataset, QueriedImages) else None
 
 
 class TrainingBatches:
@@ -193,7 +133,7 @@ class EvaluationBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        if hasattr(self.dataset, "batch"):
+        if isinstance(self.dataset, BatchedImages):
             yield from map(self.dataset.batch, self.batches)
         else:
             loader = DataLoader(
@@ -242,6 +182,23 @@ class OrderedCrops:
             floats = as_float(images.to(self.device))
             generator = torch.Generator(self.device).manual_seed(epoch_seed(self.number, place))
             yield floats if self.augment is None else self.augment(floats, generator)
+
+
+def loaded_places(loader: Any, count: int) -> Tensor | None:
+    """Places in its set of the first ``count`` items that this process gets from a loader of PyTorch.
+
+    Args:
+        loader: The loader. That of a distributed sampler repeats items, so that all processes get equally many.
+        count: Items.
+
+    Returns:
+        Shape (count,); None where they cannot be told, as of a loader that draws a new order in each pass.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = batches.sampler if type(batches) is BatchSampler else None
+    # Not of subclasses, which may draw.
+    known = type(sampler) in (SequentialSampler, DistributedSampler)
+    return torch.tensor(list(islice(sampler, count))) if known else None  # type: ignore[arg-type]
 
 
 def as_float(images: Tensor) -> Tensor:

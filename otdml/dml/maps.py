@@ -15,8 +15,9 @@ from otdml._checks import argument_error, check_integer
 from otdml._files import FolderHeldError, held, replacing
 from otdml.dml.backbones.cut import cut
 from otdml.dml.cache import maps_key
-from otdml.dml.loading import Augment, LabelledImages, OrderedCrops, epoch_seed, queries
+from otdml.dml.loading import Augment, OrderedCrops, epoch_seed
 from otdml.dml.module import ProxyDML
+from otdml.dml.protocols import LabelledImages, queries
 
 __all__ = ["KeptMaps", "keep_maps"]
 

@@ -1,13 +1,12 @@
 """Retrieval metrics as a metric of torchmetrics, for training loops of one's own."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_labels, check_matrix
-from otdml.dml.retrieval import retrieval_metrics
+from otdml.dml.evaluation import protocol_metrics
 
 try:
     from torchmetrics import Metric
@@ -90,24 +89,13 @@ class RetrievalMetrics(Metric):
         found = {name: dim_zero_cat(state) for name, state in states.items() if len(state)}
         if "z" not in found:
             raise argument_error("z", "hold some samples", "none", "Call `update` before `compute`.")
-        if "index" in found:
-            _, place = _first(found.pop("index"))
-            found = {name: value[place] for name, value in found.items()}
-        z, labels = found["z"], found["labels"]
-        options: dict[str, Any] = {
-            "ks": self.ks,
-            "extra": self.extra,
-            "average": self.average,
-            "similarity": self.similarity,
-        }
-        if "queries" not in found:
-            return retrieval_metrics(z, labels, **options)
-        query = found["queries"].bool()
-        return retrieval_metrics(z[query], labels[query], gallery=z[~query], gallery_labels=labels[~query], **options)
-
-
-def _first(index: Tensor) -> tuple[Tensor, Tensor]:
-    """The different values in order, and where each of them is first."""
-    values, which = index.unique(return_inverse=True)
-    place = torch.full_like(values, len(index)).scatter_reduce_(0, which, torch.arange(len(index)).to(which), "amin")
-    return values, place
+        return protocol_metrics(
+            found["z"],
+            found["labels"],
+            is_query=found.get("queries"),
+            index=found.get("index"),
+            ks=self.ks,
+            extra=self.extra,
+            average=self.average,
+            similarity=self.similarity,
+        )

@@ -17,10 +17,12 @@ from otdml.dml.backbones import num_features
 from otdml.dml.backbones.cut import cut
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.dispersion import Dispersion
+from otdml.dml.evaluation import protocol_metrics
 from otdml.dml.hyperparameters import plain, without_start
+from otdml.dml.loading import loaded_places
 from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
-from otdml.dml.retrieval import retrieval_metrics
+from otdml.dml.protocols import queries
 from otdml.dml.trust import check_names
 from otdml.sphere import unit
 
@@ -295,11 +297,25 @@ class ProxyDML(LightningModule):
         self._unseen.append((self(images), labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Log retrieval metrics of the validation classes, under ``val/``."""
+        """Log retrieval metrics of the validation classes, under ``val/``: those of :func:`otdml.dml.evaluate`."""
         z, labels = (gather(torch.cat(parts)) for parts in zip(*self._unseen, strict=True))
+        count = sum(len(own) for _, own in self._unseen)
         self._unseen.clear()
-        found = retrieval_metrics(z, labels)
-        self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=True)
+        if self.trainer.sanity_checking:
+            # A few batches may lack all that their queries should find.
+            return
+        index = loaded_places(self.trainer.val_dataloaders, count)
+        index = None if index is None else gather(index.to(z.device))
+        asked = _queries(self.trainer.val_dataloaders, index)
+        found = protocol_metrics(
+            z,
+            labels,
+            is_query=asked,
+            index=index,
+            share=True,
+        )
+        # All processes have the same values; the largest of them is that value to the bit.
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parts = {"backbone": self.backbone, "head": self.head, "proxies": self.loss, "flow": self.nir}
@@ -352,6 +368,15 @@ def _stopped(network: nn.Module, layer: str) -> list[nn.Module]:
     halves = cut(network, layer)
     halves.lower.requires_grad_(False)
     return [network.get_submodule(name) for name in halves.below]
+
+
+def _queries(loader: Any, index: Tensor | None) -> Tensor | None:
+    """Whether each sample at these places of a loader's set is a query; None where its protocol has none."""
+    asked = queries(getattr(loader, "dataset", None))
+    if asked is not None and index is None:
+        remedy = "Leave out `shuffle`, `sampler` and `batch_sampler`."
+        raise argument_error("val_dataloaders", "read a set with queries in its order", type(loader).__name__, remedy)
+    return None if asked is None or index is None else asked.to(index.device)[index]
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml._files import replacing, write_text
-from otdml.distributed import from_first, is_first
+from otdml.distributed import is_first
 from otdml.dml.cache import embedding_file, embedding_key, keep_embedding, kept_embedding
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, metrics_of
 from otdml.dml.fingerprint import fingerprint
-from otdml.dml.loading import Augment, LabelledImages, epoch_seed
+from otdml.dml.loading import Augment, epoch_seed
 from otdml.dml.module import ProxyDML
+from otdml.dml.protocols import LabelledImages
 
 __all__ = ["ProgressLine", "RunRecord", "earlier_state"]
 
@@ -145,7 +146,7 @@ class RunRecord(Callback):
             unseen = self.unseen[name]
             size, workers = self.config.eval_batch_size, self.config.workers
             z = embed(self.module, self.inputs[name], batch_size=size, workers=workers, share=True)
-            metrics = from_first(lambda z=z, unseen=unseen: metrics_of(z, unseen, self.config.ks))  # type: ignore[misc]
+            metrics = metrics_of(z, unseen, self.config.ks, share=True)
             if keep == LAST:
                 self.embeddings[name] = z
             if keep and is_first():

@@ -17,10 +17,11 @@ from otdml._checks import argument_error
 from otdml._files import held
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, evaluate
-from otdml.dml.loading import Augment, LabelledImages, TrainingBatches, as_float, epoch_seed, seeded
+from otdml.dml.loading import Augment, TrainingBatches, as_float, epoch_seed, seeded
 from otdml.dml.maps import keep_maps
 from otdml.dml.module import ProxyDML
 from otdml.dml.processes import make_trainer
+from otdml.dml.protocols import LabelledImages
 from otdml.dml.record import LAST, ProgressLine, RunRecord, earlier_state
 from otdml.dml.sampling import ClassBalancedBatchSampler
 

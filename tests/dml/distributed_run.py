@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from otdml.data import Digits, Distort
 from otdml.dml import ProxyDML, TrainingConfig, fit
@@ -76,6 +78,29 @@ def model(kind: str) -> ProxyDML:
     return ProxyDML(3, backbone=Exact(), frozen_epochs=1, **options).double()
 
 
+class Searched(Digits):
+    """An odd number of digits, every third of which searches the others."""
+
+    def __init__(self) -> None:
+        super().__init__(split="val")
+        self.images, self.labels = self.images[:301], self.labels[:301]
+        self.is_query = torch.arange(301) % 3 == 0
+
+
+def validate(folder: Path, count: int) -> None:
+    """Any trainer's validation, beside the values of one process."""
+    torch.set_num_threads(1)
+    module = ProxyDML(3, backbone=Exact(), dim=8, seed=0).double()
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(devices=count, strategy="ddp" if count > 1 else "auto", enable_checkpointing=False, **options)
+    found = [
+        {name: float(value) for name, value in trainer.validate(module, DataLoader(data, 64), verbose=False)[0].items()}
+        for data in (Searched(), Digits(split="val"))
+    ]
+    rank = os.environ.get("RANK", "0")
+    (folder.parent / f"{folder.name}-{rank}.json").write_text(json.dumps(found))
+
+
 def train(folder: Path, kind: str, step: int) -> None:
     torch.set_num_threads(1)
     rank, epochs = int(os.environ.get("RANK", "0")), []
@@ -115,7 +140,7 @@ def forked(folder: Path, kind: str, count: int, step: int = -1) -> list[int]:
             os.environ.update({name: str(value) for name, value in ranks.items()})
         try:
             # The last process alone is killed: the other one has to notice.
-            train(folder, kind, step if rank == count - 1 else -1)
+            validate(folder, count) if kind == "any" else train(folder, kind, step if rank == count - 1 else -1)
         except BaseException as error:
             print(f"{folder.name} {rank}: {type(error).__name__}: {error}", file=sys.stderr)
             os._exit(1)
@@ -129,7 +154,7 @@ def main() -> None:
     home = Path(sys.argv[1])
     ends = {
         f"{kind}{count}": forked(home / f"{kind}{count}", kind, count)
-        for kind in ("plain", "items", "maps")
+        for kind in ("plain", "items", "maps", "any")
         for count in (1, 2)
     }
     ends["alone"] = forked(home / "alone", "killed", 2)

@@ -79,6 +79,15 @@ def test_killed_process_ends_the_run_which_goes_on_to_the_same_numbers(runs):
     assert all(torch.equal(resumed[name], value) for name, value in weights.items())
 
 
+def test_any_trainer_in_two_processes_validates_as_in_one(runs):
+    """An odd number of images, of which the sampler repeats one; and a set with queries, spread over the processes."""
+    ends, folder, errors = runs
+    assert (ends["any1"], ends["any2"]) == ([0], [0, 0]), errors
+    alone, *shared = [json.loads((folder / f"{name}.json").read_text()) for name in ("any1-0", "any2-0", "any2-1")]
+    assert alone[0] != alone[1]
+    assert all(each == pytest.approx(one) for process in shared for each, one in zip(process, alone, strict=True))
+
+
 SCRIPT = """
 import json, os, sys, torch
 sys.path.insert(0, {here!r})

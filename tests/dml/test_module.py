@@ -20,6 +20,7 @@ from otdml.dml import (
     SoftTriple,
     TrainingConfig,
     backbones,
+    evaluate,
     fit,
     reference_flow,
     retrieval_metrics,
@@ -308,6 +309,30 @@ def test_any_trainer_validates_with_retrieval_metrics(tmp_path):
         expected = retrieval_metrics(module.eval()(val.images.float() / 255), val.labels)
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()}, abs=1e-6)
+
+
+class Searched(Digits):
+    """Digits of which every fifth searches the others."""
+
+    def __init__(self) -> None:
+        super().__init__(split="val")
+        self.is_query = torch.arange(len(self)) % 5 == 0
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+def test_any_trainer_validates_as_a_run_in_a_folder_does(tmp_path):
+    """Also for a set with queries, which the values of its samples do not tell."""
+    module, val = ProxyDML(3, **SMALL), Searched()
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(**options, enable_checkpointing=False, default_root_dir=tmp_path)
+    (found,) = trainer.validate(module, DataLoader(val, 100), verbose=False)
+    expected = evaluate(module, val)
+    assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()}, abs=1e-6)
+    assert expected != evaluate(module, Digits(split="val"))
+    with pytest.raises(ValueError, match=r"val_dataloaders.*in its order"):
+        trainer.validate(module, DataLoader(val, 100, shuffle=True), verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
