@@ -6,8 +6,11 @@ Names are imported on first use, so that names need no torch, and the losses nei
 from importlib import import_module
 from typing import Any
 
+from otdml.dml.losses import LOSSES
+
 # The module that holds each public name.
 _HOMES = {
+    **{name: loss.home for loss in LOSSES.values() for name in (loss.name, loss.function)},
     "Dispersion": "dispersion",
     "EmbeddingHead": "module",
     "FitResult": "training",
@@ -16,24 +19,12 @@ _HOMES = {
     "REFERENCE_PROXY_WEIGHTS": "nir",
     "flow_nll": "nir",
     "reference_flow": "glow",
-    "PotentialField": "proxies",
-    "ProxyAnchor": "proxies",
-    "ProxyNCA": "proxies",
-    "SoftTriple": "proxies",
-    "potential_field": "proxies",
-    "proxy_anchor": "proxies",
-    "proxy_nca": "proxies",
-    "soft_triple": "proxies",
-    "CrossBatchMemory": "pairs",
-    "MultiSimilarity": "pairs",
-    "RecallAtK": "pairs",
-    "TripletMargin": "pairs",
-    "hard_triplets": "pairs",
-    "multi_similarity": "pairs",
-    "multi_similarity_pairs": "pairs",
-    "recall_at_k": "pairs",
-    "semi_hard_triplets": "pairs",
-    "triplet_margin": "pairs",
+    "CrossBatchMemory": "pairs.memory",
+    "RecallAtK": "pairs.recall",
+    "hard_triplets": "pairs.miners",
+    "multi_similarity_pairs": "pairs.miners",
+    "recall_at_k": "pairs.recall",
+    "semi_hard_triplets": "pairs.miners",
     "EmbeddingIndex": "index",
     "cluster_agreement": "clustering",
     "GradCache": "grad_cache",

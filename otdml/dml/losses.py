@@ -19,28 +19,35 @@ class NamedLoss:
 
     Attributes:
         title: What tables and charts call it.
-        home: Package and name of its class, which is imported where it is used: names are known without torch.
+        home: The module below :mod:`otdml.dml` that defines it, imported on first use: names are known without torch.
+        name: The name of its class, exported by :mod:`otdml.dml`.
+        function: The name of the function of the same value, likewise.
         has_proxies: Whether the loss learns a proxy of every class, which a NIR head needs.
     """
 
     title: str
     home: str
+    name: str
+    function: str
     has_proxies: bool = True
 
     @property
     def kind(self) -> "type[nn.Module]":
         """Its class. A loss with proxies takes ``(num_classes, dim, **options)``, any other ``(**options)``."""
-        package, name = self.home.split(":")
-        return getattr(import_module(f"otdml.dml.{package}"), name)
+        return getattr(import_module(f"otdml.dml.{self.home}"), self.name)
 
 
 LOSSES: Mapping[str, NamedLoss] = {
-    "proxy-anchor": NamedLoss("ProxyAnchor", "proxies:ProxyAnchor"),
-    "proxy-nca": NamedLoss("ProxyNCA++", "proxies:ProxyNCA"),
-    "soft-triple": NamedLoss("SoftTriple", "proxies:SoftTriple"),
-    "potential-field": NamedLoss("PFML", "proxies:PotentialField"),
-    "multi-similarity": NamedLoss("MultiSimilarity", "pairs:MultiSimilarity", has_proxies=False),
-    "triplet-margin": NamedLoss("TripletMargin", "pairs:TripletMargin", has_proxies=False),
+    "proxy-anchor": NamedLoss("ProxyAnchor", "proxies.anchor", "ProxyAnchor", "proxy_anchor"),
+    "proxy-nca": NamedLoss("ProxyNCA++", "proxies.nca", "ProxyNCA", "proxy_nca"),
+    "soft-triple": NamedLoss("SoftTriple", "proxies.soft_triple", "SoftTriple", "soft_triple"),
+    "potential-field": NamedLoss("PFML", "proxies.potential_field", "PotentialField", "potential_field"),
+    "multi-similarity": NamedLoss(
+        "MultiSimilarity", "pairs.multi_similarity", "MultiSimilarity", "multi_similarity", has_proxies=False
+    ),
+    "triplet-margin": NamedLoss(
+        "TripletMargin", "pairs.triplet_margin", "TripletMargin", "triplet_margin", has_proxies=False
+    ),
 }
 
 

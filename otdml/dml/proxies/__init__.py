@@ -3,11 +3,11 @@ r"""Proxy losses: every class is represented by learned points of the sphere, an
 =======================  ======================================  ================================================
 loss                     mean over                               choose it when
 =======================  ======================================  ================================================
-:class:`ProxyAnchor`     proxies (each gathers its samples)      batches hold several samples per class: it uses
+``ProxyAnchor``          proxies (each gathers its samples)      batches hold several samples per class: it uses
                                                                  the relations between them
-:class:`ProxyNCA`        samples (each ranks all proxies)        a cross-entropy with one temperature is wanted
-:class:`SoftTriple`      samples (each ranks all classes)        classes have several modes
-:class:`PotentialField`  samples and proxies, in all pairs       classes have several modes, or labels have errors
+``ProxyNCA``             samples (each ranks all proxies)        a cross-entropy with one temperature is wanted
+``SoftTriple``           samples (each ranks all classes)        classes have several modes
+``PotentialField``       samples and proxies, in all pairs       classes have several modes, or labels have errors
 =======================  ======================================  ================================================
 
 The first three cost one matrix product of samples and proxies, the last one that of all points. Only directions
@@ -15,19 +15,3 @@ matter: embeddings and proxies are normalised inside, so the gradient of a proxy
 and its initial norm sets its effective learning rate. Published runs give proxies a learning rate of their own, 100 to
 4000 times the backbone's.
 """
-
-from otdml.dml.proxies.anchor import ProxyAnchor, proxy_anchor
-from otdml.dml.proxies.nca import ProxyNCA, proxy_nca
-from otdml.dml.proxies.potential_field import PotentialField, potential_field
-from otdml.dml.proxies.soft_triple import SoftTriple, soft_triple
-
-__all__ = [
-    "PotentialField",
-    "ProxyAnchor",
-    "ProxyNCA",
-    "SoftTriple",
-    "potential_field",
-    "proxy_anchor",
-    "proxy_nca",
-    "soft_triple",
-]
