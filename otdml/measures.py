@@ -116,11 +116,10 @@ def broadcast_pairs(
         >>> broadcast_pairs(torch.zeros(4, 2), torch.zeros(3, 4, 7))[0].shape
         torch.Size([3, 4, 2])
     """
-    check_points("x", x)
-    check_points(second, y)
+    x, y, a, _ = broadcast_clouds(x, y, a, second=second)
     if x.shape[-2] != y.shape[-2]:
         raise argument_error(second, f"hold one row per row of `x`, {x.shape[-2]}", y.shape[-2])
-    return broadcast_clouds(x, y, a, second=second)[:3]
+    return x, y, a
 
 
 def weighted(x: Tensor, a: Tensor | None = None, *, name: str = "x", weight: str = "a") -> tuple[Tensor, Tensor]:
