@@ -14,7 +14,7 @@ from otdml.benchmarks.methods import ARMS, METHODS
 from otdml.benchmarks.presets import Preset, Published, preset_files
 from otdml.benchmarks.presets import preset as read_preset
 from otdml.benchmarks.report import caveats, folded, metric_title, percent, readings, statement
-from otdml.benchmarks.results import COUNT, Figure, Finished, baselines, beside, comparisons, metrics_of, summary
+from otdml.benchmarks.results import COUNT, Figure, Finished, baselines, beside, comparisons, metric_names, summary
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
 from otdml.dml.losses import LOSSES
@@ -71,7 +71,7 @@ def _ending(state: RunState) -> str:
 
 def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None = None) -> None:
     """The results in percent as mean ± standard deviation over seeds, what the literature has, and what NIR does."""
-    for columns in _fitting(console, runs, metrics_of(runs)):
+    for columns in _fitting(console, runs, metric_names(runs)):
         console.print(_figures(runs, columns))
     for some in _by_source(preset.published if preset else ()):
         pairs = [
@@ -80,7 +80,7 @@ def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None
         console.print(f"[dim]Published:[/] {escape(_cited(some, ', '.join(pairs)))}", highlight=False)
     for said in caveats(preset, runs) if preset else ():
         console.print(f"[yellow]{escape(said)}[/]", highlight=False)
-    found = comparisons(runs, metrics_of(runs)[0])
+    found = comparisons(runs, metric_names(runs)[0])
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
         return

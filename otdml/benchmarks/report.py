@@ -23,7 +23,7 @@ from otdml.benchmarks.results import (
     beside,
     comparisons,
     half_width,
-    metrics_of,
+    metric_names,
     summary,
 )
 from otdml.dml.losses import LOSSES
@@ -120,7 +120,7 @@ def _style(method: str) -> str:
 
 
 def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
-    rows, metrics = summary(runs), metrics_of(runs)
+    rows, metrics = summary(runs), metric_names(runs)
     best = {m: _leader([row["metrics"][m].mean for row in rows if m in row["metrics"]]) for m in metrics}
     leading = metrics[0]
     values = [run.metrics(name)[leading] for run in runs for name in ("last", "best") if run.metrics(name)]

@@ -29,7 +29,7 @@ __all__ = [
     "figure",
     "half_width",
     "methods_of",
-    "metrics_of",
+    "metric_names",
 ]
 
 # Queries without another item of their class: a number of images, not a share.
@@ -141,7 +141,7 @@ def methods_of(runs: Iterable[Finished]) -> list[str]:
     return list(dict.fromkeys(run.method for run in runs))
 
 
-def metrics_of(runs: Iterable[Finished]) -> list[str]:
+def metric_names(runs: Iterable[Finished]) -> list[str]:
     """Names of the metrics that lie in [0, 1], each once, in order."""
     return list(dict.fromkeys(name for run in runs for name in run.last if name != COUNT))
 
@@ -193,7 +193,7 @@ def summary(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     for method in methods_of(runs):
         own = [run for run in runs if run.method == method]
         for checkpoint in ("last", "best") if any(run.best for run in own) else ("last",):
-            figures = {m: figure(list(_by_seed(own, method, m, checkpoint).values())) for m in metrics_of(own)}
+            figures = {m: figure(list(_by_seed(own, method, m, checkpoint).values())) for m in metric_names(own)}
             seconds = figure([run.seconds for run in own])
             rows.append({"method": method, "checkpoint": checkpoint, "metrics": figures, "seconds": seconds})
     return rows

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from otdml.benchmarks.results import Comparison, collect, comparisons, export, figure, metrics_of, summary
+from otdml.benchmarks.results import Comparison, collect, comparisons, export, figure, metric_names, summary
 
 
 def test_figure_is_the_mean_and_the_sample_deviation():
@@ -27,7 +27,7 @@ def test_runs_come_in_the_order_of_losses_arms_and_seeds(finished):
         "soft-triple",
     ]
     assert [run.seed for run in runs[:3]] == [0, 1, 2]
-    assert metrics_of(runs) == ["recall@1", "map@r"]
+    assert metric_names(runs) == ["recall@1", "map@r"]
 
 
 def test_unfinished_runs_are_left_out(finished):
