@@ -16,5 +16,5 @@ def log_one_plus_sum_exp(exponents: Tensor, mask: Tensor) -> Tensor:
         >>> log_one_plus_sum_exp(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]])).exp()
         tensor([3., 1.])
     """
-    # The zero in front is the one: rows without entries are then sums over one finite term, never over none.
+    # The zero in front is the logarithm of the one. A row without entries then has one finite term, not none.
     return F.pad(exponents.masked_fill(~mask, -math.inf), (1, 0)).logsumexp(dim=1)

@@ -15,9 +15,9 @@ from otdml._faiss import threads_of_torch
 
 __all__ = ["ApproximateSearch", "check_factory"]
 
-# Recall is that of this many neighbours, for queries of which one half chooses parameters and the other half measures.
+# Recall is measured for this many neighbours. Half of the queries choose parameters, the other half measure.
 NEIGHBORS, QUERIES = 10, 1000
-# Recall above which no more lists of an inverted file are searched, where nothing else is asked for.
+# Default target: the number of lists to search is raised until this recall is reached.
 ENOUGH = 0.95
 # Vectors at a time, and vectors to train on, unless there are more lists to train.
 BLOCK, SAMPLE, PER_LIST = 2**13, 2**16, 64
@@ -166,7 +166,7 @@ def check_factory(factory: str, d: int, n: int | None = None) -> Any:
 
     kind, _, parameters = factory.partition(";")
     with _told(factory):
-        # Of unit vectors the nearest are the most similar, and every kind of index knows distances.
+        # For unit vectors the nearest are the most similar, and every kind of index supports distances.
         index = faiss.index_factory(d, kind.strip())
         if parameters:
             faiss.ParameterSpace().set_index_parameters(index, parameters.strip())  # type: ignore[arg-type]
@@ -201,7 +201,7 @@ def _bounded(more: int) -> Iterator[None]:
 
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (ImportError, OSError):
-        # No such limits, or not known what there is.
+        # The system has no such limits, or does not say what is available.
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)

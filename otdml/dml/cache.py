@@ -1,4 +1,4 @@
-"""Embeddings kept in a file, for as long as they are those of the weights and the images."""
+"""Embeddings cached in a file, under a hash of the weights and the images that made them."""
 
 import hashlib
 import os
@@ -24,11 +24,11 @@ __all__ = ["embedding_file", "embedding_key", "keep_embedding", "kept_embedding"
 
 
 class _NotPlainError(Exception):
-    """Something whose content cannot be told from another's."""
+    """An object that cannot be hashed by content."""
 
 
 def embedding_file(checkpoint: Path, split: str) -> Path:
-    """Where the embeddings of a split are kept that the weights of a checkpoint made.
+    """The file that caches the embeddings of a split by the weights of a checkpoint.
 
     Example:
         >>> embedding_file(Path("run/last.ckpt"), "test").name
@@ -40,11 +40,11 @@ def embedding_file(checkpoint: Path, split: str) -> Path:
 def kept_embedding(
     path: Path, module: ProxyDML, dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0
 ) -> Tensor:
-    """What :func:`otdml.dml.embed` returns, read from ``path`` where that holds it, and kept there otherwise.
+    """The embeddings of :func:`otdml.dml.embed`, read from ``path`` if they are cached there, else computed and cached.
 
     Args:
-        path: The file. One that holds embeddings of other weights or images is replaced; one that cannot be written is
-            done without.
+        path: The file. One with embeddings of other weights or images is replaced; one that cannot be written is
+            ignored.
         module: What embeds.
         dataset: The images.
         batch_size: Images at a time.
@@ -65,7 +65,7 @@ def keep_embedding(path: Path, key: str | None, z: Tensor) -> None:
     """Write embeddings with their key; without effect where there is no key, or the file cannot be written."""
     if key is None:
         return
-    # They are kept to save time, and nothing is lost without them.
+    # A cache only: without it they are computed again.
     with suppress(OSError, RuntimeError), replacing(path) as part:
         torch.save({"key": key, "z": z}, part)
 
@@ -89,7 +89,7 @@ def embedding_key(module: ProxyDML, dataset: LabelledImages) -> str | None:
         dataset: The images.
 
     Returns:
-        The hash, or None where the images or their transform are of a kind that it cannot see into, such as a function.
+        The hash, or None where the images or their transform cannot be hashed by content, such as a function.
 
     Example:
         >>> from otdml.data import Digits
@@ -113,7 +113,7 @@ def network_key(module: ProxyDML, transform: Any = None) -> str:
 
     Args:
         module: What embeds.
-        transform: What is done to an image before; one that cannot be seen into counts by its type.
+        transform: Of the images; one that cannot be hashed by content counts by its type.
     """
     digest = hashlib.sha256()
     _absorb_network(digest, module)
@@ -160,7 +160,7 @@ def _images(dataset: Any) -> list[Any]:
 
 
 class _Each(Sequence[Any]):
-    """A function of each entry, computed when it is asked for: of a million files, no list is needed."""
+    """A function of each entry, evaluated lazily: a million files need no list."""
 
     def __init__(self, function: Callable[[Any], Any], entries: Sequence[Any]) -> None:
         self.function, self.entries = function, entries
@@ -197,7 +197,7 @@ def _absorb(digest: "hashlib._Hash", value: Any) -> None:
 
 
 def _has_state(value: Any) -> bool:
-    """Whether its attributes are all there is to an object, as for pickle: not so for functions and what holds some."""
+    """Whether an object is determined by its attributes, as for pickle; functions are not."""
     kind: Any = type(value)
     plain = kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
     return plain and not isinstance(value, type | FunctionType | MethodType | BuiltinFunctionType)

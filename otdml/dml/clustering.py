@@ -37,7 +37,7 @@ def cluster_agreement(cells: Tensor, labels: Tensor) -> tuple[float, float]:
     _, both = torch.stack([cells, labels.to(cells)]).unique(dim=1, return_counts=True)
     sizes = [part.unique(return_counts=True)[1] for part in (cells, labels)]
     clusters, classes, joint = (_entropy(counts) for counts in (*sizes, both))
-    # A single cluster of a single class: both entropies vanish, and the partitions are equal.
+    # One cluster of one class: both entropies are zero, and the partitions are equal.
     nmi = 2 * (clusters + classes - joint) / (clusters + classes) if clusters + classes > 0 else 1.0
     pairs, *each = (float((counts * (counts - 1)).sum()) for counts in (both, *sizes))
     return max(nmi, 0.0), 2 * pairs / sum(each) if sum(each) else 1.0

@@ -7,7 +7,7 @@ from otdml._arguments import check_integer, check_known
 
 __all__ = ["TrainingConfig"]
 
-# A run may go on with others of these.
+# Settings that may change when a run is resumed.
 MEANS = frozenset({"workers", "devices", "num_nodes", "strategy", "tensorboard", "maps"})
 
 
@@ -81,7 +81,7 @@ class TrainingConfig:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name))
         for k in self.ks:
-            # Here, and not when the first epoch has been trained and is evaluated.
+            # Checked here, as the first evaluation comes after an epoch of training.
             check_integer("ks", k)
         check_known("metric to select by", self.select, ["map@r", "r_precision", *(f"recall@{k}" for k in self.ks)])
 

@@ -46,10 +46,10 @@ def embed(
 def embeddings(
     module: "ProxyDML", dataset: LabelledImages, *, batch_size: int = 512, workers: int = 0, rows: range | None = None
 ) -> Iterator[Tensor]:
-    """The parts of what :func:`embed` returns, one after the other: for sets whose embeddings memory does not hold.
+    """The embeddings of :func:`embed` batch by batch, for sets whose embeddings do not fit into memory.
 
     Args:
-        module: What embeds; it is in evaluation while the parts are taken.
+        module: The model; it is in evaluation mode during the iteration.
         dataset: The images.
         batch_size: Images at a time.
         workers: Processes that load images of sets that do not live in memory.
@@ -62,7 +62,7 @@ def embeddings(
     module.eval()
     try:
         for images, _ in EvaluationBatches(dataset, batch_size=batch_size, workers=workers, rows=rows):
-            # Not around the whole: whoever takes the parts would be without gradients in between.
+            # Around this step alone: the caller runs code of its own between two batches, perhaps with gradients.
             with torch.no_grad():
                 z = module(as_float(_moved(images, module.device))).cpu()
             yield z
@@ -80,7 +80,7 @@ def _rows(n: int) -> range | None:
 
 
 def _moved(images: Tensor, device: torch.device) -> Tensor:
-    # Not waiting is safe to the GPU alone, whose copies and kernels keep their order.
+    # An asynchronous copy is safe to a GPU only, where copies and kernels run in order.
     return images.to(device, non_blocking=device.type == "cuda")
 
 

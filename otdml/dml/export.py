@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["export_onnx", "export_safetensors", "load_pretrained", "save_pretrained"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Entries of a state that are no tensors, such as where a memory goes on, as JSON in the header of the file.
+# Entries of a state that are no tensors, such as the position in a memory, as JSON in the header of the file.
 EXTRA = "extra_state"
 TOLERANCE = 1e-4
 
@@ -39,7 +39,7 @@ class _Embedder(nn.Module):
 
 
 def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: int | None = None) -> float:
-    """Write the network and its head as an ONNX graph, and hold it to what PyTorch computes.
+    """Write the network and its head as an ONNX graph, and compare its output with PyTorch's.
 
     The graph maps ``images``, float32 of shape (n, channels, size, size) with any n, to ``embeddings``, unit rows of
     shape (n, dim). Proxies, flow and everything else that only trains is left out. Images must come as the network saw
@@ -83,7 +83,7 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
             dynamo=True,
             verbose=False,
         )
-        # Another number of images than the graph was traced with.
+        # Not the batch size that the graph was traced with.
         images = torch.cat([images, images.flip(-1)])
         expected = network(images.to(module.device)).numpy(force=True)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -115,7 +115,7 @@ def export_safetensors(module: nn.Module, path: str | Path) -> None:
     save = _library("safetensors.torch").save_file
     state = module.state_dict()
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
-    # Tensors that share memory are refused: each gets its own.
+    # safetensors refuses tensors that share memory.
     tensors = {name: value.clone() for name, value in tensors.items()}
     others = {name: value for name, value in state.items() if name not in tensors}
     save(tensors, str(path), metadata={"format": "pt", EXTRA: json.dumps(others)} if others else {"format": "pt"})

@@ -1,4 +1,4 @@
-"""What tells one data set from another: the content of its images, and their labels."""
+"""A hash of a data set's images and labels, by which runs on other data are recognised."""
 
 import hashlib
 import json
@@ -69,11 +69,11 @@ def _hashes(folder: str, paths: Sequence[str]) -> list[str]:
     states = {path: _state(path) for path in paths}
     unknown = [path for path, state in states.items() if kept.get(path, ["", ""])[0] != state]
     with ThreadPoolExecutor() as pool:
-        # hashlib works without the interpreter's lock, so that threads help.
+        # hashlib releases the interpreter's lock, so that threads help.
         new = dict(zip(unknown, pool.map(_hash, unknown), strict=True))
     if new:
         kept = {**kept, **{path: [states[path], value] for path, value in new.items()}}
-        # It saves time, and nothing is lost without it.
+        # A cache only: without it files are hashed again.
         with suppress(OSError):
             store.parent.mkdir(parents=True, exist_ok=True)
             write_text(store, json.dumps(kept))

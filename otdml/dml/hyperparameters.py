@@ -15,7 +15,7 @@ __all__ = ["plain", "without_start"]
 
 
 def without_start(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the settings what the network starts from, and return it: the state holds the weights themselves.
+    """Remove the source of the initial weights from the settings, and return it: a checkpoint contains the weights.
 
     A checkpoint must neither ask again for a file of weights, nor download those of another library. A folder of
     transformers stays: it says what the network is.

@@ -74,11 +74,11 @@ class EmbeddingIndex:
         Args:
             z: Queries, shape (n, d).
             k: How many; an approximate search may find fewer.
-            exact: Whether all images are looked at, also where there is an approximate search.
+            exact: Whether to search all images, also where there is an approximate index.
         """
         z, k = _unit(z), min(check_integer("k", k), len(self))
         if self.approximate is None or exact:
-            # The items are looked at once, which takes longer than to find the nearest of one query.
+            # Counted once: it takes longer than the search for one query.
             self._gallery = self._gallery or Gallery(self.z)
             values, rows = self._gallery.search(z, k)
         else:
@@ -169,7 +169,7 @@ class EmbeddingIndex:
                 f"{path / ITEMS} names {len(items['paths'])} images of {len(vectors)}. Make the index again."
             )
         found = cls.__new__(cls)
-        # As they were written: normalising twice would move the last digit.
+        # Stored vectors are normalised; a second normalisation would change the last digit.
         found._hold(torch.from_numpy(vectors), items["paths"], items["about"])
         if (said := items.get("approximate")) and not exact:
             there = [file for file in _files(path, APPROXIMATE, said["sign"]) if file.is_file()]
@@ -213,10 +213,10 @@ def _write(
         for new in (begun, *(new for new, _ in written)):
             new.unlink(missing_ok=True)
         if is_new:
-            # An image that cannot be read, say, leaves no empty folder.
+            # An error, such as an unreadable image, leaves no empty folder.
             path.rmdir()
         raise
-    # A kill before these lines leaves an index that can be read, by this library.
+    # A kill before these lines leaves a readable index.
     for new, name in written:
         os.replace(new, writable_file(path / name))
     for stale in path.glob(_named("*")):

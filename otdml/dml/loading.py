@@ -57,7 +57,7 @@ class TrainingBatches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.dataset.batch, self.sampler) if self.loader is None else _told(self.loader)  # type: ignore[attr-defined]
+        return map(self.dataset.batch, self.sampler) if self.loader is None else _own_errors(self.loader)  # type: ignore[attr-defined]
 
 
 def _loader(items: "_Items", places: "_Places", workers: int) -> DataLoader[Any]:
@@ -65,15 +65,15 @@ def _loader(items: "_Items", places: "_Places", workers: int) -> DataLoader[Any]
         items,
         batch_sampler=places,
         num_workers=workers,
-        # The workers' own seeds, which nothing draws from, must not be drawn from the global generator.
+        # The loader draws a base seed; without a generator of its own it would advance the global one.
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
 
 
-def _told(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; an error of a worker process says what it would without one, and not the traceback of that."""
+def _own_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; an error of a worker process is raised with its own message, without the worker's traceback."""
     try:
         yield from batches
     except Exception as error:
@@ -138,12 +138,12 @@ class EvaluationBatches:
         else:
             loader = DataLoader(
                 _as_dataset(self.dataset),
-                # As a generator: lists of all numbers take more memory than the numbers.
+                # A generator, because lists of all indices take more memory than the tensor.
                 batch_sampler=(batch.tolist() for batch in self.batches),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
             )
-            yield from _told(loader)
+            yield from _own_errors(loader)
 
 
 class OrderedCrops:
@@ -177,7 +177,7 @@ class OrderedCrops:
             loaded: Iterable[Any] = map(self.dataset.batch, self.batches)
         else:
             places: Any = [[(i, (self.number, i)) for i in batch.tolist()] for batch in self.batches]
-            loaded = _told(_loader(_Items(self.dataset), places, self.workers))
+            loaded = _own_errors(_loader(_Items(self.dataset), places, self.workers))
         for place, (images, _) in enumerate(loaded):
             floats = as_float(images.to(self.device))
             generator = torch.Generator(self.device).manual_seed(epoch_seed(self.number, place))
@@ -196,7 +196,7 @@ def loaded_places(loader: Any, count: int) -> Tensor | None:
     """
     batches = getattr(loader, "batch_sampler", None)
     sampler = batches.sampler if type(batches) is BatchSampler else None
-    # Not of subclasses, which may draw.
+    # Subclasses may draw a new order in each pass.
     known = type(sampler) in (SequentialSampler, DistributedSampler)
     return torch.tensor(list(islice(sampler, count))) if known else None  # type: ignore[arg-type]
 
@@ -241,7 +241,7 @@ def _seed_all(seed: int) -> None:
 def _seed_cpu(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
-    # A worker must not touch the GPU, as torch.manual_seed does.
+    # Not torch.manual_seed, which initialises the GPU, in a worker process too.
     torch.default_generator.manual_seed(seed)
 
 

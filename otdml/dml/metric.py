@@ -43,7 +43,7 @@ class RetrievalMetrics(Metric):
 
     is_differentiable = False
     higher_is_better = True
-    # Neighbours are searched among all samples: a batch alone has other values.
+    # Neighbours are searched among all samples, so that values of a batch alone are not those of the whole.
     full_state_update = False
     z: list[Tensor]
     labels: list[Tensor]

@@ -100,11 +100,12 @@ class ProxyDML(LightningModule):
         step_epochs: Epochs between two drops of ``"step"``; a third of those after the warm-up if None.
         step_factor: What each drop multiplies the learning rates by.
         warmup_epochs: Epochs over which the learning rates rise linearly.
-        frozen_epochs: Epochs in which the backbone stands still, statistics included, and the rest learns.
+        frozen_epochs: First epochs, in which the backbone is frozen, its statistics included.
         clip: Largest norm of the gradient. None for no clipping.
         freeze_bn: Whether batch norms of the backbone keep their statistics, as with pretrained networks.
-        frozen: Name of a layer, such as ``"layer3"``; it and all below it stand still, statistics included. Its maps
-            can be computed once and kept, see ``crops`` of :class:`~otdml.dml.TrainingConfig`. None to train all.
+        frozen: Name of a layer, such as ``"layer3"``; it and all layers below it are frozen, their statistics included.
+            Its maps can be computed once and stored, see ``crops`` of :class:`~otdml.dml.TrainingConfig`. None to train
+            all of it.
         seed: Of the initial values. PyTorch's default generator if None.
 
     Attributes:
@@ -170,14 +171,14 @@ class ProxyDML(LightningModule):
             self.loss: Any = _loss(loss, num_classes, dim, loss_options)
             self.nir = _nir(dim, nir_options, self.loss) if nir_weight else None
         self.dispersion = _dispersion(dispersion, self.loss)
-        _come_home(self, seed)
+        _to_default_device(self, seed)
         self._stop(frozen)
         self._unseen: list[tuple[Tensor, Tensor]] = []
 
     def _stop(self, frozen: str | None) -> None:
-        """Let the backbone up to a layer learn no more."""
+        """Freeze the backbone up to a layer."""
         self.frozen, self._still = frozen, [] if frozen is None else _stopped(self.backbone, frozen)
-        # Not registered: its modules are the backbone's.
+        # In a tuple, so that its modules are not registered a second time.
         self._upper: tuple[nn.Module, ...] = ()
         # A part of the backbone that the caller has frozen stays frozen.
         self._learnt = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -259,13 +260,13 @@ class ProxyDML(LightningModule):
 
         Under distributed training every process passes its share, and the values are those of the whole batch.
         """
-        # Not normalised: every loss does that itself, and once is enough.
+        # Not normalised: every loss normalises.
         z = self.head(self.network(images))
         everyone, theirs = gather(z), gather(labels)
         terms = {"proxy": self.loss(everyone, theirs)}
         loss = self.loss_weight * terms["proxy"]
         if self.nir is not None:
-            # A mean over samples: the flow, which costs most, sees each of them on one process only.
+            # A mean over samples can be split over processes: each evaluates the flow, the largest cost, on its share.
             terms["nir"] = total(self.nir(z, self.loss.class_proxies(z, labels)).sum()) / len(theirs)
             loss = loss + self.nir_weight * terms["nir"]
         if self.dispersion is not None:
@@ -279,7 +280,7 @@ class ProxyDML(LightningModule):
         return {name: value if name == "loss" else value.detach() for name, value in terms.items()}
 
     def on_train_epoch_start(self) -> None:
-        """Freeze what stands still in this epoch."""
+        """Freeze the parts that are not trained in this epoch."""
         frozen = self.current_epoch < self.frozen_epochs
         if self.frozen_epochs:
             for parameter in self._learnt:
@@ -302,7 +303,7 @@ class ProxyDML(LightningModule):
         count = sum(len(own) for _, own in self._unseen)
         self._unseen.clear()
         if self.trainer.sanity_checking:
-            # A few batches may lack all that their queries should find.
+            # The few batches of a sanity check may hold no item that a query should find.
             return
         index = loaded_places(self.trainer.val_dataloaders, count)
         index = None if index is None else gather(index.to(z.device))
@@ -339,7 +340,7 @@ class ProxyDML(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # The module's own `clip` holds whichever trainer runs it.
+        # The module's own `clip` has precedence over the trainer's.
         self.clip_gradients(optimizer, self.clip or gradient_clip_val, gradient_clip_algorithm or "norm")
 
 
@@ -349,14 +350,14 @@ def _started(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    # Drawn on the CPU, and so the same wherever the module is to live.
+    # Drawn on the CPU, so that initial values do not depend on the device.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield
 
 
-def _come_home(module: nn.Module, seed: int | None) -> None:
-    """Bring what was drawn on the CPU to the default device."""
+def _to_default_device(module: nn.Module, seed: int | None) -> None:
+    """Move parameters that were drawn on the CPU to the default device."""
     # `torch.get_default_device` does not know of `with torch.device(...)` before torch 2.8.
     device = torch.empty(0).device
     if seed is not None and device.type != "cpu":
@@ -364,7 +365,7 @@ def _come_home(module: nn.Module, seed: int | None) -> None:
 
 
 def _stopped(network: nn.Module, layer: str) -> list[nn.Module]:
-    """The modules of a network up to a layer, whose parameters learn no more."""
+    """Freeze a network up to a layer, and return the modules of that part."""
     halves = cut(network, layer)
     halves.lower.requires_grad_(False)
     return [network.get_submodule(name) for name in halves.below]

@@ -1,4 +1,4 @@
-"""Names that settings are given by, for those who read settings before torch is imported."""
+"""Names in settings, in a module without torch, so that settings are checked before torch is imported."""
 
 from dataclasses import dataclass
 
@@ -44,6 +44,6 @@ class DispersionName:
         return cls(name, weight, check_known("place of dispersion", place, PLACES) if at else PLACES[0])
 
     def __str__(self) -> str:
-        # Without the sign of an exponent, which would read as another part of a method's name.
+        # Without the sign of an exponent: a "+" separates the parts of a method's name.
         weight = repr(self.weight).removesuffix(".0").replace("e+", "e")
         return f"{self.name}:{weight}" + (f"@{self.place}" if self.place != PLACES[0] else "")

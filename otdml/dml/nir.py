@@ -167,7 +167,7 @@ class _Latent(nn.Module):
         u, log_det = z, z.new_zeros(len(z))
         if isinstance(base, NormalizingFlow):
             u, log_det = base.transform.call_and_ladj(z)
-            # Element-wise transforms give one logarithm per feature.
+            # Element-wise transforms return one log-determinant per feature.
             base, log_det = base.base, log_det.reshape(len(z), -1).sum(dim=-1)
         return -base.log_prob(u) - 0.5 * math.log(2 * math.pi) * z.shape[-1], log_det
 
@@ -179,7 +179,8 @@ def _latent(flow: nn.Module, z: Tensor, condition: Tensor) -> tuple[Tensor, Tens
     latent, points = _Latent(flow), (z.to(dtype), condition.to(dtype))
     if parameter.dtype == dtype:
         return latent(*points)
-    # A flow that was cast to half precision, or meets float64 points: its numbers are kept, its arithmetic is not.
+    # The flow may be in half precision, or the points in float64: parameters keep their values, arithmetic is in the
+    # wider type.
     state = {**dict(latent.named_parameters()), **dict(latent.named_buffers())}
     return functional_call(latent, {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}, points)
 

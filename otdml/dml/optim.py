@@ -36,7 +36,7 @@ def by_group(name: str, value: float | Mapping[str, float], default: float | Non
     given = {part: float(check_nonnegative(f"{name}[{part!r}]", number)) for part, number in value.items()}
     default = given.get("backbone") if default is None else default
     if default is None:
-        # At zero, what is not named would silently stand still.
+        # With a default of zero, parts that are not named would silently not be trained.
         raise argument_error(name, "name 'backbone', whose value the parts that are not named have", sorted(given))
     return {part: given.get(part, default) for part in PART_NAMES}
 

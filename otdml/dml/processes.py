@@ -73,7 +73,7 @@ def _processes(config: TrainingConfig) -> tuple[int | str, int]:
 def _strategy(config: TrainingConfig, several: bool, *, unused: bool) -> str:
     if config.strategy != "auto" or not several:
         return config.strategy
-    # The script that Lightning would run again is not the work of a process in a pool.
+    # Lightning starts processes by running the script again, which is not what a process of a pool runs.
     pooled = multiprocessing.parent_process() is not None and not _started_by_torchrun()
-    # A backbone that stands still in some epochs has no gradient there, which DDP would wait for.
+    # A frozen backbone has no gradients, and DDP would wait for them.
     return "ddp" + ("_spawn" if pooled else "") + ("_find_unused_parameters_true" if unused else "")

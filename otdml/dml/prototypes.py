@@ -51,7 +51,7 @@ class PrototypeClassifier(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = ConvNet(widths)
-            # Coordinates without a mean: at first all embeddings would have nearly one direction.
+            # Coordinates are centred: otherwise all embeddings start in nearly one direction.
             self.project = nn.Sequential(nn.Linear(features, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
             self.prototypes = nn.Parameter(uniform_points(classes, dim))
         self.log_scale = nn.Parameter(torch.tensor(scale).log())

@@ -50,10 +50,10 @@ class RunRecord(Callback):
         self.data: dict[str, Any] = {f"{name} images": fingerprint(images) for name, images in sets.items()}
         self.data |= {"train": len(train), "val": len(val or ()), "augment": _described(augment)}
         self.unseen = {name: images for name, images in (("val", val), ("test", test)) if images is not None}
-        # What the module takes in place of them, where it takes maps of a frozen part.
+        # The inputs of the module: these images, or maps of them where a part of the network is frozen.
         self.inputs = dict(self.unseen)
         self.rows: list[dict[str, float]] = []
-        # Of the last epoch, by set.
+        # Embeddings after the last epoch, by the name of the set.
         self.embeddings: dict[str, Tensor] = {}
         self.best_epoch: int | None = None
         self.seed_all: Callable[[int], object] = torch.manual_seed
@@ -73,7 +73,7 @@ class RunRecord(Callback):
         """The checkpoint that the folder holds, if any."""
         if is_first():
             for part in self.folder.glob(".*.part"):
-                # What a kill left of a file that was being written.
+                # Partly written files of a run that was killed.
                 part.unlink()
         path = self.folder / LAST
         if not path.exists():
@@ -103,7 +103,7 @@ class RunRecord(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started, self.sums = time.perf_counter(), {}
-        # Whatever is drawn in an epoch starts from its number, so that no random state has to be carried over.
+        # All random numbers of an epoch depend on its number, so that a checkpoint needs no random state.
         self.seed_all(epoch_seed(self.config.seed, trainer.current_epoch, stream=2, rank=trainer.global_rank))
         trainer.train_dataloader.set_epoch(trainer.current_epoch)
         trainer.datamodule.start_epoch(trainer.current_epoch)
@@ -112,7 +112,7 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         for name, value in outputs.items():
-            # Summed on the device: reading a number here would wait for it in every step.
+            # Summed on the device: reading a number would force a synchronisation in every step.
             self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,7 +205,7 @@ class RunRecord(Callback):
         kept = {name: value.clone() for name, value in self.module.state_dict().items()}
         state = self._best_state()
         self.module.load_state_dict(state["state_dict"])
-        # Images of sets with random transforms are those of this evaluation, in a resumed run too.
+        # Random transforms draw the same numbers in a resumed run.
         self.seed_all(epoch_seed(self.config.seed, self.best_epoch, stream=3))
         found = self._metrics(*self.unseen, keep=BEST)
         self.module.load_state_dict(kept)
@@ -215,7 +215,7 @@ class RunRecord(Callback):
         try:
             return checkpoint(self.folder / BEST)
         except (ValueError, FileNotFoundError) as error:
-            remedy = "That epoch cannot be had again by itself: delete the folder to repeat the run."
+            remedy = "That epoch alone cannot be repeated: delete the folder to repeat the run."
             raise ValueError(f"{error} {remedy}") from error
 
 
@@ -260,7 +260,7 @@ class ProgressLine(Callback):
 
 def _save_checkpoint(trainer: Trainer, path: Path) -> None:
     if not trainer.is_global_zero:
-        # Writes nothing, and waits for the process that does.
+        # Lightning writes on the first process only; the others wait in this call.
         trainer.save_checkpoint(path)
         return
     with replacing(path) as part:

@@ -18,12 +18,13 @@ __all__ = ["retrieval_by_class", "retrieval_metrics"]
 
 RANKED = ("precision", "mrr", "map@1000", "map@1000_legacy")
 EXTRA = (*RANKED, "nmi", "f1")
-# Neighbours held at a time, some 200 MB with what is computed from them, and queries, as many as FAISS takes at once.
+# Neighbours in memory (some 200 MB with what is computed from them) and queries at a time, as many as FAISS processes
+# at once.
 _BLOCK, _ROWS = 2**22, 4096
 
 
 class _Task(NamedTuple):
-    """Whom to search for whom. ``relevant`` counts the items a query should find, ``own`` is its place among them."""
+    """Queries and gallery. ``relevant`` counts the items a query should find, ``own`` is its row of the gallery."""
 
     z: Tensor
     labels: Tensor
@@ -218,14 +219,14 @@ def _task(
     else:
         gallery_labels = check_labels("gallery_labels", gallery_labels, len(gallery)).to(z.device)
         place = _place(z, labels, gallery, gallery_labels, own)
-    # Classes become 0, 1, ... : 32 bits are enough, and the labels of both sides agree.
+    # Labels of queries and gallery become common class numbers 0, 1, ..., for which 32 bits are enough.
     classes, ids = torch.cat([labels, gallery_labels]).unique(return_inverse=True)
     ids, gallery_ids = ids.int().split([len(z), len(gallery)])
     relevant = gallery_ids.bincount(minlength=len(classes))[ids] - (place >= 0).int()
     if not relevant.any():
         raise argument_error("labels", "hold some class with another item to find", f"{len(classes)} classes")
     if similarity == "cosine":
-        # One normalised copy is searched in itself.
+        # One normalised copy serves as queries and gallery.
         alone = gallery is z
         gallery = unit(gallery)
         z = gallery if alone else unit(z)
@@ -272,7 +273,7 @@ def _measured(task: _Task, ks: Sequence[int], extra: Collection[str]) -> dict[st
     """All metrics of all queries, float64, NaN for those left out."""
     found: dict[str, Tensor] = {}
     own = task.own if task.own is not None else torch.full_like(task.labels, -1)
-    # Those with a row of their own in the gallery are searched apart from those without.
+    # Queries that are rows of the gallery are searched separately from those that are not.
     for inside in ((own >= 0).nonzero()[:, 0], (own < 0).nonzero()[:, 0]):
         if len(inside) and task.relevant[inside].any():
             part = task.of(inside, own[inside] if int(own[inside[0]]) >= 0 else None)

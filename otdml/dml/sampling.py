@@ -100,7 +100,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         return max(0, self.batches - self.start)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Mixed, not added: seed 0 in epoch 1 must not be seed 1 in epoch 0.
+        # Hashed, not added: seed 0 in epoch 1 must differ from seed 1 in epoch 0.
         mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
         generator = torch.Generator().manual_seed(mixed)
         hands: list[list[int]] = [[] for _ in self._images]
@@ -131,9 +131,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
 
 
 def _deal(rest: list[int], n: int, generator: torch.Generator) -> list[int]:
-    """The cards that remain, then a shuffled deck of 0, ..., n - 1, those that remain at its end.
+    """The rest of a deck, then a shuffled deck of 0, ..., n - 1 with the cards of the rest at its end.
 
-    So any n cards in a row that begin in the rest are different ones.
+    So any n consecutive cards that begin in the rest are different.
     """
     deck, held = torch.randperm(n, generator=generator).tolist(), set(rest)
     return rest + [c for c in deck if c not in held] + [c for c in deck if c in held]

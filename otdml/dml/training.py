@@ -114,25 +114,25 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder) if trainer.is_global_zero else nullcontext():
             with _inputs(trainer, run, train, augment) as (images, rest):
-                _go_on(trainer, run, _Batches(images, config, rest), resume)
+                _trained(trainer, run, _Batches(images, config, rest), resume)
                 with _on(module, trainer.strategy.root_device):
                     best = run.best()
             with _on(module, trainer.strategy.root_device):
                 z = run.test_embeddings()
             found = FitResult(run.last(), best, run.best_epoch, run.seconds, folder, z)
-            # Whoever leaves first could take the connection away from the others.
+            # A process that exits early can close the connection for the others.
             trainer.strategy.barrier()
     return found
 
 
-def _go_on(trainer: Trainer, run: RunRecord, batches: LightningDataModule, resume: bool) -> None:
-    """Train from where the folder is to the end, and have the rows and the last weights in this process."""
+def _trained(trainer: Trainer, run: RunRecord, batches: LightningDataModule, resume: bool) -> None:
+    """Train from the last checkpoint of the folder, if any, to the end; then this process has rows and weights."""
     state = run.earlier(resume)
     if state is None or state["epoch"] + 1 < run.config.epochs:
         if run.config.compile:
             run.module.network.compile()
         trainer.fit(run.module, datamodule=batches, ckpt_path=None if state is None else run.folder / LAST)
-        # Processes that were spawned have the rows; this one did but wait for them.
+        # Spawned processes trained; this one has no rows and reads them from the checkpoint.
         state = None if run.rows else earlier_state(run.folder / LAST)
     if state is not None:
         run.restore(state)
@@ -148,12 +148,12 @@ def _inputs(
         yield train, augment
         return
     if run.module.frozen is None:
-        remedy = "Name the last layer that stands still with `frozen`."
+        remedy = "Name the last frozen layer with `frozen`."
         raise argument_error("crops", "be 0 for a module that trains as a whole", config.crops, remedy)
     with _on(run.module, trainer.strategy.root_device):
         keep = partial(keep_maps, run.module, folder=config.maps, workers=config.workers)
         maps = keep(train, crops=config.crops, augment=augment, seed=config.seed)
-        # In full precision, so that the whole network makes the same embeddings.
+        # In full precision, so that embeddings equal those of the whole network.
         run.inputs = {name: keep(images, exact=True) for name, images in run.unseen.items()}
     with run.module.on_maps():
         yield maps, None
@@ -228,7 +228,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-            # The gradient of a 1 × 1 convolution has strides of another name, and the same memory.
+            # For 1 × 1 convolutions the strides differ in dimensions of size one, which has no effect.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:

@@ -53,7 +53,7 @@ def _is_known(name: str) -> bool:
     try:
         from transformers import CONFIG_MAPPING
     except ModuleNotFoundError:
-        # There, nothing of that name can be made at all.
+        # The library is not installed, so that the network cannot be made.
         return True
     return name in CONFIG_MAPPING
 

@@ -94,10 +94,10 @@ def test_an_error_says_the_same_with_and_without_workers(workers, error):
 
 def test_what_sets_offer_is_declared():
     from otdml.data import ImageFiles, TensorImages
-    from otdml.dml import loading
+    from otdml.dml import protocols
 
     offered = {
-        kind: {name for name in ("BatchedImages", "ShownImages") if issubclass(kind, getattr(loading, name))}
+        kind: {name for name in ("BatchedImages", "ShownImages") if issubclass(kind, getattr(protocols, name))}
         for kind in (ImageFiles, TensorImages)
     }
     assert offered == {ImageFiles: {"ShownImages"}, TensorImages: {"BatchedImages", "ShownImages"}}

@@ -50,7 +50,7 @@ def cut(network: nn.Module, layer: str) -> Halves:
     """
     names = [name for name, _ in network.named_modules() if name]
     if layer not in names:
-        # Those within others' parts would be hundreds.
+        # Inner modules are left out of the message, as there are hundreds.
         check_known("frozen layer", layer, [name for name in names if name.count(".") < 2])
     graph = _traced(network, layer)
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
@@ -69,7 +69,7 @@ def cut(network: nn.Module, layer: str) -> Halves:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into the modules that contain the layer, and into no others."""
+    """Traces the modules that contain the layer, and no others."""
 
     def __init__(self, layer: str) -> None:
         super().__init__()

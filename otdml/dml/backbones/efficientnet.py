@@ -26,7 +26,7 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM, HEAD = 32, 1280
-# What the value of `weights` is called that stands for those of the package.
+# The value of `weights` for those of the package.
 INSTALLED = "installed"
 # Photographs come normalised by the statistics of ImageNet; these weights were trained on (pixel - 127) / 128.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -27,7 +27,7 @@ def num_features(network: nn.Module) -> int:
 def _timm(name: str, *, pretrained: bool = True, weights: str | Path | None = None, **options: Any) -> nn.Module:
     timm = _library(MODULES["timm"])
     if weights is not None:
-        # As published, with a classifier, which this leaves out.
+        # Published weights include the classifier, which is ignored.
         pretrained, options["pretrained_cfg_overlay"] = True, {"file": str(weights)}
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     num_features(network)

@@ -81,7 +81,7 @@ class CrossBatchMemory(nn.Module):
         if self.gather:
             z, labels = gather_rows(z), gather_rows(labels)
         rows = self._keep(z, labels)
-        # Copies: the graph of this value must not change when the next batch comes.
+        # Copies, because autograd saves these tensors and the next batch overwrites the memory.
         reference = self.memory[: self._filled].to(z.dtype, copy=True)
         others = self.memory_labels[: self._filled].clone()
         if self.miner is None:

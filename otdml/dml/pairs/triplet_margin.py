@@ -64,7 +64,7 @@ def _excess(found: Comparison, tuples: Tuples | None) -> Tensor:
         return distances[anchor, positive] - distances[anchor, negative]
     if tuples is None:
         anchor, positive = found.positive.nonzero(as_tuple=True)
-        # The row of a pair: its distance less those to all negatives of its anchor.
+        # One row per positive pair: its distance less those to all negatives of its anchor.
         excess = distances[anchor, positive, None] - distances[anchor]
         return excess[found.negative[anchor]]
     if len(tuples) != 4:

@@ -59,7 +59,7 @@ def normal_proxies(shape: tuple[int, ...], std: float, generator: torch.Generato
     check_integer("num_classes", shape[0])
     check_integer("dim", shape[-1])
     initial = torch.randn(shape, generator=generator, device=generator.device if generator else None)
-    # A generator may live on another device than the module: its draws come to where all parameters start.
+    # The generator may be on another device than the default one, where parameters are made.
     return nn.Parameter(std * initial.to(torch.empty(0).device))
 
 

@@ -9,7 +9,8 @@ from otdml.sphere import length, unit
 
 __all__ = ["class_similarities"]
 
-# Cosines from which passes over memory take longer than calls into torch, and those of a block that stays in cache.
+# Number of cosines above which memory traffic takes longer than calls into torch, and that of a block that fits into
+# the cache.
 _MANY, _BLOCK = 2**20, 2**17
 
 
@@ -36,7 +37,7 @@ def _softened(z: Tensor, proxies: Tensor, gamma: float) -> Tensor:
 
 
 class _Softened(torch.autograd.Function):
-    """The same with many classes, where it takes the time of what it reads and writes.
+    """The same for many classes, where memory traffic is the cost.
 
     Products are divided by the lengths of the centres, so that no normalised copy of these is made; the softmax runs
     over blocks of rows that stay in cache, and is computed again for the gradient.
@@ -79,7 +80,7 @@ def _gradients(z: Tensor, proxies: Tensor, pull: Tensor, along: Tensor, lengths:
     for k, products in enumerate(pull):
         to_z.addmm_(products, proxies[:, k])
         torch.mm(products.T, z, out=to_proxies[:, k])
-    # Squares of lengths would overflow or vanish.
+    # Divided by lengths one at a time, as their squares can overflow or underflow.
     return to_z, to_proxies.sub_((proxies / lengths.T[:, :, None]).mul_(along.T[:, :, None]))
 
 

@@ -13,7 +13,7 @@ from otdml.sphere import unit
 
 __all__ = ["PotentialField", "potential_field"]
 
-# Pairs of charges held at a time. Beyond that, blocks of rows are computed again for the gradient.
+# Most pairs of charges in memory. Beyond that, blocks of rows are computed, and again for the gradient.
 _PAIRS = 2**23
 # Within this part of `delta`, repulsion has no pole.
 _CORE = 0.1

@@ -142,11 +142,11 @@ class SoftTriple(nn.Module):
 def _spread(proxies: Tensor) -> Tensor:
     """Sum of the distances between unit centres of a class, over C K (K - 1)."""
     classes, k, _ = proxies.shape
-    if k == 1:  # no pairs, and no factor
+    if k == 1:  # There are no pairs.
         return proxies.new_zeros(())
     directions = unit(proxies)
     cosines = directions @ directions.mT
     distances = (2 - 2 * cosines).clamp_min(0).add(1e-5).sqrt()
     itself = torch.eye(k, dtype=torch.bool, device=proxies.device)
-    # Every pair is there in both orders.
+    # Every pair is counted in both orders.
     return distances.masked_fill(itself, 0).sum() / (2 * classes * k * (k - 1))
