@@ -19,7 +19,7 @@ UNTRAINED = "pretrained features, untrained"
 PIXELS = "raw pixels, no network"
 # Photographs are compared pixel by pixel at this side.
 SIDE = 32
-# What of a run's model the features before any training depend on.
+# The settings of a model on which its features before training depend.
 NETWORK = ("backbone", "backbone_options", "pool")
 
 
@@ -80,7 +80,7 @@ def _features(run: Run, images: Any) -> "Tensor":
 
     chosen = {name: run.model[name] for name in NETWORK if name in run.model}
     module = ProxyDML(2, dim=1, **chosen)
-    # Pooled features in place of a random projection of them.
+    # Pooled features, without the random projection.
     module.head.linear = nn.Identity()
     return embed(module, images, batch_size=8)
 

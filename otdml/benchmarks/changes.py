@@ -63,7 +63,7 @@ def _value(text: str, whole: str) -> Any:
     except (tomllib.TOMLDecodeError, RecursionError):
         pass
     try:
-        # As Python writes booleans, None and numbers such as .5.
+        # Python's notation of booleans, None and numbers such as .5.
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         if not text or text[0] in "[{\"'":

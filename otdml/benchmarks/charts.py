@@ -44,7 +44,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_range: t
     """Lines with a band from least to largest value, over common axes."""
     xs = [x for line in series for x in line.x] or [0.0, 1.0]
     to_x = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    # What is constant lies in the middle, and not on the axis.
+    # A constant line is drawn in the middle of the range.
     flat = float(y_range[0] == y_range[1])
     to_y = _scale(y_range[0] - flat, y_range[1] + flat, HEIGHT - BOTTOM, TOP)
     parts = [_axes(to_x, to_y, (min(xs), max(xs)), y_range, x_label, unit)]

@@ -108,7 +108,7 @@ def _figures(runs: Sequence[Finished], metrics: Sequence[str]) -> Table:
     rows = summary(runs)
     checkpoints = len({row["checkpoint"] for row in rows}) > 1
     table = Table(box=None, pad_edge=False, header_style="dim")
-    # Names alone are folded, and only where not even one metric fits beside them.
+    # Only names are wrapped, and only where not even one metric fits beside them.
     table.add_column("method", overflow="fold")
     if checkpoints:
         table.add_column("embedding" if folded(runs) else "epoch", no_wrap=True)

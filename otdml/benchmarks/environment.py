@@ -90,7 +90,7 @@ def cores() -> int:
 
     if torch.cuda.is_available():
         return 1
-    # Not every system lets a process be bound to some cores.
+    # Not every system has processor affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

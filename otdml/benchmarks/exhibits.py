@@ -23,7 +23,7 @@ PARTS = (
     *("query", "query_class", "neighbor", "neighbor_class", "failure"),
     *("map_image", "map_embedding", "map_class", "classes"),
 )
-# Half a thousand images of a few hundred pixels are a tenth of it.
+# About ten times the size of five hundred images of a few hundred pixels.
 MOST_BYTES = 2**28
 
 
@@ -33,7 +33,7 @@ def exhibits(
     """A gallery and a map of the unseen classes.
 
     The gallery holds queries drawn at random, the same ones for every method, and some whose nearest neighbour is
-    of another class: without those it would flatter, with nothing else it would slander.
+    of another class: random queries alone would look too good, failures alone too bad.
 
     Args:
         z: Unit embeddings, shape (n, d).

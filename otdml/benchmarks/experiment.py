@@ -125,10 +125,10 @@ def execute(
     module = ProxyDML(num_classes=len(train.classes), seed=run.seed, **run.model)
     config = _budget(run, devices)
     path.mkdir(parents=True, exist_ok=True)
-    # Until the metrics are written, not only while it trains.
+    # Locked until the metrics are written, not only during training.
     with held(path) if is_first() else nullcontext():
         if is_first():
-            # Not before the data and the settings are known to be good.
+            # After data and settings have been checked.
             folder.claim(run, images)
         found = fit(
             module,
@@ -273,7 +273,7 @@ def _recorded(path: Path, error: BaseException) -> str:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "error.log", "".join(traceback.format_exception(error)))
     except OSError:
-        # The disk may be what failed; the message below says so.
+        # The disk itself may have failed; the message is returned in any case.
         return str(error)
     return f"{type(error).__name__}: {error}"
 
@@ -297,7 +297,7 @@ def _workers(jobs: int, threads: int, log: Path) -> Iterator[ProcessPoolExecutor
 
 
 def _prepare(threads: int, log: str) -> None:
-    """Set a worker up: its share of the cores, its output in a file, and no life after its parent's."""
+    """Set up a worker: its number of threads, its output in a file, and its end when the parent process ends."""
     torch.set_num_threads(threads)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):

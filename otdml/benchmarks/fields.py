@@ -32,7 +32,7 @@ def one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-# Beyond these a machine would be out of memory, or of time, long before it says so.
+# Limits beyond which a run would exhaust memory or time before any error is raised.
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Whole = Annotated[int, Field(ge=0, le=10**6)]
 Width = Annotated[int, Field(ge=1, le=2**14)]
@@ -58,7 +58,7 @@ class Rates(Table):
     flow: Magnitude | None = None
 
 
-# The tags of a choice between types; a message leaves them out of the key.
+# Pydantic's tags for a union of types, which messages leave out of the key.
 NUMBER, TABLE = "<number>", "<table>"
 NumberOrRates = Annotated[
     Annotated[Magnitude, Tag(NUMBER)] | Annotated[Rates, Tag(TABLE)],

@@ -63,7 +63,7 @@ class ImageSearch:
         if made != features:
             raise ValueError(f"{folder} holds {features} features, the checkpoint makes {made}.")
         made_by = index.about.get("network")
-        # An index from elsewhere does not say; whoever names the checkpoint knows.
+        # An index of another origin does not record its checkpoint; then the one given counts.
         if made_by != network_key(model, transform) and not (made_by is None and checkpoint):
             what = "an earlier version made it" if made_by is None else "other weights or images made it"
             raise ValueError(f"{folder} is not of the network of {maker}: {what}. Make it again with `otdml embed`.")

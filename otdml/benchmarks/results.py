@@ -32,7 +32,7 @@ __all__ = [
     "metric_names",
 ]
 
-# Queries without another item of their class: a number of images, not a share.
+# The metric that is a number of images, not a share: queries without another item of their class.
 COUNT = "left_out"
 COMPARED = (("+nir", ""), ("+nir", "+nir-control"), ("+nir-control", ""))
 

@@ -56,7 +56,7 @@ PRECISIONS = (
     *("transformer-engine", "transformer-engine-float16"),
 )
 RECALL = "recall@"
-# Parameters of a loss or a data set that are no options of it.
+# Parameters of a loss or a data set that presets do not set.
 NOT_PLAIN = ("num_classes", "dim", "generator", "root", "split", "transform", "fold")
 
 

@@ -43,7 +43,7 @@ MUST: Mapping[str, str] = {
     "less_than": "be below {lt}",
     "less_than_equal": "be at most {le}",
 }
-# Keys that a user may expect, and what does what they mean.
+# Keys that a user may expect, and the settings that have their effect.
 OF_METHOD = 'is set for each method: settings."proxy-anchor".{0}, or settings."proxy-anchor+nir".{0}'
 OF_HEAD = 'belongs to the head: settings."proxy-anchor+nir".{0}'
 ELSEWHERE: Mapping[str, str] = {
@@ -88,7 +88,7 @@ def preset_problems(content: Mapping[str, Any]) -> list[str]:
     """What is wrong with a preset, a sentence each."""
     found = _problems(PresetFile, content)
     if found:
-        # What depends on a key that is wrong would be a riddle.
+        # Messages about consequences of a wrong key would be confusing.
         return found
     found += _data_problems(content["dataset"], content.get("data", {}))
     found += _model_problems(content["model"])
@@ -120,7 +120,7 @@ def _problems(table: type[Table], content: Any, *prefix: str) -> list[str]:
     try:
         table.model_validate(content)
     except ValidationError as error:
-        # What is mistyped first: it may be what is missing.
+        # Misspelt keys first: a missing key may be one of them.
         errors = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         return [_sentence(one, table, prefix) for one in errors]
     return []
@@ -192,7 +192,7 @@ def _training_problems(training: Mapping[str, Any]) -> list[str]:
 def _model_problems(model: Mapping[str, Any]) -> list[str]:
     name, options = model.get("backbone", "conv4"), model.get("backbone_options") or {}
     if name not in BACKBONES:
-        # Those of other libraries say themselves what they take.
+        # Networks of other libraries check their own options.
         return []
     found = _problems(BACKBONES[name], options, "model", "backbone_options")
     if not found and name == "resnet":

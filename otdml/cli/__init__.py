@@ -8,7 +8,7 @@ from otdml.cli.application import DEBUG, app, errors, plain
 
 __all__ = ["app", "experiments", "images", "main", "serving", "studies", "tools"]
 
-# What a user can cause; anything else is a defect of the library and shows its traceback.
+# Errors that a user can cause; any other is a defect of the library and shows its traceback.
 FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, FloatingPointError)
 
 

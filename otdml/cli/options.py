@@ -43,7 +43,7 @@ Methods = Annotated[
 Seeds = Annotated[int | None, typer.Option(help="Seeds 0, 1, ... of each method.", callback=between(1, 10_000))]
 RunsFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the runs. Default: runs/NAME.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side.", callback=between(1, 1024))]
-# More threads than processors only wait for each other.
+# More threads than processors bring nothing.
 Threads = Annotated[
     int, typer.Option("--threads", "-t", help="Threads of each.", callback=between(1, os.cpu_count() or 1))
 ]

@@ -24,7 +24,7 @@ def linear_probe(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor,
     mean, scale = z.mean(0), z.std(0).clamp(min=1e-6)
     judge = LogisticRegression(max_iter=steps)
     with warnings.catch_warnings():
-        # Accuracy settles long before the weights do.
+        # Accuracy converges long before the weights do.
         warnings.simplefilter("ignore", ConvergenceWarning)
         judge.fit(((z - mean) / scale).numpy(), labels.numpy())
     return float(judge.score(((test_z - mean) / scale).numpy(), test_labels.numpy()))

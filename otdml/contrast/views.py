@@ -56,7 +56,7 @@ class Views:
         low, high = self.crop
         area = low + (high - low) * area
         root = (area * torch.tensor(self.ratio) ** (2 * shape - 1)).sqrt()
-        # A crop stays in its picture, and is as large as was drawn even where its shape would not fit.
+        # A crop lies within the picture and keeps its area; an aspect ratio that does not fit is reduced.
         width = torch.maximum(root.clamp(max=1), area)
         height = area / width
         x, y = (1 - width) * (2 * right - 1), (1 - height) * (2 * down - 1)

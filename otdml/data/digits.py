@@ -50,7 +50,7 @@ class Digits(TensorImages):
         classes = split_classes(split, train="01234", test="56789", val="34")
         found = load_digits()
         keep = np.isin(found.target, [int(name) for name in classes])
-        # Pixels count to 16.
+        # Pixels are integers from 0 to 16.
         images = torch.from_numpy((found.images[keep] * (255 / 16)).round().astype(np.uint8))[:, None]
         labels = torch.from_numpy(found.target[keep]).long() - int(classes[0])
         if rotations and split in ("train", "trainval"):

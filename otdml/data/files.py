@@ -33,7 +33,7 @@ def suffixes() -> frozenset[str]:
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
-    """Labelled images in files, decoded when they are asked for.
+    """Labelled images in files, decoded on access.
 
     Args:
         paths: The files.
@@ -126,7 +126,7 @@ class ImageFolder(ImageFiles):
         paths, self.passed_over = image_paths(folder)
         if self.passed_over:
             warnings.warn(f"Passed over below {root}, as no images: {said(self.passed_over)}.", stacklevel=2)
-        # Name by name: a million paths as one array are as wide as the longest of them.
+        # Name by name: an array of strings is as wide as the longest of them.
         names = {
             above: shown_name(Path(above).relative_to(folder)) for above in dict.fromkeys(map(os.path.dirname, paths))
         }

@@ -28,7 +28,7 @@ FACES = [
 ]
 # Pixels of the drawing from which samples are taken, and of the em within it.
 _CANVAS, _EM = 96, 56
-# Mean difference in grey levels below which two characters are one drawing under two names.
+# Mean difference in grey levels below which two characters are the same drawing.
 _ALIKE = 10.0
 
 
@@ -128,7 +128,7 @@ def _drawing(letter: str, face: str) -> np.ndarray:
 
 @cache
 def _font(face: str) -> ImageFont.FreeTypeFont:
-    # The basic layout draws the letter itself, whether or not Pillow can shape text.
+    # With the basic layout the drawing does not depend on whether Pillow was built with text shaping.
     return ImageFont.truetype(_file(face), _EM, layout_engine=ImageFont.Layout.BASIC)
 
 

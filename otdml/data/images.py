@@ -37,7 +37,7 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombEr
 
 # Entries of `Image.info` that may hold an orientation: EXIF, early or late in a PNG, and XMP.
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-# An entry of our own: pixels are to stay as they lie.
+# An entry of our own: pixels are taken as stored.
 _AS_STORED = "otdml: as stored"
 
 # How the orientations of EXIF become the first one, upright.
@@ -71,7 +71,7 @@ def open_image(
     named = isinstance(file, str | Path)
     try:
         if isinstance(file, str | Path) and not stat.S_ISREG(os.stat(file).st_mode):
-            # To open a pipe would wait for somebody to write into it.
+            # Opening a pipe would block until another process writes to it.
             raise OSError("no regular file")
         with _metadata_unwarned():
             image = Image.open(file, formats=formats)
@@ -80,7 +80,7 @@ def open_image(
     except _DAMAGE as error:
         if named:
             raise ValueError(f"{file} cannot be read as an image ({error}). {REMEDY}") from error
-        # What Pillow says then is where the open file lies in memory.
+        # Pillow's message would show the address of the file object.
         reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"this cannot be read as an image ({reason}).") from error
     if not upright:
@@ -102,7 +102,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         # Pillow turns TIFFs by itself.
         return None
     if image.format == "PNG":
-        # Its EXIF may come after the pixels.
+        # The EXIF of a PNG may follow the pixels.
         _decode(image)
     try:
         with _metadata_unwarned():
@@ -118,7 +118,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image decoded and upright, with three channels.
+    """The decoded image, upright and with three channels.
 
     Grey is repeated, 16 bits are reduced to 8, floating point in [0, 1] becomes 8 bits, CMYK and palettes are
     converted, alpha is dropped.
@@ -129,7 +129,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     turn = _turn(image)
     _decode(image)
     found = _three_channels(image)
-    # Who looks at it again must not turn it again.
+    # So that the image is not rotated a second time.
     for key in _ORIENTED:
         found.info.pop(key, None)
     found.info[_AS_STORED] = True
@@ -198,7 +198,7 @@ def _damage(path: str | Path) -> str:
             if image.mode == "F" or image.mode.startswith("I"):
                 _eight_bits(image)
     except ValueError as error:
-        # What Pillow said, without the name of the file.
+        # The message of Pillow, without the name of the file.
         return str(error.__cause__ or error)
     except _DAMAGE as error:
         return str(error) or type(error).__name__

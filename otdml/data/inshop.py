@@ -11,7 +11,7 @@ FILE = "list_eval_partition.txt"
 
 def _read(root: Path) -> Listing:
     partition = find(root, [FILE, f"Eval/{FILE}", f"eval/{FILE}"])
-    # The photographs of 256 pixels of the protocol; img_highres holds others of the same names.
+    # The protocol uses photographs of 256 pixels; img_highres contains others under the same names.
     images = find(root, ["img", "Img/img"])
     entries = [Entry(*row) for row in table(partition, 3, header=2)]
     return Listing(images.parent, entries)

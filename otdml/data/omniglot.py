@@ -42,7 +42,7 @@ SOURCES = {
     ("full", "train"): ("images_background", "omniglot_background.npz", ()),
     ("full", "test"): ("images_evaluation", "omniglot_evaluation.npz", ()),
 }
-# Above what any part of the set has: sizes are looked at before anything is unpacked.
+# Limits above the sizes of all parts of the set, checked before anything is unpacked.
 MOST_BYTES, MOST_FILE, MOST_DRAWINGS = 2**28, 2**16, 40_000
 # What Pillow and zipfile raise for damaged files, or those with a password.
 _DAMAGE = (
@@ -206,7 +206,7 @@ def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np
     """True where there is ink; None for an image that cannot be read and is to be skipped."""
     try:
         with Image.open(io.BytesIO(read(member))) as image:
-            # Before it is decoded: a few bytes can declare billions of pixels.
+            # Checked before decoding: a few bytes can declare billions of pixels.
             if image.size != (PIXELS, PIXELS):
                 raise ValueError(f"it is {image.width} × {image.height} pixels, not {PIXELS} × {PIXELS}")
             return ~np.array(image.convert("1"))

@@ -7,7 +7,7 @@ __all__ = ["Report"]
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found; printed, it is for reading.
+    """The findings of a check; ``str`` makes text of them.
 
     Attributes:
         name: Name of the data set.

@@ -54,7 +54,7 @@ def held_out_classes(
 
 
 def _place(name: str, seed: int) -> int:
-    """A number that is another for every name, and comes in another order for every seed.
+    """A hash of a name and a seed, by which names are put into an order.
 
     The seed multiplies: a check sum is linear, and a seed within it would at most exchange the halves of the order.
     """
@@ -66,7 +66,7 @@ def _group(name: str, grouped: bool) -> str:
 
 
 def class_folds(classes: Sequence[str], folds: int = FOLDS, *, grouped: bool = True) -> list[list[str]]:
-    """Training classes in ``folds`` disjoint parts of about equal size, of which each is validated on in turn.
+    """Training classes in ``folds`` disjoint parts of about equal size, for cross-validation.
 
     Parts are of neighbours in the order of ``classes``, as in the Reality Check protocol :cite:p:`musgrave:20`, and of
     whole groups where names have groups, ``group/name``: a group belongs to the part in which its middle lies.

@@ -89,7 +89,7 @@ def downscale(images: Tensor, size: int) -> Tensor:
     """
     if images.shape[-2:] == (size, size):
         return images
-    # In pieces: as float32, the full set at 105 pixels would take a gigabyte at once.
+    # In pieces: in float32 the full set at 105 pixels takes a gigabyte.
     parts = (F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True) for part in images.split(1024))
     return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
 
@@ -136,7 +136,7 @@ def _resampling(centre: Tensor, side: Tensor, length: int, size: int) -> Tensor:
     """
     step = (side / size)[:, None, None]
     places = (centre - side / 2)[:, None, None] + step * (torch.arange(size) + 0.5)[:, None]
-    # Weights that fall beyond the line count in the mean: there is no ink.
+    # Weights beyond the line count in the mean, as pixels without ink.
     beyond = int((side / 2 + step[:, 0, 0].clamp(min=1)).max()) + 1
     pixels = torch.arange(-beyond, length + beyond) + 0.5
     weights = (1 - (pixels - places).abs() / step.clamp(min=1)).clamp(min=0)

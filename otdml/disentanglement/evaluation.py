@@ -17,7 +17,7 @@ __all__ = ["REGULARIZERS", "Scores", "Trees", "posterior", "regularizer", "score
 
 
 def _gap(cost: str) -> nn.Module:
-    # In the course of a training many plans would take hundreds of linearisations to settle.
+    # During training many plans need hundreds of linearisations to converge.
     return GromovMongeGap(cost_x=cost, cost_y=cost, tol=1e-2, max_iter=40)
 
 

@@ -75,7 +75,7 @@ class _Pages:
         try:
             return _file(self.site.collection.picture(number))
         except ValueError as error:
-            # The reason names no path: who may see those sees them on the page.
+            # Without paths: the page shows them to authorised users.
             raise HTTPException(404, "This image has moved, or cannot be read.") from error
 
     def query_picture(self, request: Request) -> Response:
@@ -85,7 +85,7 @@ class _Pages:
         return _file(query.picture)
 
     async def upload(self, request: Request) -> Response:
-        # Of forms a browser sends other types, without asking first; this one no other site can send.
+        # A form cannot have this type, and another site would need a preflight request for it.
         if request.headers.get("content-type") != "application/octet-stream":
             return _problem(415, "An upload is the content of one file, as application/octet-stream.")
         async with self.uploads:

@@ -15,7 +15,7 @@ from otdml.server.pictures import Picture, picture_of, state_of
 
 __all__ = ["Collection", "Neighbor", "classes_of"]
 
-# So many images are looked at when a server starts: a million would take long on a disk in a network.
+# Number of images checked when a server starts: a million would take long on a network disk.
 LOOKS = 1000
 
 

@@ -77,7 +77,7 @@ class Guard:
         given, name = QueryParams(scope["query_string"]).get("key"), f"otdml-{_port(scope)}"
         if path == "/" and given is not None and self._is_key(given):
             answer = RedirectResponse("/", status_code=303)
-            # Strict would hold it back where the address is a link in a notebook or an editor.
+            # With "strict" the cookie would not be sent when the address is a link in a notebook or an editor.
             answer.set_cookie(name, self.key, httponly=True, samesite="lax")
             return answer
         if not self._is_key(cookie_parser(headers.get("cookie", "")).get(name, "")):

@@ -28,7 +28,7 @@ def listening(port: int) -> socket.socket:
         OSError: The port is taken, or not allowed; the message says what to do.
     """
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # Else a server that has just been stopped would block its port for a minute.
+    # Without it the port of a server that was just stopped stays blocked for a minute.
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((LOOPBACK, port))
@@ -63,7 +63,7 @@ def run(app: ASGIApp, listener: socket.socket, opened: str | None = None) -> Non
     import uvicorn
 
     if opened is not None:
-        # The port listens already, so a browser that is quicker waits; and one that is slow is not waited for.
+        # The socket already listens, so that an early browser waits; the server does not wait for a late one.
         threading.Thread(target=webbrowser.open, args=(opened,), daemon=True).start()
     config = uvicorn.Config(
         app,

@@ -16,7 +16,7 @@ from otdml.server.pictures import Picture, drawn, uploaded
 
 __all__ = ["Query", "Site"]
 
-# Uploads that can be gone back to. Each is kept as an embedding and a picture of some ten kilobytes.
+# Number of recent uploads kept, each as an embedding and a picture of some ten kilobytes.
 KEPT = 64
 
 

@@ -131,7 +131,7 @@ def run_cells(study: Study, wanted: Sequence[Cell], data: Path | None = None) ->
     Yields:
         Progress at the beginning of a cell, after each reading, and with the result at its end.
     """
-    finished(wanted)  # Cells of other settings are found before hours of work, and not after them.
+    finished(wanted)  # Raises for cells of other settings, before hours of work.
     for cell in wanted:
         cell.path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -17,7 +17,7 @@ class Reading:
     Attributes:
         step: Steps so far.
         of: Steps of the whole run.
-        scores: By name, the same names in all readings of a study. Empty where only progress is told.
+        scores: By name, the same names in all readings of a study. Empty for a report of progress alone.
     """
 
     step: int

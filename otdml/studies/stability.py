@@ -52,7 +52,7 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
 def _fitted(settings: str, seed: int) -> Autoencoder:
     """The autoencoder of a seed, trained once for all arms, which come one after the other."""
     content = json.loads(settings)
-    # Of the pictures to measure on, one is drawn and none is used.
+    # One picture is drawn for measurements, and not used.
     images, *_ = pictures(content | {"train": 1, "test": 0}, seed, None)
     model = seeded(seed, size=content["size"], width=content["width"])
     schedule = Schedule(content["steps"], content["batch"], content["rate"], content["cosine"])

@@ -35,7 +35,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "GCA-RINCE": {"marginals": "balanced", "divergence": "rince"},
     "GCA-UOT": {"marginals": "rho", "divergence": "kl+rince"},
 }
-# What differs by the marginals alone, or by the bound alone, is compared beside what differs from InfoNCE.
+# Losses that differ in the marginals alone, or in the bound alone, are compared too, besides each with InfoNCE.
 AGAINST = {"GCA-RINCE": ("RINCE",), "GCA-UOT": ("RINCE", "InfoNCE + RINCE")}
 CROPS = [0.2, 1.0]
 

@@ -28,7 +28,7 @@ __all__ = ["measurements"]
 
 _QUICK, _FULL = [(256, 2), (256, 3072)], [(4096, 2), (4096, 3072)]
 _METHODS = ("exact", "sinkhorn", "unbalanced")
-# The intrinsic dimension of the data, and the temperature over the spread of what pairs can save.
+# The intrinsic dimension of the data, and the temperature relative to the spread of what pairs can save.
 _RANK, _EPS = 16, 0.1
 
 Pairs = tuple[Tensor, Tensor]
@@ -123,7 +123,7 @@ def _torchcfm(task: Task) -> Callable[[], Pairs]:
 
     def run() -> Pairs:
         np.random.seed(0)  # noqa: NPY002 (it draws from the global state)
-        # It prints both clouds where a plan is not finite, and POT warns of what has not converged.
+        # It prints both clouds where a plan is not finite, and POT warns where it has not converged.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             i, j = sampler.sample_map(sampler.get_map(task.x0, task.x1), len(task.x0))

@@ -220,7 +220,7 @@ def _measured(
     device: torch.device,
 ) -> Measurement:
     try:
-        # What compiles does so here.
+        # Compilation happens here.
         runs[0]()
         found, peak = peak_memory(runs[0])
         quality = judge(found)

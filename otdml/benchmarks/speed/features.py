@@ -63,7 +63,7 @@ def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measureme
         expected = float(feature.ours(x.double(), y if feature.labels else y.double()))
         contenders: list[tuple[str, Value]] = [("otdml", feature.ours)]
         with warnings.catch_warnings():
-            # Of what does not converge within the default number of iterations, and of deprecated calls of peers.
+            # Peers warn of too few iterations and of deprecated calls.
             warnings.simplefilter("ignore")
             for library, (module, make) in feature.peers.items():
                 if importlib.util.find_spec(module):
@@ -108,7 +108,7 @@ def _within(error: float) -> Callable[[float], bool]:
     return lambda found: found <= error
 
 
-# ---- transport
+# Transport
 
 # The temperature of divergences, and the number of slices.
 _EPS, _SLICES = 0.4, 100
@@ -214,7 +214,7 @@ def _pot_supported_barycenter() -> Value:
     return value
 
 
-# ---- metric learning
+# Metric learning
 
 
 def _peer_loss(name: str, **options: Any) -> Value:

@@ -26,14 +26,14 @@ from otdml.ot._gromov.solver import gromov
 
 __all__ = ["attained", "measurements"]
 
-# Codes against images of 64 x 64 x 3, codes against codes, and a larger batch; and what peers take minutes for.
+# Codes against images of 64 x 64 x 3, codes against codes, a larger batch, and one that takes peers minutes.
 _QUICK, _FULL = [(64, 12_288, 10), (64, 10, 10), (256, 10, 10)], [(1024, 10, 10), (4096, 10, 10)]
 _PEERS_UP_TO = 1024
 _SCALES = (0.2, 0.1, 0.05, 0.02, 0.005)
 
 Clouds = tuple[Tensor, Tensor]
 Plan = Callable[[], Tensor]
-# Points that carry a gradient to the plan, which the clock leaves out where it is no by-product, and the gap.
+# From two clouds to the gap and a function that returns the plan, untimed where it is no by-product of the gap.
 Solver = Callable[[Tensor, Tensor], tuple[Plan, Tensor]]
 
 

@@ -82,7 +82,7 @@ def check_only(selections: Sequence[str], measurements: Callable[[bool, Wanted],
         ValueError: The message names the selection, and the parameters that cases have.
     """
     cases: list[Case] = []
-    # Of every case it is asked whether it is wanted, before it is made.
+    # Whether a case is wanted is checked before it is made.
     list(measurements(quick, lambda case: cases.append(case) or False))  # type: ignore[func-returns-value]
     for selection in selections:
         if not any(map(only([selection]), cases)):

@@ -26,7 +26,7 @@ from otdml.data.images import CenterCrop, RandomResizedCrop, as_rgb
 
 __all__ = ["measurements"]
 
-# Like In-Shop, CUB, SOP, and what a camera makes.
+# Sizes as in In-Shop, CUB and SOP, and of a camera.
 _SIZES = ((256, 256), (500, 375), (800, 800), (3000, 2000))
 _IMAGES = 16
 

@@ -49,7 +49,7 @@ def _contenders(x: Tensor, y: Tensor, kernel: str) -> Iterator[tuple[str, Loss]]
         yield "geomloss tensorized", _geomloss(kernel, "tensorized")
     if len(x) <= _ONLINE and find_spec("geomloss") and find_spec("pykeops"):
         online = _geomloss(kernel, "online")
-        # KeOps compiles for each number of features, before the clock runs; what fails here is shown as failing there.
+        # KeOps compiles for each number of features, before the measurement; a failure shows in the table.
         with suppress(*FAILURES):
             _error(online, x[:8], y[:8], 1.0)
         yield "geomloss online", online
@@ -93,6 +93,6 @@ def _means(p: Tensor, q: Tensor) -> Tensor:
         r = torch.cdist(p[i : i + _BLOCK], q[i:] if p is q else q)
         for k, profile in enumerate(PROFILES.values()):
             values = profile(r)
-            # Of one cloud, the blocks above the diagonal stand for those below.
+            # Within one cloud the blocks above the diagonal are counted twice.
             total[k] += 2 * values.sum() - values[:, :_BLOCK].sum() if p is q else values.sum()
     return total / (len(p) * len(q))

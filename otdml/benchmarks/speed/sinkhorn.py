@@ -30,7 +30,7 @@ PATIENCE = 6.0
 LARGE = 256
 
 Potentials = tuple[Tensor, ...]
-# Where the value and its gradient do not bring the potentials along: a function that does, when the clock has stopped.
+# Potentials, or a function that computes them, untimed, where value and gradient come without them.
 Solver = Callable[[], Potentials | Callable[[], Potentials]]
 # (x, y, eps, gradient) -> one solver per setting, the cheapest first.
 Contender = Callable[[Tensor, Tensor, float, bool], Iterator[Solver]]
@@ -172,7 +172,7 @@ PEERS: dict[str, tuple[str, Contender]] = {
     "pot sinkhorn_log": ("ot", _pot("sinkhorn_log")),
     "pot solve_sample": ("ot", _pot_sample),
     "ott": ("ott", _ott),
-    # Last, because it compiles: what that leaves of the machine is no other contender's business.
+    # Last, because it compiles, which must not disturb the other contenders.
     "geomloss online": ("geomloss", _geomloss("online")),
 }
 
@@ -217,7 +217,7 @@ def _judged(contender: Contender, x: Tensor, y: Tensor, eps: float, gradient: bo
     number, expected = 0, 0.0
     for number, solver in enumerate(contender(x, y, eps, gradient)):  # noqa: B007
         found = _measured({}, "", solver, (x, y, eps))
-        # What fails on a quarter says so on the whole.
+        # A contender that fails on a quarter of the points is reported on the whole.
         expected = 0.0 if math.isnan(found.seconds) else 16 * found.seconds
         if not expected <= PATIENCE or not found.quality > 3 * TOLERANCE:
             break

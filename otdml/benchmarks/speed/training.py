@@ -124,7 +124,7 @@ def _peer_losses(module: ProxyDML) -> Losses:
     from pytorch_metric_learning.losses import ProxyAnchorLoss
 
     peer = ProxyAnchorLoss(_CLASSES, module.head.linear.out_features, margin=0.1, alpha=32)
-    # Its parameters take the place of ours, and so the optimiser holds them.
+    # Its parameters replace ours, so that the optimiser updates them.
     peer.proxies.data = module.loss.proxies.data
     module.loss = peer
 
