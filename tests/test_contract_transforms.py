@@ -20,13 +20,10 @@ from otdml import kernel_sums, kernels
 from otdml.costs import COSTS, cost_matrix
 from otdml.dml import (
     multi_similarity,
-    potential_field,
-    proxy_anchor,
-    proxy_nca,
     recall_at_k,
-    soft_triple,
     triplet_margin,
 )
+from otdml.dml.losses import LOSSES, NamedLoss
 from otdml.losses import (
     SupCon,
     distortion,
@@ -72,8 +69,8 @@ def seeded() -> torch.Generator:
 
 
 X, Y, Z = drawn(5, 3), drawn(4, 3, seed=1), drawn(5, 3, seed=2)
-S, T, PROXIES = drawn(5, seed=3), drawn(4, seed=4), drawn(3, 3, seed=5)
-CENTRES, LABELS = drawn(3, 2, 3, seed=6), torch.tensor([0, 0, 1, 2, 2])
+S, T = drawn(5, seed=3), drawn(4, seed=4)
+LABELS = torch.tensor([0, 0, 1, 2, 2])
 AXES = drawn(2, 3, seed=7)
 
 
@@ -89,6 +86,12 @@ def paired(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def tilted(values: Tensor) -> Tensor:
     """A sum with unequal factors."""
     return (values.flatten() * torch.linspace(-1, 1, values.numel(), dtype=values.dtype)).sum()
+
+
+def of_proxies(loss: NamedLoss) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """The function of a loss with proxies, points, and proxies: three classes, of three centres if it has several."""
+    function, shape = getattr(otdml.dml, loss.function), loss.kind(3, 3).proxies.shape
+    return lambda z, p: function(z, p, LABELS), (X, drawn(*(min(size, 3) for size in shape), seed=6))
 
 
 MEASURES = (X, Y, S, T)
@@ -134,10 +137,7 @@ ENTRIES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "distortion": (paired(distortion), (X, Z, S)),
     "gromov_monge_gap": (lambda x, y: gromov_monge_gap(x, y, eps=1e-2, tol=1e-6, max_iter=3000), (X, X + Z / 8)),
     "gromov": (lambda x, y: gromov(x, y, eps=0.1, tol=1e-8, max_iter=3000).gap, (X, X + Z / 8)),
-    "proxy_anchor": (lambda z, p: proxy_anchor(z, p, LABELS), (X, PROXIES)),
-    "proxy_nca": (lambda z, p: proxy_nca(z, p, LABELS), (X, PROXIES)),
-    "soft_triple": (lambda z, p: soft_triple(z, p, LABELS), (X, CENTRES)),
-    "potential_field": (lambda z, p: potential_field(z, p, LABELS), (X, CENTRES)),
+    **{loss.function: of_proxies(loss) for loss in LOSSES.values() if loss.has_proxies},
     "multi_similarity": (lambda z: multi_similarity(z, LABELS), (X,)),
     "sinkhorn_barycenter": (
         lambda x, y, s: tilted(
