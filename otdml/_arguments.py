@@ -33,7 +33,7 @@ def check_positive(name: str, value: float) -> float:
         raise argument_error(name, "be a positive number", repr(value), remedy, TypeError)
     if not (value > 0 and math.isfinite(value)):
         raise argument_error(name, "be a positive number", value)
-    # A scalar of NumPy would take a tensor for an array, and a narrow one would round what is computed from it.
+    # A NumPy scalar times a tensor is an array, and one of low precision would round results.
     return value if isinstance(value, (int, float)) else float(value)
 
 

@@ -68,7 +68,7 @@ def check_points(name: str, x: Tensor) -> Tensor:
 
 def check_finite(name: str, x: Tensor) -> Tensor:
     """``x``, shape (n, ...), if no row holds NaN or infinity."""
-    # A finite sum has finite terms, and costs a tenth of looking at each.
+    # A finite sum has finite terms, and takes a tenth of the time of a check of each.
     if not x.sum().isfinite() and not (finite := x.isfinite().flatten(1).all(1)).all():
         rows = (~finite).nonzero()[:, 0].tolist()
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
@@ -123,7 +123,7 @@ def check_signs(**weights: Tensor | None) -> None:
     if not known:
         return
     if torch._C._are_functorch_transforms_active():
-        # A tensor that a transform has wrapped gives single numbers alone before torch 2.8.
+        # Before torch 2.8 `tolist` of a tensor within a transform works for single numbers only.
         extremes = [[float(end) for end in w.aminmax()] for w in known.values()]
     else:
         extremes = torch.stack([torch.stack(w.aminmax()) for w in known.values()]).tolist()

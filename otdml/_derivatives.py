@@ -12,7 +12,7 @@ __all__ = ["fixed", "may_move", "once", "refuse_transforms"]
 
 def may_move(x: Tensor) -> bool:
     """Whether a derivative in ``x`` may be asked for."""
-    # Dynamo traces neither question, and prunes what is not used.
+    # Dynamo traces neither call, and removes unused results by itself.
     return torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or transforming(x)
 
 

@@ -46,12 +46,12 @@ def _sum_of_squares(t: Tensor) -> Tensor:
     return t.square().sum(-1)
 
 
-# Features from which a sum of squares is rounded anyway, and one more rounding is less than what memory costs.
+# Number of features above which a sum of squares is rounded anyway, so that one more rounding is worth less memory.
 _WIDE = 64
 
 
 def _squared_length(t: Tensor) -> Tensor:
-    # Without a tensor of squares, which two threads would hand to each other.
+    # Without an intermediate tensor of squares, which would pass between the caches of two threads.
     return torch.linalg.vector_norm(t, dim=-1).square_() if t.shape[-1] >= _WIDE else _sum_of_squares(t)
 
 

@@ -87,7 +87,7 @@ def write_vectors(path: Path, batches: Iterable[np.ndarray]) -> tuple[int, int]:
         for batch in batches:
             vectors = np.ascontiguousarray(batch, dtype=np.float32)
             if not count:
-                # The number of vectors is known at the end.
+                # The number of vectors is filled in at the end.
                 file.write(_header(0, vectors.shape[1]))
             file.write(vectors.data)
             count, sign, features = count + len(vectors), crc32(vectors.data, sign), vectors.shape[1]
@@ -108,7 +108,7 @@ def _header(n: int, d: int) -> bytes:
 def read_vectors(path: Path) -> tuple[np.ndarray, int]:
     """The vectors of a flat index, shape (n, d), and their check sum.
 
-    They are mapped, not read: only what is looked at comes into memory. Whoever changes them changes a copy.
+    The file is mapped into memory: only pages that are read are loaded. Changes go to a private copy.
 
     Raises:
         ValueError: If the file holds no such index.

@@ -11,7 +11,7 @@ from typing import IO
 
 __all__ = ["FolderHeldError", "held", "replacing", "writable_file", "write_text"]
 
-# Locks of this process: closing a second handle of one would let go of it.
+# Locks of this process: closing a second handle of a file would release its lock.
 _HELD: set[tuple[Path, int]] = set()
 
 
@@ -31,7 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         with part.open("rb") as written:
-            # Without this a crash of the machine may leave a renamed file with nothing in it.
+            # Without fsync a crash of the machine may leave an empty file under the new name.
             os.fsync(written.fileno())
         os.replace(part, path)
     except OSError as error:
@@ -75,7 +75,7 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        # It is another user's, or cannot be looked for.
+        # The process belongs to another user, or cannot be queried.
         return True
     return True
 
@@ -114,7 +114,7 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         _HELD.discard((path, os.getpid()))
         if lock is not None:
-            # Before it is let go of: whoever opened the file in the meantime finds that it is no longer there.
+            # Deleted before it is unlocked, so that a process that waits for the lock notices.
             path.unlink(missing_ok=True)
             lock.close()
 

@@ -41,8 +41,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 def full_arithmetic(device: str) -> contextlib.AbstractContextManager[Any]:
     """A context without autocast on a kind of device."""
-    # To switch off what is off takes as long as a small solve's iteration. Some kinds of device have nothing to switch;
-    # a compiler asks only about those that compute, and that of torch 2.7 cannot trace the question.
+    # Disabling autocast costs as much as an iteration of a small solve, and some kinds of device have no autocast. The
+    # compiler has it for all that it knows, and that of torch 2.7 cannot trace the question.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     on = known and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()

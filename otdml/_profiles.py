@@ -10,7 +10,7 @@ __all__ = ["Geodesic", "Logarithm", "Profile", "Quadric", "Root", "Square"]
 
 Slope = Tensor | float
 
-# Kernels are equal if they are the same object: to trace a call, torch 2.7 and older hash what is called too early.
+# Equality by identity: torch 2.7 and older hash a callable before its fields are set when they trace a call.
 
 
 class Profile(Protocol):
@@ -109,5 +109,5 @@ class Geodesic:
 
 
 def _dtype(r2: Tensor) -> torch.dtype:
-    # A symbolic tensor of KeOps gives the name of its type.
+    # The dtype of a symbolic tensor of KeOps is a string.
     return getattr(torch, r2.dtype) if isinstance(r2.dtype, str) else r2.dtype

@@ -35,7 +35,7 @@ def transforming(*tensors: Tensor | None) -> bool:
     """
     if torch._C._are_functorch_transforms_active():
         return True
-    # There are no dual tensors outside of a level of forward-mode differentiation.
+    # Dual tensors exist only within a level of forward-mode differentiation.
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)

@@ -77,7 +77,7 @@ def _examined(name: str, timeout: float) -> Finding:
     version = next((found for package in engine.packages if (found := _version(package))), "")
     if not version:
         return Finding(engine, "", "absent", engine.remedy)
-    # With -P, Python imports nothing from the folder that it is started in; this library is found where it lies here.
+    # With -P, Python does not import from the current folder; the path of this library is passed on.
     program = f"import sys; sys.path.append({_HOME!r}); from otdml.doctor import probe; print(probe({name!r}))"
     call = [sys.executable, "-P", "-W", "ignore", "-c", program]
     try:
@@ -123,7 +123,7 @@ def _geomloss() -> str:
     from otdml.ot import sinkhorn
 
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
-    # A translation of points that are far apart, at a low temperature: each goes to its image.
+    # A translation of distant points at a low temperature: the plan is the identity.
     value = sinkhorn(x, x + torch.tensor([0.3, 0.4]), eps=0.01, backend="multiscale").value
     assert abs(float(value) - 0.25 - 0.01 * math.log(3)) < 1e-4
     return "multiscale solver starts ours, which agrees with the exact value"

@@ -24,7 +24,7 @@ BACKENDS = ("auto", "dense", "streamed", "keops", "triton")
 
 # Differences kept by the dense form; beyond it a tile is faster.
 _DENSE = 2**17
-# Pairs per tile: large enough to hide Python, small enough to stay near the caches of a CPU.
+# Pairs per tile: large enough to make Python's overhead small, small enough for the caches of a CPU.
 _TILE = {"cpu": 2**21, "cuda": 2**26}
 # The product form of a squared distance loses digits that matter below this many rounding units of the norms; up to so
 # many coordinates, differences cost no more.
@@ -156,7 +156,7 @@ def _dense(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bo
     r2 = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
     own = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device) if pairs else None
     if own is not None:
-        # Any finite value will do that no kernel turns into an infinity.
+        # Any finite value at which every kernel is finite.
         r2 = torch.where(own, r2.detach().amax((-2, -1), keepdim=True), r2)
     least = kernel.least(x.dtype)
     # The value of the floor with the gradient of the squared distance, as in a tile.
@@ -169,7 +169,7 @@ def _dense(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bo
 def _streamed(kernel: Kernel, backend: str, pairs: bool, *measures: Tensor) -> Tensor:
     shift = None
     if isinstance(kernel, RadialKernel):
-        # A transform must see the tensor that a kernel may hold.
+        # A kernel may contain a tensor, which transforms have to track.
         kernel, shift = replace(kernel, shift=None), kernel.shift
     form = _Form(kernel, backend, pairs)
     return _KernelSum.apply(form, (may_move(measures[0]), may_move(measures[2])), shift, *measures)[0]
@@ -395,6 +395,7 @@ def _keops_rows(
     if pairs:
         index = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)
         other = ((LazyTensor(index.view(-1, 1, 1)) - LazyTensor(index.view(1, -1, 1))).abs() - 0.5).step()
-        r2, bj = r2 + (1 - other) * 4, bj * other  # A point to itself counts nothing, where no kernel is large.
+        # A pair of a point with itself has weight zero, at a distance where no kernel is large.
+        r2, bj = r2 + (1 - other) * 4, bj * other
     k, slope = symbolic((r2 - least).relu() + least)
     return (k * bj).sum(columns)[..., 0], (slope * bj * (xi - yj)).sum(columns) if force else None

@@ -99,7 +99,7 @@ class RadialKernel:
             return limits.tiny**0.8
         if not self.exponential or self.shift is not None:
             return limits.eps**2
-        # A slope of r^-(s+2) must leave room for the sum of many: some 1e30 in float32.
+        # Slopes grow like r^-(s+2), and sums of many must not overflow: at most about 1e30 in float32.
         return max(limits.eps**2, math.exp(-1.6 * math.log(limits.max) / (radial.s + 2)))
 
     def __call__(self, r2: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,7 @@ class Gallery:
         dtype = torch.promote_types(x.dtype, self._y.dtype)
         x = x.detach().to(dtype)
         x = x if self._origin is None else x - self._origin
-        # In double precision, if in theirs the squares of coordinates would overflow or vanish.
+        # In double precision, if squares of coordinates would overflow or underflow in theirs.
         largest = max(self._largest, _largest_coordinate(x))
         if self.backend != "faiss" and largest != 0 and not _SAFE[0] < largest < _SAFE[1]:
             x = x.double()
@@ -232,7 +232,7 @@ def _items(y: Tensor, metric: str, faiss: bool) -> _Items:
 def _first_copies(y: Tensor) -> Tensor:
     """For each row the index of the first row that equals it."""
     rows = torch.arange(len(y), device=y.device)
-    # A weighted sum tells rows apart; mostly a few coordinates are enough to see that there are no copies.
+    # A weighted sum distinguishes rows; mostly a few coordinates suffice to show that there are no copies.
     for width in sorted({min(8, y.shape[1]), y.shape[1]}):
         weights = torch.arange(1, width + 1, device=y.device, dtype=torch.float64).sqrt()
         keys = torch.cat([(part[:, :width] * weights).sum(1) for part in y.split(_FAISS_ROWS)])

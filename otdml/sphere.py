@@ -9,11 +9,11 @@ from otdml._checks import check_integer, check_points, has_values
 
 __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "length", "uniform_points", "unit"]
 
-# Directions nearer than this many rounding units coincide: what is between them is rounding.
+# Directions within this many rounding units of each other count as equal.
 _COINCIDENT = 16
 # How far they are moved apart: little on a sphere, and enough for a smooth kernel, whose force grows from zero.
 _STEP = 1e-3
-# Projections that tell rows apart: by chance two rows agree in one of them, not in all.
+# Number of random projections by which rows are compared: different rows may agree in one by chance, not in all.
 _KEYS = 4
 
 
@@ -142,7 +142,7 @@ def distinct_directions(z: Tensor) -> Tensor:
 def _all_distinct(keys: Tensor, order: Tensor, none: Tensor, eps: float) -> bool:
     """Whether a glance at the projections shows that nothing is to be moved; where a glance would cost more, False."""
     if keys.device.type != "cpu" or not has_values(keys):
-        # A GPU would have to be waited for, and a graph has no branches.
+        # A branch on a value would force a device synchronisation, and break a graph.
         return False
     gaps = keys.gather(-2, order.unsqueeze(-1).expand_as(keys)).diff(dim=-2).abs_()
     # A projection shortens a distance, but for the length of its vector, about one.
@@ -155,7 +155,7 @@ def _coincident(x: Tensor, order: Tensor) -> Tensor:
     ordered = x.take_along_dim(order.unsqueeze(-1), -2)
     gap = torch.linalg.vector_norm(ordered[..., 1:, :] - ordered[..., :-1, :], dim=-1)
     apart = ~(gap <= _COINCIDENT * torch.finfo(x.dtype).eps)
-    # Rounding decides how the rows of a run are ordered, and must not decide which of them stays: the first does.
+    # The order within a run of equal rows depends on rounding. The row that is kept must not: it is the first.
     run = torch.nn.functional.pad(apart.cumsum(-1), (1, 0))
     first = order.new_full(order.shape, order.shape[-1]).scatter_reduce(-1, run, order, "amin")
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, first.gather(-1, run) < order)
@@ -191,7 +191,7 @@ def uniform_points(
         >>> uniform_points(5, 3, generator=torch.Generator().manual_seed(0)).square().sum(-1).allclose(torch.ones(5))
         True
     """
-    # A generator on the CPU serves points on any device.
+    # Drawn on the generator's device, then moved: the points may be on another one.
     source = device if generator is None else generator.device
     points = torch.randn(shape, generator=generator, dtype=dtype, device=source)
     return unit(points if device is None else points.to(device))
@@ -225,7 +225,7 @@ def great_circles(
     check_integer("d", d, least=2)
     if axis_aligned:
         return _coordinate_planes(count, like, generator)
-    # The same circles in each precision.
+    # Drawn in one dtype, so that the circles are the same in each precision.
     p, v = uniform_points(2, count, d, generator=generator, dtype=torch.float64, device=like.device).to(like.dtype)
     return p, unit(v - (v * p).sum(-1, keepdim=True) * p)
 

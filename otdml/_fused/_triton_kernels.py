@@ -12,7 +12,7 @@ from otdml._fused._triton_arguments import Clouds, Factors, Output, Parts
 
 __all__ = ["ANGLE", "DISTANCE", "PRODUCT", "combine_kernel", "product_kernel", "softmin_kernel"]
 
-# What a tile of the cost is made of.
+# The inputs of a tile of the cost.
 PRODUCT = tl.constexpr(0)
 DISTANCE = tl.constexpr(1)
 ANGLE = tl.constexpr(2)
@@ -195,7 +195,7 @@ def _with_tile(top: tl.tensor, total: tl.tensor, s: tl.tensor, SHAPE: tl.constex
     """The maxima of the scores so far, and the sums of exponentials over them."""
     if SHAPE.WIDE:
         higher = tl.maximum(top, tl.max(s, 1))
-        # Without any admissible pair yet, minus infinity less itself would be no number.
+        # Before the first admissible pair, minus infinity minus itself would be NaN.
         shift = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(top - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
         top = higher

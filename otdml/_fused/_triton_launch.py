@@ -19,7 +19,7 @@ FEW = 4
 # Programs that keep a GPU busy, and columns that are worth one.
 PROGRAMS, LEAST_SPAN = 512, 1024
 # Nothing is tuned at run time: a fixed number of stages fits the shared memory of every GPU from sm_80 on.
-# Registers are not limited, or the assembler would rather spill a few than run fewer programs at once.
+# The number of registers is not limited, as the assembler would then spill some to run more programs at once.
 OPTIONS = {"num_stages": 2, "enable_fp_fusion": True, "maxnreg": 255}
 # Warps of a program that holds scalar products of weights beside its tile.
 CROWDED_WARPS = 8

@@ -107,7 +107,7 @@ def _problems() -> Iterator[tuple[str, int, str]]:
 
 
 def _hard() -> Iterator[tuple[str, int, str]]:
-    """Those of which all options at once, and sizes that are no multiples of 16, are looked at."""
+    """Tiles that are compiled with all options at once, and for sizes that are not multiples of 16."""
     for form in FORMS:
         yield from ((form, d, "ieee") for d in (2, 4, 65))
     for precision in PRECISIONS:

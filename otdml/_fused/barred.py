@@ -58,7 +58,7 @@ class Barred:
         pairs = [self.own or self.same]
         if self.level > 1:
             assert self.same is not None
-            # Numbers that agree with none of the other side.
+            # Numbers that equal none of the other side.
             never = torch.full_like(self.same[0], -1), torch.full_like(self.same[1], -2)
             pairs = [self.own or never, self.same, self.kept or never]
         found = [_renumbered(pair) for pair in pairs if pair is not None]

@@ -14,7 +14,7 @@ __all__ = ["SCENES", "SCENE_FACTORS", "scenes"]
 SCENE_FACTORS = {"floor hue": 10, "wall hue": 10, "object hue": 10, "scale": 8, "shape": 4, "orientation": 15}
 # Half the width of the room, the height and distance of the camera, and its field of view (the tangent of a half).
 ROOM, HEIGHT, DISTANCE, VIEW = 3.2, 2.0, 6.0, 0.45
-# Steps along a ray: enough for the smallest object to be met to a hundredth of its size.
+# Steps along a ray: enough to resolve the smallest object to a hundredth of its size.
 STEPS = 48
 
 
@@ -42,7 +42,7 @@ def scenes(
     """
     factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in SCENE_FACTORS.values()], 1)
     floor, wall, thing, scale, shape, orientation = factors.unbind(1)
-    # A picture is linear in its three colours, so that light and shade are computed once for all of them.
+    # A picture is linear in its three colours, so that shading is computed once for all colours.
     shades = _shades(size, supersampling)[scale, shape, orientation]
     colours = _hues(10)[torch.stack([floor, wall, thing], 1)]
     return torch.einsum("npc,nphw->nchw", colours, shades), factors

@@ -26,9 +26,9 @@ KERNELS: dict[str, Callable[[float], RadialKernel]] = {
     "imq": inverse_multiquadric,
     "energy": energy,
 }
-# Points whose distances give the median: its error is a few percent, and its cost stays small.
+# Number of points from which the median distance is computed, to within a few percent.
 _SAMPLE = 512
-# Lengths whose squares neither overflow nor vanish.
+# Lengths whose squares neither overflow nor underflow.
 _SAFE = 1e-9, 1e9
 
 
@@ -93,7 +93,7 @@ def mmd(
     a, b = weights(x, a), weights(y, b)
     second = unit * _own_term(k, y, b, unbiased, backend) if second is None else second
     rest = _own_term(k, x, a, unbiased, backend) - 2 * cross_sum(k, x, a, y, b, backend=backend)
-    # Far points are not near any others, but those at infinity are an error upstream.
+    # Kernels of distant points vanish, but infinite points are an error upstream.
     return unit * rest + second + _zero_if_finite(x) + _zero_if_finite(y)
 
 
@@ -205,7 +205,7 @@ def median_distance(x: Tensor, y: Tensor) -> Tensor:
     unit = _unit_of_length(z)
     z = z / unit
     i, j = torch.triu_indices(z.shape[-2], z.shape[-2], offset=1, device=z.device)
-    # The form by products of matrices loses the digits of clouds that are far from the origin.
+    # Matrix products lose digits for clouds that are far from the origin.
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")[..., i, j].median(dim=-1).values
     return torch.where(distance > 0, distance * unit, 1)
 
@@ -233,7 +233,7 @@ class MMD(nn.Module):
         elif cache_second:
             raise argument_error("bandwidth", "be a number or several where `cache_second` is on", repr(bandwidth))
         self.kernel = check_choice("kernel", kernel, KERNELS)
-        # Numbers of Python, which compare and print as such.
+        # Python numbers, for comparisons and printing.
         scales = (
             bandwidth if isinstance(bandwidth, str) else [check_positive("bandwidth", s) for s in _scales(bandwidth)]
         )

@@ -51,7 +51,7 @@ class ScaledCost(nn.Module):
         return self.scale * cost_matrix(x, y, self.cost)
 
 
-# Entries of the two cost matrices that are held at a time.
+# Most entries of each cost matrix in memory at a time.
 BLOCK = 2**22
 
 
@@ -104,7 +104,7 @@ def distortion(
     if size >= n:
         return _finite(_distortion_of_rows(x, y, a, slice(None), cost_x, cost_y))
     parts = [slice(i, i + size) for i in range(0, n, size)]
-    # Each block is computed again in the backward pass instead of being kept.
+    # Each block is computed again in the backward pass instead of being stored.
     values = [checkpoint(_distortion_of_rows, x, y, a, p, cost_x, cost_y, use_reentrant=False) for p in parts]
     return _finite(torch.stack(values).sum(0))
 

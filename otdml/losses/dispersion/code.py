@@ -11,10 +11,10 @@ from otdml.sphere import uniform_points, unit
 __all__ = ["spherical_code"]
 
 _RATE = 0.05
-# In units of the inverse squared distance of neighbours, the force reaches across the sphere at first, and in the end
-# a part in a thousand beyond the nearest.
+# First and last value of gamma, in units of the inverse squared distance of neighbours: at first the force reaches
+# across the sphere, in the end a thousandth beyond the nearest neighbour.
 _WIDEST, _NARROWEST = 0.15, 1000.0
-# The part of the steps over which it narrows; the rest are for the step size to fall to zero.
+# Share of the steps in which gamma grows; in the others the step size falls to zero.
 _ANNEALING = 0.7
 
 
@@ -68,7 +68,7 @@ def spherical_code(
         for step in range(check_integer("steps", steps)):
             gamma, optimizer.param_groups[0]["lr"] = _schedule(n, d, step / steps)
             optimizer.zero_grad()
-            # Divided by gamma it tends to minus the smallest squared distance: forces keep their size.
+            # Divided by gamma, the loss tends to minus the smallest squared distance, so that forces keep their size.
             kernel_dispersion(z, gamma=gamma, log=True).div(gamma).sum().backward()
             optimizer.step()
     x = unit(z.detach())
@@ -78,8 +78,8 @@ def spherical_code(
 def _schedule(n: int, d: int, done: float) -> tuple[float, float]:
     """The rate of the Gaussian, and the step of the optimiser, when a part of the steps is done."""
     narrowing = (_NARROWEST / _WIDEST) ** min(1.0, done / _ANNEALING)
-    # About what n caps of equal size leave to each.
+    # About the radius of n equal caps that cover the sphere.
     squared_distance = min(2.0, 4 * n ** (-2 / (d - 1)))
-    # A narrow force is steep: its steps are shorter, if not in proportion, as fewer pairs feel it.
+    # A force of short range is steep and needs shorter steps, less than in proportion, as it acts on fewer pairs.
     step = _RATE * narrowing**-0.5 * min(1.0, (1 - done) / (1 - _ANNEALING))
     return _WIDEST * narrowing / squared_distance, step

@@ -65,7 +65,7 @@ def mmd_to_gaussian(z: Tensor, *, bandwidth: Bandwidth = None, unbiased: bool = 
     mean = 1 / (n * (n - 1)) if unbiased else 1 / n**2
     pairs = pair_sum(mixture([gaussian(s) for s in scales]), z, z.new_full(z.shape[:-1], mean**0.5), backend=backend)
     cross = sum(means[1:], means[0]) / len(scales)
-    # Far points are not near any others, but those at infinity are an error upstream.
+    # Kernels of distant points vanish, but infinite points are an error upstream.
     return pairs - 2 * cross + (constant + (0 if unbiased else 1 / n)) + (0 * z).sum((-2, -1))
 
 
@@ -133,7 +133,7 @@ def sigreg(
     t = torch.linspace(0, check_positive("largest", largest), check_integer("n_knots", n_knots, 2), dtype=torch.float64)
     t = t.to(z)
     goal = (-0.5 * t.square()).exp()
-    # The integrand is even: the rule on the whole line has twice every weight but that of zero.
+    # The integrand is even, so that all weights but that of zero are doubled.
     weights = 2 * (t[1] - t[0]) * goal
     weights = torch.cat([weights[:1] / 2, weights[1:]])
     phases = (theta @ z.mT)[..., None] * t

@@ -11,7 +11,7 @@ from otdml.sphere import angle, distinct_directions, uniform_points
 
 __all__ = ["LloydDispersion", "lloyd_dispersion"]
 
-# Pairs of a sample and a point whose cosines are kept at once; beyond it neighbours are searched in blocks.
+# Most pairs of a sample and a point whose cosines are in memory; beyond it neighbours are searched in blocks.
 _FEW = 2**20
 # The temperature of the balanced form, in units of the mean squared angle to the nearest point: the blur is a third of
 # a cell's radius at most.
@@ -85,7 +85,7 @@ def _cells(u: Tensor, x: Tensor) -> Tensor:
 
 
 def _squared_angle(x: Tensor, y: Tensor) -> Tensor:
-    # Smooth at zero, unlike the angle; what rounding loses of the arc cosine there, the square does not show.
+    # The squared angle is smooth at zero, and insensitive to rounding of the arc cosine there.
     last = 1 - torch.finfo(x.dtype).eps
     return (x @ y.mT).clamp(-last, last).acos().square()
 

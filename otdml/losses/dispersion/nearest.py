@@ -20,7 +20,7 @@ __all__ = [
     "neighbor_pairs",
 ]
 
-# Points whose matrix of cosines is smaller than what a search costs to set up.
+# Number of points up to which the matrix of cosines is cheaper than setting up a search.
 _FEW = 1024
 
 
@@ -126,7 +126,7 @@ def neighbor_pairs(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise argument_error("k", f"be less than the number of points, {n}", k)
     x = distinct_directions(z)
     nearest = nearest_indices(x, k)
-    # Its gradient adds rows, where that of indexing sorts them first.
+    # The gradient of index_select adds rows; that of indexing sorts them first.
     found = x.reshape(-1, x.shape[-1]).index_select(0, nearest.flatten())
     return x.unsqueeze(-2), found.view(*nearest.shape, x.shape[-1])
 
