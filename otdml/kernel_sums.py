@@ -395,7 +395,6 @@ def _keops_rows(
     if pairs:
         index = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)
         other = ((LazyTensor(index.view(-1, 1, 1)) - LazyTensor(index.view(1, -1, 1))).abs() - 0.5).step()
-        # A pair of a point with itself has weight zero, at a distance where no kernel is large.
-        r2, bj = r2 + (1 - other) * 4, bj * other
+        r2, bj = r2 + (1 - other) * 4, bj * other  # Pairs of a point with itself: weight zero, no large kernel.
     k, slope = symbolic((r2 - least).relu() + least)
     return (k * bj).sum(columns)[..., 0], (slope * bj * (xi - yj)).sum(columns) if force else None
