@@ -1,10 +1,7 @@
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 from torch import nn
 
 from otdml.distributed import Gathered, from_first, gather, is_first, local_rows, total
@@ -173,24 +170,15 @@ def raised_by_first():
         return str(error)
 
 
-def worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        torch.save({"facts": facts(rank), "losses": results(slices()[rank])}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def work(rank, folder):
+    torch.save({"facts": facts(rank), "losses": results(slices()[rank])}, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """What two processes found, each with its part of the batch."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    in_two_processes(work, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

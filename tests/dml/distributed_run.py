@@ -6,17 +6,17 @@ that torchrun would give them, so that nothing but the run itself takes time.
 
 import json
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
 
 import torch
+from killed_run import Killer
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from otdml.data import Digits, Distort
+from otdml.data import Digits
 from otdml.dml import ProxyDML, TrainingConfig, fit
 from otdml.dml.backbones import conv4
 
@@ -36,23 +36,6 @@ class Exact(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images.double())
-
-
-class Killer(Distort):
-    """An augmentation that kills its process when it is called for the n-th time."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.left = step
-
-    def __repr__(self) -> str:
-        return "Killer()"
-
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-        return super().__call__(images, generator)
 
 
 class Items:

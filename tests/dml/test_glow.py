@@ -8,21 +8,10 @@ from torch.nn import functional as F
 
 zuko = pytest.importorskip("zuko")
 
+from flows import random_flow, seeded  # noqa: E402
+
 from otdml.dml import reference_flow  # noqa: E402
 from otdml.dml.glow import GlowCouplings  # noqa: E402
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def random_flow(dim, seed=0, gain=1.5):
-    """The reference flow, with its weights scaled up so that it is far from the identity."""
-    flow = reference_flow(dim, blocks=3, layers=3, width=16, generator=seeded(seed))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter *= gain
-    return flow
 
 
 def test_reference_flow_has_the_published_size():

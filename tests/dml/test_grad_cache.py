@@ -1,13 +1,8 @@
 """GradCache: the gradient of the whole batch, from pieces of it."""
 
-import os
-import socket
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 from torch import nn
 
 from otdml.distributed import gather
@@ -138,23 +133,8 @@ def work(rank, folder):
     torch.save([p.grad for p in net.parameters()], f"{folder}/{rank}.pt")
 
 
-def worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    try:
-        # What reduces gradients is gone before the connection is, and nobody leaves before the other is done.
-        work(rank, folder)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 def test_two_processes_are_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    in_two_processes(work, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for actual, expected in zip(found, gradients(network())[1:], strict=True):

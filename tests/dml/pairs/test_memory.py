@@ -2,14 +2,10 @@
 
 import copy
 import io
-import os
-import socket
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two_processes
 from torch import nn
 
 from otdml.dml import (
@@ -135,23 +131,8 @@ def work(rank, folder):
     torch.save((run(loss, net, steps), loss.state_dict()), f"{folder}/{rank}.pt")
 
 
-def worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    try:
-        # What reduces gradients is gone before the connection is, and nobody leaves before the other is done.
-        work(rank, folder)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 def test_two_processes_are_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    in_two_processes(work, tmp_path)
     loss = CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE, miner=multi_similarity_pairs).double()
     expected = run(loss, network(), batches())
     for rank in range(2):

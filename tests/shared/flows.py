@@ -1,0 +1,20 @@
+"""Flows for tests, far from the identity."""
+
+import torch
+
+from otdml.dml import reference_flow
+
+__all__ = ["random_flow", "seeded"]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_flow(dim, seed=0, gain=1.5):
+    """The reference flow, with its weights scaled up so that it is far from the identity."""
+    flow = reference_flow(dim, blocks=3, layers=3, width=16, generator=seeded(seed))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter *= gain
+    return flow
