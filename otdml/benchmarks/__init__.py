@@ -3,8 +3,7 @@
 Names are imported on first use, so that a list of methods costs neither Lightning nor scikit-learn.
 """
 
-from importlib import import_module
-from typing import Any
+from otdml._exports import exports
 
 # The module that holds each public name.
 _HOMES = {
@@ -34,13 +33,4 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = exports(__name__, _HOMES)

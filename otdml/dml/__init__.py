@@ -3,9 +3,7 @@
 Names are imported on first use, so that names need no torch, and the losses neither zuko nor Lightning.
 """
 
-from importlib import import_module
-from typing import Any
-
+from otdml._exports import exports
 from otdml.dml.losses import LOSSES
 
 # The module that holds each public name.
@@ -42,19 +40,4 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    try:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "otdml":
-            raise
-        raise ModuleNotFoundError(f"{name} needs {missing}: pip install 'otdml[train]'", name=missing) from error
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = exports(__name__, _HOMES, extra="train")
