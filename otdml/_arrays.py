@@ -1,4 +1,4 @@
-"""Arrays in files, which may be damaged or made to burst."""
+"""Arrays in files that may be damaged, or decompress to more than memory holds."""
 
 import struct
 import zipfile

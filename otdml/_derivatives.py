@@ -1,4 +1,4 @@
-"""Which derivatives of a tensor may be asked for, and what refuses those that would be wrong."""
+"""Which derivatives of a tensor may be requested, and functions that raise for those that would be wrong."""
 
 from typing import Any
 

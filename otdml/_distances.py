@@ -1,4 +1,4 @@
-"""Distances and angles between all points of two clouds, with gradients that need few passes."""
+"""Distances and angles between all points of two clouds, with gradients in few passes over memory."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""FAISS where it is installed, on torch's terms."""
+"""FAISS where it is installed: threads as in torch, tensors in and out, and its files."""
 
 import contextlib
 import struct

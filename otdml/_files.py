@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and folders that one process holds."""
+"""Files that are replaced atomically, and folders that one process locks."""
 
 import glob
 import os

@@ -1,4 +1,4 @@
-"""Text of unknown origin, such as names of files, made fit to be shown."""
+"""Text of unknown origin, such as names of files, made safe to display."""
 
 from unicodedata import category
 

@@ -1,4 +1,4 @@
-"""The transforms of ``torch.func``, and forward-mode derivatives, of functions that solve something.
+"""The transforms of ``torch.func``, and forward-mode derivatives, for functions that contain a solver.
 
 A solver branches on values and writes in place, which the tensors of a transform do not allow. So the function is
 called inside an ``autograd.Function``, on plain tensors: a batch of a ``vmap`` becomes a batch of the solver, and first

@@ -1,4 +1,4 @@
-"""Which engines are present, and whether each of them works: a tiny call in a process of its own."""
+"""Which engines are installed, and whether each works, by a small call in a process of its own."""
 
 import importlib.metadata
 import math

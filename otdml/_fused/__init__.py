@@ -1,1 +1,1 @@
-"""Kernels for GPUs, in Triton, that fuse a cost with what is made of it: for engines, and for sums of kernels."""
+"""GPU kernels in Triton that fuse costs with soft minima, plan products and sums of kernels."""

@@ -1,4 +1,4 @@
-"""Arguments of the Triton kernels that travel together; the compiler takes their fields apart again."""
+"""Arguments of the Triton kernels, in groups; the compiler flattens their fields."""
 
 from typing import Any, NamedTuple
 

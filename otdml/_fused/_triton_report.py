@@ -1,4 +1,4 @@
-"""What the Triton kernels take of a GPU, compiled ahead of time: registers, shared memory, spills. No GPU is needed.
+"""Registers, shared memory and spills of the Triton kernels, compiled ahead of time, without a GPU.
 
 ``python -m otdml._fused._triton_report`` prints the table of all configurations and architectures.
 """

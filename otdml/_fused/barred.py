@@ -1,4 +1,4 @@
-"""Pairs without mass that a fused kernel can tell: by integers that points share."""
+"""Forbidden pairs in a fused kernel: those of points with equal integers."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""Where Triton kernels run, and how they may round."""
+"""On which devices Triton kernels run, and in which precisions."""
 
 import functools
 import importlib.util

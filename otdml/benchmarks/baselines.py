@@ -1,4 +1,4 @@
-"""What a benchmark's methods have to beat: the images themselves, and a pretrained network as it is."""
+"""Baselines of a benchmark: the pixels of the images, and features of a pretrained network before training."""
 
 import hashlib
 import json

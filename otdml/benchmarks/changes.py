@@ -1,4 +1,4 @@
-"""Settings that are changed on the command line: how they are written, and whether they reach what is trained."""
+"""Settings that are changed on the command line: their notation, and whether they have an effect."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What is compared: losses, the NIR head on top of those with proxies, and the control arm without it."""
+"""The methods of a benchmark: losses, those with proxies also with a NIR head, and its control arm."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace

@@ -1,4 +1,4 @@
-"""Trained models: read back from their checkpoints, and given images as they were in training."""
+"""Trained models: loaded from checkpoints, with the transform of images that they were trained with."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

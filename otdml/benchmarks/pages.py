@@ -1,4 +1,4 @@
-"""Pages that load nothing from elsewhere: their templates, one theme, and the pictures in them."""
+"""Self-contained HTML pages: templates, one theme, and embedded pictures."""
 
 import base64
 import io

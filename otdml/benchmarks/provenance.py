@@ -1,4 +1,4 @@
-"""Where the runs of a table were made, and with which versions: each of them, and from which epoch on."""
+"""On which machine and with which versions the runs of a table were made, and from which epoch on."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the finished runs of a benchmark say: means over seeds, and paired differences between methods."""
+"""Results of the finished runs of a benchmark: means over seeds, and paired differences between methods."""
 
 import csv
 import io

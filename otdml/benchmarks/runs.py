@@ -1,4 +1,4 @@
-"""One run in its folder: what determines its numbers, and what it left."""
+"""One run in its folder: the settings that determine its numbers, and the files it writes."""
 
 import csv
 import hashlib

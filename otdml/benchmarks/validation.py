@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words: one sentence per key, before anything runs."""
+"""Messages about wrong settings: one sentence per key, before anything runs."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The application that commands belong to: its consoles, its help pages, its errors."""
+"""The command-line application: consoles, help pages and errors."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""Numbers of a command line that lie in a range, and what is said of those that do not."""
+"""Numbers of a command line with a range, and the messages about those outside of it."""
 
 import math
 from collections.abc import Callable

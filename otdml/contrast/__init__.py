@@ -1,4 +1,4 @@
-"""Contrastive learning of small photographs: views, encoders, and judges of what a frozen encoder knows."""
+"""Contrastive learning on small photographs: views, encoders, and evaluation of a frozen encoder."""
 
 from otdml.contrast.corruptions import corrupted
 from otdml.contrast.encoder import Encoder, Pairs, training

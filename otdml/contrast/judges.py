@@ -1,4 +1,4 @@
-"""What a frozen encoder knows of classes that it was not told: a linear probe and the vote of near pictures."""
+"""Evaluation of a frozen encoder by labels that it was not trained on: a linear probe, and nearest neighbours."""
 
 import warnings
 

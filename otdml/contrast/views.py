@@ -1,4 +1,4 @@
-"""Random views of pictures, and what spoils them."""
+"""Random views of pictures, and their corruptions."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Stanford Cars, in each of the three layouts that are around."""
+"""Stanford Cars, in each of the three layouts in use."""
 
 import csv
 import struct

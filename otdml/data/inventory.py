@@ -1,4 +1,4 @@
-"""What of a data set is there, what is missing, and where to get it."""
+"""Checks of a data set on disk: what is there, what is missing, and where to get it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a check of a data set found."""
+"""The findings of a check of a data set."""
 
 from dataclasses import dataclass, field
 

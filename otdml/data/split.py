@@ -1,4 +1,4 @@
-"""One split convention: which classes are trained on, chosen on and tested on."""
+"""The split convention: which classes are for training, validation and test."""
 
 from collections import Counter
 from collections.abc import Sequence

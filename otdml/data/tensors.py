@@ -1,4 +1,4 @@
-"""Image sets small enough to live in memory as one tensor."""
+"""Image sets that fit into memory as one tensor."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Coloured scenes with known factors: an object in a room, its colours, shape and size, and where it is seen from."""
+"""Coloured scenes with known factors: an object in a room, its colours, shape and size, and the viewing angle."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,4 @@
-"""Variational autoencoders whose encoder or decoder is asked to keep the geometry of what it maps."""
+"""Variational autoencoders with a penalty on the geometry of the encoder or the decoder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Files of weights, which may be damaged, or come from strangers."""
+"""Files of weights, which may be damaged or of unknown origin."""
 
 import pickle
 import struct

@@ -1,4 +1,4 @@
-"""Dispersion as a regulariser of metric learning, in a word: ``koleo:0.1`` or ``koleo:0.1@proxies``."""
+"""Dispersion as a regulariser of metric learning, written as ``koleo:0.1`` or ``koleo:0.1@proxies``."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""Trained models in the forms that other programs read: ONNX, safetensors, and folders as the Hugging Face hub has."""
+"""Trained models in formats of other programs: ONNX, safetensors, and folders of the Hugging Face hub."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Hyper-parameters as a checkpoint holds them: plain types, and nothing that a network starts from."""
+"""Hyper-parameters in checkpoints: plain types, without the source of the initial weights."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How a training run gets its batches: the same in every epoch of the same number, however often it is resumed."""
+"""Batches of a training run, which depend on the seed and the epoch alone, also after the run is resumed."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Maps of the frozen part of a network, computed once and kept in files."""
+"""Maps of the frozen part of a network, computed once and stored in files."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""How a run is spread over processes: the trainer, and who starts them."""
+"""How a run is spread over processes: the trainer, and how they are started."""
 
 import multiprocessing
 import os

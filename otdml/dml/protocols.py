@@ -1,4 +1,4 @@
-"""What a data set has to have to be trained and evaluated on, and what it may have besides."""
+"""What training and evaluation require of a data set, and what it may offer besides."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""Classification by the nearest of learnt directions, one per class, which a regulariser can part."""
+"""Classification by the nearest of learnt directions, one per class, which a regulariser can spread."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

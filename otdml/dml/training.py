@@ -1,4 +1,4 @@
-"""One training run in one folder, which a killed run can go on from."""
+"""One training run in one folder, from which it can be resumed."""
 
 import logging
 import warnings

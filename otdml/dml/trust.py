@@ -1,4 +1,4 @@
-"""What hyper-parameters of unknown origin may name: networks that run no code of others, and load no file."""
+"""Which networks hyper-parameters of unknown origin may name: those that run no foreign code and load no file."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A value that is kept for as long as what it was computed from stays the same."""
+"""A value that is cached until the tensors it was computed from change."""
 
 import weakref
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""A page on the loopback address, to look around in an index of images and to search it by images of one's own.
+"""A page on the loopback address, to browse an index of images and to search it by uploaded images.
 
 A request passes through the files in this order: ``guard`` refuses what is none of the page's, ``application`` knows
 the addresses, ``views`` what a page says, ``site`` the network and the uploads, ``collection`` the images of the index,

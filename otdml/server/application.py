@@ -1,4 +1,4 @@
-"""The addresses of the page, and what each answers."""
+"""The routes of the server and their responses."""
 
 from functools import cache
 from importlib.resources import files

@@ -1,4 +1,4 @@
-r"""What may ask: this machine's browser, at this page, with the key that the terminal showed.
+r"""Access control: requests of a browser on this machine, from this page, with the key shown in the terminal.
 
 A server on the loopback address is within reach of every page that is open in a browser, and of every other user of the
 machine. So requests are refused

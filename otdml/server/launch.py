@@ -1,4 +1,4 @@
-"""The server on its port, and the browser that is pointed at it."""
+"""The start of the server on its port, and of a browser."""
 
 import errno
 import os

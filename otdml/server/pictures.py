@@ -1,4 +1,4 @@
-"""Pictures of files and uploads: decoded and drawn anew, one at a time and within bounds."""
+"""Pictures of files and uploads: decoded and encoded again, one at a time, within limits."""
 
 import io
 import os

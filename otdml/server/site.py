@@ -1,4 +1,4 @@
-"""What the pages are made from: a collection, the network that searches it, and the queries of the visitor."""
+"""The state of the server: a collection, the network that searches it, and recent queries."""
 
 import secrets
 import threading

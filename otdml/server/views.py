@@ -1,4 +1,4 @@
-"""What a page says: its cards, their order, and sentences about them."""
+"""The content of a page: cards, their order, and sentences about them."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One problem of one size for each of many features, value and gradient, beside who else computes it.
+"""One problem of one size for each of many features, value and gradient, beside other libraries.
 
 The other tables ask how times grow; this one shows, for the table of features, that a thing exists, is right and takes
 about so long. Every contender is asked for the same quantity; quality is its relative distance from ours in float64.

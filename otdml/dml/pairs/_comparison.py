@@ -1,4 +1,4 @@
-"""A batch compared with itself or with a reference: who is of whose class, and tuples of indices."""
+"""A batch compared with itself or with a reference: which pairs share a class, and tuples of indices."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What the proxy losses share: the check of a batch, initial proxies, and the proxies of samples' classes."""
+"""Functions that the proxy losses share: the check of a batch, initial proxies, and proxies of the samples' classes."""
 
 import torch
 from torch import Tensor, nn

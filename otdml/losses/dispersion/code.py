@@ -1,4 +1,4 @@
-"""Spherical codes: points as far from each other as they can be."""
+"""Spherical codes: points whose smallest mutual angle is maximised."""
 
 import torch
 from torch import Tensor
