@@ -135,7 +135,7 @@ def check_signs(**weights: Tensor | None) -> None:
 
 
 def check_batches(**shapes: torch.Size) -> torch.Size:
-    """What the batch dimensions of these arguments broadcast to."""
+    """The shape to which the batch dimensions of these arguments broadcast."""
     names = list(shapes)
     try:
         return torch.broadcast_shapes(*shapes.values())

@@ -56,7 +56,7 @@ def faiss_search(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Ten
 
 @contextlib.contextmanager
 def threads_of_torch() -> Iterator[None]:
-    """As many FAISS threads as torch has.
+    """FAISS with as many threads as torch.
 
     FAISS brings an OpenMP of its own, which knows nothing of ``torch.set_num_threads``: without this, each of several
     workers that were given one core would take them all.

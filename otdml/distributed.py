@@ -43,7 +43,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def local_rows(n: int, device: torch.device) -> slice:
-    """Where this process's ``n`` rows lie among those of :func:`gather`.
+    """The slice of this process's ``n`` rows among those of :func:`gather`.
 
     Args:
         n: Rows of this process.
@@ -94,7 +94,7 @@ def is_first() -> bool:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the first process, on every process; all must call this, and wait for the first.
+    """The result of ``make`` on the first process, on every process; all must call this, and wait for the first.
 
     Args:
         make: Called on the first process alone. What it returns, or raises, must be picklable.

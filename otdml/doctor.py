@@ -33,7 +33,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Finding:
-    """What :func:`examine` found: ``"works"``, ``"absent"``, ``"broken"`` or ``"too slow"``, and the particulars."""
+    """The result of :func:`examine`: ``"works"``, ``"absent"``, ``"broken"`` or ``"too slow"``, and the details."""
 
     engine: Engine
     version: str

@@ -177,7 +177,7 @@ def _streamed(kernel: Kernel, backend: str, pairs: bool, *measures: Tensor) -> T
 
 @dataclass(frozen=True)
 class _Form:
-    """What is summed over which pairs, and how."""
+    """A sum over pairs: kernel, pairs, and how it is computed."""
 
     kernel: Kernel
     backend: str

@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Kernel(Protocol):
-    """What kernel sums ask of a kernel.
+    """The interface of a kernel for kernel sums.
 
     Attributes:
         smooth: Whether the rounding of small squared distances is harmless.

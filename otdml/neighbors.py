@@ -107,7 +107,7 @@ class Gallery:
     @full_precision
     @torch.no_grad()
     def search(self, x: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What :func:`nearest_neighbors` returns for these queries."""
+        """The result of :func:`nearest_neighbors` for these queries."""
         k, exclude = self._check(x, k, exclude)
         dtype = torch.promote_types(x.dtype, self._y.dtype)
         x = x.detach().to(dtype)
@@ -189,7 +189,7 @@ def _search_torch(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Te
 
 
 class _Items(NamedTuple):
-    """What is searched: the distinct rows of y, and where each of them occurs.
+    """The rows to search: the distinct rows of y, and the places of each.
 
     The scores of two copies of an item may differ in their last digit, according to where they fall in a block of a
     matrix product; so each distinct row is searched once. ``group`` holds the distinct row of each item, ``members``

@@ -42,7 +42,7 @@ class Parts(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What a plan is multiplied by.
+    """The right factor of a plan product.
 
     Attributes:
         v: Shape (batch, m, e).
@@ -69,7 +69,7 @@ class Output(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What is known when a kernel is compiled.
+    """Compile-time constants of a kernel.
 
     Attributes:
         FORM: Of the cost.

@@ -159,7 +159,7 @@ def _one(of: Clouds, b: tl.tensor, SHAPE: tl.constexpr) -> Clouds:
 
 @triton.jit
 def _first_features(of: Clouds, rows: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
-    """What a matrix product needs of the rows in every step."""
+    """The first features of the rows, which a matrix product reuses in every step."""
     return _rows_of(of.x, rows, of.n, tl.arange(0, SHAPE.BLOCK_D), of.d) if SHAPE.WIDE else 0.0
 
 
@@ -254,7 +254,7 @@ def combine_kernel(PARTS: tl.tensor, OUT: tl.tensor, count: tl.tensor, parts: tl
 
 @triton.jit
 def _factors_of(by: Factors, b: tl.tensor, of: Clouds) -> Factors:
-    """Those of one of the batch."""
+    """The factors of one element of the batch."""
     left, right = by.left + b * of.n * by.r, by.right + b * of.m * by.r
     return Factors(by.v + b * of.m * by.e, by.last + b * of.m, left, right, by.e, by.r)
 

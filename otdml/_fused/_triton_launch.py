@@ -52,7 +52,7 @@ class Tile:
         return Shape(*whole, self.n, self.m, self.d, **flags)
 
     def options(self, *, crowded: bool = False) -> dict[str, Any]:
-        """Those of a launch; ``crowded`` as in :meth:`columns`."""
+        """Options of a launch; ``crowded`` as in :meth:`columns`."""
         return {"num_warps": CROWDED_WARPS if crowded else self.warps, **OPTIONS}
 
     def columns(self, e: int, precision: str, *, crowded: bool) -> int:
@@ -120,7 +120,7 @@ class FusedCost:
 
     @cached_property
     def tiles(self) -> tuple[Tile, Tile]:
-        """Of the soft minimum, and of products."""
+        """The tiles of the soft minimum and of products."""
         one, other = (tile(self.form, self.x.shape[-1], self.precision, product=p) for p in (False, True))
         return one, other
 

@@ -63,7 +63,7 @@ class Configuration:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of a launch."""
+        """Options of a launch."""
         if self.kernel == "combine":
             return {"num_warps": 4, **OPTIONS}
         return self._tile.options(crowded=bool(dict(self.flags).get("WEIGHTED")))
@@ -133,7 +133,7 @@ _INTEGERS = {*_SIZES, *_PADDED, *_FEATURES, "batch", "parts", "count"}
 
 
 def usage(configuration: Configuration, architecture: int) -> Usage:
-    """What a kernel takes on an architecture, e.g. 90, as the assembler reports it."""
+    """The resources of a kernel on an architecture, e.g. 90, as the assembler reports them."""
     function = getattr(kernels, f"{configuration.kernel}_kernel")
     signature: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}

@@ -66,7 +66,7 @@ class Barred:
 
 
 def _renumbered(pair: Pair) -> Pair:
-    """The same agreement in 32 bits, into which larger numbers must not be cut."""
+    """The same equality in 32 bits, without truncation of larger numbers."""
     if all(t.dtype == torch.int32 for t in pair):
         return pair
     index = torch.cat(pair).unique(return_inverse=True)[1].to(torch.int32)

@@ -112,7 +112,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def unread(preset: "Preset", keys: Iterable[Key], methods: Sequence[str], hold_out: bool = True) -> list[str]:
-    """Of which keys a value would not reach the runs that it is meant for, with the key that comes later.
+    """Keys whose value would not take effect in the intended runs, with the key that overrides it.
 
     Args:
         preset: What is run.
@@ -126,7 +126,7 @@ def unread(preset: "Preset", keys: Iterable[Key], methods: Sequence[str], hold_o
 
 
 def overridden(preset: "Preset", keys: Iterable[Key], methods: Sequence[str]) -> list[str]:
-    """Of which keys of the model settings of a method come later, unless these are among the keys, too."""
+    """Keys of the model that settings of a method override, unless these are among the keys, too."""
     keys = [one for key in keys for one in _by_part(preset, key)]
     found = [_overridden(preset, key, methods, keys) for key in keys if key[0] == "model"]
     return [said for said in found if said]
@@ -141,7 +141,7 @@ def _by_part(preset: "Preset", key: Key) -> list[Key]:
 
 
 def _without_effect(preset: "Preset", key: Key, methods: Sequence[str], hold_out: bool) -> str:
-    """That a key has no effect beside another setting, as far as that is known."""
+    """Message that a key has no effect beside another setting, as far as that is known."""
     heads = [name for name in methods if parts(name)[1] == "+nir"]
     schedule = preset.model.get("schedule", "cosine")
     photographs = named_dataset(preset.dataset).ink is None
@@ -162,7 +162,7 @@ def _without_effect(preset: "Preset", key: Key, methods: Sequence[str], hold_out
 
 
 def _overridden(preset: "Preset", key: Key, methods: Sequence[str], keys: Sequence[Key]) -> str:
-    """That settings of a method come later than a setting of all, unless somebody has set them, too."""
+    """Message that settings of a method override a setting of all, unless they are set, too."""
     for name in methods:
         for later in _settings_of(preset.method(name)):
             own = ("settings", later, *key[1:])
@@ -175,7 +175,7 @@ def _overridden(preset: "Preset", key: Key, methods: Sequence[str], keys: Sequen
 
 
 def _settings_of(method: Method) -> list[str]:
-    """Whose settings a method has, the last word first."""
+    """Names of the settings that apply to a method, highest precedence first."""
     return [f"{method.loss}+nir", method.loss] if method.arm else [method.loss]
 
 
@@ -188,7 +188,7 @@ def _has(settings: Any, key: Key) -> bool:
 
 
 def _of_none(key: Key, methods: Sequence[str]) -> str:
-    """That the settings of a method are changed which is not run."""
+    """Message that a change is for a method that is not run."""
     if key[0] != "settings":
         return ""
     loss, arm, _ = parts(key[1])

@@ -30,7 +30,7 @@ LIBRARIES = (
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """What a reader of a result needs to know about where it was made: processor, threads, GPU, versions, code.
+    """Environment of a result: processor, threads, GPU, versions, code.
 
     Args:
         threads: Those that will be used; those of this process if None.
@@ -49,7 +49,7 @@ def environment(threads: int | None = None) -> dict[str, str]:
 
 
 def unlike(there: Mapping[str, str], here: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """In what two environments differ: the former and the latter value by name.
+    """Differences between two environments: the former and the latter value by name.
 
     Example:
         >>> unlike({"torch": "2.12.0", "gpu": "none"}, {"torch": "2.13.0", "gpu": "none"})

@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run of a grid stands: ``"waiting"``, ``"running"``, ``"finished"`` or ``"failed"`` with a message."""
+    """State of a run of a grid: ``"waiting"``, ``"running"``, ``"finished"`` or ``"failed"`` with a message."""
 
     run: Run
     folder: RunFolder
@@ -266,7 +266,7 @@ def _states(folders: Mapping[Path, Run], running: Mapping[Future, Path], failed:
 
 
 def _recorded(path: Path, error: BaseException) -> str:
-    """What to say of a run that failed, with its traceback written beside it where that is possible."""
+    """Message about a run that failed; its traceback is written into the folder if possible."""
     if isinstance(error, BrokenProcessPool):
         return "its process was killed, perhaps for want of memory: fewer --jobs need less"
     try:

@@ -53,7 +53,7 @@ class ImageSearch:
     def of(
         cls, index: EmbeddingIndex, folder: Path, checkpoint: Path | None = None, *, trust: bool = False
     ) -> "ImageSearch":
-        """What :meth:`open` returns, of an index that has been read from the folder."""
+        """The result of :meth:`open`, for an index that has been read from the folder."""
         maker = checkpoint or index.about.get("checkpoint")
         if maker is None:
             raise ValueError(f"{folder} does not say which checkpoint made it. Name that with --checkpoint.")

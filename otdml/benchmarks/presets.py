@@ -290,7 +290,7 @@ def named(
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What a file says by itself."""
+    """The content of a file, without what it extends."""
     if not path.exists():
         raise FileNotFoundError(f"there is no preset {path}.")
     if not path.is_file():
@@ -308,7 +308,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _names(content: Mapping[str, Any]) -> list[str]:
-    """What a file extends."""
+    """The names that a file extends."""
     names = content.get("extends", [])
     return [names] if isinstance(names, str) else names
 

@@ -32,7 +32,7 @@ def environments(runs: Sequence[Finished]) -> list[tuple[list[str], dict[str, st
 
 
 def differences(runs: Sequence[Finished]) -> list[str]:
-    """That runs were not made with the same versions on the same machine, a sentence each; none if they were."""
+    """Sentences about runs made with different versions or on different machines; none if all agree."""
     folders = [pair for run in runs for pair in _folders(run)]
     said = [
         f"{name}, was stopped and went on elsewhere: {'; '.join(moves)}."

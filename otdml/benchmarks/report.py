@@ -73,7 +73,7 @@ def percent(value: Figure, confidence: bool = False) -> str:
 
 
 def readings(runs: Iterable[Finished]) -> Mapping[str, str]:
-    """What the two figures of a run are called: those of two epochs, or of the Reality Check protocol."""
+    """Names of the two figures of a run: those of two epochs, or of the Reality Check protocol."""
     return FOLDED if folded(runs) else EPOCHS
 
 
@@ -166,7 +166,7 @@ def _seed_row(run: Finished, checkpoint: str, metrics: Sequence[str]) -> dict[st
 
 
 def caveats(preset: Preset, runs: Sequence[Finished]) -> list[str]:
-    """What keeps figures from being compared with published ones, as far as the runs' configurations tell."""
+    """Reasons why figures are not comparable with published ones, from the configurations of the runs."""
     found = [run.folder.config()["run"] for run in runs]
     said = []
     if preset.changed:

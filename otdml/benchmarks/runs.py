@@ -96,7 +96,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run left on disk: ``config.json``, ``curve.csv``, ``metrics.json``, ``exhibits.npz``, checkpoints."""
+    """Files of a run: ``config.json``, ``curve.csv``, ``metrics.json``, ``exhibits.npz``, checkpoints."""
 
     path: Path
 
@@ -150,7 +150,7 @@ class RunFolder:
         write_text(self.path / "config.json", json.dumps(content, indent=1))
 
     def environments(self) -> list[tuple[int, dict[str, str]]]:
-        """Where and with which versions the run was made, each from an epoch on, counted from 0."""
+        """Machines and versions of the run, each with the epoch from which it counts, from 0."""
         content = self.config()
         try:
             later = [(int(one["epoch"]), dict(one["environment"])) for one in content.get("continued", [])]
@@ -160,7 +160,7 @@ class RunFolder:
             raise ValueError(f"{path} is damaged ({error}). Delete its folder to repeat that run.") from error
 
     def moves(self, now: Mapping[str, str] | None = None) -> list[str]:
-        """What changed of versions and machine while the run was stopped, a phrase each; none for a run in one go.
+        """Changes of versions and machine between the parts of a resumed run, a phrase each.
 
         Args:
             now: An environment that it is about to go on in.
@@ -226,7 +226,7 @@ def checkpoint_file(path: Path) -> Path:
 
 
 def _near(folder: Path, most: int = 5, looks: int = 500) -> list[Path]:
-    """Some checkpoints below a folder, by looking at a few hundred names at most: the folder may be a home."""
+    """Some checkpoints below a folder; at most a few hundred names are read, as the folder may be a home directory."""
     found: list[Path] = []
     waiting = [folder]
     while waiting and looks > 0 and len(found) < most:

@@ -89,7 +89,7 @@ def _devices(value: Any) -> int | str:
 
 
 class Model(Table):
-    """What all methods of a preset share of :class:`~otdml.dml.ProxyDML`."""
+    """Arguments of :class:`~otdml.dml.ProxyDML` that all methods of a preset share."""
 
     backbone: Annotated[str, AfterValidator(_backbone)] = "conv4"
     backbone_options: dict[str, Any] | None = None
@@ -110,7 +110,7 @@ class Model(Table):
 
 
 class MethodSettings(Table):
-    """What is tuned for a method, in place of what all share."""
+    """Settings tuned for a method, in place of those that all share."""
 
     loss_options: dict[str, Any] = {}
     loss_weight: Magnitude = 1.0
@@ -158,7 +158,7 @@ class Training(Table):
 
 
 class RunTraining(Training):
-    """The same of a run, which may name its seed."""
+    """Training settings of a run, which may include its seed."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
 

@@ -85,7 +85,7 @@ def check(name: str, problems: Sequence[str]) -> None:
 
 
 def preset_problems(content: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a preset, a sentence each."""
+    """Problems of a preset, a sentence each."""
     found = _problems(PresetFile, content)
     if found:
         # Messages about consequences of a wrong key would be confusing.
@@ -99,7 +99,7 @@ def preset_problems(content: Mapping[str, Any]) -> list[str]:
 
 
 def run_problems(config: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the settings of a run, a sentence each."""
+    """Problems of the settings of a run, a sentence each."""
     model, data = config["model"], {key: value for key, value in config["data"].items() if key != "fold"}
     found = _data_problems(config["dataset"], data)
     found += _problems(Augment, config["augment"], "augment")
@@ -116,7 +116,7 @@ def run_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def _problems(table: type[Table], content: Any, *prefix: str) -> list[str]:
-    """What of a table is of another type, out of range, or no key of it."""
+    """Problems of a table: values of another type or out of range, and unknown keys."""
     try:
         table.model_validate(content)
     except ValidationError as error:
@@ -144,7 +144,7 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(key: Sequence[str | int], known: Sequence[str]) -> str:
-    """That a key is none, with the key that does act, or the closest one."""
+    """Message about an unknown key, with the key that has its effect, or the closest one."""
     whole = dotted(key)
     if whole in ELSEWHERE:
         return f"`{whole}` is not read: it {ELSEWHERE[whole]}."
@@ -168,7 +168,7 @@ def _tables(annotation: Any) -> list[type[Table]]:
 
 
 def _message(function: Callable[..., object], *arguments: Any, **options: Any) -> str:
-    """What a function says of its arguments, empty if nothing."""
+    """The message of the error that a function raises for its arguments, empty if it raises none."""
     try:
         function(*arguments, **options)
     except (ValueError, TypeError) as error:
@@ -181,7 +181,7 @@ def _data_problems(dataset: str, data: Mapping[str, Any]) -> list[str]:
 
 
 def _training_problems(training: Mapping[str, Any]) -> list[str]:
-    """What each key allows, and all of them together do not: the metric to select by is one that is computed."""
+    """Problems that concern several keys: the metric to select by must be one that is computed."""
     settings = dict(training)
     if "ks" in settings:
         settings["ks"] = tuple(settings["ks"])
@@ -224,7 +224,7 @@ def _method_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _whole_model_problems(model: Mapping[str, Any]) -> Iterator[str]:
-    """What only the settings of a method together with those of all show."""
+    """Problems of the settings of a method together with those that all share."""
     rates = model.get("lr")
     if isinstance(rates, Mapping) and "backbone" not in rates:
         yield "`model.lr.backbone` must be set where rates are set by part: parts that are not named have it."

@@ -78,7 +78,7 @@ def arguments() -> Iterator[None]:
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """What is passed over in folders, as a line for reading instead of a warning with its place in the code."""
+    """Warnings about files that are passed over, as plain lines without their place in the code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message="Passed over")
         shown, told = warnings.showwarning, set[str]()

@@ -48,12 +48,12 @@ class Encoder(nn.Module):
         return self.trunk(standard).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the loss sees, shape (n, dim)."""
+        """Embeddings for the loss, shape (n, dim)."""
         return self.head(self.pooled(images))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """What is judged: pooled maps of pictures as they are, in evaluation mode, bytes or floats, some at a time."""
+        """Features to evaluate: pooled maps of undistorted pictures, uint8 or float, in evaluation mode, in batches."""
         was, _ = self.training, self.eval()
         with half():
             parts = [self.pooled(_floats(part)).float() for part in images.split(500)]

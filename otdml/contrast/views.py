@@ -51,7 +51,7 @@ class Views:
         return self._coloured(F.grid_sample(images, grid, padding_mode="border", align_corners=False), generator)
 
     def _crops(self, n: int, generator: torch.Generator) -> Tensor:
-        """Where each point of a view lies in its picture, shape (n, 2, 3)."""
+        """Affine maps from the points of a view to those of its picture, shape (n, 2, 3)."""
         area, shape, right, down, flip = torch.rand(5, n, generator=generator)
         low, high = self.crop
         area = low + (high - low) * area

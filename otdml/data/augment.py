@@ -68,7 +68,7 @@ class Distort:
         return self._restroked(images, generator) if self.strokes else images
 
     def _affine(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Where each point of the new image lies in the old one, (n, 2, 3): rotation × shear × scale, and a shift."""
+        """Affine maps from points of the new image to the old one, (n, 2, 3): rotation × shear × scale, and a shift."""
         draws = torch.rand(6, len(images), generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
         angle, shear = draws[0] * math.radians(self.degrees), draws[1] * self.shear
         width, height = 1 + self.scale * draws[2:4]

@@ -158,7 +158,7 @@ def image_paths(folder: Path) -> tuple[list[str], Counter[str]]:
 
 
 def said(over: Mapping[str, int]) -> str:
-    """What was passed over, in words.
+    """The files that were passed over, in words.
 
     Example:
         >>> said({".txt": 2, "broken links": 1})
@@ -207,6 +207,6 @@ def _images(folder: str, over: Counter[str], above: tuple[tuple[int, int], ...])
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
-    """What tells a folder from all others of the machine, by whatever name it is reached."""
+    """An identifier of a folder that does not depend on the path by which it is reached."""
     found = os.stat(folder)
     return found.st_dev, found.st_ino

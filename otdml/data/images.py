@@ -97,7 +97,7 @@ def _metadata_unwarned() -> Iterator[None]:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes an image upright that is not decoded yet, as its EXIF or XMP has it."""
+    """The transposition that makes an undecoded image upright, from its EXIF or XMP."""
     if image.info.get(_AS_STORED) or ExifTags.Base.Orientation in getattr(image, "tag_v2", ()):
         # Pillow turns TIFFs by itself.
         return None
@@ -148,7 +148,7 @@ def _name(image: Image.Image) -> str:
 
 
 def _remedy(image: Image.Image) -> str:
-    """What to do about a damaged file; what has no name was not among the files that a command was given."""
+    """The remedy for a damaged file; none for an image without a name, which is not one of the user's files."""
     return f" {REMEDY}" if getattr(image, "filename", "") else ""
 
 
@@ -333,7 +333,7 @@ def standard_crop(
 
 
 def transformed(image: Image.Image, transform: Callable[[Image.Image], Any]) -> Any:
-    """What a transform makes of an image that is not decoded yet.
+    """The transform applied to an image that is not decoded yet.
 
     The crops of this module get it as it is, to decode no more than they need; any other callable gets a decoded RGB
     image.

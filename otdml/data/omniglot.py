@@ -62,7 +62,7 @@ CLASS = re.compile(r"([^/]+/character\d+)/$")
 
 @dataclass(frozen=True)
 class _Drawings:
-    """Where the drawings have ink, (n, 105, 105), the character of each and the characters' names, in order."""
+    """Masks of ink (n, 105, 105), the character of each drawing, and the names of the characters, in order."""
 
     ink: np.ndarray
     labels: Tensor
@@ -256,7 +256,7 @@ def _selected(found: _Drawings, classes: list[str]) -> tuple[np.ndarray, Tensor]
 
 
 def differences(root: str | Path | None, protocol: str, part: str) -> list[str]:
-    """In what the training or the test part of a protocol differs from the published one, a phrase each.
+    """Differences between the training or the test part of a protocol and the published one, a phrase each.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -271,7 +271,7 @@ def differences(root: str | Path | None, protocol: str, part: str) -> list[str]:
 
 
 def _counts(found: _Drawings, protocol: str, part: str, *, skipped: int = 0) -> str:
-    """In what numbers of images and characters differ from the official ones, empty if in none."""
+    """The numbers of images and characters beside the official ones, empty if they agree."""
     images, characters, _ = OFFICIAL[protocol, part]
     held = len(found.ink) + skipped
     if (held, len(found.classes)) == (images, characters):
@@ -291,7 +291,7 @@ def _signature(found: _Drawings) -> str:
 
 
 def check(root: str | Path | None, *, decode: bool = True) -> Report:
-    """What of Omniglot is there: it is complete if a protocol can be run, and nothing of the other is there by half."""
+    """Report on Omniglot: complete if a protocol can be run, and the other is there in whole or not at all."""
     found: dict[str, list[str]] = {}
     absent: dict[tuple[str, str], str] = {}
     there = []

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What annotation files list, and the folder below which the images lie."""
+    """The entries of annotation files, and the folder below which the images lie."""
 
     folder: Path
     entries: list[Entry]
@@ -51,7 +51,7 @@ class Protocol:
     read: Callable[[Path], Listing]
 
     def listing(self, root: str | Path | None) -> Listing:
-        """What the folder ``root`` lists.
+        """The entries that the folder ``root`` lists.
 
         Raises:
             FileNotFoundError: If the folder or its annotation files are not there; it says where to get them.
@@ -143,7 +143,7 @@ def _parts(protocol: Protocol, split: str) -> set[str]:
 
 
 def differences(protocol: Protocol, listing: Listing) -> list[str]:
-    """In what a copy differs from the official set, one phrase each; none if it is complete."""
+    """Differences between a copy and the official set, one phrase each; none if it is complete."""
     found = []
     for part, (images, classes) in protocol.counts.items():
         names = [entry.name for entry in listing.entries if entry.part == part]

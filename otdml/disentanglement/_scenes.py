@@ -69,7 +69,7 @@ def _shades(size: int, supersampling: int) -> Tensor:
 
 
 def _rays(angle: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Where the camera stands, shape (3,), and unit directions through the pixels, shape (side, side, 3)."""
+    """Position of the camera, shape (3,), and unit directions through the pixels, shape (side, side, 3)."""
     eye = torch.stack([DISTANCE * angle.cos(), torch.tensor(HEIGHT), DISTANCE * angle.sin()])
     ahead = torch.nn.functional.normalize(torch.tensor([0.0, 0.8, 0.0]) - eye, dim=0)
     right = torch.nn.functional.normalize(torch.linalg.cross(ahead, torch.tensor([0.0, 1.0, 0.0])), dim=0)

@@ -62,7 +62,7 @@ class Trees:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one model.
+    """Scores of one model.
 
     Attributes:
         disentanglement: Of DCI.

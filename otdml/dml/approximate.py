@@ -132,7 +132,7 @@ class ApproximateSearch:
 
     @classmethod
     def read(cls, path: Path, said: Mapping[str, Any]) -> "ApproximateSearch":
-        """What :meth:`write` wrote, and :meth:`said` says of it.
+        """The search that :meth:`write` wrote, with the description of :meth:`said`.
 
         Raises:
             ValueError: The file is not the one that is meant, or FAISS cannot read it.
@@ -185,7 +185,7 @@ def _lists(index: Any) -> int:
 
 @contextmanager
 def _told(factory: str) -> Iterator[None]:
-    """What FAISS says of a kind of index, as an error of the argument."""
+    """FAISS' message about a kind of index, as an error of the argument."""
     try:
         yield
     except RuntimeError as error:

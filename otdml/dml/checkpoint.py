@@ -24,7 +24,7 @@ _UNREADABLE = (
 
 
 def read_tensors(path: str | Path) -> Any:
-    """What a file of tensors and plain types holds, on the CPU; code in it is refused.
+    """The content of a file of tensors and plain types, on the CPU; code in it is refused.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -118,7 +118,7 @@ def evaluate(
 
 
 def metrics_of(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...], *, share: bool = False) -> dict[str, float]:
-    """What :func:`evaluate` returns, from the embeddings of the set."""
+    """The metrics of :func:`evaluate` for given embeddings of the set."""
     return protocol_metrics(z, dataset.labels, is_query=queries(dataset), ks=ks, share=share)
 
 

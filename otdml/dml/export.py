@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 class _Embedder(nn.Module):
-    """What is left of a module once it is trained: images in, unit embeddings out."""
+    """A trained module without its losses: from images to unit embeddings."""
 
     def __init__(self, module: "ProxyDML") -> None:
         super().__init__()

@@ -94,7 +94,7 @@ def _read(store: Path) -> dict[str, list[str]]:
 
 
 def _state(path: str) -> str:
-    """What changes with a file; the time of change of its entry, the third number, cannot be set to an earlier one."""
+    """A text that changes whenever a file does: the third number, the inode's time of change, cannot be set back."""
     found = os.stat(path)
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 

@@ -239,7 +239,7 @@ def _named(sign: int | str) -> str:
 
 
 def _files(path: Path, name: str, sign: int) -> list[Path]:
-    """Where what has that check sum may be: a kill may have left it before it took the place of the earlier one."""
+    """Possible paths of the file with that check sum: a kill may have come before it was renamed."""
     return [path / _named(sign), path / name]
 
 

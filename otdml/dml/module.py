@@ -196,7 +196,7 @@ class ProxyDML(LightningModule):
 
     @property
     def network(self) -> nn.Module:
-        """What maps its input to features: the backbone, or within :meth:`on_maps` its part above ``frozen``."""
+        """The network from inputs to features: the backbone, or within :meth:`on_maps` its part above ``frozen``."""
         return self._upper[0] if self._upper else self.backbone
 
     @contextmanager

@@ -26,7 +26,7 @@ class DispersionName:
 
     @classmethod
     def parsed(cls, text: str) -> "DispersionName":
-        """What ``text`` says.
+        """The dispersion loss that ``text`` describes.
 
         Raises:
             ValueError: If the text has another form, a part is unknown, or the weight is not positive.

@@ -20,7 +20,7 @@ __all__ = [
 
 
 class LabelledImages(Protocol):
-    """What a run asks of a data set: items ``(image, label)``, all labels at once, and the classes' names.
+    """A data set for training and evaluation: items ``(image, label)``, all labels, and the names of the classes.
 
     A set may have more, and each of these is used where it is there:
 

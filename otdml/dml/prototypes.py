@@ -136,5 +136,5 @@ def _groups(model: PrototypeClassifier, how: Training) -> list[dict[str, Any]]:
 
 
 def _rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
-    """Some rows of a table, or all."""
+    """Selected rows of a table, or all."""
     return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]

@@ -61,7 +61,7 @@ class RunRecord(Callback):
         self.started = 0.0
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        """What must agree for one run to go on from another's checkpoint."""
+        """The settings that must agree for a run to resume from a checkpoint."""
         return {
             "config": self.config.numbers(),
             "model": dict(self.module.hparams),
@@ -186,7 +186,7 @@ class RunRecord(Callback):
         return {name: value for name, value in self.rows[-1].items() if name.startswith(("val/", "test/"))}
 
     def test_embeddings(self) -> Tensor | None:
-        """Those that the last epoch was evaluated by; made again where this process did not train it."""
+        """Embeddings of the test set after the last epoch; computed again if another process trained."""
         if "test" not in self.unseen or "test" in self.embeddings:
             return self.embeddings.get("test")
         path, size, workers = (

@@ -49,7 +49,7 @@ class _Task(NamedTuple):
         return self.gallery_labels[found] == self.labels[rows, None]
 
     def of(self, rows: Tensor, own: Tensor | None) -> "_Task":
-        """The same for these queries."""
+        """The task of these queries alone."""
         return self._replace(z=self.z[rows], labels=self.labels[rows], relevant=self.relevant[rows], own=own)
 
 

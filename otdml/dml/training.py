@@ -30,7 +30,7 @@ __all__ = ["FitResult", "TrainingConfig", "embed", "evaluate", "fit"]
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run ends with.
+    """The result of a run.
 
     Attributes:
         last: Metrics after the last epoch, keyed ``val/recall@1``, ``test/recall@1`` and so on.
@@ -142,7 +142,7 @@ def _trained(trainer: Trainer, run: RunRecord, batches: LightningDataModule, res
 def _inputs(
     trainer: Trainer, run: RunRecord, train: LabelledImages, augment: Augment | None
 ) -> Iterator[tuple[LabelledImages, Augment | None]]:
-    """What the module is trained on and how that is augmented: the images, or the kept maps of a frozen part."""
+    """The inputs of the training and their augmentation: the images, or the stored maps of a frozen part."""
     config = run.config
     if not config.crops:
         yield train, augment

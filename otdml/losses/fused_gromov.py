@@ -92,7 +92,7 @@ def fused_gromov_wasserstein(
 
 @dataclass(frozen=True)
 class _Options:
-    """What is no tensor of a batch."""
+    """The arguments that are not tensors of a batch."""
 
     alpha: float | None
     cost_x: WithinCost

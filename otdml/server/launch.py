@@ -17,7 +17,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def new_key() -> str:
-    """What visitors must have, as part of an address."""
+    """The key of visitors, as part of an address."""
     return secrets.token_urlsafe(24)
 
 
@@ -42,7 +42,7 @@ def listening(port: int) -> socket.socket:
 
 
 def address(listener: socket.socket, key: str) -> str:
-    """What a browser opens."""
+    """The address for a browser."""
     return f"http://{LOOPBACK}:{listener.getsockname()[1]}/?key={key}"
 
 

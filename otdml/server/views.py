@@ -86,7 +86,7 @@ def _ranking(shown: int, there: int) -> str:
 
 
 def _page(site: Site, title: str, lead: str, cards: Sequence[Card], **rest: Any) -> dict[str, Any]:
-    """What every page has."""
+    """The content that all pages share."""
     shown, address = site.collection, rest.get("address", "")
     more = min(2 * rest["k"], MOST)
     classes = 0 if shown.classes is None else len(set(shown.classes))

@@ -36,7 +36,7 @@ Pairs = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be coupled.
+    """A problem of coupling two batches.
 
     Attributes:
         x0: Noise, shape (n, d).
@@ -54,7 +54,7 @@ class Task:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of a solver, which has none where the plan is exact."""
+        """Options of the solver; an exact plan has none."""
         found: dict[str, Any] = {} if self.method == "exact" else {"eps": self.eps}
         return found | ({"rho": self.rho} if self.method == "unbalanced" else {})
 
@@ -89,7 +89,7 @@ def _task(x0: Tensor, x1: Tensor, method: str) -> Task:
 
 
 def _gain(task: Task) -> float:
-    """What the plan saves over independent pairs: twice the covariance of the points of a pair."""
+    """The saving of the plan over independent pairs: twice the covariance of the points of a pair."""
     x0, x1 = task.x0.double(), task.x1.double()
     solve = exact if task.method == "exact" else partial(sinkhorn, tol=1e-4)
     result = solve(x0, x1, **task.options)

@@ -42,7 +42,7 @@ class Rates:
 
     @classmethod
     def measured(cls, device: torch.device) -> "Rates":
-        """From a product of square matrices and a copy, sizes beyond the caches of the device."""
+        """Measured by a product of square matrices and a copy, of sizes beyond the caches of the device."""
         n, entries = (8192, 2**28) if device.type == "cuda" else (1024, 2**22)
         a, b = torch.randn(2, n, n, device=device)
         source = torch.randn(entries, device=device)

@@ -128,7 +128,7 @@ def _dense_cosines(z: Tensor) -> Tensor:
 
 
 def _distances(z: Tensor) -> Tensor:
-    """Of all pairs, as the released code of most of these losses has them."""
+    """Losses over all pairs, as in the released code of most of them."""
     return torch.pdist(F.normalize(z, dim=1))
 
 

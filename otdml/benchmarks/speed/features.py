@@ -31,7 +31,7 @@ Value = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Feature:
-    """What is computed, and by whom.
+    """A feature, and the contenders that compute it.
 
     Attributes:
         n: Number of points, or of rows of a batch.

@@ -208,7 +208,7 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def peak_memory(run: Callable[[], Any]) -> tuple[Any, float]:
-    """What ``run`` returns, and the MiB it needed at its peak above what was in use before.
+    """The result of ``run``, and its peak memory in MiB above what was in use before.
 
     On CUDA that is the allocator's peak. On the CPU the resident set is sampled every millisecond, which sees every
     allocation that lives for longer than that; NaN on systems without ``/proc``. What the C library keeps of memory
@@ -286,7 +286,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def earlier(path: Path) -> dict[str, Any]:
-    """What a file of measurements holds, empty if there is none.
+    """The measurements in a file, empty if there is none.
 
     Raises:
         ValueError: It is no such file.

@@ -80,7 +80,7 @@ def all_pairs(found: Comparison) -> Tuples:
 
 
 def pair_masks(found: Comparison, tuples: Tuples | None) -> tuple[Tensor, Tensor]:
-    """Where the positive and the negative pairs are, shape (n, m) each: all there are, or those of ``tuples``."""
+    """Masks of the positive and the negative pairs, shape (n, m) each: of all pairs, or of those in ``tuples``."""
     if tuples is None:
         return found.positive, found.negative
     if len(tuples) not in (3, 4):

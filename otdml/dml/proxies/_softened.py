@@ -75,7 +75,7 @@ class _Softened(torch.autograd.Function):
 
 
 def _gradients(z: Tensor, proxies: Tensor, pull: Tensor, along: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Of embeddings and centres, from those of their products and of the lengths."""
+    """Gradients of embeddings and centres, from those of their products and of the lengths."""
     to_z, to_proxies = torch.zeros_like(z), torch.empty_like(proxies)
     for k, products in enumerate(pull):
         to_z.addmm_(products, proxies[:, k])
