@@ -35,6 +35,7 @@ def embed(
 
     Example:
         >>> from otdml.data import Digits
+        >>> from otdml.dml import ProxyDML
         >>> embed(ProxyDML(5, dim=8, seed=0), Digits(split="test")).shape
         torch.Size([896, 8])
     """
@@ -110,6 +111,7 @@ def evaluate(
 
     Example:
         >>> from otdml.data import Digits
+        >>> from otdml.dml import ProxyDML
         >>> sorted(evaluate(ProxyDML(5, dim=8, seed=0), Digits(split="test"), ks=(1,)))
         ['left_out', 'map@r', 'r_precision', 'recall@1']
     """
