@@ -62,7 +62,7 @@ test-oldest:
 
 # The interpreter of kernels is chosen when they are imported, so their values and their compilation are two runs.
 test-kernels: $(VENV)/.core $(VENV)/.test $(VENV)/.triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines tests/_fused $(FLAGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -m kernels tests/ot/engines tests/_fused tests/losses/alignment $(FLAGS)
 	$(BIN)/python -m pytest -n 2 -m kernels tests/_fused/test_compilation.py $(FLAGS)
 	$(BIN)/python -W ignore -m otdml._fused._triton_report
 

@@ -96,6 +96,10 @@ def configurations() -> Iterator[Configuration]:
         yield _product(form, d, precision, 256, aligned=False, BARRED=2, SLOPE=slope)
         yield _product(form, d, precision, 256, aligned=False, BARRED=2, SLOPE=slope, WEIGHTED=True)
         yield _product(form, d, precision, 0, aligned=False, EXCESS=True)
+    for precision, barred in product(PRECISIONS, (1, 2)):
+        # The log-sum-exp of contrastive losses, and its pull-back.
+        yield Configuration("softmin", "product", 128, precision, (("BARRED", barred),))
+        yield _product("product", 128, precision, 128, BARRED=barred)
 
 
 def _problems() -> Iterator[tuple[str, int, str]]:

@@ -10,7 +10,7 @@ from otdml._precision import full_precision
 from otdml._transforms import called, transforming
 from otdml.distributed import gather as gather_rows
 from otdml.distributed import local_rows, total
-from otdml.losses.alignment.logsumexp import first_order_only
+from otdml.losses.alignment.logits import first_order_only
 from otdml.losses.alignment.options import Marginals, Options
 from otdml.losses.alignment.pairs import DomainTarget, Labels, Samples, Target, as_target, joint, one_way, within
 from otdml.losses.alignment.problem import Alignment, factors
@@ -92,7 +92,8 @@ def contrastive_alignment(
             has the rows of this process and the columns of all. Value and gradient are those of one process.
         tol: L1 error of the marginals at which Sinkhorn's algorithm stops.
         max_iter: Most iterations; a warning says if they were not enough.
-        backend: ``"dense"``, ``"streamed"``, or ``"auto"``.
+        backend: ``"dense"``; ``"streamed"``; ``"triton"`` and its roundings, on a GPU, as in :func:`otdml.ot.sinkhorn`;
+            or ``"auto"``.
 
     Returns:
         The mean over anchors, weighted by the row sums of the target; one value per batch element, shape (...).

@@ -13,6 +13,7 @@ from otdml._checks import (
     check_nonnegative,
     check_positive,
 )
+from otdml.ot import engines
 
 __all__ = ["Marginals", "Options"]
 
@@ -21,7 +22,7 @@ Marginals = str | float | tuple[float | None, float | None]
 MARGINALS = ("rows", "balanced", "none")
 DIVERGENCES = ("kl", "rince", "kl+rince")
 # Those that take forbidden pairs and any number of features.
-BACKENDS = ("auto", "dense", "streamed")
+BACKENDS = tuple(name for name in engines.BACKENDS if name not in ("keops", "multiscale"))
 FORMS = ("one-way", "two-way", "joint")
 
 

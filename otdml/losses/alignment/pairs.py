@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_integers, check_labels, check_nonnegative
+from otdml._cost_forms import Mask
+from otdml._fused.barred import Barred
 from otdml.distributed import gather
 
 __all__ = [
@@ -183,30 +185,42 @@ class Forbidden:
     """Pairs that carry no mass: of an anchor with itself, and of one instance with itself unless it is a positive.
 
     Attributes:
-        itself: As in :class:`Pairing`.
+        pairing: Anchors and candidates.
         ids: Instance of each anchor and of each candidate, or None.
         target: Blocks of the target plan, for the positives.
+        kept: Integers that agree for the positives, or None where none say it.
     """
 
-    itself: Tensor | None
-    ids: tuple[Tensor, Tensor] | None
+    pairing: Pairing
+    ids: Pair | None
     target: Callable[[slice, slice], Tensor]
+    kept: Pair | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """The same for an engine, by integers where those say it: a fused kernel takes no function."""
+        if self.ids is not None and self.kept is None:
+            return self
+        itself, own = self.pairing.itself, None
+        if itself is not None:
+            own = itself.int(), torch.arange(self.pairing.m, dtype=torch.int32, device=itself.device)
+        return Barred(own, self.ids, self.kept)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """True where no mass may go."""
-        found = [] if self.itself is None else [chosen(self.itself, rows, columns)]
+        found = [] if self.pairing.itself is None else [chosen(self.pairing.itself, rows, columns)]
         if self.ids is not None:
             found.append(self._repeated(self.ids, rows, columns))
         return functools.reduce(torch.logical_or, found)
 
-    def edit(self, scores: Tensor, rows: slice, columns: slice) -> None:
+    def fill(self, scores: Tensor, rows: slice, columns: slice) -> None:
         """Minus infinity in place of the logits of forbidden pairs; the columns hold the anchors themselves."""
-        if self.itself is not None:
-            scores.scatter_(1, self.itself[rows, None] - columns.start, -torch.inf)
+        if self.pairing.itself is not None:
+            scores.scatter_(1, self.pairing.itself[rows, None] - columns.start, -torch.inf)
         if self.ids is not None:
             scores.masked_fill_(self._repeated(self.ids, rows, columns), -torch.inf)
 
-    def _repeated(self, ids: tuple[Tensor, Tensor], rows: slice, columns: slice) -> Tensor:
+    def _repeated(self, ids: Pair, rows: slice, columns: slice) -> Tensor:
         same = ids[0][rows, None] == ids[1][None, columns]
         return same.logical_and_(self.target(rows, columns) == 0)
 

@@ -10,20 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from otdml._checks import argument_error, check_finite
-from otdml._cost_forms import Mask
-from otdml._fused.barred import Barred
 from otdml.costs import Bilinear
-from otdml.losses.alignment.logsumexp import (
-    Edit,
-    logsumexp,
-    mutual_logsumexp,
-    safe_shift,
-    symmetric_logsumexp,
-    weighted_logsumexp,
-)
+from otdml.losses.alignment.logits import KERNEL_BYTES, Logits
 from otdml.losses.alignment.options import Options
 from otdml.losses.alignment.pairs import Forbidden, Pairing
-from otdml.losses.alignment.target import GroupTarget, MatchTarget, PairTarget, Plan
+from otdml.losses.alignment.target import Plan
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._sinkhorn import entropic
 from otdml.sphere import length, unit
@@ -32,10 +23,6 @@ __all__ = ["Alignment", "directions", "factors"]
 
 Potentials = tuple[Tensor | None, Tensor | None]
 
-# Up to this many bytes the kernel is kept during Sinkhorn's iterations, each of which is then a product with a vector.
-_KERNEL_BYTES = 2**28
-# Up to this many entries a matrix of logits costs less than the overhead of streaming.
-_SMALL = 2**16
 # Unbalanced plans of similarities beyond the first are solved for in double precision, which ends at the second.
 _STEEP, _STEEPEST = 30.0, 500.0
 
@@ -115,17 +102,8 @@ class Alignment:
         """Pairs without mass, or None if there are none."""
         if self.pairing.itself is None and self.ids is None:
             return None
-        return Forbidden(self.pairing.itself, self.ids, self.target.block)
-
-    @property
-    def mask(self) -> Mask | None:
-        """The same for a solver, by integers where those say it: a fused kernel takes no function."""
-        forbidden, kept = self.forbidden, self.target.groups_of_positives
-        if forbidden is None or (self.ids is not None and kept is None):
-            return forbidden
-        candidates = torch.arange(len(self.y), dtype=torch.int32, device=self.y.device)
-        own = None if self.pairing.itself is None else (self.pairing.itself.int(), candidates)
-        return Barred(own, self.ids, kept if self.ids is not None else None)
+        kept = None if self.ids is None else self.target.groups_of_positives
+        return Forbidden(self.pairing, self.ids, self.target.block, kept)
 
     def part(self, anchors: Tensor | None) -> "Alignment":
         """The same candidates for some anchors, None for all."""
@@ -158,15 +136,15 @@ class Alignment:
             # A common factor of the kernel does not change the shape of the plan. This one gives the kernel a mass of
             # one, as the exponentials of an unbalanced plan's potentials could overflow else.
             with torch.no_grad():
-                mass = self._normaliser(None, options).logsumexp(0).to(x.dtype)
-        dense = x.element_size() * len(x) * len(y) <= _KERNEL_BYTES
+                mass = self.logits(options).logsumexp().logsumexp(0).to(x.dtype)
+        dense = x.element_size() * len(x) * len(y) <= KERNEL_BYTES
         # With these offsets the reference measure is that of the similarities, not the product of the marginals.
         cost = Bilinear(x, y, _log(a) + mass, _log(b))
         rho = check_rho(None if isinstance(options.marginals, str) else options.marginals)
         # Of a GPU's ways, the one that the solver would choose; on a CPU, none that keeps so large a kernel.
         large = "streamed" if x.device.type == "cpu" else "auto"
         backend = ("dense" if dense else large) if options.backend == "auto" else options.backend
-        problem = Problem(cost, a, b, 1.0, rho, self.mask)
+        problem = Problem(cost, a, b, 1.0, rho, self.forbidden and self.forbidden.mask)
         result = entropic(problem, SolverOptions(options.tol, options.max_iter, backend))
         return _centred(result.f, a).to(self.x.dtype), _centred(result.g, b).to(self.x.dtype)
 
@@ -179,11 +157,13 @@ class Alignment:
         """Divergence of the softmax of the similarities plus ``h`` from the target."""
         if options.marginals == "none":
             return self.target.rows.sum() / self.eps - self.target.attraction(self.x, self.y)
+        logits = self.logits(options)
         if options.divergence == "kl":
-            if self.small(options):
-                return self._cross_entropy(self._scores, h)
-            return self._total(h, options) - self._attraction(h)
-        normaliser = self._normaliser(h, options)
+            if self.target.match is not None and logits.few:
+                # Torch's own function is the fastest for few logits.
+                return F.cross_entropy(logits.matrix(h), self.target.match)
+            return logits.weighted_logsumexp(self.target.rows, h) - self._attraction(h)
+        normaliser = logits.logsumexp(h)
         robust = self._robust(h, normaliser, options)
         if options.divergence == "rince":
             return robust
@@ -191,35 +171,18 @@ class Alignment:
 
     def mutual_value(self, turned: "Alignment", h: Potentials, options: Options) -> Tensor | None:
         """The sum of this value and that of the problem with anchors and candidates exchanged, if it is safe."""
-        if self.small(options):
-            scores = self._scores
-            return self._cross_entropy(scores, h[1]) + turned._cross_entropy(scores.mT, h[0])
-        if safe_shift(self.bound, self.x.dtype, *h) is None:
-            return None
-        weights = self.target.rows, turned.target.rows
-        terms = turned._terms(h[0]), self._terms(h[1])
-        total = mutual_logsumexp(self.x, self.y, terms, weights, self._edit, bound=self.bound)
-        return total - self._attraction(h[1]) - turned._attraction(h[0])
+        logits, own, others = self.logits(options), self.target.match, turned.target.match
+        if own is not None and others is not None and logits.few:
+            scores = logits.matrix()
+            forward, backward = ((s if t is None else s + t) for s, t in ((scores, h[1]), (scores.mT, h[0])))
+            return F.cross_entropy(forward, own) + F.cross_entropy(backward, others)
+        total = logits.mutual_logsumexp((self.target.rows, turned.target.rows), h)
+        return None if total is None else total - self._attraction(h[1]) - turned._attraction(h[0])
 
-    def small(self, options: Options) -> bool:
-        """Whether the value is a cross-entropy of few logits, for which torch's own function is the fastest."""
-        few = len(self.x) * len(self.y) <= _SMALL and options.backend != "streamed"
-        return few and isinstance(self.target, MatchTarget)
-
-    @property
-    def _scores(self) -> Tensor:
-        scores = self.x @ self.y.mT
-        if self._edit is not None:
-            # Unseen by autograd: the softmax has no mass at minus infinity, so no gradient comes from there.
-            self._edit(scores.detach(), slice(0, len(self.x)), slice(0, len(self.y)))
-        return scores
-
-    def _cross_entropy(self, scores: Tensor, h: Tensor | None) -> Tensor:
-        return F.cross_entropy(scores if h is None else scores + h, self.pairing.own)
-
-    def _terms(self, h: Tensor | None) -> Tensor:
-        """One term for each candidate."""
-        return self.y.new_zeros(len(self.y)) if h is None else h
+    def logits(self, options: Options) -> Logits:
+        """The similarities over the temperature."""
+        symmetric = self.y is self.x and (self.ids is None or self.target.symmetric)
+        return Logits(self.x, self.y, self.bound, self.forbidden, symmetric, options.backend)
 
     @property
     def bound(self) -> float:
@@ -228,47 +191,15 @@ class Alignment:
         eps = self.eps.detach() if isinstance(self.eps, Tensor) else self.eps
         return (1 + 1e-5) / float(eps)
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether the logits, infinite ones included, are a symmetric matrix."""
-        return self.y is self.x and (self.ids is None or isinstance(self.target, (GroupTarget, MatchTarget)))
-
-    @property
-    def _edit(self) -> Edit | None:
-        return None if self.forbidden is None else self.forbidden.edit
-
-    def _normaliser(self, h: Tensor | None, options: Options) -> Tensor:
-        return logsumexp(self.x, self.y, self._terms(h), self._edit, backend=options.backend)
-
-    def _total(self, h: Tensor | None, options: Options) -> Tensor:
-        """The mean normaliser."""
-        terms, w = self._terms(h), self.target.rows
-        shift = safe_shift(self.bound, self.x.dtype, h)
-        if self.symmetric and shift is not None and options.backend != "dense" and not terms.requires_grad:
-            return symmetric_logsumexp(self.x, terms, w, self._edit, bound=self.bound)
-        return weighted_logsumexp(self.x, self.y, terms, w, self._edit, shift=shift, backend=options.backend)
-
     def _attraction(self, h: Tensor | None) -> Tensor:
         found, b = self.target.attraction(self.x, self.y), self.target.columns
         return found if h is None else found + torch.dot(b, h.where(b > 0, 0.0))
 
     def _robust(self, h: Tensor | None, normaliser: Tensor, options: Options) -> Tensor:
         # Both powers are taken less one, which cancels, so that no digits are lost as q falls to zero.
-        repulsion = self.target.rows * torch.expm1(options.q * (math.log(options.lam) + normaliser))
-        return (repulsion.sum() - self._mean_power(h, options)) / options.q
-
-    def _mean_power(self, h: Tensor | None, options: Options) -> Tensor:
-        """The mean of exp(q s) - 1 over the target plan."""
-        T, q = self.target, options.q
-        if isinstance(T, (MatchTarget, PairTarget)):
-            return T.mean(torch.expm1(q * T.products(self.x, self.y, h)))
-
-        def weigh(scores: Tensor, rows: slice, columns: slice) -> None:
-            scores.add_(T.block(rows, columns).log())
-
-        powers = logsumexp(q * self.x, self.y, q * self._terms(h), weigh, backend=options.backend)
-        a = T.rows
-        return (a * torch.expm1(powers - _log(a))).sum()
+        q = options.q
+        repulsion = self.target.rows * torch.expm1(q * (math.log(options.lam) + normaliser))
+        return (repulsion.sum() - self.target.mean(lambda s: torch.expm1(q * s), self.x, self.y, h)) / q
 
 
 def _centred(g: Tensor, b: Tensor) -> Tensor:

@@ -1,46 +1,82 @@
 """Target plans: which pairs should match, and how much."""
 
 import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from otdml._checks import argument_error
+from otdml.losses.alignment.logits import row_slices
 from otdml.losses.alignment.pairs import DomainTarget, Pairing, Target, chosen
 
 __all__ = ["DenseTarget", "GroupTarget", "MatchTarget", "PairTarget", "Plan", "target_plan"]
 
+Pair = tuple[Tensor, Tensor]
 
-class Plan(Protocol):
+
+class Plan(ABC):
     """A target plan of mass one on the pairs (anchor, candidate).
 
     Attributes:
-        rows: Row sums, shape (n,).
-        columns: Column sums, shape (m,).
+        symmetric: Whether pairs have mass in both directions, where the anchors are the candidates.
     """
 
-    @property
-    def rows(self) -> Tensor: ...
-    @property
-    def columns(self) -> Tensor: ...
-    @property
-    def groups_of_positives(self) -> tuple[Tensor, Tensor] | None:
-        """One integer per anchor and per candidate, which agree where the plan has mass; None where none say it."""
+    symmetric: ClassVar[bool] = False
 
+    @property
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """Row sums, shape (n,)."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> Tensor:
+        """Column sums, shape (m,)."""
+
+    @property
+    def match(self) -> Tensor | None:
+        """The candidate of each anchor, shape (n,), where each has one and all have the same mass; else None."""
+        return None
+
+    @property
+    def groups_of_positives(self) -> Pair | None:
+        """One integer per anchor and per candidate, which agree where the plan has mass; None where none say it."""
+        return None
+
+    @abstractmethod
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         """The sum over pairs of the plan times the scalar products of ``x``, shape (n, d), and ``y``, (m, d)."""
 
+    @abstractmethod
     def block(self, rows: slice, columns: slice) -> Tensor:
         """Some rows and columns of the plan."""
 
+    @abstractmethod
     def take(self, anchors: Tensor) -> "Plan":
         """The rows of these anchors."""
 
+    def mean(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+        """The sum over pairs of the plan times a function of the scalar products plus the candidate's ``h``."""
+        h, everything = y.new_zeros(len(y)) if h is None else h, slice(0, len(y))
+
+        def part(x: Tensor, y: Tensor, h: Tensor, rows: slice) -> Tensor:
+            return (self.block(rows, everything) * f(torch.addmm(h, x, y.mT))).sum()
+
+        slices = list(row_slices(len(x), len(y), x.device))
+        if len(slices) == 1:
+            return part(x, y, h, slices[0])
+        # Blocks are made once more for the gradient instead of being held.
+        parts = [checkpoint(part, x[rows], y, h, rows, use_reentrant=False) for rows in slices]
+        return torch.stack(parts).sum()
+
 
 @dataclass(frozen=True, eq=False)
-class MatchTarget:
+class MatchTarget(Plan):
     """The other view of each anchor, all of one mass.
 
     Attributes:
@@ -48,8 +84,13 @@ class MatchTarget:
         like: Any tensor of the dtype and on the device of the plan.
     """
 
+    symmetric: ClassVar[bool] = True
     pairing: Pairing
     like: Tensor
+
+    @property
+    def match(self) -> Tensor:
+        return self.pairing.own
 
     @property
     def rows(self) -> Tensor:
@@ -60,20 +101,15 @@ class MatchTarget:
         return self.rows
 
     @property
-    def groups_of_positives(self) -> tuple[Tensor, Tensor]:
+    def groups_of_positives(self) -> Pair:
         return self.pairing.own.int(), torch.arange(self.pairing.m, dtype=torch.int32, device=self.like.device)
 
-    def products(self, x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
-        """The scalar product of each pair, plus the term of the candidate."""
-        found = (x * self._matched(y)).sum(-1)
-        return found if h is None else found + self._matched(h)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of one value for each pair."""
-        return values.mean()
-
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.mean(self.products(x, y))
+        return (x * self._matched(y)).sum(-1).mean()
+
+    def mean(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+        found = (x * self._matched(y)).sum(-1)
+        return f(found if h is None else found + self._matched(h)).mean()
 
     def _matched(self, v: Tensor) -> Tensor:
         """What each anchor's candidate has."""
@@ -89,7 +125,7 @@ class MatchTarget:
 
 
 @dataclass(frozen=True, eq=False)
-class PairTarget:
+class PairTarget(Plan):
     """A plan that lists its pairs in order of their rows.
 
     Attributes:
@@ -114,21 +150,16 @@ class PairTarget:
     def columns(self) -> Tensor:
         return self.mass.new_zeros(self.m).index_add_(0, self.j, self.mass)
 
-    @property
-    def groups_of_positives(self) -> None:
-        return None
-
-    def products(self, x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
-        """The scalar product of each pair, plus the term of the candidate."""
-        found = (x.index_select(0, self.i) * y.index_select(0, self.j)).sum(-1)
-        return found if h is None else found + h[self.j]
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of one value for each pair."""
-        return torch.dot(self.mass, values)
-
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.mean(self.products(x, y))
+        return torch.dot(self.mass, self._products(x, y))
+
+    def mean(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+        found = self._products(x, y)
+        return torch.dot(self.mass, f(found if h is None else found + h[self.j]))
+
+    def _products(self, x: Tensor, y: Tensor) -> Tensor:
+        """The scalar product of each pair."""
+        return (x.index_select(0, self.i) * y.index_select(0, self.j)).sum(-1)
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         start, stop = torch.searchsorted(self.i, torch.tensor([rows.start, rows.stop], device=self.i.device)).tolist()
@@ -145,7 +176,7 @@ class PairTarget:
 
 
 @dataclass(frozen=True, eq=False)
-class DenseTarget:
+class DenseTarget(Plan):
     """A plan given as a matrix."""
 
     T: Tensor
@@ -158,10 +189,6 @@ class DenseTarget:
     def columns(self) -> Tensor:
         return self.T.sum(0)
 
-    @property
-    def groups_of_positives(self) -> None:
-        return None
-
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         return (x * (self.T @ y)).sum()
 
@@ -173,7 +200,7 @@ class DenseTarget:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupTarget:
+class GroupTarget(Plan):
     r"""A plan of few values, :math:`s_i (w_o 1[j = o_i] + w_g 1[\text{same group}] + w_a)`, zero at self pairs.
 
     Attributes:
@@ -184,8 +211,9 @@ class GroupTarget:
         scale: Factor s of each row.
     """
 
+    symmetric: ClassVar[bool] = True
     pairing: Pairing
-    groups: tuple[Tensor, Tensor]
+    groups: Pair
     count: int
     weights: tuple[float, float, float]
     scale: Tensor
@@ -208,7 +236,7 @@ class GroupTarget:
         return found
 
     @property
-    def groups_of_positives(self) -> tuple[Tensor, Tensor] | None:
+    def groups_of_positives(self) -> Pair | None:
         own, group, anyone = self.weights
         return self.groups if group and not own and not anyone else None
 

@@ -160,6 +160,10 @@ class Engine(SoftMin):
             out[..., rows, :] = plan @ v
         return out
 
+    def plan_products(self, hf: Tensor, hg: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The plan times ``v``, and its transpose times ``w``, shapes (..., n, e) and (..., m, k)."""
+        return self.plan_product(hf, hg, v), self.mT.plan_product(hg, hf, w)
+
     def slopes(self, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
         r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle R_{ij}` in the points of a fused cost.
 

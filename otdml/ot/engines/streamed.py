@@ -29,3 +29,10 @@ class Streamed(Engine):
         # In single precision a column that is far below its rows' largest entries has lost them to underflow.
         safe = (sums > torch.finfo(h.dtype).tiny ** 0.5) & sums.isfinite()
         return (f, h - sums.log_()) if bool(safe.all()) else (f, self.column_softmin(f + log))
+
+    def plan_products(self, hf: Tensor, hg: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        by_row, by_column = v.new_empty(*self.shape[:-1], v.shape[-1]), w.new_zeros(*hg.shape, w.shape[-1])
+        for rows, plan in self.plan_blocks(hf, hg):
+            by_row[..., rows, :] = plan @ v
+            by_column += plan.mT @ w[..., rows, :]
+        return by_row, by_column

@@ -23,14 +23,14 @@ def test_error_domains():
 
 def test_forbidden_pairs():
     ids = torch.tensor([4, 4, 2, 4, 2, 1])
-    plan = target_plan(None, joint(3, CPU), LIKE)
-    forbidden = Forbidden(torch.arange(6), (ids, ids), plan.block)
+    pairing = joint(3, CPU)
+    forbidden = Forbidden(pairing, (ids, ids), target_plan(None, pairing, LIKE).block)
     # Same instance, unless it is the other view, three rows on.
     expected = torch.tensor([[ids[i] == ids[j] and (i - j) % 6 != 3 for j in range(6)] for i in range(6)])
     assert torch.equal(forbidden(EVERYTHING, EVERYTHING), expected)
     assert torch.equal(forbidden(slice(2, 5), slice(1, 3)), expected[2:5, 1:3])
     scores = torch.zeros(6, 6)
-    forbidden.edit(scores[2:4], slice(2, 4), EVERYTHING)
+    forbidden.fill(scores[2:4], slice(2, 4), EVERYTHING)
     assert torch.equal(scores[2:4] == -torch.inf, expected[2:4])
 
 
@@ -52,14 +52,14 @@ def test_integers_forbid_what_the_blocks_do(kind, ids, pairing):
     plan = target_plan(target, pairing, LIKE)
     problem = Alignment(x, x, 1.0, pairing, plan, ids if ids is None else (ids, ids))
     if problem.forbidden is None:
-        assert problem.mask is None
         return
-    assert isinstance(problem.mask, Barred) == (by_integers or ids is None)
+    mask = problem.forbidden.mask
+    assert isinstance(mask, Barred) == (by_integers or ids is None)
     for rows, columns in ((EVERYTHING, EVERYTHING), (slice(2, 5), slice(1, 3))):
-        assert torch.equal(problem.mask(rows, columns), problem.forbidden(rows, columns))
-    if isinstance(problem.mask, Barred):
+        assert torch.equal(mask(rows, columns), problem.forbidden(rows, columns))
+    if isinstance(mask, Barred):
         # As a kernel reads it: numbers of 32 bits, which must not make two instances one.
-        (own, *more), (its, *others) = (problem.mask.vectors(side) for side in (0, 1))
+        (own, *more), (its, *others) = (mask.vectors(side) for side in (0, 1))
         assert own.dtype == torch.int32
         found = own[:, None] == its
         if more:

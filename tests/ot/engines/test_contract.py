@@ -114,6 +114,9 @@ def test_plans_and_products(name, cost, prepared, dtype):
         close(soft.plan_product(hf, hg, v), plan @ v.double(), dtype)
         w = torch.randn(13, width, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
         close(soft.mT.plan_product(hg, hf, w), plan.mT @ w.double(), dtype)
+        by_row, by_column = soft.plan_products(hf, hg, v, w)
+        close(by_row, plan @ v.double(), dtype)
+        close(by_column, plan.mT @ w.double(), dtype)
 
 
 @pytest.mark.parametrize("name", ENGINES)

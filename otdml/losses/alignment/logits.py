@@ -1,0 +1,385 @@
+"""A matrix of logits that is never held as a whole, and the log-sum-exp of its rows and of its columns.
+
+One of each row, to be weighed later, is that of an engine: forward a soft minimum, backward two products of its plan.
+On a GPU, all of them are, where the fused engine takes the problem. A training step on a CPU weighs rows by constants,
+so that value and gradient can be had together, which an engine, asked for one after the other, cannot do. On one core
+and 128 features, forward and backward by the streamed engine take this many times as long:
+
+====================  =====  =====  =====  =====
+rows                  128    512    2,048  4,096
+====================  =====  =====  =====  =====
+rows alone            1.3    1.5    1.5    1.4
+rows and columns      1.9    2.5    2.0    2.1
+a symmetric matrix    1.4    1.9    2.2    2.4
+====================  =====  =====  =====  =====
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otdml._cost_forms import Mask
+from otdml.costs import Bilinear
+from otdml.losses.alignment.pairs import Forbidden
+from otdml.ot.engines import engine
+from otdml.ot.engines.base import block_entries
+from otdml.ot.engines.triton import pays
+
+__all__ = ["KERNEL_BYTES", "SMALL", "Logits", "first_order_only", "row_slices", "safe_shift"]
+
+Terms = tuple[Tensor | None, Tensor | None]
+# Rows, columns and entries of a part of a matrix.
+Block = tuple[slice, slice, Tensor]
+
+# Up to this many bytes a kernel is kept during Sinkhorn's iterations, each of which is then a product with a vector.
+KERNEL_BYTES = 2**28
+# Up to this many entries a matrix costs less than the overhead of streaming.
+SMALL = 2**16
+# Logarithm of the ratio of the largest to the least number of which sums are made without a look at the largest.
+_ROOM = {torch.float32: 80.0, torch.float64: 600.0}
+
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that may not itself be differentiated.
+
+    ``once_differentiable`` of torch says nothing as long as the gradient that comes in is a constant, as it is for a
+    loss, and the gradient that goes out is then a constant, too.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "This loss has second derivatives for `marginals`='rows' and `backend`='dense' alone. "
+                "Pass these, or differentiate without `create_graph`."
+            )
+        return backward(ctx, *grads)
+
+    return wrapper
+
+
+class _FirstOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def first_order_only(value: Tensor) -> Tensor:
+    """``value``, whose gradient may not be differentiated."""
+    return _FirstOrder.apply(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    r"""The scalar products :math:`\langle x_i, y_j \rangle` of anchors and candidates.
+
+    Attributes:
+        x: Anchors, shape (n, d).
+        y: Candidates, shape (m, d).
+        bound: Largest absolute value that a logit can have.
+        forbidden: Pairs whose logit is minus infinity, or None.
+        symmetric: Whether x is y, and pairs are forbidden in both directions.
+        backend: ``"dense"``, which has second derivatives; ``"streamed"``; ``"auto"``, which holds small matrices only;
+            or the fused engine by name.
+
+    Example:
+        >>> import torch
+        >>> logits = Logits(torch.zeros(1, 2), torch.ones(3, 2), bound=0.0)
+        >>> logits.logsumexp()  # log 3
+        tensor([1.0986])
+        >>> logits.weighted_logsumexp(torch.tensor([2.0]))  # 2 log 3
+        tensor(2.1972)
+        >>> logits.mutual_logsumexp((torch.ones(1), torch.ones(3)))  # log 3 + 3 log 1
+        tensor(1.0986)
+    """
+
+    x: Tensor
+    y: Tensor
+    bound: float
+    forbidden: Forbidden | None = None
+    symmetric: bool = False
+    backend: str = "auto"
+
+    @property
+    def few(self) -> bool:
+        """Whether the matrix may be held, and is small enough to be the quickest way."""
+        return self.backend in ("auto", "dense") and len(self.x) * len(self.y) <= SMALL
+
+    @functools.cached_property
+    def fused(self) -> bool:
+        """Whether sums are those of the fused engine, by name or because it is expected to pay."""
+        if self.x.dtype == torch.float64 or self.backend != "auto":
+            return self.x.dtype != torch.float64 and self.backend.startswith("triton")
+        fits = len(self.x) * len(self.y) * self.x.element_size() <= KERNEL_BYTES
+        return self.x.device.type != "cpu" and pays(Bilinear(self.x, self.y), self._mask, fits)
+
+    @property
+    def _mask(self) -> Mask | None:
+        return None if self.forbidden is None else self.forbidden.mask
+
+    def matrix(self, h: Tensor | None = None) -> Tensor:
+        """All logits plus a column term, shape (n, m)."""
+        scores = self.x @ self.y.mT if h is None else torch.addmm(h, self.x, self.y.mT)
+        if self.forbidden is not None:
+            # Unseen by autograd: the softmax has no mass at minus infinity, so no gradient comes from there.
+            self.forbidden.fill(scores.detach(), slice(0, len(self.x)), slice(0, len(self.y)))
+        return scores
+
+    def logsumexp(self, h: Tensor | None = None) -> Tensor:
+        r"""Of each row, with column terms: :math:`\ell_i = \log \sum_j \exp(\langle x_i, y_j \rangle + h_j)`.
+
+        Where the matrix is not held, memory is linear in n + m, and there is no second derivative. A row without any
+        pair comes out as the least finite number.
+
+        Args:
+            h: Shape (m,), None for zeros.
+
+        Returns:
+            Shape (n,).
+        """
+        if self.backend == "dense" or self.few:
+            return self._dense(h)
+        name = self.backend if self.backend.startswith("triton") else "triton" if self.fused else "streamed"
+        return _LogSumExp.apply(self.x, self.y, self._terms(h), self._mask, name)
+
+    def weighted_logsumexp(self, w: Tensor, h: Tensor | None = None) -> Tensor:
+        r"""The sum :math:`\sum_i w_i \ell_i` of the rows' log-sum-exp with constant weights.
+
+        Its gradient is made together with the value, from the same blocks. Of a symmetric matrix one half is made.
+
+        Args:
+            w: Shape (n,), zero in rows without any pair.
+            h: Shape (m,), None for zeros.
+
+        Returns:
+            A scalar.
+        """
+        if self.backend == "dense":
+            return (w * self._dense(h)).sum()
+        if self.fused:
+            return torch.dot(w, self.logsumexp(h))
+        terms, shift, fill = self._terms(h), safe_shift(self.bound, self.x.dtype, h), self._fill
+        if self.symmetric and shift is not None and not terms.requires_grad:
+            return _MutualLogSumExp.apply(self.x, None, (terms,), (w,), fill, self.bound)
+        return _WeightedLogSumExp.apply(self.x, self.y, terms, w, fill, shift)
+
+    def mutual_logsumexp(self, w: tuple[Tensor, Tensor], h: Terms = (None, None)) -> Tensor | None:
+        r"""Weighted log-sum-exp of the rows, and of the columns.
+
+        .. math::
+            \sum_i w_i \log \sum_j \exp(\langle x_i, y_j \rangle + h'_j)
+            + \sum_j w'_j \log \sum_i \exp(\langle x_i, y_j \rangle + h_i)
+
+        The exponentials are made once where they fit into one block, and twice beyond; done one after the other, both
+        sums would take half as many products again. There is no second derivative, and none in h and w.
+
+        Args:
+            w: Weights w and w', shapes (n,) and (m,).
+            h: Terms h of the rows and h' of the columns, shapes (n,) and (m,), None for zeros.
+
+        Returns:
+            A scalar; None where a common shift of all logits is not safe, or the engine is the fused one.
+        """
+        if self.fused or safe_shift(self.bound, self.x.dtype, *h) is None:
+            return None
+        terms = tuple(z.new_zeros(len(z)) if t is None else t for z, t in zip((self.x, self.y), h, strict=True))
+        return _MutualLogSumExp.apply(self.x, self.y, terms, w, self._fill, self.bound)
+
+    def _terms(self, h: Tensor | None) -> Tensor:
+        return self.y.new_zeros(len(self.y)) if h is None else h
+
+    @property
+    def _fill(self) -> "Fill | None":
+        return None if self.forbidden is None else self.forbidden.fill
+
+    def _dense(self, h: Tensor | None) -> Tensor:
+        scores = self.matrix(h)
+        # A row without any pair has no softmax, so it must not get a gradient either.
+        nothing = scores.detach().amax(-1, keepdim=True) == -torch.inf
+        return scores.masked_fill(nothing, torch.finfo(scores.dtype).min).logsumexp(-1)
+
+
+def safe_shift(bound: float, dtype: torch.dtype, *terms: Tensor | None) -> float | None:
+    """A number that can be taken from all logits so that their exponentials neither overflow nor vanish, or None.
+
+    Args:
+        bound: Largest absolute value of a logit.
+        dtype: Of the logits.
+        terms: What is added to them, by row or column, or None.
+
+    Returns:
+        The largest logit that can be, if the least one is not too far below.
+
+    Example:
+        >>> import torch
+        >>> safe_shift(10.0, torch.float32), safe_shift(1000.0, torch.float32)
+        (10.0, None)
+    """
+    lowest, highest = -bound, bound
+    for h in terms:
+        if h is not None:
+            h = h.detach()
+            top = float(h.amax())
+            lowest, highest = lowest + float(h.where(h > -torch.inf, top).amin()), highest + top
+    return highest if highest - lowest <= _ROOM[dtype] else None
+
+
+def row_slices(n: int, m: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover ``n`` rows of ``m`` entries in blocks of the engines' size."""
+    size = max(1, block_entries(device) // m)
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+
+# Writes minus infinity over the forbidden pairs of a block, given its rows and columns.
+Fill = Callable[[Tensor, slice, slice], object]
+
+
+def _blocks(x: Tensor, y: Tensor, h: Tensor, fill: Fill | None, *, upper: bool = False) -> Iterator[Block]:
+    """Blocks of rows of the logits plus ``h``, if ``upper`` those from the diagonal on; they may be overwritten."""
+    h, buffer = h.expand(len(y)), None
+    for rows in row_slices(len(x), len(y), x.device):
+        columns = slice(rows.start if upper else 0, len(y))
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        # One buffer for all blocks: fresh memory costs more than the product that fills it.
+        buffer = x.new_empty(shape[0] * shape[1]) if buffer is None else buffer
+        scores = torch.addmm(h[columns], x[rows], y[columns].mT, out=buffer[: shape[0] * shape[1]].view(shape))
+        if fill is not None:
+            fill(scores, rows, columns)
+        yield rows, columns, scores
+
+
+class _LogSumExp(torch.autograd.Function):
+    """The soft minima of an engine, and products of their plan as the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, h: Tensor, mask: Mask | None, backend: str) -> Tensor:
+        ctx.engine = engine(Bilinear(x, y), 1.0, backend, mask)
+        f = ctx.engine.row_softmin(h)
+        ctx.save_for_backward(x, y, h, f)
+        return f.neg().clamp_(min=torch.finfo(x.dtype).min)
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, h, f = ctx.saved_tensors
+        # A row without any pair has no plan.
+        hf = f.where(f < torch.inf, -torch.inf)
+        parts = [x * grad[:, None], grad[:, None]] if ctx.needs_input_grad[2] else [x * grad[:, None]]
+        dx, found = ctx.engine.plan_products(hf, h, y, torch.cat(parts, 1))
+        dh = found[:, -1] if ctx.needs_input_grad[2] else None
+        return dx.mul_(grad[:, None]), found[:, : x.shape[1]], dh, None, None
+
+
+class _WeightedLogSumExp(torch.autograd.Function):
+    """The gradient of rows whose weights are known is made of a block as soon as the sums of its rows are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, h: Tensor, w: Tensor, fill: Fill | None, shift: float | None) -> Tensor:
+        to_points, to_terms = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        dx, dy, dh = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(h)
+        value = x.new_zeros(())
+        for rows, _, scores in _blocks(x, y, h if shift is None else h - shift, fill):
+            powers, sums, logs = _powers(scores, shift)
+            value += torch.dot(w[rows], logs)
+            factors = sums.reciprocal_().mul_(w[rows])
+            if to_points:
+                torch.mm(powers, y, out=dx[rows]).mul_(factors[:, None])
+                dy.addmm_(powers.mT, x[rows] * factors[:, None])
+            if to_terms:
+                dh.addmv_(powers.mT, factors)
+        ctx.save_for_backward(dx, dy, dh)
+        return value
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grad * g for g in ctx.saved_tensors), None, None, None
+
+
+def _powers(scores: Tensor, shift: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Exponentials of logits less the shift they have had, or else the row's largest; sums; logarithms of the sums."""
+    top: Tensor | float | None = shift
+    if top is None:
+        peaks = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+        scores, top = scores.sub_(peaks), peaks[:, 0]
+    powers = scores.exp_()
+    sums = powers.sum(-1).clamp_(min=torch.finfo(scores.dtype).tiny)
+    return powers, sums, sums.log().add_(top)
+
+
+class _MutualLogSumExp(torch.autograd.Function):
+    """Each exponential is used for its row and for its column; of a symmetric matrix, with y None, one half is made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, h: Sequence[Tensor], w: Sequence[Tensor], fill: Fill | None, bound: float
+    ) -> Tensor:
+        tops = [t.amax() for t in h]
+        factors = [(t - top).exp() for t, top in zip(h, tops, strict=True)]
+        u, v = factors[0], factors[-1]
+        first, second = _passes(x, y, fill, bound)
+        sums = [t.new_zeros(len(t)) for t in h]
+        for rows, columns, powers in first:
+            turned = _turned(rows, y)
+            sums[0][rows].addmv_(powers, v[columns])
+            sums[-1][turned].addmv_(powers[:, _within(turned, columns)].mT, u[rows])
+        value, scales = _logs(w, sums, [top + bound for top in reversed(tops)])
+        if any(ctx.needs_input_grad):
+            left, right = torch.stack([scales[0], u], 1), torch.stack([v, scales[-1]])
+            gradients = [torch.zeros_like(z) for z in (x, y) if z is not None]
+            for rows, columns, powers in second:
+                turned = _turned(rows, y)
+                share = powers.mul_(left[rows] @ right[:, columns])
+                gradients[0][rows].addmm_(share, (x if y is None else y)[columns])
+                gradients[-1][turned].addmm_(share[:, _within(turned, columns)].mT, x[rows])
+            ctx.save_for_backward(*gradients)
+        return value
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = [grad * g for g in ctx.saved_tensors]
+        return (*found, *[None] * (6 - len(found)))
+
+
+def _passes(x: Tensor, y: Tensor | None, fill: Fill | None, bound: float) -> tuple[Iterable[Block], Iterable[Block]]:
+    """Blocks of the exponentials of logits less ``bound``, twice: a single block is kept, several are made anew."""
+    shift, other = x.new_tensor([-bound]), x if y is None else y
+
+    def made() -> Iterator[Block]:
+        for rows, columns, scores in _blocks(x, other, shift, fill, upper=y is None):
+            yield rows, columns, scores.exp_()
+
+    if len(x) * len(other) > block_entries(x.device):
+        return made(), made()
+    kept = list(made())
+    return kept, kept
+
+
+def _turned(rows: slice, y: Tensor | None) -> slice:
+    """The columns whose entries in these rows are those of the transpose: all, or those after the diagonal."""
+    return slice(rows.stop if y is None else 0, None)
+
+
+def _within(part: slice, columns: slice) -> slice:
+    """The columns of ``part`` by their place in a block that begins with the first of ``columns``."""
+    return slice(part.start - columns.start, None)
+
+
+def _logs(w: Sequence[Tensor], sums: Sequence[Tensor], shifts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The weighted logarithms of the sums, shifted, and the weights over the sums."""
+    value, scales = w[0].new_zeros(()), []
+    for weights, s, shift in zip(w, sums, shifts, strict=True):
+        s.clamp_(min=torch.finfo(s.dtype).tiny)
+        value += torch.dot(weights, s.log().add_(shift))
+        scales.append(weights / s)
+    return value, scales
