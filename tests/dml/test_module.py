@@ -289,20 +289,17 @@ def test_half_precision_training_is_finite(tmp_path):
         assert module(torch.rand(2, 1, 8, 8)).dtype == torch.float32
 
 
+def plain_trainer(folder, **options):
+    """A trainer that writes and says nothing."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(**quiet, enable_checkpointing=False, accelerator="cpu", default_root_dir=folder, **options)
+
+
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 def test_any_trainer_validates_with_retrieval_metrics(tmp_path):
     module = ProxyDML(3, **SMALL)
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        limit_train_batches=1,
-    )
+    trainer = plain_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
     val = Digits(split="val")
     trainer.fit(module, DataLoader(Digits(split="train"), 30), DataLoader(val, 100))
     with torch.no_grad():
@@ -325,8 +322,7 @@ class Searched(Digits):
 def test_any_trainer_validates_as_a_run_in_a_folder_does(tmp_path):
     """Also for a set with queries, which the values of its samples do not tell."""
     module, val = ProxyDML(3, **SMALL), Searched()
-    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(**options, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer = plain_trainer(tmp_path)
     (found,) = trainer.validate(module, DataLoader(val, 100), verbose=False)
     expected = evaluate(module, val)
     assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()}, abs=1e-6)
@@ -347,15 +343,7 @@ def test_any_trainer_turns_the_epochs_of_the_sampler(tmp_path):
             return super().training_step(batch, batch_idx)
 
     sampler = ClassBalancedBatchSampler(data.labels, 3, 2, batches=1)
-    trainer = Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = plain_trainer(tmp_path, max_epochs=2)
     trainer.fit(Watched(3, **SMALL), DataLoader(data, batch_sampler=sampler))
     for epoch, images in enumerate(seen):
         sampler.set_epoch(epoch)

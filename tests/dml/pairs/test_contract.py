@@ -23,16 +23,6 @@ LABELS = torch.tensor([0, 0, 0, 0, 3, 3, 1, 1, 1, 7])
 
 
 @pytest.fixture
-def z(generator):
-    return 3 * torch.randn(10, 6, generator=generator, dtype=torch.float64)
-
-
-@pytest.fixture
-def reference(generator):
-    return torch.randn(7, 6, generator=generator, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 5, 5, 0])
-
-
-@pytest.fixture
 def peer():
     pytest.importorskip("pytorch_metric_learning")
     from pytorch_metric_learning import losses, miners

@@ -11,16 +11,6 @@ from otdml.dml import CrossBatchMemory, GradCache, RecallAtK, recall_at_k, retri
 LABELS = torch.tensor([0, 0, 0, 0, 3, 3, 1, 1, 1, 7])
 
 
-@pytest.fixture
-def z(generator):
-    return 3 * torch.randn(10, 6, generator=generator, dtype=torch.float64)
-
-
-@pytest.fixture
-def reference(generator):
-    return torch.randn(7, 6, generator=generator, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 5, 5, 0])
-
-
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
 def test_is_one_less_recall_as_the_temperature_falls(k, generator):
     labels = torch.arange(12).repeat(5)
