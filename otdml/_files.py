@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["FolderHeldError", "held", "replacing", "writable_file", "write_text"]
+__all__ = ["FolderLockedError", "folder_lock", "replacing", "writable_file", "write_text"]
 
 # Locks of this process: closing a second handle of a file would release its lock.
-_HELD: set[tuple[Path, int]] = set()
+_LOCKED: set[tuple[Path, int]] = set()
 
 
 @contextmanager
@@ -90,29 +90,29 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-class FolderHeldError(ValueError):
-    """Another process holds the folder."""
+class FolderLockedError(ValueError):
+    """Another process has locked the folder."""
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Within it no other process can hold the folder; a kill lets go of it. Without effect where locks are unknown.
+def folder_lock(folder: Path) -> Iterator[None]:
+    """A lock of a folder against other processes; a kill releases it. Without effect where there are no file locks.
 
-    A process that holds the folder already holds it on: it is let go of where the outermost block ends.
+    It is reentrant within a process: the outermost block releases it.
 
     Raises:
-        FolderHeldError: Another process holds it.
+        FolderLockedError: Another process has the lock.
     """
     path = (folder / ".lock").resolve()
-    if (path, os.getpid()) in _HELD:
+    if (path, os.getpid()) in _LOCKED:
         yield
         return
     lock = _locked(path)
-    _HELD.add((path, os.getpid()))
+    _LOCKED.add((path, os.getpid()))
     try:
         yield
     finally:
-        _HELD.discard((path, os.getpid()))
+        _LOCKED.discard((path, os.getpid()))
         if lock is not None:
             # Deleted before it is unlocked, so that a process that waits for the lock notices.
             path.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def _locked(path: Path) -> IO[bytes] | None:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
-            raise FolderHeldError(
+            raise FolderLockedError(
                 f"another process trains in {path.parent}. Wait for it, or choose another folder."
             ) from error
         except OSError:
@@ -142,5 +142,5 @@ def _locked(path: Path) -> IO[bytes] | None:
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 return lock
-        # Whoever held it has removed the file: there is another one now, or none.
+        # The process that had the lock has removed the file: there is another one now, or none.
         lock.close()

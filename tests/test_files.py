@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from otdml._files import held, replacing, write_text
+from otdml._files import folder_lock, replacing, write_text
 
 
 def test_replaces_and_leaves_nothing_beside(tmp_path):
@@ -63,8 +63,8 @@ def test_a_missing_folder_is_named(tmp_path):
 
 HOLD = """
 import pathlib, sys, time
-from otdml._files import held
-with held(pathlib.Path(sys.argv[1])):
+from otdml._files import folder_lock
+with folder_lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -73,10 +73,10 @@ with held(pathlib.Path(sys.argv[1])):
 def test_folder_is_held_by_one_process_until_it_ends_or_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="Wait for it, or choose another folder"), held(tmp_path):
+        with pytest.raises(ValueError, match="Wait for it, or choose another folder"), folder_lock(tmp_path):
             pass
         other.send_signal(signal.SIGKILL)
-    with held(tmp_path):
+    with folder_lock(tmp_path):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -101,14 +101,15 @@ def test_what_a_kill_has_left_is_removed_by_the_next_attempt_and_what_is_being_w
     assert sorted(os.listdir(tmp_path)) == ["another.txt", "file.txt"]
 
 
-def test_a_folder_is_held_until_the_outermost_block_ends(tmp_path):
-    script = f"from pathlib import Path; from otdml._files import held\nwith held(Path({str(tmp_path)!r})): pass"
+def test_a_folder_is_locked_until_the_outermost_block_ends(tmp_path):
+    script = "from pathlib import Path; from otdml._files import folder_lock\n"
+    script += f"with folder_lock(Path({str(tmp_path)!r})): pass"
 
     def another():
         return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
-    with held(tmp_path):
-        with held(tmp_path):
+    with folder_lock(tmp_path):
+        with folder_lock(tmp_path):
             assert "another process trains" in another().stderr
         assert "another process trains" in another().stderr
     assert another().returncode == 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from otdml._checks import argument_error, check_known
-from otdml._files import held, write_text
+from otdml._files import folder_lock, write_text
 from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
@@ -126,7 +126,7 @@ def execute(
     config = _budget(run, devices)
     path.mkdir(parents=True, exist_ok=True)
     # Locked until the metrics are written, not only during training.
-    with held(path) if is_first() else nullcontext():
+    with folder_lock(path) if is_first() else nullcontext():
         if is_first():
             # After data and settings have been checked.
             folder.claim(run, images)

@@ -231,8 +231,8 @@ def embedded(
 ) -> tuple["EmbeddingIndex", dict[str, str]]:
     """Write an index of images into ``out``, and return it, and the files that were left out with the reason.
 
-    Embeddings of the same weights and files that are there already are kept. Neither images nor embeddings are held:
-    what grows with their number are the paths.
+    Embeddings of the same weights and files that are there already are reused. Neither images nor embeddings are kept
+    in memory: only the paths grow with their number.
 
     Args:
         checkpoint: What embeds.

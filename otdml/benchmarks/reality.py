@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from otdml._checks import argument_error
-from otdml._files import held
+from otdml._files import folder_lock
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.models import load_checkpoint
@@ -101,7 +101,7 @@ def assemble(out: Path, runs: Iterable[Run], root: str | None = None) -> None:
     if waiting:
         test = load_split(waiting[0][0].dataset, root, "test", waiting[0][0].data)
         for run, folder in waiting:
-            with held(folder.path):
+            with folder_lock(folder.path):
                 folder.claim(of_four_folds(run))
                 _assemble(folder, tuple(run.training.get("ks", (1, 2, 4, 8))), test)
 

@@ -109,7 +109,7 @@ def embed(
     The index is a folder: index.faiss, which FAISS reads as well, and items.json with the paths. Given again for the
     same images and weights, the command finds them embedded.
 
-    A million images fit: none are held. With --index they are searched by a FAISS index of that kind,
+    A million images fit: none are kept in memory. With --index they are searched by a FAISS index of that kind,
     approximate.faiss, and the share of the nearest that it finds is measured and shown; how it is searched may follow
     a semicolon: "IVF1024,PQ32;nprobe=8".
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_integer
-from otdml._files import FolderHeldError, held, replacing
+from otdml._files import FolderLockedError, folder_lock, replacing
 from otdml.dml.backbones.cut import cut
 from otdml.dml.cache import maps_key
 from otdml.dml.loading import Augment, OrderedCrops, epoch_seed
@@ -178,13 +178,13 @@ def _write(file: Path, maps: Iterator[Tensor], count: int, dtype: np.dtype[Any])
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, after whoever holds it now."""
+    """Lock the folder, once other processes have released it."""
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(held(folder))
+                stack.enter_context(folder_lock(folder))
                 break
-            except FolderHeldError:
+            except FolderLockedError:
                 time.sleep(1.0)
         yield
 

@@ -75,7 +75,7 @@ class ProxyDML(LightningModule):
     :func:`otdml.dml.fit` runs it in a folder that a killed run can go on from. Its checkpoints hold network, head,
     proxies, flow and hyper-parameters, all as plain types: ``torch.load(path, weights_only=True)`` reads them, and
     ``ProxyDML.load_from_checkpoint(path)`` rebuilds the module (pass ``backbone``, ``loss`` or ``nir_options`` again
-    where they were modules, or held one).
+    where they were modules, or contained one).
 
     Args:
         num_classes: Training classes.

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from otdml._checks import argument_error
-from otdml._files import held
+from otdml._files import folder_lock
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, evaluate
 from otdml.dml.loading import Augment, TrainingBatches, as_float, epoch_seed, seeded
@@ -112,7 +112,7 @@ def fit(
         run.seed_all = seed_all
         trainer = make_trainer(config, module, folder, [run, *([ProgressLine()] if progress else [])])
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder) if trainer.is_global_zero else nullcontext():
+        with folder_lock(folder) if trainer.is_global_zero else nullcontext():
             with _inputs(trainer, run, train, augment) as (images, rest):
                 _trained(trainer, run, _Batches(images, config, rest), resume)
                 with _on(module, trainer.strategy.root_device):

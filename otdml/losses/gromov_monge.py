@@ -72,7 +72,7 @@ def distortion(
 
     It is zero if and only if the map preserves the costs, for instance if it is an isometry under ``sqeuclidean``.
     Choose it where such a map exists; where none does, :func:`gromov_monge_gap` leaves out what no map can avoid.
-    Differentiable everywhere for the bilinear costs. Time O(n² d); no matrix of n² entries is held beyond
+    Differentiable everywhere for the bilinear costs. Time O(n² d); no matrix of n² entries is in memory beyond
     2,048 points.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otdml._files import FolderHeldError, held, write_text
+from otdml._files import FolderLockedError, folder_lock, write_text
 from otdml.benchmarks.environment import environment
 from otdml.studies.protocol import Arm, Reading, Study
 
@@ -135,10 +135,10 @@ def run_cells(study: Study, wanted: Sequence[Cell], data: Path | None = None) ->
     for cell in wanted:
         cell.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with held(cell.path.parent):
+            with folder_lock(cell.path.parent):
                 if cell.read() is None:
                     yield from _run(study, cell, data)
-        except FolderHeldError:
+        except FolderLockedError:
             continue
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from otdml._files import held
+from otdml._files import folder_lock
 from otdml.data import Digits, Distort, ImageFolder, RandomResizedCrop
 from otdml.dml import ProxyDML, TrainingConfig, embed, fit
 from otdml.dml.backbones.cut import cut
@@ -116,11 +116,11 @@ def test_a_process_waits_for_who_is_writing(tmp_path, monkeypatch):
 
     import otdml._files as files
 
-    holding = held(home)
+    holding = folder_lock(home)
     holding.__enter__()
-    place = next(iter(files._HELD))
+    place = next(iter(files._LOCKED))
     # As another process sees it.
-    files._HELD.discard(place)
+    files._LOCKED.discard(place)
     monkeypatch.setattr(files, "_locked", raising_until_released(waited, files._locked))
     monkeypatch.setattr("otdml.dml.maps.time.sleep", release)
     assert len(keep_maps(module(), Digits(), folder=tmp_path, crops=2)) == len(first)
@@ -152,10 +152,10 @@ def test_whole_files_are_read_while_another_process_computes_more(tmp_path, monk
 
 def raising_until_released(waited, locked):
     def tried(path):
-        from otdml._files import FolderHeldError
+        from otdml._files import FolderLockedError
 
         if not waited:
-            raise FolderHeldError("held")
+            raise FolderLockedError("locked")
         return locked(path)
 
     return tried

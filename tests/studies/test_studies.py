@@ -145,8 +145,8 @@ def test_a_cell_that_another_command_runs_is_left_to_it(study, calls, tmp_path):
     folder = tmp_path / "control" / "seed-0"
     folder.mkdir(parents=True)
     script = (
-        "import sys, pathlib; from otdml._files import held\n"
-        "with held(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from otdml._files import folder_lock\n"
+        "with folder_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,7 +1,7 @@
 """Gromov-Monge gaps with their gradients, beside POT and OTT on the same objective.
 
 The contenders solve the Gromov-Wasserstein part in different ways: ours and OTT's at a fixed temperature, POT's batched
-solver by proximal steps that end near a permutation. So they are held to the objective: a contender counts if its
+solver by proximal steps that end near a permutation. So they are compared by the objective: a contender counts if its
 plan, made to meet the marginals, comes within a thousandth of the product of the mean costs of the best one known, and
 it is timed at the fastest of many settings that do, or shown at the setting that comes closest. Peers start from the
 product of the marginals, their default, or from a mean of it and the identity, near to which our other start is; the
