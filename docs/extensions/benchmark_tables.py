@@ -21,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 from otdml.benchmarks.baselines import PIXELS
 from otdml.benchmarks.presets import Preset, preset
 from otdml.benchmarks.report import metric_title, percent
-from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, figure, methods_of, metrics_of
+from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, figure, methods_of, metric_names
 from otdml.benchmarks.runs import RunFolder
 from otdml.data.registry import named_dataset
 
@@ -92,7 +92,7 @@ def found(names: Iterable[str], folder: Path) -> dict[str, Results]:
 
 def section(one: Results, command: str) -> str:
     """The table of a benchmark, its differences, the command and the machine."""
-    metrics = [name for name in SHOWN if name in metrics_of(one.runs)]
+    metrics = [name for name in SHOWN if name in metric_names(one.runs)]
     rows = [(name, "", *(f"{100 * row[m]:.1f}" for m in metrics)) for name, row in one.baselines.items()]
     for method in methods_of(one.runs):
         figures = [one.of(method, m) for m in metrics]
