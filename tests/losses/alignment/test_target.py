@@ -4,6 +4,7 @@ import torch
 from otdml.losses import DomainTarget
 from otdml.losses.alignment.pairs import joint, one_way
 from otdml.losses.alignment.target import DenseTarget, GroupTarget, MatchTarget, PairTarget, target_plan
+from otdml.ot.engines import base
 
 CPU = torch.device("cpu")
 LIKE = torch.zeros((), dtype=torch.float64)
@@ -117,3 +118,19 @@ def test_error_entries(bad):
     for target in (T, T.to_sparse_coo()):
         with pytest.raises(ValueError, match="`target` must be finite, not negative, and not all zero"):
             target_plan(target, one_way(3, 3, CPU), LIKE)
+
+
+@pytest.mark.parametrize("entries", [1, 13, 2**19], ids=["one row a block", "two rows a block", "one block"])
+@pytest.mark.parametrize(("name", "target", "pairing", "entry"), plans(), ids=[p[0] for p in plans()])
+def test_mean_of_a_function_is_that_under_the_matrix(name, target, pairing, entry, entries, monkeypatch):
+    monkeypatch.setitem(base.BLOCK, "cpu", entries)
+    generator = torch.Generator().manual_seed(0)
+    x, y, h = leaves = [torch.randn(*s, generator=generator, dtype=LIKE.dtype) for s in ((6, 3), (6, 3), (6,))]
+    for t in leaves:
+        t.requires_grad_()
+    plan = target_plan(target, pairing, LIKE)
+    expected = (brute_force(entry, 6, 6) * (x @ y.mT + h).tanh()).sum()
+    found = plan.mean(torch.tanh, x, y, h)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
+    torch.testing.assert_close(plan.mean(torch.exp, x, y), (brute_force(entry, 6, 6) * (x @ y.mT).exp()).sum())
