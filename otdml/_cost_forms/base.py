@@ -210,7 +210,7 @@ class Ground(ABC):
         It does not change when a constant is added to the cost. Pairs of infinite cost, or where ``mask`` is True, are
         left out. The matrix is read once, in blocks of rows.
         """
-        cost, a, b = self.detach(), a.detach(), b.detach()
+        cost, a, b = self.detach(), _readable(a.detach()), _readable(b.detach())
         u, v = (_centred(offset, w) for offset, w in ((cost.u, a), (cost.v, b)))
         # Points without weight have no part in the least cost.
         v = v + torch.where(b > 0, 0.0, torch.inf)
@@ -231,6 +231,12 @@ class Ground(ABC):
         # What rounding leaves of equal costs is no spread.
         noise = 64 * torch.finfo(found.dtype).eps * torch.maximum(mean.abs(), low.abs())
         return torch.where(found <= noise, 0.0, found)
+
+
+def _readable(weights: Tensor) -> Tensor:
+    """The same weights up to a factor where products of their masses would vanish."""
+    mass = weights.sum(-1, keepdim=True)
+    return weights / mass.where((mass < 1e-15) & (mass > 0), 1.0)
 
 
 def _centred(offset: Tensor | None, weights: Tensor) -> Tensor:

@@ -62,14 +62,6 @@ class Matrix(Ground):
         values = self.C.detach().abs()
         return values.where(values < torch.inf, 0.0).amax((-2, -1))
 
-    def without_orphans(self, a: Tensor, b: Tensor) -> "Matrix":
-        """The same cost, zero in rows and columns without weight in which every pair is forbidden."""
-        rows = (a == 0) & (self.C.amin(-1) == torch.inf)
-        columns = (b == 0) & (self.C.amin(-2) == torch.inf)
-        if not bool(rows.any() | columns.any()):
-            return self
-        return Matrix(self.C.masked_fill(rows[..., :, None] | columns[..., None, :], 0.0), self.u, self.v)
-
     def near_zero(self, scale: Scale) -> "Matrix":
         low = self.C.detach().amin((-2, -1))
         if self.u is not None or not bool((low.abs() > 64 * scale).any()):

@@ -205,7 +205,9 @@ class _Divergence:
 
         Its derivatives are those of the difference all the same.
         """
-        a, b = self.between.a.sum(-1), self.between.b.sum(-1)
+        # Not those of the first term, which may have points taken out that no pair may move.
+        last = self.last.b if isinstance(self.last, Problem) else self.between.b
+        a, b = self.first.a.sum(-1), last.sum(-1)
         known = (a - b).detach()
         equal = known.abs() <= 32 * torch.finfo(a.dtype).eps * (a + b).detach()
         return a - b - (known if self.between.balanced else known.where(equal, 0.0))
@@ -272,9 +274,10 @@ def sinkhorn_divergence_matrix(
         check_symmetric(name, cost)
     batch = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2])
     C, C_x, C_y = (expand(cost, batch, 2) for cost in (C, C_x, C_y))
-    between = Problem.of_matrix(C, expand(a, batch, 1), expand(b, batch, 1), eps=eps, rho=rho)
-    first = Problem.of_matrix(C_x, between.a, between.a, eps=between.eps, rho=rho)
-    last = Problem.of_matrix(C_y, between.b, between.b, eps=between.eps, rho=rho)
+    a, b = expand(a, batch, 1), expand(b, batch, 1)
+    between = Problem.of_matrix(C, a, b, eps=eps, rho=rho)
+    first = Problem.of_matrix(C_x, a, a, eps=between.eps, rho=rho)
+    last = Problem.of_matrix(C_y, b, b, eps=between.eps, rho=rho)
     return _Divergence(between, first, last).value(SolverOptions(tol, max_iter, "dense"))
 
 

@@ -168,7 +168,7 @@ def _cooled(posed: Posed, options: SolverOptions, g: Tensor, spent: int) -> tupl
         limit = max(1, min(LONGEST, (options.max_iter - spent) // (len(factors) - i + 1)))
         warm = Posed.of(posed.problem.at(factor), options.backend)
         start = _initial(warm) if start is None else start / factor
-        found = iterate(_alternating(warm), start, tol=ROUGH, max_iter=limit)
+        found = iterate(_alternating(warm), start, tol=ROUGH, max_iter=limit, sparing=True)
         start, spent = found.g * factor, spent + found.n_iter
     return g if start is None else start, spent
 
@@ -207,7 +207,9 @@ def _given(posed: Posed, init: Init) -> Tensor:
         return g
     if f is None:
         return torch.zeros_like(problem.columns.weights)
-    return problem.columns.update(posed.engine.column_softmin(f + problem.rows.log))
+    # A point without weight may have an infinite potential.
+    h = torch.where(problem.rows.weights > 0, f + problem.rows.log, -torch.inf)
+    return problem.columns.update(posed.engine.column_softmin(h))
 
 
 def _reduced(posed: Posed, potential: Tensor | None, marginal: Marginal, offset: Tensor | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from otdml.ot._anderson import Anderson
+from otdml.ot._anderson import PERIOD, Anderson
 from otdml.ot._problem import Marginal
 from otdml.ot._progress import Progress
 from otdml.ot.engines import SoftMin
@@ -203,7 +203,13 @@ def at_once(entries: int) -> tuple[int, int]:
 
 
 def iterate(
-    update: Update, g: Tensor, *, tol: float = 1e-3, max_iter: int = 2000, prepared: bool = False
+    update: Update,
+    g: Tensor,
+    *,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+    prepared: bool = False,
+    sparing: bool = False,
 ) -> Potentials:
     """Iterations from ``g`` until the marginal error is within ``tol``.
 
@@ -213,6 +219,8 @@ def iterate(
         tol: Relative L1 error of the marginals.
         max_iter: Most iterations.
         prepared: Whether the engine was prepared near ``g`` already.
+        sparing: Whether ``max_iter`` is small for the problem, so that each extrapolation is to come after as few
+            iterations as it needs, and not after as many as are quick to make at once.
 
     Raises:
         NotFinite: If NaN or infinity comes up.
@@ -228,14 +236,18 @@ def iterate(
                 with torch.cuda.device(g.device):
                     queue = _device_loop.Stream()
                     return _device_loop.solve(update, g, tol=tol, max_iter=max_iter, progress=progress, queue=queue)
-        return _iterate(update, g, tol, max_iter, progress)
+        many, most = at_once(update.softmin.shape.numel())
+        many, most = (min(many, PERIOD), min(most, PERIOD)) if sparing else (many, most)
+        return _iterate(update, g, tol, max_iter, progress, (many, most))
 
 
-def _iterate(update: Update, g: Tensor, tol: float, max_iter: int, progress: Progress) -> Potentials:
+def _iterate(
+    update: Update, g: Tensor, tol: float, max_iter: int, progress: Progress, together: tuple[int, int]
+) -> Potentials:
     accelerated, softmin = Anderson(), update.softmin
     best, spent, last = math.inf, 0, max_iter
     # Fewer where the kernel was made anew just now, and one where it had to be given up.
-    many, most = at_once(softmin.shape.numel())
+    many, most = together
     while True:
         step = update.step(g, max(1, min(many if softmin.has_kernel else 1, last - spent)))
         times = step.new.shape[0]

@@ -12,6 +12,7 @@ from otdml._checks import argument_error, check_choice, check_integer, check_pos
 from otdml._cost_forms import Mask
 from otdml.costs import Cost, Ground, Matrix, ground, temperature_of_spread
 from otdml.measures import weights
+from otdml.ot._idle import Idle, without_idle
 from otdml.ot.engines import BACKENDS, Engine, engine
 
 __all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_spread"]
@@ -110,6 +111,7 @@ class Problem:
         eps: Temperature, a number or shape (...), without graph.
         rho: Penalties of the two marginals; None for a hard constraint.
         mask: Forbidden pairs, or None.
+        idle: Points without admissible partner that have been taken out, or None.
     """
 
     cost: Ground
@@ -118,6 +120,7 @@ class Problem:
     eps: Tensor | float
     rho: Penalties = HARD
     mask: Mask | None = None
+    idle: Idle | None = None
 
     @classmethod
     def between(
@@ -162,10 +165,13 @@ class Problem:
         partial: bool = False,
     ) -> "Problem":
         """The problem for a matrix of costs, with equal batch dimensions; ``partial`` as in :meth:`between`."""
-        penalties, cost = check_rho(rho), Matrix(C).without_orphans(a, b)
-        a, b = _with_masses(a, b, penalties, partial=partial)
+        penalties = check_rho(rho)
+        rows, columns = (p is not None for p in penalties)
+        C, a, b, idle = without_idle(C, a, b, free=(rows, columns))
+        cost, (a, b) = Matrix(C), _with_masses(a, b, penalties, partial=partial)
         temperature = _temperature(eps, cost, a, b)
-        return cls(cost.near_zero(temperature), a, b, temperature, penalties)
+        idle = idle and idle.priced(a, b, temperature, penalties)
+        return cls(cost.near_zero(temperature), a, b, temperature, penalties, idle=idle)
 
     @property
     def mT(self) -> "Problem":

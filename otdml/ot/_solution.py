@@ -82,7 +82,9 @@ class EntropicSolution(Coupling):
             # The column marginal is exact, so the mass of the plan is that of its target.
             over = problem.mass_at(found.g) - rows.mass * columns.mass if self._excess is None else self._excess.mass
             value = first + second - problem.eps * over
-        return with_gradient(self, value) if self.differentiable else value
+        value = with_gradient(self, value) if self.differentiable else value
+        idle = problem.idle
+        return value if idle is None else value + idle.value
 
     @cached_property
     def reduced(self) -> Pair:
@@ -113,6 +115,9 @@ class EntropicSolution(Coupling):
         """The potentials in units of the cost."""
         with self._later():
             f, g = self._full(*self.reduced)
+            if (idle := self.problem.idle) is not None and not self.problem.balanced:
+                # There the plan's marginal, a exp(-f / rho), is zero.
+                f, g = f.masked_fill(idle.rows, torch.inf), g.masked_fill(idle.columns, torch.inf)
             return f.to(self.dtype), g.to(self.dtype)
 
     def duals(self) -> Pair:

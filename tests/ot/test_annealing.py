@@ -5,8 +5,9 @@ import torch
 
 from otdml.costs import Matrix
 from otdml.ot import _annealing
+from otdml.ot._anderson import PERIOD
 from otdml.ot._annealing import resolution, solve
-from otdml.ot._iteration import iterate
+from otdml.ot._iteration import Alternating, iterate
 from otdml.ot._problem import Posed, Problem, SolverOptions
 
 
@@ -44,6 +45,28 @@ def test_a_hard_one_is_approached_from_a_twentieth_of_its_largest_cost(monkeypat
     assert all(high == 2 * low for high, low in itertools.pairwise(factors))
     assert solve(posed.problem, SolverOptions()).done
     assert tolerances.count(_annealing.ROUGH) == len(factors)
+
+
+def test_rough_solutions_extrapolate_as_often_as_it_helps(monkeypatch):
+    # At most 200 iterations are for each, of which a small kernel makes eight at once where time is what counts.
+    steps = []
+
+    def counted(alternating, g, times):
+        steps[-1][1].append(times)
+        return step(alternating, g, times)
+
+    def noted(update, g, **options):
+        steps.append((options["tol"], []))
+        return iterate(update, g, **options)
+
+    step = Alternating.step
+    monkeypatch.setattr(Alternating, "step", counted)
+    monkeypatch.setattr(_annealing, "iterate", noted)
+    assert solve(problem(2e-4, dtype=torch.float64), SolverOptions()).done
+    rough = [times for tol, made in steps if tol == _annealing.ROUGH for times in made]
+    assert rough
+    assert max(rough) == PERIOD
+    assert max(max(made) for tol, made in steps if tol != _annealing.ROUGH) > PERIOD
 
 
 def test_what_single_precision_does_not_resolve_is_solved_in_double():

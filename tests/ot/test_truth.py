@@ -121,13 +121,29 @@ def primal_bound(problem, plan):
     return float(value)
 
 
+# Why a problem may end unconverged, and with a warning: iterations that Sinkhorn's algorithm needs in numbers that grow
+# as the temperature falls, here below a thousandth of the spread of the costs, and penalties that are so small that the
+# mass of the plan is no number of its dtype.
+OUT_OF_ITERATIONS = "out of iterations below 1e-3 of the spread of the costs"
+BEYOND_NUMBERS = "a mass beyond all numbers"
+EXPLAINED = (OUT_OF_ITERATIONS, BEYOND_NUMBERS)
+
+
+def reason(problem, result, warning):
+    """Why the result is unconverged, if that is known."""
+    cold = problem.options["eps"] < 1e-3 * float(problem.C.max() - problem.C.min())
+    if "beyond all numbers" in warning:
+        return BEYOND_NUMBERS
+    return OUT_OF_ITERATIONS if cold and result.n_iter == 2000 and "`max_iter`=2000" in warning else "unexplained"
+
+
 def verdict(problem):
-    """What is false of what the solver reports, or "true", or "unconverged"."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+    """What is false of what the solver reports, or "true", or why it is unconverged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
         result = sinkhorn(problem.x, problem.y, problem.a, problem.b, tol=TOL, **problem.options)
     if not bool(result.converged):
-        return "unconverged"
+        return reason(problem, result, str(caught[-1].message) if caught else "")
     errors = relative_errors(problem, result)
     if max(errors) > 2 * TOL:
         return f"marginals are off by {max(errors):.2g}, reported {float(result.marginal_error):.2g}"
@@ -144,7 +160,7 @@ def verdicts(seeds, **kinds):
     found = collections.Counter()
     for seed in seeds:
         said = verdict(drawn(seed, **kinds))
-        assert said in ("true", "unconverged"), f"seed {seed}: {said}"
+        assert said in ("true", *EXPLAINED), f"seed {seed}: {said}"
         found[said] += 1
     return found
 
@@ -158,8 +174,8 @@ def test_what_is_reported_is_true():
 def test_what_is_reported_is_true_of_many(capsys):
     found = verdicts(range(3000))
     with capsys.disabled():
-        print(f"\nof 3,000 random problems: {dict(found)}")
-    assert found["true"] > 2700
+        print("\nof 3,000 random problems", *(f"{n} {said}" for said, n in found.most_common()), sep="\n  ")
+    assert found["true"] > 2800
 
 
 @pytest.mark.keops
