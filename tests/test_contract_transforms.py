@@ -42,6 +42,7 @@ from otdml.ot import (
     exact_matrix,
     gromov,
     gromov_matrix,
+    low_rank_sinkhorn,
     semidiscrete,
     sinkhorn,
     sinkhorn_barycenter,
@@ -92,6 +93,12 @@ def of_proxies(loss: NamedLoss) -> tuple[Callable[..., Tensor], tuple[Tensor, ..
     """The function of a loss with proxies, points, and proxies: three classes, of three centres if it has several."""
     function, shape = getattr(otdml.dml, loss.function), loss.kind(3, 3).proxies.shape
     return lambda z, p: function(z, p, LABELS), (X, drawn(*(min(size, 3) for size in shape), seed=6))
+
+
+def low_rank_objective(*measures: Tensor) -> Tensor:
+    """Of which the value has the gradient."""
+    result = low_rank_sinkhorn(*measures, rank=2, eps=1.0, tol=1e-9, max_iter=3000)
+    return result.value + (result.eps * result.divergence).detach()
 
 
 MEASURES = (X, Y, S, T)
@@ -151,6 +158,7 @@ ENTRIES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
         ),
         (X, Z, S),
     ),
+    "low_rank_sinkhorn": (weighted(lambda *t: low_rank_objective(*t)), MEASURES),
     "sinkhorn of a mass": (weighted(lambda *t: sinkhorn(*t, **TIGHT, mass=0.6).value), MEASURES),
     "SupCon": (lambda z: SupCon(eps=0.5)(z, LABELS), (X,)),
     "recall_at_k": (lambda z: recall_at_k(z, LABELS, eps=0.4), (X,)),
@@ -165,7 +173,7 @@ every = pytest.mark.parametrize("name", ENTRIES)
 # line in the contract of tests/losses, under their own name or under that of their Module.
 NOT_DIFFERENTIATED = {
     "numbers, choices and names": "BACKENDS COSTS Cost Ground Kernel NamedCost REFERENCE_PROXY_WEIGHTS",
-    "what a function returns": "BarycenterResult FitResult GromovResult OTResult SemidiscreteResult",
+    "what a function returns": "BarycenterResult FitResult GromovResult LowRankResult OTResult SemidiscreteResult",
     "forms of a cost, of which solvers take the derivatives": "Bilinear Matrix Pointwise ground",
     "kernels, of which the sums have entries": "Mixture RadialKernel energy gaussian geodesic inverse_multiquadric "
     "laplacian logarithmic mixture riesz uniform_mean",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from otdml._derivatives import fixed, may_move, once, refuse_transforms
-from otdml.ot import couple, gromov, gromov_matrix, sinkhorn_barycenter
+from otdml.ot import couple, gromov, gromov_matrix, low_rank_sinkhorn, sinkhorn_barycenter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -47,6 +47,7 @@ REFUSING = {
     "gromov": lambda x: gromov(x, x + 1).value,
     "gromov_matrix": lambda x: gromov_matrix(x @ x.mT, x @ x.mT).value,
     "sinkhorn_barycenter": lambda x: sinkhorn_barycenter(torch.stack([x, x + 1])).points,
+    "low_rank_sinkhorn": lambda x: low_rank_sinkhorn(x, x + 1, rank=2).value,
     "couple": lambda x: couple(x, x + 1)[0],
 }
 

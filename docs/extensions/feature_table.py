@@ -94,6 +94,12 @@ ROWS = (
         {"POT": "``ot.partial``", "torchcfm": "``OTPlanSampler('partial')``"},
     ),
     Row(
+        "plans of low rank, value and gradient",
+        f":func:`~{OT}.low_rank_sinkhorn`",
+        "OTT, exact transport, separate groups: ``tests/ot/_low_rank/test_solver.py``",
+        {"POT": "``ot.lowrank_sinkhorn``", "OTT": "``LRSinkhorn``"},
+    ),
+    Row(
         "semi-discrete transport from samples",
         f":func:`~{OT}.semidiscrete`",
         "closed forms: ``tests/ot/test_semidiscrete.py``",

@@ -4,6 +4,8 @@ from otdml.ot._barycenters.solver import BarycenterResult, sinkhorn_barycenter
 from otdml.ot._couplings import couple
 from otdml.ot._exact import exact, exact_matrix
 from otdml.ot._gromov.solver import GromovResult, gromov, gromov_matrix
+from otdml.ot._low_rank.result import LowRankResult
+from otdml.ot._low_rank.solver import low_rank_sinkhorn
 from otdml.ot._padding import pad_clouds
 from otdml.ot._ranks import soft_rank, soft_topk
 from otdml.ot._result import OTResult
@@ -14,6 +16,7 @@ from otdml.ot._sliced import sliced, wasserstein_1d
 __all__ = [
     "BarycenterResult",
     "GromovResult",
+    "LowRankResult",
     "OTResult",
     "SemidiscreteResult",
     "couple",
@@ -21,6 +24,7 @@ __all__ = [
     "exact_matrix",
     "gromov",
     "gromov_matrix",
+    "low_rank_sinkhorn",
     "pad_clouds",
     "semidiscrete",
     "sinkhorn",

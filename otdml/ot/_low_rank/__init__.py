@@ -1,0 +1,1 @@
+"""Couplings of low rank: points go by way of a few hubs."""

@@ -1,0 +1,181 @@
+r"""Mirror descent on couplings of low rank.
+
+With factors q and k of the cost, of which only :math:`-\langle q_i, k_j \rangle` matters to the plan, the objective is
+
+.. math::
+    -\sum_k g_k \langle \mu_k, \nu_k \rangle + \varepsilon \left( \mathrm{KL}(Q \,|\, a \otimes \tfrac1r)
+    + \mathrm{KL}(R \,|\, b \otimes \tfrac1r) + \mathrm{KL}(g \,|\, \tfrac1r) \right)
+
+with the means :math:`\mu` and :math:`\nu` of the points of each hub. A step minimises its linearisation at the present
+factors, plus :math:`\varepsilon (1 - \theta) / \theta` times the divergence from them, over all
+factors with :math:`Q 1 = a`, :math:`R 1 = b` and :math:`Q^\top 1 = R^\top 1 = g` :cite:p:`scetbon:21`. Its solution is
+
+.. math::
+    Q \propto a \exp(\langle q, N \rangle + s), \quad R \propto b \exp(\langle k, M \rangle + t), \quad
+    \log g = (1 - \theta) \log g^- + \theta (-\log r - \langle \mu, \nu \rangle / \varepsilon)
+    + (1 - \theta) (s^- + t^-) - s - t
+
+where :math:`N = (1 - \theta) N^- + \theta \nu / \varepsilon`, :math:`M` likewise, and the offsets s and t are the
+minimum of a convex function of 2r variables, found by Newton's method. So the state is of the size of the hubs.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from otdml.ot._low_rank.hubs import Shares, Side
+from otdml.ot._low_rank.newton import Local, minimum
+
+__all__ = ["Point", "State", "descend"]
+
+# The growth of a step that succeeds, and the factor and the least length of one that does not.
+FORTH, BACK, SHORTEST = 1.3, 0.5, 1e-3
+# The mismatch of the hubs' masses in units of the tolerance of their means.
+INNER = 3e-2
+
+
+@dataclass(frozen=True)
+class State:
+    """Directions (..., r, d) and offsets (..., r) of the shares of both sides, and log masses of the hubs (..., r)."""
+
+    left: Tensor
+    right: Tensor
+    s: Tensor
+    t: Tensor
+    log_g: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.left, self.right, self.s, self.t, self.log_g
+
+    def where(self, accepted: Tensor, other: "State") -> "State":
+        """This state where ``accepted``, shape (...), is true, and the other one elsewhere."""
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        return State(*(p.where(accepted[(..., *(None,) * (p.ndim - accepted.ndim))], q) for p, q in pairs))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state with the shares that it makes.
+
+    Attributes:
+        state: The state.
+        q: Shares of the first side.
+        r: Shares of the second side.
+        eps: Temperature, shape (...).
+    """
+
+    state: State
+    q: Shares
+    r: Shares
+    eps: Tensor
+
+    @classmethod
+    def of(cls, state: State, x: Side, y: Side, eps: Tensor) -> "Point":
+        """The shares of a state."""
+        q, r = x.shares(x.scores(state.left), state.s), y.shares(y.scores(state.right), state.t)
+        return cls(state, q, r, eps)
+
+    def at(self, state: State) -> "Point":
+        """The shares of another state."""
+        return Point.of(state, self.q.side, self.r.side, self.eps)
+
+    @cached_property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """The means of the hubs' points on both sides."""
+        return self.q.means, self.r.means
+
+    @property
+    def divergence(self) -> Tensor:
+        """The sum of the three divergences, shape (...)."""
+        state, log_rank = self.state, math.log(self.state.s.shape[-1])
+        found = 3 * log_rank + (state.log_g.exp() * state.log_g).sum(-1)
+        for shares, directions, offsets in ((self.q, state.left, state.s), (self.r, state.right, state.t)):
+            found = found + (shares.sums * directions).sum((-2, -1)) + (shares.masses * offsets).sum(-1)
+            found = found - shares.log_mass
+        return found
+
+    @property
+    def objective(self) -> Tensor:
+        """The objective, shape (...)."""
+        mu, nu = self.means
+        return -(self.state.log_g.exp() * (mu * nu).sum(-1)).sum(-1) + self.eps * self.divergence
+
+    @property
+    def mismatch(self) -> Tensor:
+        """By how much the masses of the hubs differ on the two sides and from g, shape (...)."""
+        g = self.state.log_g.exp()
+        return (self.q.masses - g).abs().sum(-1) + (self.r.masses - g).abs().sum(-1)
+
+    @property
+    def error(self) -> Tensor:
+        """Root mean square of how far means are from where the directions have them, or the mismatch, shape (...)."""
+        (mu, nu), eps = self.means, self.eps[..., None, None]
+        left = self.r.masses * (nu - eps * self.state.left).square().sum(-1)
+        right = self.q.masses * (mu - eps * self.state.right).square().sum(-1)
+        return torch.maximum((0.5 * (left + right).sum(-1)).sqrt(), self.mismatch)
+
+
+@torch.no_grad()
+def descend(here: Point, *, tol: float, max_iter: int) -> tuple[Point, int]:
+    """The point at which the iteration ends, and the number of steps."""
+    length, n = torch.ones_like(here.eps), 0
+    rounding = torch.finfo(length.dtype).eps
+    # The start has hubs whose masses do not quite agree, so the first step is compared with nothing.
+    level = torch.full_like(length, torch.inf)
+    for n in range(1, max_iter + 1):  # noqa: B007 -- it is returned
+        there = _stepped(here, length, max(INNER * tol, 8 * rounding))
+        value = there.objective
+        # Where masses do not agree, the objective is known to that, and a rise within it is none.
+        noise = 64 * rounding * (1 + value.abs()) + here.mismatch.where(level.isfinite(), 0.0) + there.mismatch
+        lower = value <= level + noise
+        better = (lower & (there.mismatch <= tol)) | (length <= SHORTEST)
+        moved = better & ~((here.error <= tol) & level.isfinite())
+        length = torch.where(better, (FORTH * length).clamp(max=1), BACK * length)
+        level = torch.where(moved, value, level)
+        here = there if bool(moved.all()) else here.at(there.state.where(moved, here.state))
+        if bool((here.error <= tol).all()):
+            break
+    return here, n
+
+
+def _stepped(here: Point, length: Tensor, tol: float) -> Point:
+    """The point after a mirror step of these lengths, shape (...)."""
+    old, x, y, (mu, nu) = here.state, here.q.side, here.r.side, here.means
+    theta, rank = length[..., None], old.s.shape[-1]
+    unit = theta[..., None] / here.eps[..., None, None]
+    left, right = old.left + unit * (nu - _at(here.eps, old.left)), old.right + unit * (mu - _at(here.eps, old.right))
+    pull = -math.log(rank) - (mu * nu).sum(-1) / here.eps[..., None]
+    level = (1 - theta) * (old.log_g + old.s + old.t) + theta * pull
+    # Where the means of hubs do not move, this leaves their masses as they are, to first order.
+    s, t = old.s - (mu * (left - old.left)).sum(-1), old.t - (nu * (right - old.right)).sum(-1)
+    s, t = _balanced(x, y, x.scores(left), y.scores(right), level, torch.cat([s, t], -1), tol)
+    return here.at(State(left, right, s, t, level - s - t))
+
+
+def _at(eps: Tensor, directions: Tensor) -> Tensor:
+    return eps[..., None, None] * directions
+
+
+def _balanced(
+    x: Side, y: Side, left: Tensor, right: Tensor, level: Tensor, offsets: Tensor, tol: float
+) -> tuple[Tensor, Tensor]:
+    """The offsets at which hubs have the same masses on both sides, and the logarithms of these are level - s - t."""
+
+    def function(z: Tensor) -> Local:
+        s, t = z.chunk(2, -1)
+        q, r, g = x.shares(left, s), y.shares(right, t), (level - s - t).exp()
+
+        def curvature() -> Tensor:
+            shared = torch.diag_embed(g)
+            rows = torch.cat([q.curvature() + shared, shared], -1), torch.cat([shared, r.curvature() + shared], -1)
+            return torch.cat(rows, -2)
+
+        gradient = torch.cat([q.masses - g, r.masses - g], -1)
+        return Local(q.log_mass + r.log_mass + g.sum(-1), gradient, curvature)
+
+    s, t = minimum(function, offsets, tol).chunk(2, -1)
+    return s, t

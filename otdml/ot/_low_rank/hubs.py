@@ -1,0 +1,79 @@
+r"""How the points of one side are shared among the hubs.
+
+A share is :math:`Q_{ik} = a_i \, \mathrm{softmax}_k (\langle q_i, N_k \rangle + s_k)`, so a side is known from its
+*directions* N and *offsets* s, whatever its number of points.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["Shares", "Side"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a problem, without graph.
+
+    Attributes:
+        points: Factors of the cost, centred and of root mean square one, shape (..., n, d).
+        weights: Of mass one, shape (..., n).
+    """
+
+    points: Tensor
+    weights: Tensor
+
+    def scores(self, directions: Tensor) -> Tensor:
+        """The products of the points with the directions (..., r, d), shape (..., n, r)."""
+        return self.points @ directions.mT
+
+    def shares(self, scores: Tensor, offsets: Tensor) -> "Shares":
+        """The shares with these scores and offsets."""
+        logits = scores + offsets[..., None, :]
+        logs = logits.amax(-1, keepdim=True)
+        # One exponential for the shares and for what they are divided by.
+        conditional = logits.sub_(logs).exp_()
+        sums = conditional.sum(-1, keepdim=True)
+        return Shares(self, conditional.div_(sums), (logs + sums.log())[..., 0])
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The shares of the points of a side.
+
+    Attributes:
+        side: The side.
+        conditional: The shares of a point over its weight, shape (..., n, r), with rows of sum one.
+        logs: Logarithms of the sums that these were divided by, shape (..., n).
+    """
+
+    side: Side
+    conditional: Tensor
+    logs: Tensor
+
+    @cached_property
+    def masses(self) -> Tensor:
+        """The mass of each hub, shape (..., r)."""
+        return (self.side.weights[..., None, :] @ self.conditional)[..., 0, :]
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """The sum of the points of each hub, shape (..., r, d)."""
+        return self.conditional.mT @ (self.side.weights[..., None] * self.side.points)
+
+    @property
+    def means(self) -> Tensor:
+        """The mean of the points of each hub, shape (..., r, d)."""
+        return self.sums / self.masses.clamp(min=torch.finfo(self.masses.dtype).tiny)[..., None]
+
+    @property
+    def log_mass(self) -> Tensor:
+        """The mean of the logarithms, shape (...): a convex function of the offsets, with gradient ``masses``."""
+        return (self.side.weights * self.logs).sum(-1)
+
+    def curvature(self) -> Tensor:
+        """The second derivative of :attr:`log_mass` in the offsets, shape (..., r, r)."""
+        products = self.conditional.mT @ (self.side.weights[..., None] * self.conditional)
+        return torch.diag_embed(self.masses) - products

@@ -1,0 +1,68 @@
+"""Newton's method with a way back, for a batch of smooth convex functions of few variables."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Local", "minimum"]
+
+# The share of the expected decrease that is asked for, the factor of a step that fails, and the least one.
+DECREASE, BACK, SHORTEST = 1e-4, 0.25, 1e-3
+# The longest step of an offset: beyond, an exponential says nothing of where the minimum is.
+LONGEST = 20.0
+# Relative to the mean of its diagonal, what is added to that of the curvature, which may be singular.
+RIDGE = 1e-6
+MAX_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Local:
+    """Functions near a point.
+
+    Attributes:
+        value: Shape (...).
+        gradient: Shape (..., r).
+        curvature: Computes the second derivatives, shape (..., r, r).
+    """
+
+    value: Tensor
+    gradient: Tensor
+    curvature: Callable[[], Tensor]
+
+    def error(self) -> Tensor:
+        """The L1 norm of the gradient, shape (...)."""
+        return self.gradient.abs().sum(-1)
+
+    def step(self) -> Tensor:
+        """The step of Newton, no longer than is sensible."""
+        curvature = self.curvature()
+        diagonal = curvature.diagonal(dim1=-2, dim2=-1)
+        diagonal += RIDGE * diagonal.mean(-1, keepdim=True) + torch.finfo(diagonal.dtype).tiny
+        step = -torch.linalg.solve_ex(curvature, self.gradient[..., None]).result[..., 0]
+        step = torch.where(step.isfinite().all(-1, keepdim=True), step, -self.gradient)
+        longest = step.abs().amax(-1, keepdim=True)
+        return step * (LONGEST / longest.clamp(min=LONGEST))
+
+
+def minimum(function: Callable[[Tensor], Local], z: Tensor, tol: float) -> Tensor:
+    """Points, shape (..., r), from ``z`` on, at which gradients have L1 norms within ``tol`` if they can."""
+    here = function(z)
+    noise = 16 * torch.finfo(z.dtype).eps
+    for _ in range(MAX_STEPS):
+        open_ = here.error() > tol
+        if not bool(open_.any()):
+            break
+        step = here.step()
+        slope = DECREASE * (here.gradient * step).sum(-1)
+        length = open_.to(z.dtype)
+        while True:
+            y = z + length[..., None] * step
+            there = function(y)
+            worse = (length > SHORTEST) & ~(there.value <= here.value + length * slope + noise * (1 + here.value.abs()))
+            if not bool(worse.any()):
+                break
+            length = torch.where(worse, BACK * length, length)
+        z, here = y, there
+    return z

@@ -1,0 +1,39 @@
+"""What a solver of low rank returns."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from otdml.ot._low_rank.coupling import LowRankCoupling
+from otdml.ot._result import OTResult
+
+__all__ = ["LowRankResult"]
+
+
+@dataclass(frozen=True)
+class LowRankResult(OTResult):
+    r"""A plan of low rank.
+
+    The plan and its factors are constants; :attr:`value` carries the gradient. :attr:`f` and :attr:`g` are the
+    derivatives of the objective in the weights, up to a constant, and constants too. All products with the plan go by
+    way of its factors; only :attr:`plan` is a matrix of n × m.
+
+    Attributes:
+        eps: Temperature, shape (...).
+        divergence: The sum of the divergences of Q, R and g from independence, shape (...). The objective is
+            ``value + eps * divergence``; the gradient of ``value`` is that of this sum.
+        error: How far the factors are from those that are optimal where the objective is linearised at them, shape
+            (...): the root mean square distance of the means of the hubs' points from where they would be, in units of
+            that of all points from their mean; or the share of the mass by which hubs differ on the two sides before
+            this is mended in the plan, if it is more. ``converged`` says that it is within the tolerance.
+    """
+
+    eps: Tensor = field(kw_only=True)
+    divergence: Tensor = field(kw_only=True)
+    error: Tensor = field(kw_only=True)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Q (..., n, r), R (..., m, r) and g (..., r), with :math:`P = Q \, \mathrm{diag}(1/g) \, R^\top`."""
+        assert isinstance(self._coupling, LowRankCoupling)
+        return self._coupling.factors
