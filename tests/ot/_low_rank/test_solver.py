@@ -180,7 +180,7 @@ def test_single_precision_finds_the_same():
 def test_gradients_are_finite_differences_of_the_objective(cost):
     x, y, a, b = clouds(9, 8)
     tensors = tuple(t.requires_grad_() for t in (x + 2, y + 2, a.log(), b.log()))
-    options = {"rank": 3, "cost": cost, "eps": 0.1 if cost == "cosine" else 0.5}
+    options = {"rank": 3, "cost": cost, "eps": 0.2 if cost == "cosine" else 0.5}
     slopes = torch.autograd.grad(objective(*tensors, **options), tensors)
     generator, step = torch.Generator().manual_seed(2), 1e-4
     for i, (t, slope) in enumerate(zip(tensors, slopes, strict=True)):
