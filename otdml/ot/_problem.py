@@ -375,7 +375,7 @@ class Posed:
     def double(self) -> "Posed":
         """The same in double precision."""
         problem = self.problem.double()
-        return Posed(problem, type(self.engine)(problem.cost.detach().scaled(problem.scale(0)), problem.mask))
+        return Posed(problem, self.engine.like(problem.cost.detach().scaled(problem.scale(0))))
 
     @property
     def mT(self) -> "Posed":

@@ -127,6 +127,10 @@ class Engine(SoftMin):
     def mT(self) -> "Engine":
         """The engine with rows and columns exchanged."""
 
+    def like(self, cost: Ground) -> "Engine":
+        """An engine of this kind for another reduced cost, or of another kind where this one lacks its precision."""
+        return type(self)(cost, self.mask)
+
     def row_softmin(self, h: Tensor) -> Tensor:
         # Results are written in place: small tensors that outlive their block would keep the C library from giving
         # its memory back, up to that of the whole matrix.

@@ -12,6 +12,7 @@ from otdml._fused.barred import Barred
 from otdml._fused.device import PRECISIONS, check_device, present
 from otdml.costs import Ground
 from otdml.ot.engines.base import Engine
+from otdml.ot.engines.streamed import Streamed
 
 if TYPE_CHECKING:
     from otdml._fused._triton_launch import FusedCost
@@ -74,6 +75,10 @@ class Fused(Engine):
         # What was laid out for the rows of one is for the columns of the other.
         twin.__dict__["fused"] = self.fused.mT
         return twin
+
+    def like(self, cost: Ground) -> Engine:
+        double = cost.dtype == torch.float64
+        return Streamed(cost, self.mask) if double else Fused(cost, self.mask, self.precision)
 
     @property
     def _barred(self) -> Barred:

@@ -11,6 +11,7 @@ from otdml import costs
 from otdml._fused.barred import Barred
 from otdml.costs import Bilinear, Matrix, ground
 from otdml.ot import sinkhorn
+from otdml.ot._problem import Posed, Problem
 from otdml.ot.engines import Dense, Fused, Streamed, engine
 
 pytestmark = [
@@ -312,6 +313,19 @@ def test_which_engine_is_made():
     assert isinstance(engine(cost, 1.0, "triton"), Fused)
     assert isinstance(engine(ground(x.double(), y.double()), 1.0, "triton"), Streamed)
     assert isinstance(engine(cost, 1.0, "auto"), Dense)
+
+
+def test_in_double_precision_another_engine_computes():
+    x, y = clouds(20)
+    posed = Posed.of(Problem.between(x, y, None, None, eps=1.0), "triton-tf32")
+    finer = posed.double()
+    assert isinstance(finer.engine, Streamed)
+    exact = Streamed(ground(x.double(), y.double()))
+    h = torch.linspace(-1, 1, 70, dtype=torch.float64)
+    torch.testing.assert_close(finer.engine.row_softmin(h), exact.row_softmin(h), rtol=1e-12, atol=1e-12)
+    single = posed.engine.like(ground(x, y))
+    assert isinstance(single, Fused)
+    assert single.precision == "tf32"
 
 
 def test_what_it_does_not_take_is_refused():
