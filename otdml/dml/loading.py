@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, SequentialSampler
 
-from otdml.dml.protocols import BatchedImages, ImagesInTurn, LabelledImages
+from otdml._checks import argument_error
+from otdml.dml.protocols import BatchedImages, ImagesInTurn, LabelledImages, queries
 from otdml.dml.sampling import ClassBalancedBatchSampler
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "as_float",
     "epoch_seed",
     "loaded_places",
+    "loaded_queries",
     "seeded",
 ]
 
@@ -199,6 +201,15 @@ def loaded_places(loader: Any, count: int) -> Tensor | None:
     # Subclasses may draw a new order in each pass.
     known = type(sampler) in (SequentialSampler, DistributedSampler)
     return torch.tensor(list(islice(sampler, count))) if known else None  # type: ignore[arg-type]
+
+
+def loaded_queries(loader: Any, index: Tensor | None) -> Tensor | None:
+    """Whether each sample at these places of a loader's set is a query; None where its protocol has none."""
+    asked = queries(getattr(loader, "dataset", None))
+    if asked is not None and index is None:
+        remedy = "Leave out `shuffle`, `sampler` and `batch_sampler`."
+        raise argument_error("val_dataloaders", "read a set with queries in its order", type(loader).__name__, remedy)
+    return None if asked is None or index is None else asked.to(index.device)[index]
 
 
 def as_float(images: Tensor) -> Tensor:

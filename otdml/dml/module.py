@@ -19,10 +19,9 @@ from otdml.dml.checkpoint import checkpoint
 from otdml.dml.dispersion import Dispersion
 from otdml.dml.evaluation import protocol_metrics
 from otdml.dml.hyperparameters import plain, without_start
-from otdml.dml.loading import loaded_places
+from otdml.dml.loading import loaded_places, loaded_queries
 from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
-from otdml.dml.protocols import queries
 from otdml.dml.trust import check_names
 from otdml.sphere import unit
 
@@ -307,7 +306,7 @@ class ProxyDML(LightningModule):
             return
         index = loaded_places(self.trainer.val_dataloaders, count)
         index = None if index is None else gather(index.to(z.device))
-        asked = _queries(self.trainer.val_dataloaders, index)
+        asked = loaded_queries(self.trainer.val_dataloaders, index)
         found = protocol_metrics(
             z,
             labels,
@@ -369,15 +368,6 @@ def _stopped(network: nn.Module, layer: str) -> list[nn.Module]:
     halves = cut(network, layer)
     halves.lower.requires_grad_(False)
     return [network.get_submodule(name) for name in halves.below]
-
-
-def _queries(loader: Any, index: Tensor | None) -> Tensor | None:
-    """Whether each sample at these places of a loader's set is a query; None where its protocol has none."""
-    asked = queries(getattr(loader, "dataset", None))
-    if asked is not None and index is None:
-        remedy = "Leave out `shuffle`, `sampler` and `batch_sampler`."
-        raise argument_error("val_dataloaders", "read a set with queries in its order", type(loader).__name__, remedy)
-    return None if asked is None or index is None else asked.to(index.device)[index]
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:
