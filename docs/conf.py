@@ -26,6 +26,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.bibtex",
     "extensions.benchmark_tables",
+    "extensions.coming_from",
     "extensions.feature_table",
     "extensions.links",
     "extensions.mathml",

@@ -57,6 +57,8 @@ def feature(name: str, n: int, d: int) -> dict[str, Any]:
 
 OT, LOSS, DML = "otdml.ot", "otdml.losses", "otdml.dml"
 PML = "pytorch-metric-learning"
+# Where the calls of the page "Coming from" are run beside ours.
+PAIRS = "``tests/test_coming_from.py``"
 
 ROWS = (
     Row(
@@ -76,7 +78,7 @@ ROWS = (
     Row(
         "debiased divergence",
         f":class:`~{LOSS}.SinkhornDivergence`",
-        "POT, OTT: ``tests/benchmarks/test_speed_features.py``; closed forms: ``tests/losses/test_sinkhorn.py``",
+        f"POT, OTT, GeomLoss: {PAIRS}; closed forms: ``tests/losses/test_sinkhorn.py``",
         {"POT": "``empirical_sinkhorn_divergence``", "OTT": "``sinkhorn_divergence``"},
         **feature("Sinkhorn divergence", 1000, 16),
     ),
@@ -108,14 +110,14 @@ ROWS = (
     Row(
         "sliced transport",
         f":func:`~{OT}.sliced`",
-        "POT: ``tests/losses/test_sliced.py``",
+        f"POT: ``tests/losses/test_sliced.py``; POT, OTT: {PAIRS}",
         {"POT": "``ot.sliced_wasserstein_distance``", "OTT": "``tools.sliced``"},
         **feature("sliced transport", 4096, 16),
     ),
     Row(
         "pairs for flow matching, exact",
         f":func:`~{OT}.couple`",
-        "assignment of SciPy: ``tests/ot/test_couplings.py``",
+        f"assignment of SciPy: ``tests/ot/test_couplings.py``; torchcfm: {PAIRS}",
         {"torchcfm": "``OTPlanSampler('exact')``"},
         **couplings("exact"),
     ),
@@ -141,7 +143,7 @@ ROWS = (
     Row(
         "Gromov-Wasserstein, and the gap of a map",
         f":func:`~{OT}.gromov`, :class:`~{LOSS}.GromovMongeGap`",
-        "POT: ``tests/test_conventions.py``",
+        f"POT: ``tests/test_conventions.py``; POT, OTT: {PAIRS}",
         {"POT": "``ot.gromov``, ``ot.batch``", "OTT": "``GromovWasserstein``"},
         "gromov",
         {"n": 256, "d_x": 10, "d_y": 10},
@@ -178,7 +180,7 @@ ROWS = (
     Row(
         "ranks with gradients",
         f":func:`~{OT}.soft_rank`",
-        "sorting, ties: ``tests/ot/test_ranks.py``",
+        f"sorting, ties: ``tests/ot/test_ranks.py``; OTT, cold: {PAIRS}",
         {"OTT": "``tools.soft_sort.ranks``"},
     ),
     Row(
@@ -196,12 +198,12 @@ ROWS = (
     Row(
         "distance to a Gaussian, against collapse",
         f":class:`~{LOSS}.MMDToGaussian`, :class:`~{LOSS}.SIGReg`",
-        "quadrature, means of samples: ``tests/losses/dispersion/test_gaussian.py``",
+        f"quadrature, means of samples: ``tests/losses/dispersion/test_gaussian.py``; lightly: {PAIRS}",
     ),
     Row(
         "InfoNCE",
         f":class:`~{LOSS}.InfoNCE`",
-        f"{PML}: ``tests/losses/alignment/test_loss.py``",
+        f"{PML}: ``tests/losses/alignment/test_loss.py``; lightly: {PAIRS}",
         {PML: "``NTXentLoss``"},
         "alignment",
         {"loss": "infonce", "rows": 2048, "d": 128},
