@@ -102,19 +102,38 @@ def distortion(
     n = x.shape[-2]
     size = max(1, BLOCK // n)
     if size >= n:
-        return _finite(_distortion_of_rows(x, y, a, slice(None), cost_x, cost_y))
+        return _checked(_distortion_of_rows(x, y, a, slice(None), cost_x, cost_y), (x, cost_x), (y, cost_y))
     parts = [slice(i, i + size) for i in range(0, n, size)]
     # Each block is computed again in the backward pass instead of being stored.
     values = [checkpoint(_distortion_of_rows, x, y, a, p, cost_x, cost_y, use_reentrant=False) for p in parts]
-    return _finite(torch.stack(values).sum(0))
+    return _checked(torch.stack(values).sum(0), (x, cost_x), (y, cost_y))
 
 
-def _finite(value: Tensor) -> Tensor:
-    """The value, if it is finite: else its gradient would be NaN, or that of another value."""
-    if has_values(value) and not bool(value.detach().isfinite().all()):
+def _checked(value: Tensor, *sides: tuple[Tensor, WithinCost]) -> Tensor:
+    """The value, if it is finite, and not zero for want of digits: else its gradient is that of another value."""
+    known, tiny = value.detach(), torch.finfo(value.dtype).tiny
+    if not has_values(value) or bool((known.isfinite() & (known >= tiny)).all()):
+        return value
+    if not bool(known.isfinite().all()):
         remedy = f"Look for NaN or infinity in `x` and `y`, or rescale them: squares of costs overflow {value.dtype}."
         raise argument_error("x", "give a finite distortion", "NaN or infinity", remedy)
+    for name, (points, cost) in zip("xy", sides, strict=True):
+        if points.numel() and _squares_vanish(points.detach(), cost):
+            must = f"give costs whose squares {value.dtype} tells from zero"
+            raise argument_error(name, must, "points so small that these vanish", "Rescale them.")
     return value
+
+
+@torch.no_grad()
+def _squares_vanish(x: Tensor, cost: WithinCost) -> bool:
+    """Whether in some of the batch the costs that are not zero have squares that are, or next to it."""
+    step = max(1, BLOCK // x.shape[-2])
+    blocks = [slice(i, i + step) for i in range(0, x.shape[-2], step)]
+    top = torch.stack([cost_block("cost", x[..., rows, :], x, cost).abs().amax((-2, -1)) for rows in blocks]).amax(0)
+    # Squares of small coordinates are zero themselves.
+    spread = (x != (0 if cost == "inner" else x[..., :1, :])).flatten(-2).any(-1)
+    lost = (top > 0) | (spread if cost in ("sqeuclidean", "inner") else torch.zeros_like(spread))
+    return bool((lost & (top.square() < torch.finfo(x.dtype).tiny)).any())
 
 
 def _distortion_of_rows(x: Tensor, y: Tensor, a: Tensor, rows: slice, cost_x: WithinCost, cost_y: WithinCost) -> Tensor:
@@ -213,7 +232,7 @@ def gromov_monge_gap(
         init=init,
         backend=backend,
     )
-    return result.gap
+    return _checked(result.gap, (x, cost_x), (y, cost_y))
 
 
 class GromovMongeGap(nn.Module):

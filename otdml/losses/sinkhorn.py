@@ -15,7 +15,7 @@ from otdml.costs import Cost, check_cost
 from otdml.losses._kept import Kept
 from otdml.measures import broadcast_matrix, broadcast_measures, expand, weighted
 from otdml.ot._gromov.centred_cost import check_symmetric
-from otdml.ot._problem import Problem, Rho, SolverOptions, check_rho
+from otdml.ot._problem import HARD, Problem, Rho, SolverOptions, check_rho, with_mass
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic, sinkhorn
 from otdml.ot.engines import BACKENDS
@@ -314,8 +314,10 @@ def sinkhorn_self_term(
         >>> sinkhorn_self_term(torch.tensor([[0.0], [100.0]]), eps=1.0)  # Far apart, each point stays: eps log 2.
         tensor(0.6931)
     """
-    y, b = weighted(y, b, name="y", weight="b")
+    given, (y, b) = b, weighted(y, b, name="y", weight="b")
     options = SolverOptions(tol, max_iter, backend)
+    if given is not None:
+        b = with_mass("b", b, balanced=check_rho(rho) == HARD)
     problem = Problem.between(y, y, b, b, cost=cost, eps=check_positive("eps", eps), rho=rho)
     rough = entropic(problem, options, symmetric=problem.rho[0] == problem.rho[1])
     # It is used again and again, also for first measures that are nearly equal to this one.

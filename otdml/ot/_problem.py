@@ -15,7 +15,7 @@ from otdml.measures import weights
 from otdml.ot._idle import Idle, without_idle
 from otdml.ot.engines import BACKENDS, Engine, engine
 
-__all__ = ["Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_spread"]
+__all__ = ["HARD", "Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_spread", "with_mass"]
 
 Rho = float | tuple[float | None, float | None] | None
 Penalties = tuple[float | None, float | None]
@@ -304,7 +304,7 @@ def _with_masses(a: Tensor, b: Tensor, penalties: Penalties, *, partial: bool) -
     # One tensor, because to read it forces a device synchronisation.
     least, difference = torch.stack((masses.amin(), apart.max())).tolist()
     if least == 0:
-        return _with_mass("a", a, balanced=balanced), _with_mass("b", b, balanced=balanced)
+        return with_mass("a", a, balanced=balanced), with_mass("b", b, balanced=balanced)
     if balanced and not difference <= 1e-3:
         remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
         got = f"a relative difference of {difference:.3g}{_where(~(apart <= 1e-3))}"
@@ -312,7 +312,8 @@ def _with_masses(a: Tensor, b: Tensor, penalties: Penalties, *, partial: bool) -
     return a, b
 
 
-def _with_mass(name: str, w: Tensor, *, balanced: bool) -> Tensor:
+def with_mass(name: str, w: Tensor, *, balanced: bool) -> Tensor:
+    """Weights of mass next to nothing where they have none, which is an error without penalties."""
     empty = w.detach().sum(-1) == 0
     if balanced and bool(empty.any()):
         remedy = "Leave that problem out, or pass `rho` for unbalanced transport, which has a value there."

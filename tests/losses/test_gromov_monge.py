@@ -179,3 +179,17 @@ def test_costs_whose_squares_overflow_are_refused_with_the_remedy(loss, cost):
     pairs = (x, y), (x.double(), y.double())
     single, double = (loss(large * s, large * t, cost_x=cost, cost_y=cost, **options) for s, t in pairs)
     torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("loss", [distortion, gromov_monge_gap])
+@pytest.mark.parametrize(("cost", "scale"), [("sqeuclidean", 1e-18), ("sqeuclidean", 1e-25), ("euclidean", 1e-25)])
+def test_costs_whose_squares_vanish_are_no_zero(loss, cost, scale):
+    x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.eye(6)
+    for first, second, name in ((scale * x, scale * y, "x"), (x[:1].expand(6, 3), scale * y, "y")):
+        with pytest.raises(ValueError, match=rf"`{name}` must give costs whose squares torch.float32 tells from zero"):
+            loss(first, second, cost_x=cost, cost_y=cost)
+    # Of an isometry, and of points that are one, the value is zero for good.
+    rotated = 1e-3 * x.roll(1, -1)
+    assert float(distortion(1e-3 * x, rotated, cost_x=cost, cost_y=cost)) < 1e-12
+    assert float(loss(0 * x, 0 * y, cost_x=cost, cost_y=cost)) == 0
+    assert float(distortion(x.double() * scale, y.double() * scale, cost_x=cost, cost_y=cost)) > 0

@@ -204,3 +204,10 @@ def test_matrices_within_that_do_not_fit_are_named():
         sinkhorn_divergence_matrix(C, C_x, torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
     with pytest.raises(ValueError, match=r"`C_y` must have shape \(..., 2, 2\), as `C` says, got NoneType"):
         sinkhorn_divergence_matrix(C, C_x, None)
+
+
+def test_a_self_term_without_mass_names_the_weights_that_were_given():
+    y, b = torch.zeros(3, 2), torch.zeros(3)
+    with pytest.raises(ValueError, match="`b` must have mass"):
+        sinkhorn_self_term(y, b, eps=0.1)
+    assert abs(float(sinkhorn_self_term(y, b, eps=0.1, rho=1.0))) < 1e-12

@@ -103,7 +103,7 @@ def effective_rank(z: Tensor) -> Tensor:
 
     .. math:: \exp\Bigl( -\sum_k p_k \log p_k \Bigr), \qquad p_k = \sigma_k(X) / \textstyle\sum_l \sigma_l(X)
 
-    The number of directions that the points fill :cite:p:`roy:07`, between 1 and min(n, d).
+    The number of directions that the points fill :cite:p:`roy:07`, between 1 and min(n, d); zero where all points are.
 
     Args:
         z: Points, shape (..., n, d), of any length.
@@ -117,8 +117,10 @@ def effective_rank(z: Tensor) -> Tensor:
         tensor(4.)
     """
     sigma = torch.linalg.svdvals(unit(check_points("z", z)))
-    p = sigma / sigma.sum(-1, keepdim=True)
-    return torch.special.entr(p).sum(-1).exp()
+    total = sigma.sum(-1, keepdim=True)
+    p = sigma / total.where(total > 0, 1.0)
+    # Points at the origin have no direction.
+    return torch.special.entr(p).sum(-1).exp() * (total[..., 0] > 0)
 
 
 _METRICS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -76,3 +76,8 @@ def test_baseline_of_uniform_points(generator):
 def test_baseline_needs_a_draw():
     with pytest.raises(ValueError, match="`draws` must be an integer >= 1, got 0"):
         uniform_baseline(5, 3, draws=0)
+
+
+def test_points_without_direction_have_the_effective_rank_zero():
+    z = torch.stack([torch.zeros(3, 4), torch.eye(3, 4)])
+    torch.testing.assert_close(effective_rank(z), torch.tensor([0.0, 3.0]))
