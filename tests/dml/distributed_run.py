@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-from killed_run import Killer
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -19,6 +18,10 @@ from torch.utils.data import DataLoader
 from otdml.data import Digits
 from otdml.dml import ProxyDML, TrainingConfig, fit
 from otdml.dml.backbones import conv4
+
+# A script's folder is not on the path where PYTHONSAFEPATH is set, nor where doctests are looked for.
+sys.path.insert(0, str(Path(__file__).parent))
+from killed_run import Killer
 
 BATCHES = 3
 

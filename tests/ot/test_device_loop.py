@@ -310,9 +310,9 @@ def test_the_whole_solver_on_it(monkeypatch):
     x, y = torch.randn(2, 40, 3, generator=generator, dtype=torch.float64)
     expected = [sinkhorn(x, y, eps=eps, rho=rho, tol=1e-6).value for eps in (0.01, 1.0) for rho in (None, 1.0)]
 
-    def late(update, g, *, tol=1e-3, max_iter=2000, prepared=False):
+    def late(update, g, *, tol=1e-3, max_iter=2000, prepared=False, sparing=False):
         if not update.on_device:
-            return iterate(update, g, tol=tol, max_iter=max_iter, prepared=prepared)
+            return iterate(update, g, tol=tol, max_iter=max_iter, prepared=prepared, sparing=sparing)
         if not prepared:
             update.softmin.prepare(g)
         options = {"tol": tol, "max_iter": max_iter, "progress": Progress(tol, max_iter)}
