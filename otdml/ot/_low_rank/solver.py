@@ -45,8 +45,8 @@ def low_rank_sinkhorn(
     Newton's method in double precision, and is shortened where it does not descend. The problem is not convex; the
     optimum is local. Nothing is random: the start is the best plan by way of clusters of y, so of rank m it is near an
     optimal one. The plan that is handed out has the marginals a and b, so its cost is never below that of exact
-    transport. Where the iteration has converged, gradients in points and weights are those of the optimum; there are no
-    second derivatives.
+    transport. Where the iteration has converged, the gradient of the value in points and weights is that of the whole
+    objective, entropies included, and not the slope of the cost alone; there are no second derivatives.
 
     Args:
         x: First points, shape (..., n, d).
