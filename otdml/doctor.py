@@ -1,7 +1,9 @@
 """Which engines are installed, and whether each works, by a small call in a process of its own."""
 
 import importlib.metadata
+import io
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -140,8 +142,6 @@ def _keops() -> str:
 
 
 def _triton() -> str:
-    import os
-
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,8 +191,6 @@ def _sklearn() -> str:
 
 
 def _matplotlib() -> str:
-    import io
-
     from matplotlib.figure import Figure
 
     file = io.BytesIO()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_fraction, check_labels, check_points
 from otdml.benchmarks.exhibits import embedding_map as plane
-from otdml.benchmarks.results import collect
+from otdml.benchmarks.finished import collect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,9 +19,10 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from otdml.benchmarks.baselines import PIXELS
+from otdml.benchmarks.finished import Finished
 from otdml.benchmarks.presets import Preset, preset
 from otdml.benchmarks.report import metric_title, percent
-from otdml.benchmarks.results import Comparison, Figure, Finished, comparisons, figure, methods_of, metric_names
+from otdml.benchmarks.results import Comparison, Figure, comparisons, figure, methods_of, metric_names
 from otdml.benchmarks.runs import RunFolder
 from otdml.data.registry import named_dataset
 

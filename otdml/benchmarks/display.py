@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from otdml.benchmarks.experiment import RunState
+from otdml.benchmarks.finished import Finished
 from otdml.benchmarks.methods import ARMS, METHODS
 from otdml.benchmarks.presets import Preset, Published, preset_files
 from otdml.benchmarks.presets import preset as read_preset
 from otdml.benchmarks.report import caveats, folded, metric_title, percent, readings, statement
-from otdml.benchmarks.results import COUNT, Figure, Finished, baselines, beside, comparisons, metric_names, summary
+from otdml.benchmarks.results import COUNT, Figure, baselines, beside, comparisons, metric_names, summary
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
 from otdml.dml.losses import LOSSES

@@ -22,13 +22,16 @@ from otdml._files import folder_lock, write_text
 from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.runs import Run, RunFolder, plan
+from otdml.data.augment import Distort
 from otdml.data.registry import named_dataset
 from otdml.distributed import from_first, is_first
+from otdml.dml.config import TrainingConfig
 from otdml.dml.fingerprint import fingerprint
+from otdml.dml.protocols import ImagesInMemory, queries
+from otdml.dml.retrieval import retrieval_metrics
 
 if TYPE_CHECKING:
-    from otdml.data import Distort
-    from otdml.dml import FitResult, TrainingConfig
+    from otdml.dml import FitResult
 
 __all__ = [
     "RunState",
@@ -161,17 +164,13 @@ def _check_finished(folders: Mapping[Path, Run], root: str | None) -> None:
             RunFolder(path).check_images(seen[key])
 
 
-def _budget(run: Run, devices: int | None) -> "TrainingConfig":
-    from otdml.dml.training import TrainingConfig
-
+def _budget(run: Run, devices: int | None) -> TrainingConfig:
     settings = {**run.training, "seed": run.seed, "ks": tuple(run.training.get("ks", (1, 2, 4, 8)))}
     return TrainingConfig(**settings | ({"devices": devices} if devices else {}))
 
 
 def _finish(folder: RunFolder, test: Any, found: "FitResult", ks: tuple[int, ...]) -> None:
     """Leave what a report shows, and then the metrics, which say that the run is finished."""
-    from otdml.dml.protocols import queries
-
     z = found.test_embeddings
     assert z is not None
     shown = exhibits(z, test.labels, test.classes, thumbnails(test), queries(test))
@@ -189,16 +188,11 @@ def _finish(folder: RunFolder, test: Any, found: "FitResult", ks: tuple[int, ...
 
 def _raw_pixels(test: Any, ks: tuple[int, ...]) -> dict[str, float] | None:
     """Metrics of the images themselves, which a network has to beat; None for sets that do not live in memory."""
-    from otdml.dml import retrieval_metrics
-    from otdml.dml.protocols import ImagesInMemory
-
     images = test.images if isinstance(test, ImagesInMemory) else None
     return None if images is None else retrieval_metrics(images.flatten(1).float(), test.labels, ks=ks)
 
 
-def _augmentation(run: Run) -> "Distort | None":
-    from otdml.data import Distort
-
+def _augmentation(run: Run) -> Distort | None:
     return Distort(**run.augment) if run.augment else None
 
 

@@ -16,13 +16,18 @@ from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder, checkpoint_file
 from otdml.data.registry import DATASETS
 from otdml.data.tensors import crop_to_ink
+from otdml.dml.approximate import check_factory
+from otdml.dml.checkpoint import checkpoint
+from otdml.dml.evaluation import embed, embeddings, metrics_of
+from otdml.dml.export import export_onnx, export_safetensors
+from otdml.dml.index import EmbeddingIndex
+from otdml.dml.trust import check_names
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from otdml.data.files import ImageFiles
     from otdml.dml import ProxyDML
-    from otdml.dml.index import EmbeddingIndex
 
 __all__ = [
     "GreyImage",
@@ -76,8 +81,6 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> "ProxyDML":
             not.
     """
     from otdml.dml import ProxyDML
-    from otdml.dml.checkpoint import checkpoint
-    from otdml.dml.trust import check_names
 
     file = checkpoint_file(path)
     try:
@@ -108,7 +111,6 @@ def checkpoint_metrics(
         ValueError: It is of another model, or nothing says which data set.
     """
     from otdml.dml.cache import embedding_file, kept_embedding
-    from otdml.dml.evaluation import metrics_of
 
     model, images = load_checkpoint(path, trust=trust), split_for(path, preset, root, split)
     return metrics_of(kept_embedding(embedding_file(checkpoint_file(path), split), model, images), images, ks)
@@ -131,8 +133,6 @@ def folder_metrics(
         FileNotFoundError: There is no checkpoint, or no image.
         ValueError: All images lie in one folder.
     """
-    from otdml.dml.evaluation import embed, metrics_of
-
     model = load_checkpoint(checkpoint, trust=trust)
     files = image_files([folder], image_transform(checkpoint, model, size), on_corrupt)
     if len(files.classes) < 2:
@@ -228,7 +228,7 @@ def embedded(
     on_corrupt: str = "raise",
     factory: str | None = None,
     trust: bool = False,
-) -> tuple["EmbeddingIndex", dict[str, str]]:
+) -> tuple[EmbeddingIndex, dict[str, str]]:
     """Write an index of images into ``out``, and return it, and the files that were left out with the reason.
 
     Embeddings of the same weights and files that are there already are reused. Neither images nor embeddings are kept
@@ -243,10 +243,7 @@ def embedded(
         factory: A kind of FAISS index, for an approximate search; None for an exact one.
         trust: As for :func:`load_checkpoint`.
     """
-    from otdml.dml.approximate import check_factory
     from otdml.dml.cache import embedding_key, network_key
-    from otdml.dml.evaluation import embeddings
-    from otdml.dml.index import EmbeddingIndex
 
     model = load_checkpoint(checkpoint, trust=trust)
     files = image_files(paths, image_transform(checkpoint, model, size), on_corrupt)
@@ -268,10 +265,8 @@ def embedded(
     return index, files.skipped
 
 
-def _earlier(folder: Path, about: Mapping[str, Any], paths: Sequence[str]) -> "EmbeddingIndex | None":
+def _earlier(folder: Path, about: Mapping[str, Any], paths: Sequence[str]) -> EmbeddingIndex | None:
     """The index in a folder, where it is of the same weights and files."""
-    from otdml.dml.index import EmbeddingIndex
-
     if about["key"] is None:
         return None
     with suppress(FileNotFoundError, ValueError):
@@ -285,8 +280,6 @@ def _earlier(folder: Path, about: Mapping[str, Any], paths: Sequence[str]) -> "E
 
 def exported(checkpoint: Path, out: Path, *, size: int | None = None, trust: bool = False) -> str:
     """Write a checkpoint's model as ``out`` says by its suffix, and return what was written, in words."""
-    from otdml.dml.export import export_onnx, export_safetensors
-
     model = load_checkpoint(checkpoint, trust=trust)
     if not out.suffix:
         model.save_pretrained(out)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from otdml.benchmarks.results import Finished
+from otdml.benchmarks.finished import Finished
 from otdml.benchmarks.runs import RunFolder
 
 __all__ = ["differences", "environments"]

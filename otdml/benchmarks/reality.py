@@ -19,6 +19,8 @@ from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.data.registry import named_dataset
 from otdml.data.split import FOLDS
+from otdml.dml.evaluation import metrics_of
+from otdml.dml.protocols import queries
 
 __all__ = ["DIM", "EACH", "assemble", "concatenated", "fold_runs", "of_four_folds", "protocol_of"]
 
@@ -114,8 +116,6 @@ def _folds(folder: RunFolder) -> list[RunFolder]:
 
 def _assemble(folder: RunFolder, ks: tuple[int, ...], test: Any) -> None:
     from otdml.dml.cache import embedding_file, kept_embedding
-    from otdml.dml.evaluation import metrics_of
-    from otdml.dml.protocols import queries
 
     folds = _folds(folder)
     selected = [fold.path / "best.ckpt" for fold in folds]

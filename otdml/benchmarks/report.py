@@ -11,6 +11,7 @@ import numpy as np
 from otdml._files import write_text
 from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits
+from otdml.benchmarks.finished import Finished
 from otdml.benchmarks.methods import ARMS, parts
 from otdml.benchmarks.pages import picture_uri, template
 from otdml.benchmarks.presets import Preset
@@ -18,7 +19,6 @@ from otdml.benchmarks.provenance import differences, environments
 from otdml.benchmarks.results import (
     Comparison,
     Figure,
-    Finished,
     baselines,
     beside,
     comparisons,

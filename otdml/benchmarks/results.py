@@ -12,18 +12,17 @@ from typing import Any
 
 from otdml._files import write_text
 from otdml.benchmarks.baselines import PIXELS, kept_baselines
-from otdml.benchmarks.methods import ARMS, parts
+from otdml.benchmarks.finished import Finished, collect
+from otdml.benchmarks.methods import parts
 from otdml.benchmarks.presets import Published
-from otdml.benchmarks.runs import RunFolder
+from otdml.benchmarks.provenance import environments
 from otdml.dml.losses import LOSSES
 
 __all__ = [
     "COUNT",
     "Comparison",
     "Figure",
-    "Finished",
     "beside",
-    "collect",
     "comparisons",
     "export",
     "figure",
@@ -35,35 +34,6 @@ __all__ = [
 # The metric that is a number of images, not a share: queries without another item of their class.
 COUNT = "left_out"
 COMPARED = (("+nir", ""), ("+nir", "+nir-control"), ("+nir-control", ""))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run.
-
-    Attributes:
-        method: Its name.
-        seed: Its seed.
-        last: Metrics on the unseen classes after the last epoch.
-        best: Those of the epoch selected on held-out training classes, where classes were held out.
-        best_epoch: That epoch, counted from 0.
-        seconds: Training time.
-        folder: Where it lies.
-        raw_pixels: Metrics of the images themselves, without a network, where they are known.
-    """
-
-    method: str
-    seed: int
-    last: Mapping[str, float]
-    best: Mapping[str, float] | None
-    best_epoch: int | None
-    seconds: float
-    folder: RunFolder
-    raw_pixels: Mapping[str, float] | None = None
-
-    def metrics(self, checkpoint: str) -> Mapping[str, float]:
-        """Metrics of the checkpoint ``"last"`` or ``"best"``; empty if there is none."""
-        return (self.last if checkpoint == "last" else self.best) or {}
 
 
 @dataclass(frozen=True)
@@ -100,40 +70,6 @@ class Comparison:
         if self.low <= 0 <= self.high:
             return "no difference shown"
         return "better" if self.difference > 0 else "worse"
-
-
-def collect(out: Path) -> list[Finished]:
-    """The finished runs under ``out``, in the order of the methods, then of the seeds."""
-    folders = [RunFolder(path.parent) for path in out.glob("*/seed-*/metrics.json")]
-    return sorted((_finished(folder) for folder in folders), key=lambda run: (_rank(run.method), run.seed))
-
-
-def _finished(folder: RunFolder) -> Finished:
-    config, found = folder.config(), folder.metrics()
-    try:
-        run = config["run"]
-        finished = Finished(
-            run["method"],
-            run["seed"],
-            {name: float(value) for name, value in found["last"].items()},
-            found["best"] and {name: float(value) for name, value in found["best"].items()},
-            found["best_epoch"],
-            float(found["seconds"]),
-            folder,
-            found.get("raw_pixels"),
-        )
-        _rank(finished.method)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{folder.path}: config.json or metrics.json is damaged ({reason}). Delete that folder to repeat the run."
-        ) from error
-    return finished
-
-
-def _rank(method: str) -> tuple[int, int, str]:
-    loss, arm, dispersion = parts(method)
-    return [*LOSSES, loss].index(loss), [*ARMS, arm].index(arm), dispersion
 
 
 def methods_of(runs: Iterable[Finished]) -> list[str]:
@@ -217,9 +153,6 @@ def baselines(runs: Sequence[Finished]) -> dict[str, Mapping[str, float]]:
 
 def export(out: Path) -> list[Finished]:
     """Write ``results.csv`` (means over seeds), ``runs.csv`` (every run) and ``results.json`` (both) into ``out``."""
-    # It reads what is defined here.
-    from otdml.benchmarks.provenance import environments
-
     runs = collect(out)
     means = summary(runs)
     untrained = baselines(runs)

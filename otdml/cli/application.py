@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import otdml
 from otdml._text import visible
@@ -62,8 +63,6 @@ def plain(text: str) -> str:
 
     A file name may hold sequences that recolour, retitle or reprogram a terminal, and bytes that no encoding has.
     """
-    from rich.markup import escape
-
     return escape(visible(text))
 
 

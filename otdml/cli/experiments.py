@@ -172,7 +172,7 @@ def _trained(folder: Path, runs: "list[Run]", *, root: str | None, **means: int 
 
 def _check_folder(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int], Run]") -> None:
     """Raise unless what is in the folder can stand in one table with the runs."""
-    from otdml.benchmarks.results import collect
+    from otdml.benchmarks.finished import collect
     from otdml.benchmarks.runs import plan
 
     if folder.exists() and not folder.is_dir():

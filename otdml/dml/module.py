@@ -18,6 +18,7 @@ from otdml.dml.backbones.cut import cut
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.dispersion import Dispersion
 from otdml.dml.evaluation import protocol_metrics
+from otdml.dml.export import load_pretrained, save_pretrained
 from otdml.dml.hyperparameters import plain, without_start
 from otdml.dml.loading import loaded_places, loaded_queries
 from otdml.dml.losses import named_loss
@@ -218,8 +219,6 @@ class ProxyDML(LightningModule):
         Args:
             folder: Where to; made if missing.
         """
-        from otdml.dml.export import save_pretrained
-
         save_pretrained(self, folder)
 
     @classmethod
@@ -238,8 +237,6 @@ class ProxyDML(LightningModule):
             FileNotFoundError: If there is no such folder, and the name is none of a repository.
             ValueError: If its settings name such a network, and ``trust`` is not given.
         """
-        from otdml.dml.export import load_pretrained
-
         settings, state = load_pretrained(name, revision)
         if not trust and "backbone" not in changes:
             check_names(settings, name)

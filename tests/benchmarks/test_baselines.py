@@ -8,8 +8,9 @@ from PIL import Image
 from otdml.benchmarks import baselines
 from otdml.benchmarks.baselines import PIXELS, UNTRAINED, kept_baselines, measure_baselines
 from otdml.benchmarks.display import show_table
+from otdml.benchmarks.finished import collect
 from otdml.benchmarks.presets import preset
-from otdml.benchmarks.results import collect, export
+from otdml.benchmarks.results import export
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.dml.backbones import resnet18
 

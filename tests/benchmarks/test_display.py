@@ -10,9 +10,9 @@ from rich.console import Console
 
 from otdml.benchmarks.display import metrics_table, show_catalogue, show_measurements, show_ratios, show_table, watch
 from otdml.benchmarks.experiment import RunState
+from otdml.benchmarks.finished import collect
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import Published, Weights, preset, preset_files
-from otdml.benchmarks.results import collect
 from otdml.benchmarks.runs import Run, RunFolder
 from otdml.benchmarks.speed.harness import Measurement
 

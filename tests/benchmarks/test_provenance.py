@@ -2,9 +2,9 @@
 
 import json
 
+from otdml.benchmarks.finished import collect
 from otdml.benchmarks.provenance import differences, environments
 from otdml.benchmarks.report import write_report
-from otdml.benchmarks.results import collect
 
 
 def changed(path, **versions):

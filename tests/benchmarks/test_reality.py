@@ -10,11 +10,12 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from otdml.benchmarks.experiment import execute, load_split
+from otdml.benchmarks.finished import collect
 from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import preset
 from otdml.benchmarks.reality import DIM, assemble, concatenated, fold_runs, of_four_folds, protocol_of
 from otdml.benchmarks.report import write_report
-from otdml.benchmarks.results import collect, figure, half_width
+from otdml.benchmarks.results import figure, half_width
 from otdml.benchmarks.runs import Run, RunFolder, check_settings
 from otdml.cli import app
 from otdml.dml import retrieval_metrics

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from otdml.benchmarks.exhibits import exhibits, save_exhibits
+from otdml.benchmarks.finished import collect
 from otdml.benchmarks.presets import Published, Weights
 from otdml.benchmarks.report import caveats, metric_title, percent, write_report
-from otdml.benchmarks.results import Figure, collect
+from otdml.benchmarks.results import Figure
 
 VOID = {"meta", "link", "img", "br", "path", "circle", "rect", "image"}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from otdml.benchmarks.finished import collect
 from otdml.benchmarks.report import write_report
-from otdml.benchmarks.results import collect
 
 pytestmark = pytest.mark.browser
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,8 +115,6 @@ def _otdml(task: Task) -> Pairs:
 
 
 def _torchcfm(task: Task) -> Callable[[], Pairs]:
-    import numpy as np
-
     with contextlib.redirect_stdout(io.StringIO()):
         from torchcfm.optimal_transport import OTPlanSampler
 

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from otdml.benchmarks.speed import sinkhorn as table
 from otdml.benchmarks.speed.harness import FAILURES, Case, Measurement, Wanted, every_case, peak_memory
+from otdml.costs import ground
+from otdml.ot import sinkhorn
+from otdml.ot.engines import engine
 
 __all__ = ["Rates", "measurements"]
 
@@ -118,9 +121,6 @@ def _backends(case: Case, device: torch.device) -> Iterator[str]:
 
 def _half_steps(case: Case, sets: list[Points], rates: Rates) -> Iterator[Measurement]:
     """The soft minima over the columns, evaluated anew from the points; dense: the log-sum-exp of a matrix in torch."""
-    from otdml.costs import ground
-    from otdml.ot.engines import engine
-
     n, d = case["n"], case["d"]
     eps, device = LEVEL * 2 * d, sets[0][0].device
     h = torch.full((n,), -math.log(n), device=device)
@@ -176,8 +176,6 @@ def _error(found: Any, points: Points, eps: float) -> float:
 
 def _ours(backend: str) -> table.Contender:
     def contender(x: Tensor, y: Tensor, eps: float, gradient: bool) -> Iterator[table.Solver]:
-        from otdml.ot import sinkhorn
-
         def solve() -> Any:
             points = x.clone().requires_grad_(gradient)
             result = sinkhorn(points, y, eps=eps, tol=table.TOLERANCE, backend=backend)

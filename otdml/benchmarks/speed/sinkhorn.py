@@ -16,10 +16,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from otdml.benchmarks.speed.harness import Case, Measurement, Wanted, every_case, measure
+from otdml.ot import sinkhorn
 
 __all__ = ["PEERS", "marginal_error", "measurements", "problem"]
 
@@ -59,8 +61,6 @@ def marginal_error(x: Tensor, y: Tensor, potentials: Potentials, eps: float) -> 
 
 
 def _otdml(x: Tensor, y: Tensor, eps: float, gradient: bool) -> Iterator[Solver]:
-    from otdml.ot import sinkhorn
-
     def solve() -> Any:
         points = x.clone().requires_grad_(gradient)
         result = sinkhorn(points, y, eps=eps, tol=TOLERANCE)
@@ -143,7 +143,6 @@ def _pot_sample(x: Tensor, y: Tensor, eps: float, gradient: bool) -> Iterator[So
 
 def _ott(x: Tensor, y: Tensor, eps: float, gradient: bool) -> Iterator[Solver]:
     import jax
-    import numpy as np
     from ott.geometry import pointcloud
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn

@@ -1,6 +1,7 @@
 """Networks of other libraries by name."""
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,6 @@ def check_importable(network: str) -> None:
 
 
 def _library(name: str) -> Any:
-    from importlib import import_module
-
     try:
         return import_module(name)
     except (ImportError, RuntimeError) as error:

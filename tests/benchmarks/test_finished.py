@@ -1,0 +1,51 @@
+"""Finished runs in their order, and errors that name what is damaged."""
+
+import pytest
+
+from otdml.benchmarks.finished import collect
+
+
+def test_runs_come_in_the_order_of_losses_arms_and_seeds(finished):
+    runs = collect(finished)
+    assert [run.method for run in runs[::3]] == [
+        "proxy-anchor",
+        "proxy-anchor+nir",
+        "proxy-anchor+nir-control",
+        "soft-triple",
+    ]
+    assert [run.seed for run in runs[:3]] == [0, 1, 2]
+
+
+def test_unfinished_runs_are_left_out(finished):
+    (finished / "soft-triple" / "seed-1" / "metrics.json").unlink()
+    assert len(collect(finished)) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", "{}"),
+        ("metrics.json", "[]"),
+        ("metrics.json", "3"),
+        ("metrics.json", '{"last": 3, "best": null, "best_epoch": null, "seconds": 1}'),
+        ("metrics.json", '{"last": {"recall@1": "high"}, "best": null, "best_epoch": null, "seconds": 1}'),
+        ("metrics.json", "[" * 100_000),
+        ("metrics.json", ""),
+        ("config.json", '{"run": {}}'),
+        ("config.json", '{"run": []}'),
+        ("config.json", "[]"),
+    ],
+)
+def test_what_is_damaged_in_a_folder_is_named_with_the_folder(finished, name, content):
+    path = finished / "soft-triple" / "seed-1" / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"soft-triple/seed-1.* damaged .* Delete"):
+        collect(finished)
+
+
+def test_a_damaged_curve_is_named(finished):
+    path = finished / "soft-triple" / "seed-1" / "curve.csv"
+    for content in (b"epoch,loss\n1,low\n", b"epoch,loss\n\xff\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"curve.csv is damaged .* Delete its folder"):
+            collect(finished)[-2].folder.curve()
