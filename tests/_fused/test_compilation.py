@@ -1,19 +1,10 @@
 """Every kernel and configuration compiles to machine code, spills no register and fits the shared memory."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
+from kernel_marks import COMPILED
 
-pytestmark = [
-    pytest.mark.kernels,
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") == "1" or importlib.util.find_spec("triton") is None,
-        reason="needs triton, and its compiler rather than its interpreter",
-    ),
-    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION:UserWarning"),
-]
+pytestmark = COMPILED
 
 
 def chunks(number=16):

@@ -1,24 +1,13 @@
 """Sums of kernels on the fused tiles, interpreted on the CPU, against the dense form in double precision."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
+from kernel_marks import INTERPRETED, ON_CPU
 
 from otdml import kernels
 from otdml.kernel_sums import cross_sum, pair_sum
 from otdml.losses import mmd
 
-INTERPRETED = [
-    pytest.mark.kernels,
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-        reason="needs triton, and TRITON_INTERPRET=1 so that its kernels run on the CPU",
-    ),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION:UserWarning"),
-]
 KERNELS = {"gaussian": kernels.gaussian, "laplacian": kernels.laplacian}
 
 
@@ -89,7 +78,7 @@ def test_which_kernels_are_made_of_its_tiles():
             cross_sum(kernel, x, a, y, b, backend="triton")
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="points may be anywhere where it is interpreted")
+@pytest.mark.skipif(ON_CPU, reason="points may be anywhere where it is interpreted")
 def test_points_must_be_on_a_gpu():
     x, a, y, b = clouds(2)
     with pytest.raises((RuntimeError, ImportError), match="backend='triton' needs"):

@@ -1,25 +1,14 @@
 """Alignment losses on the fused engine, its kernels interpreted on the CPU, against matrices in double precision."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
+from kernel_marks import INTERPRETED
 
 from otdml.losses import DomainTarget, contrastive_alignment
 from otdml.losses.alignment.logits import Logits
 from otdml.losses.alignment.pairs import Forbidden, joint, one_way
 
-pytestmark = [
-    pytest.mark.kernels,
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-        reason="needs triton, and TRITON_INTERPRET=1 so that its kernels run on the CPU",
-    ),
-    # The interpreter computes what a kernel then selects away, with NumPy's warnings.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION:UserWarning"),
-]
+pytestmark = INTERPRETED
 
 N = 21
 LABELS = torch.arange(N) % 6

@@ -1,20 +1,14 @@
 """The contract of engines: every one computes the soft minima, plans and products of a dense matrix in float64."""
 
-import os
 from dataclasses import dataclass
 
 import pytest
 import torch
+from kernel_marks import INTERPRETED
 
 from otdml.costs import Bilinear, Matrix, ground
 from otdml.ot.engines import BACKENDS, Engine, base, engine
 
-INTERPRETED = [
-    pytest.mark.kernels,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a CPU, kernels must be interpreted"),
-    # The interpreter computes what a kernel then selects away, with NumPy's warnings.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
 MARKS = {
     # On one worker, as each has a cache of compiled formulas of its own.
     "keops": [pytest.mark.keops, pytest.mark.xdist_group("keops")],

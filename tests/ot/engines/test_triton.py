@@ -1,11 +1,10 @@
 """The fused engine, its kernels interpreted on the CPU, against matrices in double precision."""
 
-import importlib.util
 import math
-import os
 
 import pytest
 import torch
+from kernel_marks import INTERPRETED
 
 from otdml import costs
 from otdml._fused.barred import Barred
@@ -14,16 +13,7 @@ from otdml.ot import sinkhorn
 from otdml.ot._problem import Posed, Problem
 from otdml.ot.engines import Dense, Fused, Streamed, engine
 
-pytestmark = [
-    pytest.mark.kernels,
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-        reason="needs triton, and TRITON_INTERPRET=1 so that its kernels run on the CPU",
-    ),
-    # The interpreter computes what a kernel then selects away, with NumPy's warnings.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:.*TRITON_DEFAULT_FP_FUSION:UserWarning"),
-]
+pytestmark = INTERPRETED
 
 COSTS = ("sqeuclidean", "euclidean", "geodesic")
 # Features that are summed one by one, in a loop, in one matrix product, in one that is padded, and in several.
