@@ -7,11 +7,11 @@ from torch import Tensor
 
 from otdml._transforms import transforming
 
-__all__ = ["fixed", "may_move", "once", "refuse_transforms"]
+__all__ = ["fixed", "needs_derivative", "once", "refuse_transforms"]
 
 
-def may_move(x: Tensor) -> bool:
-    """Whether a derivative in ``x`` may be asked for."""
+def needs_derivative(x: Tensor) -> bool:
+    """Whether a derivative in ``x`` may be requested."""
     # Dynamo traces neither call, and removes unused results by itself.
     return torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()) or transforming(x)
 
@@ -26,29 +26,27 @@ def refuse_transforms(what: str, *tensors: Tensor | None) -> None:
 
 
 def once(x: Tensor, what: str) -> Tensor:
-    """``x``, of which first derivatives alone may be asked for; ``what`` is named in the error of a second one."""
+    """``x``, of which only first derivatives may be requested; ``what`` is the text of the error for a second one."""
     return _Once.apply(x, what) if x.requires_grad and torch.is_grad_enabled() else x
 
 
 def fixed(value: Tensor, what: str, *sources: Tensor) -> Tensor:
-    """``value``, which moves with ``sources`` in a way that is not known: to differentiate it in them is an error."""
+    """``value``, whose dependence on ``sources`` is not known; ``what`` is the text of the error for a derivative."""
     return _Fixed.apply(what, value, *sources)
 
 
 class _Once(torch.autograd.Function):
+    # Functions under transforms do without it, and a call with `setup_context` takes several times as long.
     @staticmethod
-    def forward(x: Tensor, what: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, what: str) -> Tensor:
+        ctx.what = what
+        ctx.save_for_backward(x)
         return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.what = inputs[1]
-        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # `once_differentiable` would pass a gradient that is a constant, whose derivative is then read as zero.
-        return fixed(grad, ctx.what, *ctx.saved_tensors), None
+        return (fixed(grad, ctx.what, *ctx.saved_tensors) if torch.is_grad_enabled() else grad), None
 
 
 class _Fixed(torch.autograd.Function):
@@ -64,8 +62,8 @@ class _Fixed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(ctx.what)
+        raise NotImplementedError(ctx.what)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        raise RuntimeError(ctx.what)
+        raise NotImplementedError(ctx.what)

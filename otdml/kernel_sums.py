@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import check_choice
-from otdml._derivatives import may_move
+from otdml._derivatives import needs_derivative
 from otdml._fused.sums import check_fusible, fused_sums
 from otdml._precision import full_arithmetic, full_precision
 from otdml.kernels import Kernel, RadialKernel
@@ -172,7 +172,7 @@ def _streamed(kernel: Kernel, backend: str, pairs: bool, *measures: Tensor) -> T
         # A kernel may contain a tensor, which transforms have to track.
         kernel, shift = replace(kernel, shift=None), kernel.shift
     form = _Form(kernel, backend, pairs)
-    return _KernelSum.apply(form, (may_move(measures[0]), may_move(measures[2])), shift, *measures)[0]
+    return _KernelSum.apply(form, (needs_derivative(measures[0]), needs_derivative(measures[2])), shift, *measures)[0]
 
 
 @dataclass(frozen=True)

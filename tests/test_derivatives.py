@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from otdml._derivatives import fixed, may_move, once, refuse_transforms
+from otdml._derivatives import fixed, needs_derivative, once, refuse_transforms
 from otdml.ot import couple, gromov, gromov_matrix, low_rank_sinkhorn, sinkhorn_barycenter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
-def test_what_may_move():
+def test_where_derivatives_are_needed():
     x = torch.ones(3, requires_grad=True)
-    assert may_move(x)
-    assert not may_move(x.detach())
+    assert needs_derivative(x)
+    assert not needs_derivative(x.detach())
     with torch.no_grad():
-        assert not may_move(x)
-    assert torch.func.vmap(lambda t: torch.tensor(may_move(t)))(x.detach()[None]).all()
+        assert not needs_derivative(x)
+    assert torch.func.vmap(lambda t: torch.tensor(needs_derivative(t)))(x.detach()[None]).all()
 
 
 def test_refusal_is_one_sentence_that_says_what_to_do():

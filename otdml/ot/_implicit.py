@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from otdml._cost_forms import Gradients
+from otdml._derivatives import fixed
 from otdml._precision import full_arithmetic
 from otdml._warnings import warn_caller
 from otdml.ot._problem import Marginal, Posed
@@ -76,20 +77,10 @@ class DifferentiablePlan(ConstantPlan):
         return first_order(gradients, (self.hf, self.hg, *leaves))
 
 
-class _Last(torch.autograd.Function):
-    """A gradient that may not be differentiated once more."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Gradients:
-        raise NotImplementedError(
-            "Potentials, plans and maps have no second derivatives, values have no third ones, those of a pointwise "
-            "cost need backend='dense', which keeps its matrix, for their second ones, and those of Gromov problems "
-            "have none."
-        )
+_NO_MORE = (
+    "Potentials, plans and maps have no second derivatives, values have no third ones, and those of a pointwise cost "
+    "need backend='dense', which keeps its matrix, for their second ones."
+)
 
 
 def first_order(gradients: Gradients, sources: Iterable[Tensor | None]) -> Gradients:
@@ -97,14 +88,14 @@ def first_order(gradients: Gradients, sources: Iterable[Tensor | None]) -> Gradi
     if not torch.is_grad_enabled():
         return gradients
     live = [t for t in sources if t is not None and t.requires_grad]
-    return tuple(t if t is None else _Last.apply(t, *live) for t in gradients)
+    return tuple(t if t is None else fixed(t, _NO_MORE, *live) for t in gradients)
 
 
 def _final(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """A backward pass that is not differentiable, and says so, in full precision.
+    """A backward pass in full precision, whose gradients raise an error when they are differentiated.
 
-    ``once_differentiable`` of torch looks at the incoming gradient alone: it takes the outgoing one for a constant
-    where that is one, as it is for a loss.
+    ``once_differentiable`` of torch does so only where the incoming gradient requires one, which is a constant for a
+    loss.
     """
 
     @functools.wraps(backward)
@@ -247,14 +238,14 @@ def _stiffness(marginal: Marginal) -> Tensor | float:
     return 1.0 if marginal.rho is None else 1 + 1 / marginal.rho
 
 
-# A direction whose curvature, of one at most, is below this many rounding units is one that the plan does not feel.
+# The plan does not change along a direction whose curvature, of one at most, is below this many rounding units.
 FLAT = 256.0
-# Of the right-hand side, the share along such directions above which the derivative that is asked for hangs on them.
+# The share of the right-hand side along such directions above which the requested derivative depends on them.
 SHOWN = 1e-3
 # The same, over the rounding of its parts.
 FAINT = 1e-6
-# Most Lanczos vectors, and the steps between looks at the residual: at first, and later as a share of those so far.
-MOST, LOOK, LOOK_SHARE = 1000, 4, 0.25
+# Most Lanczos vectors, and steps between two checks of the residual: at first, and later as a share of those so far.
+MOST, CHECK, CHECK_SHARE = 1000, 4, 0.25
 
 
 def _truncated_solution(operator: Operator, rhs: Tensor, metric: Tensor, *, singular: bool) -> tuple[Tensor, Tensor]:
@@ -275,7 +266,7 @@ def _truncated_solution(operator: Operator, rhs: Tensor, metric: Tensor, *, sing
     basis = [direction / size.clamp(min=tiny)]
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
-    most, look = min(MOST, rhs.shape[-1]), LOOK
+    most, check = min(MOST, rhs.shape[-1]), CHECK
     while True:
         image = project(operator(basis[-1]))
         diagonal.append((metric * basis[-1] * image).sum(-1, keepdim=True))
@@ -285,12 +276,12 @@ def _truncated_solution(operator: Operator, rhs: Tensor, metric: Tensor, *, sing
             image = image - ((Q @ (metric * image)[..., None]).mT @ Q)[..., 0, :]
         beside.append(_norm(image, metric))
         k = len(diagonal)
-        if k >= min(look, most):
+        if k >= min(check, most):
             coefficients, dropped = _ritz(diagonal, beside[:-1], FLAT * unit)
             left = beside[-1] * coefficients[..., -1:]
             if k == most or bool((left.abs() <= unit**0.75).all()):
                 break
-            look = k + max(LOOK, int(LOOK_SHARE * k))
+            check = k + max(CHECK, int(CHECK_SHARE * k))
         basis.append(torch.where(beside[-1] > unit * 16, image / beside[-1].clamp(min=tiny), 0.0))
     found = (coefficients[..., None, :] @ Q)[..., 0, :] * size
     return project(found), dropped[..., None] * size

@@ -1,9 +1,10 @@
 """A matrix of logits that is never held as a whole, and the log-sum-exp of its rows and of its columns.
 
-One of each row, to be weighed later, is that of an engine: forward a soft minimum, backward two products of its plan.
-On a GPU, all of them are, where the fused engine takes the problem. A training step on a CPU weighs rows by constants,
-so that value and gradient can be had together, which an engine, asked for one after the other, cannot do. On one core
-and 128 features, forward and backward by the streamed engine take this many times as long:
+An engine computes the log-sum-exp of each row: a soft minimum in the forward pass, two products with its plan in the
+backward pass. On a GPU the fused engine computes the weighted sums of these as well, where it takes the problem. On a
+CPU a weighted sum has a quicker way. Its weights are constants, so value and gradient can be computed from the same
+blocks, of which an engine evaluates each one twice. On one core and 128 features the streamed engine takes this many
+times as long, forward and backward:
 
 ====================  =====  =====  =====  =====
 rows                  128    512    2,048  4,096
@@ -29,7 +30,7 @@ from otdml.ot.engines import engine
 from otdml.ot.engines.base import block_entries
 from otdml.ot.engines.triton import pays
 
-__all__ = ["KERNEL_BYTES", "SMALL", "Logits", "first_order_only", "row_slices", "safe_shift"]
+__all__ = ["KERNEL_BYTES", "NO_SECOND", "SMALL", "Logits", "row_slices", "safe_shift"]
 
 Terms = tuple[Tensor | None, Tensor | None]
 # Rows, columns and entries of a part of a matrix.
@@ -39,43 +40,30 @@ Block = tuple[slice, slice, Tensor]
 KERNEL_BYTES = 2**28
 # Up to this many entries a matrix costs less than the overhead of streaming.
 SMALL = 2**16
-# Logarithm of the ratio of the largest to the least number of which sums are made without a look at the largest.
+# The range of logits within which exponentials are summed after one shift of all, and not of each row by its largest.
 _ROOM = {torch.float32: 80.0, torch.float64: 600.0}
 
 
-def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass that may not itself be differentiated.
+NO_SECOND = (
+    "This loss has second derivatives for `marginals`='rows' and `backend`='dense' alone. "
+    "Pass these, or differentiate without `create_graph`."
+)
 
-    ``once_differentiable`` of torch says nothing as long as the gradient that comes in is a constant, as it is for a
-    loss, and the gradient that goes out is then a constant, too.
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that raises an error where it is to be differentiated.
+
+    ``once_differentiable`` of torch does so only where the incoming gradient requires one, which is a constant for a
+    loss.
     """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "This loss has second derivatives for `marginals`='rows' and `backend`='dense' alone. "
-                "Pass these, or differentiate without `create_graph`."
-            )
+            raise NotImplementedError(NO_SECOND)
         return backward(ctx, *grads)
 
     return wrapper
-
-
-class _FirstOrder(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    @_first_order
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-def first_order_only(value: Tensor) -> Tensor:
-    """``value``, whose gradient may not be differentiated."""
-    return _FirstOrder.apply(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +268,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 class _WeightedLogSumExp(torch.autograd.Function):
-    """The gradient of rows whose weights are known is made of a block as soon as the sums of its rows are."""
+    """Value and gradient from one evaluation of each block, as the weights of its rows are known."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, h: Tensor, w: Tensor, fill: Fill | None, shift: float | None) -> Tensor:
@@ -329,18 +317,18 @@ class _MutualLogSumExp(torch.autograd.Function):
         first, second = _passes(x, y, fill, bound)
         sums = [t.new_zeros(len(t)) for t in h]
         for rows, columns, powers in first:
-            turned = _turned(rows, y)
+            summed = _summed_columns(rows, y)
             sums[0][rows].addmv_(powers, v[columns])
-            sums[-1][turned].addmv_(powers[:, _within(turned, columns)].mT, u[rows])
+            sums[-1][summed].addmv_(powers[:, _places(summed, columns)].mT, u[rows])
         value, scales = _logs(w, sums, [top + bound for top in reversed(tops)])
         if any(ctx.needs_input_grad):
             left, right = torch.stack([scales[0], u], 1), torch.stack([v, scales[-1]])
             gradients = [torch.zeros_like(z) for z in (x, y) if z is not None]
             for rows, columns, powers in second:
-                turned = _turned(rows, y)
+                summed = _summed_columns(rows, y)
                 share = powers.mul_(left[rows] @ right[:, columns])
                 gradients[0][rows].addmm_(share, (x if y is None else y)[columns])
-                gradients[-1][turned].addmm_(share[:, _within(turned, columns)].mT, x[rows])
+                gradients[-1][summed].addmm_(share[:, _places(summed, columns)].mT, x[rows])
             ctx.save_for_backward(*gradients)
         return value
 
@@ -365,13 +353,13 @@ def _passes(x: Tensor, y: Tensor | None, fill: Fill | None, bound: float) -> tup
     return kept, kept
 
 
-def _turned(rows: slice, y: Tensor | None) -> slice:
-    """The columns whose entries in these rows are those of the transpose: all, or those after the diagonal."""
+def _summed_columns(rows: slice, y: Tensor | None) -> slice:
+    """The columns that are summed over these rows: all, or of a symmetric matrix those after the diagonal block."""
     return slice(rows.stop if y is None else 0, None)
 
 
-def _within(part: slice, columns: slice) -> slice:
-    """The columns of ``part`` by their place in a block that begins with the first of ``columns``."""
+def _places(part: slice, columns: slice) -> slice:
+    """The columns ``part`` by their places in a block that begins with the first of ``columns``."""
     return slice(part.start - columns.start, None)
 
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_labels, check_points, check_views
+from otdml._derivatives import once
 from otdml._precision import full_precision
 from otdml._transforms import called, transforming
 from otdml.distributed import gather as gather_rows
 from otdml.distributed import local_rows, total
-from otdml.losses.alignment.logits import first_order_only
+from otdml.losses.alignment.logits import NO_SECOND
 from otdml.losses.alignment.options import Marginals, Options
 from otdml.losses.alignment.pairs import DomainTarget, Labels, Samples, Target, as_target, joint, one_way, within
 from otdml.losses.alignment.problem import Alignment, factors
@@ -176,7 +177,7 @@ def _alignment(z1: Tensor, z2: Tensor, eps: Tensor | float, samples: Samples, op
         value = _mean_of_both(first, second, anchors, options, transposed=transposed)
     else:
         value = first.part(anchors[0]).value(first.potentials(options)[1], options)
-    value = value if options.marginals in ("rows", "none") else first_order_only(value)
+    value = value if options.marginals in ("rows", "none") else once(value, NO_SECOND)
     return total(value) if options.gather else value
 
 

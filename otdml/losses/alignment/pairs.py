@@ -1,4 +1,4 @@
-"""What is given of the pairs: labels and targets, anchors and candidates, and the pairs that are forbidden."""
+"""Labels and targets, anchors and candidates, and the pairs that are forbidden."""
 
 import dataclasses
 import functools
@@ -113,14 +113,14 @@ class Samples:
 
     @property
     def reversible(self) -> bool:
-        """Whether the plan of the swapped sets is the transpose: rows of the other forms are made equal either way."""
+        """Whether the plan of the swapped sets is the transpose; in the other forms rows have equal mass either way."""
         matrix = isinstance(self.target, Tensor) and self.target.dtype != torch.bool
         return self.target is None or matrix
 
     def swapped(self) -> "Samples":
         """Those with the second set first."""
-        turned = self._map(lambda a, b: (b, a), lambda d: d)
-        return Samples(self.target.t(), turned.ids) if isinstance(self.target, Tensor) else turned
+        swapped = self._map(lambda a, b: (b, a), lambda d: d)
+        return Samples(self.target.t(), swapped.ids) if isinstance(self.target, Tensor) else swapped
 
     def _map(self, f: Callable[[Tensor, Tensor], Pair], g: Callable[[Tensor], Tensor]) -> "Samples":
         """Those with ``f`` of the pairs of labels, and ``g`` of the domains."""
@@ -141,14 +141,14 @@ class Pairing:
         m: Number of candidates.
         own: The candidate that is the other view of each anchor, shape (n,).
         itself: The candidate that is the anchor itself, shape (n,), or None where anchors are no candidates.
-        turn: The difference of the numbers of the other view and of the anchor, modulo m, if it is the same for all.
+        shift: The number of the other view less that of the anchor, modulo m, if it is the same for all; else None.
     """
 
     n: int
     m: int
     own: Tensor
     itself: Tensor | None = None
-    turn: int | None = None
+    shift: int | None = None
 
     def take(self, anchors: Tensor) -> "Pairing":
         """The same candidates for some anchors."""
@@ -160,13 +160,13 @@ def one_way(n: int, m: int, device: torch.device) -> Pairing:
     """First views as anchors, second ones as candidates."""
     # Where they are not as many, no target gives weight to the other view.
     own = torch.arange(n, device=device)
-    return Pairing(n, m, own, turn=0) if n == m else Pairing(n, m, own.clamp_(max=m - 1))
+    return Pairing(n, m, own, shift=0) if n == m else Pairing(n, m, own.clamp_(max=m - 1))
 
 
 def joint(n: int, device: torch.device) -> Pairing:
     """Both views of n samples as anchors and as candidates: the n first views, then the n second ones."""
     itself = torch.arange(2 * n, device=device)
-    return Pairing(2 * n, 2 * n, itself.roll(n), itself, turn=n)
+    return Pairing(2 * n, 2 * n, itself.roll(n), itself, shift=n)
 
 
 def within(n: int, device: torch.device) -> Pairing:
@@ -188,7 +188,7 @@ class Forbidden:
         pairing: Anchors and candidates.
         ids: Instance of each anchor and of each candidate, or None.
         target: Blocks of the target plan, for the positives.
-        kept: Integers that agree for the positives, or None where none say it.
+        kept: One integer per anchor and per candidate, which agree for positives; None where there are none.
     """
 
     pairing: Pairing
@@ -198,7 +198,7 @@ class Forbidden:
 
     @property
     def mask(self) -> Mask:
-        """The same for an engine, by integers where those say it: a fused kernel takes no function."""
+        """The same for an engine: as integers where these describe it, which fused kernels need, else as a function."""
         if self.ids is not None and self.kept is None:
             return self
         itself, own = self.pairing.itself, None
@@ -214,7 +214,7 @@ class Forbidden:
         return functools.reduce(torch.logical_or, found)
 
     def fill(self, scores: Tensor, rows: slice, columns: slice) -> None:
-        """Minus infinity in place of the logits of forbidden pairs; the columns hold the anchors themselves."""
+        """Put minus infinity in place of the logits of forbidden pairs; the columns include the anchors themselves."""
         if self.pairing.itself is not None:
             scores.scatter_(1, self.pairing.itself[rows, None] - columns.start, -torch.inf)
         if self.ids is not None:

@@ -169,15 +169,15 @@ class Alignment:
             return robust
         return (self.target.rows * normaliser).sum() - self._attraction(h) + options.weight * robust
 
-    def mutual_value(self, turned: "Alignment", h: Potentials, options: Options) -> Tensor | None:
+    def mutual_value(self, swapped: "Alignment", h: Potentials, options: Options) -> Tensor | None:
         """The sum of this value and that of the problem with anchors and candidates exchanged, if it is safe."""
-        logits, own, others = self.logits(options), self.target.match, turned.target.match
+        logits, own, others = self.logits(options), self.target.match, swapped.target.match
         if own is not None and others is not None and logits.few:
             scores = logits.matrix()
             forward, backward = ((s if t is None else s + t) for s, t in ((scores, h[1]), (scores.mT, h[0])))
             return F.cross_entropy(forward, own) + F.cross_entropy(backward, others)
-        total = logits.mutual_logsumexp((self.target.rows, turned.target.rows), h)
-        return None if total is None else total - self._attraction(h[1]) - turned._attraction(h[0])
+        total = logits.mutual_logsumexp((self.target.rows, swapped.target.rows), h)
+        return None if total is None else total - self._attraction(h[1]) - swapped._attraction(h[0])
 
     def logits(self, options: Options) -> Logits:
         """The similarities over the temperature."""

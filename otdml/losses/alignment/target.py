@@ -45,7 +45,7 @@ class Plan(ABC):
 
     @property
     def groups_of_positives(self) -> Pair | None:
-        """One integer per anchor and per candidate, which agree where the plan has mass; None where none say it."""
+        """One integer per anchor and per candidate, which agree where the plan has mass; None where there are none."""
         return None
 
     @abstractmethod
@@ -80,7 +80,7 @@ class MatchTarget(Plan):
     """The other view of each anchor, all of one mass.
 
     Attributes:
-        pairing: A pairing with a ``turn``.
+        pairing: A pairing with a ``shift``.
         like: Any tensor of the dtype and on the device of the plan.
     """
 
@@ -112,9 +112,9 @@ class MatchTarget(Plan):
         return f(found if h is None else found + self._matched(h)).mean()
 
     def _matched(self, v: Tensor) -> Tensor:
-        """What each anchor's candidate has."""
-        assert self.pairing.turn is not None
-        return v.roll(-self.pairing.turn, 0) if self.pairing.turn else v
+        """The rows of ``v`` that belong to the candidates of the anchors."""
+        assert self.pairing.shift is not None
+        return v.roll(-self.pairing.shift, 0) if self.pairing.shift else v
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         return chosen(self.pairing.own, rows, columns) * self.like.new_tensor(1 / self.pairing.n)

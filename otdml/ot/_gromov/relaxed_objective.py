@@ -106,9 +106,9 @@ class RelaxedObjective:
             [k.expand_as(at.q), _times(right, at.q)], -1
         )
 
-    def gradient(self, at: Reading, *, fused: bool = True) -> Bilinear | Matrix:
-        """The gradient at a plan as a cost between the points, with what features cost if it is ``fused``."""
-        features, z = self.centred.features if fused else None, self.centred.right.z
+    def gradient(self, at: Reading) -> Bilinear | Matrix:
+        """The gradient at a plan, with the cost of features, as a cost between the points."""
+        features, z = self.centred.features, self.centred.right.z
         (u, v), (q, k), slope = self.offsets(at), self.factors(at), self.centred.slope(at.projection)
         if features is not None:
             u, v = u + features.u, v + features.v

@@ -1,13 +1,13 @@
 """Entropic Gromov-Wasserstein: transport between clouds of different spaces, by the costs within each."""
 
 import math
-from typing import Any, overload
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_equal_mass, check_fraction
-from otdml._derivatives import refuse_transforms
+from otdml._derivatives import once, refuse_transforms
 from otdml._precision import full_precision
 from otdml.costs import Cost
 from otdml.measures import broadcast_clouds, broadcast_matrix, weights
@@ -24,10 +24,12 @@ from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced, check_p
 from otdml.ot._gromov.relaxed_solution import relaxed
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Live, constrained
-from otdml.ot._implicit import first_order
 from otdml.ot._partial import Mass, check_mass
 
 __all__ = ["GROMOV_BACKENDS", "STARTS", "GromovResult", "gromov", "gromov_matrix"]
+
+# With the plan held fixed, second derivatives would be wrong.
+_first_order = partial(once, what="Gromov problems have no second derivatives. Leave out `create_graph`.")
 
 
 @full_precision
@@ -121,14 +123,15 @@ def gromov(
     options = GromovOptions(eps, tol, max_iter, init, backend)
     u, v = check_features(features, x, y)
     refuse_transforms("gromov", x, y, a, b, u, v)
-    x, y, u, v = _first_order_only(x), _first_order_only(y), _first_order_only(u), _first_order_only(v)
+    x, y = _first_order(x), _first_order(y)
     live = _live(x, y, a, b, equal=rho is None and mass is None)
     left, right = (
         centred(name, points, w.detach(), cost)
         for name, points, w, cost in (("cost_x", x, live.a, cost_x), ("cost_y", y, live.b, cost_y))
     )
     share = _share(alpha, fused=u is not None)
-    between = None if u is None or v is None else between_features(u, v, cost_features, 1 - share)
+    features = None if u is None or v is None else (_first_order(u), _first_order(v))
+    between = None if features is None else between_features(*features, cost_features, 1 - share)
     return _solved(left, right, between, share, live, _relaxation(rho, mass, live), options)
 
 
@@ -182,17 +185,18 @@ def gromov_matrix(
     C_y, b, _ = broadcast_matrix(C_y, b, None, name="C_y")
     options = GromovOptions(eps, tol, max_iter, init, "auto")
     C_x, C_y, a, b = broadcast_clouds(check_symmetric("C_x", C_x), check_symmetric("C_y", C_y), a, b, second="C_y")
-    C_x, C_y, M = _first_order_only(C_x), _first_order_only(C_y), _first_order_only(features)
+    C_x, C_y = _first_order(C_x), _first_order(C_y)
     live = _live(C_x, C_y, a, b, equal=rho is None and mass is None)
     left, right = centred_matrix(C_x, live.a.detach()), centred_matrix(C_y, live.b.detach())
-    share = _share(alpha, fused=M is not None)
-    between = None if M is None else given_between(check_between(M, live.a, live.b), 1 - share)
+    share = _share(alpha, fused=features is not None)
+    M = None if features is None else check_between(features, live.a, live.b)
+    between = None if M is None else given_between(_first_order(M), 1 - share)
     return _solved(left, right, between, share, live, _relaxation(rho, mass, live), options)
 
 
 def _live(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *, equal: bool) -> Live:
     shared = _shared_weights(x, y, a, b)
-    a, b = (_FirstOrderOnly.apply(w) for w in (weights(x, a), weights(y, b)))
+    a, b = _first_order(weights(x, a)), _first_order(weights(y, b))
     if shared is None and equal:
         check_equal_mass(a, b)
     return Live(a, b, shared)
@@ -237,24 +241,3 @@ def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) ->
         return weights(x, None)
     a, b = weights(x, a), weights(y, b)
     return a if a is b or torch.equal(a, b) else None
-
-
-@overload
-def _first_order_only(t: Tensor) -> Tensor: ...
-@overload
-def _first_order_only(t: None) -> None: ...
-def _first_order_only(t: Tensor | None) -> Tensor | None:
-    return t if t is None else _FirstOrderOnly.apply(t)
-
-
-class _FirstOrderOnly(torch.autograd.Function):
-    """The identity, differentiable once: with the plan held fixed, second derivatives would be wrong."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        ctx.save_for_backward(value)
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
-        return first_order((grad,), (grad, *ctx.saved_tensors))[0]

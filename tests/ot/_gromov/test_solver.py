@@ -307,7 +307,7 @@ def test_there_are_no_second_derivatives():
     x, y, _, _ = clouds()
     x = x.requires_grad_()
     (gradient,) = torch.autograd.grad(gromov(x, y, eps=20.0).value, x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="Gromov problems have none"):
+    with pytest.raises(NotImplementedError, match="Gromov problems have no second derivatives"):
         gradient.square().sum().backward()
 
 
