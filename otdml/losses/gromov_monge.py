@@ -110,7 +110,7 @@ def distortion(
 
 
 def _checked(value: Tensor, *sides: tuple[Tensor, WithinCost]) -> Tensor:
-    """The value, if it is finite, and not zero for want of digits: else its gradient is that of another value."""
+    """The value, if it neither overflows nor is zero by underflow: its gradient would be wrong."""
     known, tiny = value.detach(), torch.finfo(value.dtype).tiny
     if not has_values(value) or bool((known.isfinite() & (known >= tiny)).all()):
         return value
@@ -120,17 +120,17 @@ def _checked(value: Tensor, *sides: tuple[Tensor, WithinCost]) -> Tensor:
     for name, (points, cost) in zip("xy", sides, strict=True):
         if points.numel() and _squares_vanish(points.detach(), cost):
             must = f"give costs whose squares {value.dtype} tells from zero"
-            raise argument_error(name, must, "points so small that these vanish", "Rescale them.")
+            raise argument_error(name, must, "squares that underflow", "Rescale the points.")
     return value
 
 
 @torch.no_grad()
 def _squares_vanish(x: Tensor, cost: WithinCost) -> bool:
-    """Whether in some of the batch the costs that are not zero have squares that are, or next to it."""
+    """Whether the squares of nonzero costs are zero or denormal, in any batch element."""
     step = max(1, BLOCK // x.shape[-2])
     blocks = [slice(i, i + step) for i in range(0, x.shape[-2], step)]
     top = torch.stack([cost_block("cost", x[..., rows, :], x, cost).abs().amax((-2, -1)) for rows in blocks]).amax(0)
-    # Squares of small coordinates are zero themselves.
+    # The costs themselves are squares or products of coordinates here, and may be zero where these are not.
     spread = (x != (0 if cost == "inner" else x[..., :1, :])).flatten(-2).any(-1)
     lost = (top > 0) | (spread if cost in ("sqeuclidean", "inner") else torch.zeros_like(spread))
     return bool((lost & (top.square() < torch.finfo(x.dtype).tiny)).any())

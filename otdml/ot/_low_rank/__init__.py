@@ -1,1 +1,1 @@
-"""Couplings of low rank: points go by way of a few hubs."""
+"""Transport plans of low rank: all mass passes through a few hubs."""

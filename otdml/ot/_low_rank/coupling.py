@@ -1,4 +1,4 @@
-r"""A plan of low rank, :math:`P = Q \, \mathrm{diag}(1/g) \, R^\top`, whose marginals are right."""
+r"""A plan of low rank, :math:`P = Q \, \mathrm{diag}(1/g) \, R^\top`, with exact marginals."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ from otdml._precision import full_arithmetic
 from otdml.ot._low_rank.hubs import Shares
 from otdml.ot._result import Coupling
 
-__all__ = ["LowRankCoupling", "coupled"]
+__all__ = ["LowRankCoupling", "rounded"]
 
 
 @dataclass(frozen=True)
 class LowRankCoupling(Coupling):
-    """A factored plan, a constant.
+    """A factored plan, without gradient.
 
     Attributes:
         a: Weights of the rows, shape (..., n).
         b: Weights of the columns, shape (..., m).
-        rows: Shares of a row among the hubs, over its weight, shape (..., n, r).
-        columns: The same of a column, shape (..., m, r).
+        rows: Shares of the hubs in the mass of each row, shape (..., n, r).
+        columns: Shares of the hubs in the mass of each column, shape (..., m, r).
         g: The mass of each hub, shape (..., r).
-        duals: Derivatives of the objective in a and b.
+        duals: Derivatives of the objective in a and b, shapes (..., n) and (..., m).
     """
 
     a: Tensor
@@ -70,22 +70,23 @@ def _positive(g: Tensor) -> Tensor:
 
 
 def _through(first: Tensor, g: Tensor, second: Tensor, weights: Tensor, v: Tensor) -> Tensor:
-    """The product of a plan over its row weights, by way of the hubs."""
+    """The product of the plan, divided by its row weights, with ``v``: columns to hubs, then hubs to rows."""
     dtype = torch.promote_types(g.dtype, v.dtype)
     with full_arithmetic(g.device.type):
         at_hubs = second.mT.to(dtype) @ (weights[..., None].to(dtype) * v.to(dtype))
         return first.to(dtype) @ (at_hubs / _positive(g)[..., None].to(dtype))
 
 
-def coupled(q: Shares, r: Shares) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and masses of hubs that agree on both sides.
+def rounded(q: Shares, r: Shares) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares of rows and columns that give each hub one and the same mass, and these masses.
 
-    What the rows bring to hubs beyond what the columns take there goes to those that lack it :cite:p:`altschuler:17`.
+    Where rows send more to a hub than columns take from it, the excess goes to the hubs that get too little
+    :cite:p:`altschuler:17`.
     """
-    rows, brought, taken = q.conditional, q.masses, r.masses
-    kept = torch.minimum(brought, taken)
-    share = kept / _positive(brought)
-    lacking = taken - kept
-    lacking = lacking / _positive(lacking.sum(-1, keepdim=True))
-    surplus = (rows * (1 - share)[..., None, :]).sum(-1, keepdim=True)
-    return rows * share[..., None, :] + surplus * lacking[..., None, :], r.conditional, taken
+    rows, sent, taken = q.conditional, q.masses, r.masses
+    kept = torch.minimum(sent, taken)
+    share = kept / _positive(sent)
+    deficit = taken - kept
+    deficit = deficit / _positive(deficit.sum(-1, keepdim=True))
+    excess = (rows * (1 - share)[..., None, :]).sum(-1, keepdim=True)
+    return rows * share[..., None, :] + excess * deficit[..., None, :], r.conditional, taken

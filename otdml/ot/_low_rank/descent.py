@@ -16,7 +16,8 @@ factors with :math:`Q 1 = a`, :math:`R 1 = b` and :math:`Q^\top 1 = R^\top 1 = g
     + (1 - \theta) (s^- + t^-) - s - t
 
 where :math:`N = (1 - \theta) N^- + \theta \nu / \varepsilon`, :math:`M` likewise, and the offsets s and t are the
-minimum of a convex function of 2r variables, found by Newton's method. So the state is of the size of the hubs.
+minimum of a convex function of 2r variables, found by Newton's method. So the size of a state depends on the number of
+hubs alone.
 """
 
 import math
@@ -26,20 +27,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from otdml.ot._low_rank.hubs import Shares, Side
-from otdml.ot._low_rank.newton import Local, minimum
+from otdml.ot._low_rank.hubs import Cloud, Shares
+from otdml.ot._low_rank.newton import Expansion, minimum
 
-__all__ = ["Point", "State", "descend"]
+__all__ = ["Iterate", "State", "descend"]
 
-# The growth of a step that succeeds, and the factor and the least length of one that does not.
-FORTH, BACK, SHORTEST = 1.3, 0.5, 1e-3
-# The mismatch of the hubs' masses in units of the tolerance of their means.
+# The factor of the length after a step that succeeds, the factor after one that does not, and the shortest step.
+GROWTH, SHRINKAGE, SHORTEST = 1.3, 0.5, 1e-3
+# The error of the hubs' masses after a step, in units of the tolerance.
 INNER = 3e-2
 
 
 @dataclass(frozen=True)
 class State:
-    """Directions (..., r, d) and offsets (..., r) of the shares of both sides, and log masses of the hubs (..., r)."""
+    """What determines the shares: directions (..., r, d) and offsets (..., r) of both clouds, log masses (..., r)."""
 
     left: Tensor
     right: Tensor
@@ -58,13 +59,13 @@ class State:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A state with the shares that it makes.
+class Iterate:
+    """A state with the shares that it determines.
 
     Attributes:
         state: The state.
-        q: Shares of the first side.
-        r: Shares of the second side.
+        q: Shares of the first cloud.
+        r: Shares of the second cloud.
         eps: Temperature, shape (...).
     """
 
@@ -74,18 +75,18 @@ class Point:
     eps: Tensor
 
     @classmethod
-    def of(cls, state: State, x: Side, y: Side, eps: Tensor) -> "Point":
-        """The shares of a state."""
+    def of(cls, state: State, x: Cloud, y: Cloud, eps: Tensor) -> "Iterate":
+        """The iterate of a state."""
         q, r = x.shares(x.scores(state.left), state.s), y.shares(y.scores(state.right), state.t)
         return cls(state, q, r, eps)
 
-    def at(self, state: State) -> "Point":
-        """The shares of another state."""
-        return Point.of(state, self.q.side, self.r.side, self.eps)
+    def at(self, state: State) -> "Iterate":
+        """The iterate of another state."""
+        return Iterate.of(state, self.q.cloud, self.r.cloud, self.eps)
 
     @cached_property
     def means(self) -> tuple[Tensor, Tensor]:
-        """The means of the hubs' points on both sides."""
+        """The means of the hubs' points in both clouds, shape (..., r, d) each."""
         return self.q.means, self.r.means
 
     @property
@@ -106,13 +107,13 @@ class Point:
 
     @property
     def mismatch(self) -> Tensor:
-        """By how much the masses of the hubs differ on the two sides and from g, shape (...)."""
+        """L1 distances of the hubs' masses on both sides from g, shape (...)."""
         g = self.state.log_g.exp()
         return (self.q.masses - g).abs().sum(-1) + (self.r.masses - g).abs().sum(-1)
 
     @property
     def error(self) -> Tensor:
-        """Root mean square of how far means are from where the directions have them, or the mismatch, shape (...)."""
+        """The larger of the mismatch and the mean distance of means from directions times ``eps``, shape (...)."""
         (mu, nu), eps = self.means, self.eps[..., None, None]
         left = self.r.masses * (nu - eps * self.state.left).square().sum(-1)
         right = self.q.masses * (mu - eps * self.state.right).square().sum(-1)
@@ -120,21 +121,21 @@ class Point:
 
 
 @torch.no_grad()
-def descend(here: Point, *, tol: float, max_iter: int) -> tuple[Point, int]:
-    """The point at which the iteration ends, and the number of steps."""
+def descend(here: Iterate, *, tol: float, max_iter: int) -> tuple[Iterate, int]:
+    """The last iterate, and the number of steps."""
     length, n = torch.ones_like(here.eps), 0
     rounding = torch.finfo(length.dtype).eps
-    # The start has hubs whose masses do not quite agree, so the first step is compared with nothing.
+    # Masses of the start's hubs differ on the two sides, so its objective is no reference for the first step.
     level = torch.full_like(length, torch.inf)
     for n in range(1, max_iter + 1):  # noqa: B007 -- it is returned
         there = _stepped(here, length, max(INNER * tol, 8 * rounding))
         value = there.objective
-        # Where masses do not agree, the objective is known to that, and a rise within it is none.
+        # The objective is known up to the mismatch of the masses, so a rise within that counts as none.
         noise = 64 * rounding * (1 + value.abs()) + here.mismatch.where(level.isfinite(), 0.0) + there.mismatch
         lower = value <= level + noise
         better = (lower & (there.mismatch <= tol)) | (length <= SHORTEST)
         moved = better & ~((here.error <= tol) & level.isfinite())
-        length = torch.where(better, (FORTH * length).clamp(max=1), BACK * length)
+        length = torch.where(better, (GROWTH * length).clamp(max=1), SHRINKAGE * length)
         level = torch.where(moved, value, level)
         here = there if bool(moved.all()) else here.at(there.state.where(moved, here.state))
         if bool((here.error <= tol).all()):
@@ -142,30 +143,27 @@ def descend(here: Point, *, tol: float, max_iter: int) -> tuple[Point, int]:
     return here, n
 
 
-def _stepped(here: Point, length: Tensor, tol: float) -> Point:
-    """The point after a mirror step of these lengths, shape (...)."""
-    old, x, y, (mu, nu) = here.state, here.q.side, here.r.side, here.means
+def _stepped(here: Iterate, length: Tensor, tol: float) -> Iterate:
+    """The iterate after a mirror step of these lengths, shape (...)."""
+    old, x, y, (mu, nu) = here.state, here.q.cloud, here.r.cloud, here.means
     theta, rank = length[..., None], old.s.shape[-1]
     unit = theta[..., None] / here.eps[..., None, None]
-    left, right = old.left + unit * (nu - _at(here.eps, old.left)), old.right + unit * (mu - _at(here.eps, old.right))
-    pull = -math.log(rank) - (mu * nu).sum(-1) / here.eps[..., None]
-    level = (1 - theta) * (old.log_g + old.s + old.t) + theta * pull
-    # Where the means of hubs do not move, this leaves their masses as they are, to first order.
+    eps = here.eps[..., None, None]
+    left, right = old.left + unit * (nu - eps * old.left), old.right + unit * (mu - eps * old.right)
+    slope = -math.log(rank) - (mu * nu).sum(-1) / here.eps[..., None]
+    level = (1 - theta) * (old.log_g + old.s + old.t) + theta * slope
+    # With these offsets the masses of hubs stay the same, to first order, where their means do.
     s, t = old.s - (mu * (left - old.left)).sum(-1), old.t - (nu * (right - old.right)).sum(-1)
     s, t = _balanced(x, y, x.scores(left), y.scores(right), level, torch.cat([s, t], -1), tol)
     return here.at(State(left, right, s, t, level - s - t))
 
 
-def _at(eps: Tensor, directions: Tensor) -> Tensor:
-    return eps[..., None, None] * directions
-
-
 def _balanced(
-    x: Side, y: Side, left: Tensor, right: Tensor, level: Tensor, offsets: Tensor, tol: float
+    x: Cloud, y: Cloud, left: Tensor, right: Tensor, level: Tensor, offsets: Tensor, tol: float
 ) -> tuple[Tensor, Tensor]:
-    """The offsets at which hubs have the same masses on both sides, and the logarithms of these are level - s - t."""
+    """The offsets s and t at which hubs have the same masses on both sides, with logarithms level - s - t."""
 
-    def function(z: Tensor) -> Local:
+    def function(z: Tensor) -> Expansion:
         s, t = z.chunk(2, -1)
         q, r, g = x.shares(left, s), y.shares(right, t), (level - s - t).exp()
 
@@ -175,7 +173,7 @@ def _balanced(
             return torch.cat(rows, -2)
 
         gradient = torch.cat([q.masses - g, r.masses - g], -1)
-        return Local(q.log_mass + r.log_mass + g.sum(-1), gradient, curvature)
+        return Expansion(q.log_mass + r.log_mass + g.sum(-1), gradient, curvature)
 
     s, t = minimum(function, offsets, tol).chunk(2, -1)
     return s, t

@@ -1,7 +1,7 @@
-r"""How the points of one side are shared among the hubs.
+r"""How the mass of a cloud is divided among the hubs.
 
-A share is :math:`Q_{ik} = a_i \, \mathrm{softmax}_k (\langle q_i, N_k \rangle + s_k)`, so a side is known from its
-*directions* N and *offsets* s, whatever its number of points.
+Point i sends :math:`Q_{ik} = a_i \, \mathrm{softmax}_k (\langle q_i, N_k \rangle + s_k)` to hub k. So the *directions*
+N and the *offsets* s determine all shares; their size does not depend on the number of points.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Shares", "Side"]
+__all__ = ["Cloud", "Shares"]
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of a problem, without graph.
+class Cloud:
+    """A weighted point cloud, without graph.
 
     Attributes:
         points: Factors of the cost, centred and of root mean square one, shape (..., n, d).
@@ -41,27 +41,27 @@ class Side:
 
 @dataclass(frozen=True)
 class Shares:
-    """The shares of the points of a side.
+    """The shares of the hubs in the mass of a cloud.
 
     Attributes:
-        side: The side.
-        conditional: The shares of a point over its weight, shape (..., n, r), with rows of sum one.
-        logs: Logarithms of the sums that these were divided by, shape (..., n).
+        cloud: The cloud.
+        conditional: The shares of the hubs in each point, shape (..., n, r), with rows of sum one.
+        logs: Logarithms of the normalising sums of the softmax, shape (..., n).
     """
 
-    side: Side
+    cloud: Cloud
     conditional: Tensor
     logs: Tensor
 
     @cached_property
     def masses(self) -> Tensor:
         """The mass of each hub, shape (..., r)."""
-        return (self.side.weights[..., None, :] @ self.conditional)[..., 0, :]
+        return (self.cloud.weights[..., None, :] @ self.conditional)[..., 0, :]
 
     @cached_property
     def sums(self) -> Tensor:
         """The sum of the points of each hub, shape (..., r, d)."""
-        return self.conditional.mT @ (self.side.weights[..., None] * self.side.points)
+        return self.conditional.mT @ (self.cloud.weights[..., None] * self.cloud.points)
 
     @property
     def means(self) -> Tensor:
@@ -71,9 +71,9 @@ class Shares:
     @property
     def log_mass(self) -> Tensor:
         """The mean of the logarithms, shape (...): a convex function of the offsets, with gradient ``masses``."""
-        return (self.side.weights * self.logs).sum(-1)
+        return (self.cloud.weights * self.logs).sum(-1)
 
     def curvature(self) -> Tensor:
         """The second derivative of :attr:`log_mass` in the offsets, shape (..., r, r)."""
-        products = self.conditional.mT @ (self.side.weights[..., None] * self.conditional)
+        products = self.conditional.mT @ (self.cloud.weights[..., None] * self.conditional)
         return torch.diag_embed(self.masses) - products

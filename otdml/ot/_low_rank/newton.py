@@ -1,4 +1,4 @@
-"""Newton's method with a way back, for a batch of smooth convex functions of few variables."""
+"""Newton's method with backtracking, for a batch of smooth convex functions of few variables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,20 +6,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Local", "minimum"]
+__all__ = ["Expansion", "minimum"]
 
-# The share of the expected decrease that is asked for, the factor of a step that fails, and the least one.
-DECREASE, BACK, SHORTEST = 1e-4, 0.25, 1e-3
-# The longest step of an offset: beyond, an exponential says nothing of where the minimum is.
+# The share of the expected decrease that a step must reach, the factor by which a step that fails is shortened, and the
+# shortest one.
+DECREASE, SHRINKAGE, SHORTEST = 1e-4, 0.25, 1e-3
+# The largest step of one variable. Beyond it the exponentials differ too much from their quadratic expansion.
 LONGEST = 20.0
-# Relative to the mean of its diagonal, what is added to that of the curvature, which may be singular.
+# What is added to the diagonal of the curvature, which may be singular, relative to the mean of that diagonal.
 RIDGE = 1e-6
 MAX_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Local:
-    """Functions near a point.
+class Expansion:
+    """The second-order expansion of functions at a point.
 
     Attributes:
         value: Shape (...).
@@ -36,7 +37,7 @@ class Local:
         return self.gradient.abs().sum(-1)
 
     def step(self) -> Tensor:
-        """The step of Newton, no longer than is sensible."""
+        """The Newton step, with no entry above ``LONGEST``."""
         curvature = self.curvature()
         diagonal = curvature.diagonal(dim1=-2, dim2=-1)
         diagonal += RIDGE * diagonal.mean(-1, keepdim=True) + torch.finfo(diagonal.dtype).tiny
@@ -46,8 +47,14 @@ class Local:
         return step * (LONGEST / longest.clamp(min=LONGEST))
 
 
-def minimum(function: Callable[[Tensor], Local], z: Tensor, tol: float) -> Tensor:
-    """Points, shape (..., r), from ``z`` on, at which gradients have L1 norms within ``tol`` if they can."""
+def minimum(function: Callable[[Tensor], Expansion], z: Tensor, tol: float) -> Tensor:
+    """Points, shape (..., r), at which gradients have L1 norms within ``tol``, or the last ones after ``MAX_STEPS``.
+
+    Args:
+        function: The expansions at points, shape (..., r).
+        z: Where to start, shape (..., r).
+        tol: L1 norm of the gradient.
+    """
     here = function(z)
     noise = 16 * torch.finfo(z.dtype).eps
     for _ in range(MAX_STEPS):
@@ -63,6 +70,6 @@ def minimum(function: Callable[[Tensor], Local], z: Tensor, tol: float) -> Tenso
             worse = (length > SHORTEST) & ~(there.value <= here.value + length * slope + noise * (1 + here.value.abs()))
             if not bool(worse.any()):
                 break
-            length = torch.where(worse, BACK * length, length)
+            length = torch.where(worse, SHRINKAGE * length, length)
         z, here = y, there
     return z

@@ -1,4 +1,4 @@
-"""What is asked for: a cost with factors, and two measures of one mass."""
+"""The transport problem that a plan of low rank solves: a bilinear cost, and two measures of equal mass."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,21 @@ from otdml._checks import argument_error, check_equal_mass
 from otdml._derivatives import once
 from otdml.costs import Bilinear, Cost, ground
 from otdml.measures import weights
-from otdml.ot._low_rank.coupling import LowRankCoupling, coupled
-from otdml.ot._low_rank.descent import Point
-from otdml.ot._low_rank.hubs import Side
+from otdml.ot._low_rank.coupling import LowRankCoupling, rounded
+from otdml.ot._low_rank.descent import Iterate
+from otdml.ot._low_rank.hubs import Cloud
 from otdml.ot._problem import SINGLE_ONLY
 
-__all__ = ["Problem"]
+__all__ = ["LowRankProblem"]
 
-# The default temperature in units of the most that a plan may cost less than the independent one.
+# The default temperature, in units of the largest amount by which a plan can be cheaper than the independent one.
 _SHARE = 0.01
 _NO_SECOND = "low_rank_sinkhorn has no second derivatives. Take `sinkhorn`, or leave out `create_graph`."
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A cost with factors and two measures of one mass, with their graph.
+class LowRankProblem:
+    """A bilinear cost and two measures of equal mass, with their graph.
 
     Attributes:
         cost: The cost.
@@ -44,7 +44,7 @@ class Problem:
     @classmethod
     def between(
         cls, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, cost: Cost, eps: float | None
-    ) -> "Problem":
+    ) -> "LowRankProblem":
         """The problem between two weighted clouds with equal batch dimensions."""
         x, y, a, b = (once(t, _NO_SECOND) for t in (x, y, weights(x, a), weights(y, b)))
         check_equal_mass(a, b)
@@ -65,41 +65,41 @@ class Problem:
     @property
     def temperature(self) -> Tensor:
         """The temperature for factors of root mean square one, shape (...)."""
-        return (self.eps / self.units.prod(-1)).to(self.sides[0].weights)
+        return (self.eps / self.units.prod(-1)).to(self.clouds[0].weights)
 
     @property
-    def sides(self) -> tuple[Side, Side]:
-        """The factors of the cost, centred and of root mean square one, in double precision where there is any."""
+    def clouds(self) -> tuple[Cloud, Cloud]:
+        """The factors of the cost, centred and of root mean square one, in double precision where the device has it."""
         units = self.units[..., None, None].unbind(-3)
         parts = zip((self.cost.q, self.cost.k), (self.a, self.b), units, strict=True)
         dtype = self.a.dtype if self.a.device.type in SINGLE_ONLY else torch.float64
-        left, right = (Side((_centred(z, w) / unit).to(dtype), _whole(w.detach().to(dtype))) for z, w, unit in parts)
+        left, right = (Cloud((_centred(z, w) / unit).to(dtype), _whole(w.detach().to(dtype))) for z, w, unit in parts)
         return left, right
 
     @torch.no_grad()
-    def plan(self, found: Point) -> LowRankCoupling:
-        """The plan, of the masses that were given."""
+    def plan(self, found: Iterate) -> LowRankCoupling:
+        """The plan between the measures as they were given, not normalised."""
         mass = self.mass[..., None]
-        rows, columns, g = (t.to(mass) for t in coupled(found.q, found.r))
+        rows, columns, g = (t.to(mass) for t in rounded(found.q, found.r))
         return LowRankCoupling(mass * self.a, mass * self.b, rows, columns, mass * g, self._duals(found))
 
-    def _duals(self, found: Point) -> tuple[Tensor, Tensor]:
+    def _duals(self, found: Iterate) -> tuple[Tensor, Tensor]:
         """The derivatives of the objective in the weights, with means zero."""
         q, k, u, v = self.cost.leaves
-        # The shares were found without the part of the cost that is a function of one point, and here it comes back.
+        # The descent leaves out the part of the cost that is a sum of functions of one point; this adds it.
         f = u - (q @ (self.b[..., None, :] @ k).mT)[..., 0] - self.eps[..., None] * found.q.logs.to(u)
         g = v - (k @ (self.a[..., None, :] @ q).mT)[..., 0] - self.eps[..., None] * found.r.logs.to(v)
         return f - (self.a * f).sum(-1, keepdim=True), g - (self.b * g).sum(-1, keepdim=True)
 
-    def value(self, found: Point, plan: LowRankCoupling) -> Tensor:
-        """The cost of the plan, shape (...), with the derivatives of the objective, in which the plan is held fixed."""
+    def value(self, found: Iterate, plan: LowRankCoupling) -> Tensor:
+        """The cost of the plan, shape (...), with the derivatives of the objective at fixed plan."""
         q, k, u, v = self.cost.leaves
         left, right, g = plan.factors
         flow = ((left.mT @ q) * (right.mT @ k)).sum(-1) / torch.where(g > 0, g, 1.0)
         cost = (plan.a * u).sum(-1) + (plan.b * v).sum(-1) - flow.sum(-1)
         mass = self.mass.detach()
         f, g = plan.potentials
-        # Shares of the weights move mass at the price of the potentials, and the whole is in proportion to the mass.
+        # The derivatives in the normalised weights are the potentials, and the objective is proportional to the mass.
         shares = ((self.a - self.a.detach()) * f).sum(-1) + ((self.b - self.b.detach()) * g).sum(-1)
         objective = cost.detach() / mass + self.eps * found.divergence.to(cost)
         return cost + mass * shares + (self.mass - mass) * objective

@@ -14,18 +14,19 @@ __all__ = ["LowRankResult"]
 class LowRankResult(OTResult):
     r"""A plan of low rank.
 
-    The plan and its factors are constants; :attr:`value` carries the gradient. :attr:`f` and :attr:`g` are the
-    derivatives of the objective in the weights, up to a constant, and constants too. All products with the plan go by
-    way of its factors; only :attr:`plan` is a matrix of n × m.
+    The plan and its factors carry no gradient; :attr:`value` does. :attr:`f` and :attr:`g` are the derivatives of the
+    objective in the weights, up to a constant, and carry none either. Products with the plan are computed from its
+    factors; only :attr:`plan` is a matrix of n × m.
 
     Attributes:
         eps: Temperature, shape (...).
         divergence: The sum of the divergences of Q, R and g from independence, shape (...). The objective is
             ``value + eps * divergence``; the gradient of ``value`` is that of this sum.
-        error: How far the factors are from those that are optimal where the objective is linearised at them, shape
-            (...): the root mean square distance of the means of the hubs' points from where they would be, in units of
-            that of all points from their mean; or the share of the mass by which hubs differ on the two sides before
-            this is mended in the plan, if it is more. ``converged`` says that it is within the tolerance.
+        error: The larger of two errors of the last iterate, shape (...). The first is the distance of the factors from
+            those that minimise the objective linearised at them: the root mean square distance between the means of
+            the hubs' points, in units of that of all points from their mean. The second is the share of the mass by
+            which the hubs' masses differ on the two sides, before this is corrected in the plan. ``converged`` says
+            that it is within the tolerance.
     """
 
     eps: Tensor = field(kw_only=True)

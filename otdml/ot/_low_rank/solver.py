@@ -9,7 +9,7 @@ from otdml._warnings import warn_caller
 from otdml.costs import COSTS, Cost, check_cost
 from otdml.measures import broadcast_measures
 from otdml.ot._low_rank.descent import descend
-from otdml.ot._low_rank.problem import Problem
+from otdml.ot._low_rank.problem import LowRankProblem
 from otdml.ot._low_rank.result import LowRankResult
 from otdml.ot._low_rank.start import start
 
@@ -36,17 +36,18 @@ def low_rank_sinkhorn(
         + \mathrm{KL}(R \,|\, b \otimes \tfrac1r) + \mathrm{KL}(g \,|\, \tfrac1r) \right),
         \quad P = Q \, \mathrm{diag}(1/g) \, R^\top, \; Q 1 = a, \; R 1 = b, \; Q^\top 1 = R^\top 1 = g
 
-    Mass goes from x to y by way of r *hubs*, and forgets there where it came from. So the plan costs more than an
-    optimal one, by about the spread of the points of a hub, which falls as :math:`r^{-2/d}` for clouds without
-    structure in d dimensions; but memory is :math:`O((n + m)(r + d))`, and time is linear in n and m. It is for clouds
-    of which all pairs are out of reach: see :doc:`/performance` for where it takes less time than :func:`sinkhorn`.
+    All mass passes through r *hubs*, and a hub distributes its mass independently of where it came from. So the plan
+    costs more than an optimal one, by about the variance of the points of a hub, which falls as :math:`r^{-2/d}` for
+    clouds without structure in d dimensions. Memory is :math:`O((n + m)(r + d))`, and time is linear in n and m. Choose
+    it for clouds with too many pairs to evaluate them all; :doc:`/performance` shows where it takes less time than
+    :func:`sinkhorn`.
 
-    Solved by the mirror descent of :cite:p:`scetbon:21`, each of whose steps is a small convex problem here, solved by
-    Newton's method in double precision, and is shortened where it does not descend. The problem is not convex; the
-    optimum is local. Nothing is random: the start is the best plan by way of clusters of y, so of rank m it is near an
-    optimal one. The plan that is handed out has the marginals a and b, so its cost is never below that of exact
-    transport. Where the iteration has converged, the gradient of the value in points and weights is that of the whole
-    objective, entropies included, and not the slope of the cost alone; there are no second derivatives.
+    Solved by the mirror descent of :cite:p:`scetbon:21`. Each step is a small convex problem, solved by Newton's method
+    in double precision, and is shortened where it does not descend. The problem is not convex, so the optimum is local.
+    Nothing is random: the start is the best plan through clusters of y, which at rank m is near an optimal plan. The
+    plan that is returned has the marginals a and b, so its cost is never below that of exact transport. Where the
+    iteration has converged, the gradient of the value in points and weights is that of the whole objective, entropies
+    included, and not that of the cost alone. There are no second derivatives.
 
     Args:
         x: First points, shape (..., n, d).
@@ -56,9 +57,9 @@ def low_rank_sinkhorn(
         rank: Number of hubs, at most n and m. Some ten suffice for a coarse plan; a step takes :math:`O((n + m) r (r +
             d))`.
         cost: ``"sqeuclidean"``, ``"cosine"`` or ``"inner"``, whose matrices have the rank of the points.
-        eps: Temperature in units of the cost. If None, a hundredth of what a plan may cost less than the independent
-            one at the most: :math:`(\mathbb{E} \lVert q \rVert^2 \, \mathbb{E} \lVert k \rVert^2)^{1/2}`, with the
-            centred factors q and k of the cost.
+        eps: Temperature in units of the cost. If None, a hundredth of the largest amount by which a plan can be cheaper
+            than the independent one: :math:`(\mathbb{E} \lVert q \rVert^2 \, \mathbb{E} \lVert k \rVert^2)^{1/2}`, with
+            the centred factors q and k of the cost.
         tol: Error at which to stop, see :class:`LowRankResult`.
         max_iter: Most steps; beyond them the result has ``converged`` False, and a warning says so.
 
@@ -72,7 +73,7 @@ def low_rank_sinkhorn(
     Example:
         >>> import torch
         >>> x = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
-        >>> result = low_rank_sinkhorn(x, x + 1, rank=2)  # Two pairs, which go by way of a hub each
+        >>> result = low_rank_sinkhorn(x, x + 1, rank=2)  # Two pairs, with a hub for each
         >>> result.value  # 1, and twice the variance of a pair, which is .0025
         tensor(1.0050)
         >>> result.factors[0].shape
@@ -88,8 +89,8 @@ def low_rank_sinkhorn(
     if check_integer("rank", rank) > most:
         raise argument_error("rank", f"be at most the number of points of each cloud, {most}", rank)
     check_positive("tol", tol), check_integer("max_iter", max_iter)
-    problem = Problem.between(x, y, a, b, cost, None if eps is None else check_positive("eps", eps))
-    found, n_iter = descend(start(*problem.sides, rank, problem.temperature), tol=tol, max_iter=max_iter)
+    problem = LowRankProblem.between(x, y, a, b, cost, None if eps is None else check_positive("eps", eps))
+    found, n_iter = descend(start(*problem.clouds, rank, problem.temperature), tol=tol, max_iter=max_iter)
     converged = found.error <= tol
     if not bool(converged.all()):
         warn_caller(

@@ -2,20 +2,20 @@
 
 import torch
 
-from otdml.ot._low_rank.coupling import coupled
-from otdml.ot._low_rank.hubs import Side
+from otdml.ot._low_rank.coupling import rounded
+from otdml.ot._low_rank.hubs import Cloud
 
 
-def side(n, seed):
+def cloud(n, seed):
     generator = torch.Generator().manual_seed(seed)
     points, scores = (torch.randn(n, k, generator=generator, dtype=torch.float64) for k in (2, 3))
     w = torch.rand(n, generator=generator, dtype=torch.float64)
-    side = Side(points, w / w.sum())
-    return side, side.shares(scores, torch.zeros(3, dtype=torch.float64))
+    found = Cloud(points, w / w.sum())
+    return found, found.shares(scores, torch.zeros(3, dtype=torch.float64))
 
 
 def test_shares_are_those_of_a_softmax():
-    x, shares = side(6, 0)
+    x, shares = cloud(6, 0)
     scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     offsets = torch.tensor([0.0, 700.0, -700.0], dtype=torch.float64)
     found = x.shares(scores, offsets)
@@ -27,7 +27,7 @@ def test_shares_are_those_of_a_softmax():
 
 
 def test_curvature_is_the_second_derivative():
-    x, _ = side(6, 0)
+    x, _ = cloud(6, 0)
     scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     offsets = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
     found = x.shares(scores, offsets)
@@ -38,8 +38,8 @@ def test_curvature_is_the_second_derivative():
 
 
 def test_masses_of_hubs_agree_and_little_is_moved():
-    (x, q), (y, r) = side(6, 0), side(5, 1)
-    rows, columns, g = coupled(q, r)
+    (x, q), (y, r) = cloud(6, 0), cloud(5, 1)
+    rows, columns, g = rounded(q, r)
     assert (rows >= 0).all()
     torch.testing.assert_close(rows.sum(-1), torch.ones(6, dtype=g.dtype))
     torch.testing.assert_close(x.weights @ rows, g)

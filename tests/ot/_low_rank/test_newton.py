@@ -2,7 +2,7 @@
 
 import torch
 
-from otdml.ot._low_rank.newton import Local, minimum
+from otdml.ot._low_rank.newton import Expansion, minimum
 
 
 def test_quadratic_functions_of_a_batch_take_one_step():
@@ -17,7 +17,7 @@ def test_quadratic_functions_of_a_batch_take_one_step():
     def function(y):
         calls.append(y)
         slope = (H @ (y - z)[..., None])[..., 0]
-        return Local(0.5 * ((y - z) * slope).sum(-1), slope, H.clone)
+        return Expansion(0.5 * ((y - z) * slope).sum(-1), slope, H.clone)
 
     torch.testing.assert_close(minimum(function, torch.zeros_like(z), 1e-4), z, rtol=1e-3, atol=1e-4)
     assert len(calls) <= 3
@@ -30,7 +30,7 @@ def test_it_comes_back_from_far_where_the_function_is_flat():
     def function(s):
         shares = s.softmax(-1)
         value = s.logsumexp(-1) - (target * s).sum(-1)
-        return Local(
+        return Expansion(
             value, shares - target, lambda: torch.diag_embed(shares) - shares[..., None] * shares[..., None, :]
         )
 
