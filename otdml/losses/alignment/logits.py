@@ -73,7 +73,7 @@ class Logits:
     Attributes:
         x: Anchors, shape (n, d).
         y: Candidates, shape (m, d).
-        bound: Largest absolute value that a logit can have.
+        eps: Temperature; the lengths of x and y are those of unit vectors over its root.
         forbidden: Pairs whose logit is minus infinity, or None.
         symmetric: Whether x is y, and pairs are forbidden in both directions.
         backend: ``"dense"``, which has second derivatives; ``"streamed"``; ``"auto"``, which holds small matrices only;
@@ -81,7 +81,7 @@ class Logits:
 
     Example:
         >>> import torch
-        >>> logits = Logits(torch.zeros(1, 2), torch.ones(3, 2), bound=0.0)
+        >>> logits = Logits(torch.zeros(1, 2), torch.ones(3, 2), eps=1.0)
         >>> logits.logsumexp()  # log 3
         tensor([1.0986])
         >>> logits.weighted_logsumexp(torch.tensor([2.0]))  # 2 log 3
@@ -92,10 +92,16 @@ class Logits:
 
     x: Tensor
     y: Tensor
-    bound: float
+    eps: Tensor | float
     forbidden: Forbidden | None = None
     symmetric: bool = False
     backend: str = "auto"
+
+    @functools.cached_property
+    def bound(self) -> float:
+        """The largest absolute value that a logit can have."""
+        # Rounding lets the cosine of a vector with itself exceed one.
+        return (1 + 1e-5) / float(self.eps.detach() if isinstance(self.eps, Tensor) else self.eps)
 
     @property
     def few(self) -> bool:
@@ -155,10 +161,10 @@ class Logits:
             return (w * self._dense(h)).sum()
         if self.fused:
             return torch.dot(w, self.logsumexp(h))
-        terms, shift, fill = self._terms(h), safe_shift(self.bound, self.x.dtype, h), self._fill
-        if self.symmetric and shift is not None and not terms.requires_grad:
-            return _MutualLogSumExp.apply(self.x, None, (terms,), (w,), fill, self.bound)
-        return _WeightedLogSumExp.apply(self.x, self.y, terms, w, fill, shift)
+        shift = safe_shift(self.bound, self.x.dtype, h)
+        if self.symmetric and shift is not None and (h is None or not h.requires_grad):
+            return _MutualLogSumExp.apply(self.x, None, (h,), (w,), self._fill, self.bound)
+        return _WeightedLogSumExp.apply(self.x, self.y, self._terms(h), w, self._fill, shift)
 
     def mutual_logsumexp(self, w: tuple[Tensor, Tensor], h: Terms = (None, None)) -> Tensor | None:
         r"""Weighted log-sum-exp of the rows, and of the columns.
@@ -179,8 +185,7 @@ class Logits:
         """
         if self.fused or safe_shift(self.bound, self.x.dtype, *h) is None:
             return None
-        terms = tuple(z.new_zeros(len(z)) if t is None else t for z, t in zip((self.x, self.y), h, strict=True))
-        return _MutualLogSumExp.apply(self.x, self.y, terms, w, self._fill, self.bound)
+        return _MutualLogSumExp.apply(self.x, self.y, h, w, self._fill, self.bound)
 
     def _terms(self, h: Tensor | None) -> Tensor:
         return self.y.new_zeros(len(self.y)) if h is None else h
@@ -309,26 +314,32 @@ class _MutualLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor | None, h: Sequence[Tensor], w: Sequence[Tensor], fill: Fill | None, bound: float
+        ctx: Any,
+        x: Tensor,
+        y: Tensor | None,
+        h: Sequence[Tensor | None],
+        w: Sequence[Tensor],
+        fill: Fill | None,
+        bound: float,
     ) -> Tensor:
-        tops = [t.amax() for t in h]
-        factors = [(t - top).exp() for t, top in zip(h, tops, strict=True)]
+        tops = [0.0 if t is None else t.amax() for t in h]
+        factors = [torch.ones_like(r) if t is None else (t - top).exp() for t, top, r in zip(h, tops, w, strict=True)]
         u, v = factors[0], factors[-1]
         first, second = _passes(x, y, fill, bound)
-        sums = [t.new_zeros(len(t)) for t in h]
+        sums = [torch.zeros_like(r) for r in w]
         for rows, columns, powers in first:
-            summed = _summed_columns(rows, y)
             sums[0][rows].addmv_(powers, v[columns])
-            sums[-1][summed].addmv_(powers[:, _places(summed, columns)].mT, u[rows])
+            for summed, places in _transposed(rows, columns, symmetric=y is None):
+                sums[-1][summed].addmv_(powers[:, places].mT, u[rows])
         value, scales = _logs(w, sums, [top + bound for top in reversed(tops)])
         if any(ctx.needs_input_grad):
             left, right = torch.stack([scales[0], u], 1), torch.stack([v, scales[-1]])
             gradients = [torch.zeros_like(z) for z in (x, y) if z is not None]
             for rows, columns, powers in second:
-                summed = _summed_columns(rows, y)
                 share = powers.mul_(left[rows] @ right[:, columns])
                 gradients[0][rows].addmm_(share, (x if y is None else y)[columns])
-                gradients[-1][summed].addmm_(share[:, _places(summed, columns)].mT, x[rows])
+                for summed, places in _transposed(rows, columns, symmetric=y is None):
+                    gradients[-1][summed].addmm_(share[:, places].mT, x[rows])
             ctx.save_for_backward(*gradients)
         return value
 
@@ -353,21 +364,18 @@ def _passes(x: Tensor, y: Tensor | None, fill: Fill | None, bound: float) -> tup
     return kept, kept
 
 
-def _summed_columns(rows: slice, y: Tensor | None) -> slice:
-    """The columns that are summed over these rows: all, or of a symmetric matrix those after the diagonal block."""
-    return slice(rows.stop if y is None else 0, None)
+def _transposed(rows: slice, columns: slice, *, symmetric: bool) -> list[tuple[slice, slice]]:
+    """The columns that are summed over a block's rows, and their places in the block.
+
+    They are all columns, or of a symmetric matrix those after the diagonal block, of which there may be none.
+    """
+    start = rows.stop if symmetric else 0
+    return [(slice(start, None), slice(start - columns.start, None))] if start < columns.stop else []
 
 
-def _places(part: slice, columns: slice) -> slice:
-    """The columns ``part`` by their places in a block that begins with the first of ``columns``."""
-    return slice(part.start - columns.start, None)
-
-
-def _logs(w: Sequence[Tensor], sums: Sequence[Tensor], shifts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _logs(w: Sequence[Tensor], sums: Sequence[Tensor], shifts: Sequence[Tensor | float]) -> tuple[Tensor, list[Tensor]]:
     """The weighted logarithms of the sums, shifted, and the weights over the sums."""
-    value, scales = w[0].new_zeros(()), []
-    for weights, s, shift in zip(w, sums, shifts, strict=True):
+    for s in sums:
         s.clamp_(min=torch.finfo(s.dtype).tiny)
-        value += torch.dot(weights, s.log().add_(shift))
-        scales.append(weights / s)
-    return value, scales
+    values = [torch.dot(weights, s.log().add_(shift)) for weights, s, shift in zip(w, sums, shifts, strict=True)]
+    return functools.reduce(torch.add, values), [weights / s for weights, s in zip(w, sums, strict=True)]

@@ -127,16 +127,17 @@ class Alignment:
         if options.constant_potentials:
             # The divergence is least at the solution, so the potential has no part in the first derivative.
             x, y = x.detach(), y.detach()
-        if not isinstance(options.marginals, str) and self.bound > _STEEP:
-            # Masses of the points of an unbalanced plan differ by up to the exponential of twice that.
-            self._check_steepness()
-            x, y, a, b = x.double(), y.double(), a.double(), b.double()
         mass: Tensor | float = 0.0
         if not isinstance(options.marginals, str):
+            logits = self.logits(options)
+            if logits.bound > _STEEP:
+                # Masses of the points of an unbalanced plan differ by up to the exponential of twice that.
+                _check_steepness(logits.bound)
+                x, y, a, b = x.double(), y.double(), a.double(), b.double()
             # A common factor of the kernel does not change the shape of the plan. This one gives the kernel a mass of
             # one, as the exponentials of an unbalanced plan's potentials could overflow else.
             with torch.no_grad():
-                mass = self.logits(options).logsumexp().logsumexp(0).to(x.dtype)
+                mass = logits.logsumexp().logsumexp(0).to(x.dtype)
         dense = x.element_size() * len(x) * len(y) <= KERNEL_BYTES
         # With these offsets the reference measure is that of the similarities, not the product of the marginals.
         cost = Bilinear(x, y, _log(a) + mass, _log(b))
@@ -147,11 +148,6 @@ class Alignment:
         problem = Problem(cost, a, b, 1.0, rho, self.forbidden and self.forbidden.mask)
         result = entropic(problem, SolverOptions(options.tol, options.max_iter, backend))
         return _centred(result.f, a).to(self.x.dtype), _centred(result.g, b).to(self.x.dtype)
-
-    def _check_steepness(self) -> None:
-        if self.bound > 1.01 * _STEEPEST:
-            must = f"be at least {1 / _STEEPEST:g} where `marginals` is a penalty"
-            raise argument_error("eps", must, f"{1 / self.bound:.3g}", "Masses of the plan overflow below.")
 
     def value(self, h: Tensor | None, options: Options) -> Tensor:
         """Divergence of the softmax of the similarities plus ``h`` from the target."""
@@ -182,14 +178,7 @@ class Alignment:
     def logits(self, options: Options) -> Logits:
         """The similarities over the temperature."""
         symmetric = self.y is self.x and (self.ids is None or self.target.symmetric)
-        return Logits(self.x, self.y, self.bound, self.forbidden, symmetric, options.backend)
-
-    @property
-    def bound(self) -> float:
-        """The largest similarity that can be."""
-        # Rounding lets the cosine of a vector with itself exceed one.
-        eps = self.eps.detach() if isinstance(self.eps, Tensor) else self.eps
-        return (1 + 1e-5) / float(eps)
+        return Logits(self.x, self.y, self.eps, self.forbidden, symmetric, options.backend)
 
     def _attraction(self, h: Tensor | None) -> Tensor:
         found, b = self.target.attraction(self.x, self.y), self.target.columns
@@ -200,6 +189,12 @@ class Alignment:
         q = options.q
         repulsion = self.target.rows * torch.expm1(q * (math.log(options.lam) + normaliser))
         return (repulsion.sum() - self.target.mean(lambda s: torch.expm1(q * s), self.x, self.y, h)) / q
+
+
+def _check_steepness(bound: float) -> None:
+    if bound > 1.01 * _STEEPEST:
+        must = f"be at least {1 / _STEEPEST:g} where `marginals` is a penalty"
+        raise argument_error("eps", must, f"{1 / bound:.3g}", "Masses of the plan overflow below.")
 
 
 def _centred(g: Tensor, b: Tensor) -> Tensor:

@@ -209,6 +209,7 @@ class GroupTarget(Plan):
         count: Number of groups.
         weights: Weights of the own pair, of the same group, and of all.
         scale: Factor s of each row.
+        sums: Row sums, shape (n,).
     """
 
     symmetric: ClassVar[bool] = True
@@ -217,13 +218,24 @@ class GroupTarget(Plan):
     count: int
     weights: tuple[float, float, float]
     scale: Tensor
+    sums: Tensor
+
+    @classmethod
+    def of(
+        cls, rows: Tensor, columns: Tensor, weights: tuple[float, float, float], pairing: Pairing, like: Tensor
+    ) -> "GroupTarget":
+        """The plan for labels of the anchors and of the candidates, all of whose rows have one mass or none."""
+        known, index = torch.cat([rows, columns]).to(like.device).unique(return_inverse=True)
+        groups, (own, group, anyone) = (index[: len(rows)], index[len(rows) :]), weights
+        sizes = torch.bincount(groups[1], minlength=len(known)).to(like.dtype)
+        sums = group * sizes[groups[0]] + (anyone * pairing.m + own)
+        sums = sums if pairing.itself is None else sums - (group + anyone)
+        scale = _shares(sums)
+        return cls(pairing, groups, len(known), weights, scale, scale * sums)
 
     @property
     def rows(self) -> Tensor:
-        own, group, anyone = self.weights
-        sizes = torch.bincount(self.groups[1], minlength=self.count).to(self.scale.dtype)
-        found = group * sizes[self.groups[0]] + (anyone * self.pairing.m + own)
-        return self.scale * (found if self.pairing.itself is None else found - (group + anyone))
+        return self.sums
 
     @property
     def columns(self) -> Tensor:
@@ -270,6 +282,7 @@ class GroupTarget(Plan):
             pairing=self.pairing.take(anchors),
             groups=(self.groups[0][anchors], self.groups[1]),
             scale=self.scale[anchors],
+            sums=self.sums[anchors],
         )
 
 
@@ -292,9 +305,9 @@ def target_plan(target: Target, pairing: Pairing, like: Tensor) -> Plan:
         return MatchTarget(pairing, like)
     if isinstance(target, DomainTarget):
         weights = (1 - target.alpha, target.alpha - target.beta, target.beta)
-        return _group_plan(target.domains, target.domains, weights, pairing, like)
+        return GroupTarget.of(target.domains, target.domains, weights, pairing, like)
     if isinstance(target, tuple):
-        return _group_plan(*target, (0.0, 1.0, 0.0), pairing, like)
+        return GroupTarget.of(*target, (0.0, 1.0, 0.0), pairing, like)
     if target.layout != torch.strided:
         return _sparse_plan(target, pairing, like)
     T = target.detach().to(like.device)
@@ -303,15 +316,6 @@ def target_plan(target: Target, pairing: Pairing, like: Tensor) -> Plan:
     if T.dtype == torch.bool:
         return DenseTarget(values * _shares(values.sum(1))[:, None])
     return DenseTarget(_masses(values))
-
-
-def _group_plan(
-    rows: Tensor, columns: Tensor, weights: tuple[float, float, float], pairing: Pairing, like: Tensor
-) -> GroupTarget:
-    known, index = torch.cat([rows, columns]).to(like.device).unique(return_inverse=True)
-    groups = index[: len(rows)], index[len(rows) :]
-    raw = GroupTarget(pairing, groups, len(known), weights, like.new_ones(pairing.n))
-    return dataclasses.replace(raw, scale=_shares(raw.rows))
 
 
 def _sparse_plan(target: Tensor, pairing: Pairing, like: Tensor) -> PairTarget:

@@ -49,7 +49,7 @@ def total(scores, h, w):
 @pytest.mark.usefixtures("block")
 def test_rows_are_torch(edited, backend):
     x, y, h = problem()
-    logits = Logits(x, y, 9.0, forbidden(7, 5) if edited else None, backend=backend)
+    logits = Logits(x, y, 1 / 9, forbidden(7, 5) if edited else None, backend=backend)
     scores = masked(x @ y.mT) if edited else x @ y.mT
     expected = (scores + h).logsumexp(1)
     factors = torch.arange(1.0, 8.0, dtype=DOUBLE)
@@ -66,7 +66,7 @@ def test_rows_are_torch(edited, backend):
 
 def test_a_part_of_the_gradient():
     x, y, h = problem()
-    value = Logits(x.detach(), y, 9.0, backend="streamed").logsumexp(h.detach())
+    value = Logits(x.detach(), y, 1 / 9, backend="streamed").logsumexp(h.detach())
     (dy,) = torch.autograd.grad(value.sum(), y)
     torch.testing.assert_close(dy, (x @ y.mT + h).softmax(1).mT @ x)
 
@@ -76,7 +76,7 @@ def test_row_without_pairs_is_the_least_number_and_has_no_gradient(backend):
     x, y, h = problem()
     ids = torch.tensor([1, 0, 0, 0, 0, 0, 0]), torch.ones(5, dtype=torch.long)
     none_for_first = Forbidden(Pairing(7, 5, ids[0]), ids, lambda rows, columns: torch.zeros(1, 1))
-    logits = Logits(x, y, 9.0, none_for_first, backend=backend)
+    logits = Logits(x, y, 1 / 9, none_for_first, backend=backend)
     value = logits.logsumexp(h)
     assert value[0] == torch.finfo(DOUBLE).min
     gradients = torch.autograd.grad(value[1:].sum() + 0 * value[0], (x, y, h))
@@ -95,9 +95,9 @@ def test_column_of_no_mass(backend):
     x, y, h = problem()
     h = h.detach().clone()
     h[2] = -torch.inf
-    value = Logits(x, y, 9.0, backend=backend).logsumexp(h)
+    value = Logits(x, y, 1 / 9, backend=backend).logsumexp(h)
     kept = [0, 1, 3, 4]
-    torch.testing.assert_close(value, Logits(x, y[kept], 9.0, backend="dense").logsumexp(h[kept]))
+    torch.testing.assert_close(value, Logits(x, y[kept], 1 / 9, backend="dense").logsumexp(h[kept]))
     (dy,) = torch.autograd.grad(value.sum(), y)
     assert dy.isfinite().all()
     assert (dy[2] == 0).all()
@@ -106,7 +106,7 @@ def test_column_of_no_mass(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_large_logits_neither_overflow_nor_vanish(backend):
     x = torch.tensor([[1.0], [-1.0]])
-    logits = Logits(1000 * x, x, 1000.0, backend=backend)
+    logits = Logits(1000 * x, x, 1e-3, backend=backend)
     torch.testing.assert_close(logits.logsumexp(), torch.tensor([1000.0, 1000.0]))
     torch.testing.assert_close(logits.weighted_logsumexp(torch.tensor([1.0, 2.0])), torch.tensor(3000.0))
     assert logits.mutual_logsumexp((torch.ones(2), torch.ones(2))) is None
@@ -127,7 +127,7 @@ def test_mutual_is_torch(edited):
     x, y = x.requires_grad_(), y.requires_grad_()
     scores = masked(x @ y.mT) if edited else x @ y.mT
     expected = total(scores, h, w) + total(scores.mT, g, v)
-    actual = Logits(x, y, 9.0, forbidden(7, 5) if edited else None).mutual_logsumexp((w, v), (g, h))
+    actual = Logits(x, y, 1 / 9, forbidden(7, 5) if edited else None).mutual_logsumexp((w, v), (g, h))
     torch.testing.assert_close(actual, expected)
     found = torch.autograd.grad(3 * actual, (x, y))
     torch.testing.assert_close(found, torch.autograd.grad(3 * expected, (x, y)))
@@ -141,7 +141,7 @@ def test_symmetric_is_torch(edited):
     x = x.requires_grad_()
     scores = masked(x @ x.mT) if edited else x @ x.mT
     expected = total(scores, h, w)
-    actual = Logits(x, x, 9.0, forbidden(7, 7) if edited else None, symmetric=True).weighted_logsumexp(w, h)
+    actual = Logits(x, x, 1 / 9, forbidden(7, 7) if edited else None, symmetric=True).weighted_logsumexp(w, h)
     torch.testing.assert_close(actual, expected)
     found = torch.autograd.grad(3 * actual, x)
     torch.testing.assert_close(found, torch.autograd.grad(3 * expected, x))
@@ -151,8 +151,8 @@ def test_nothing_is_differentiated_where_nothing_is_asked():
     x, y, g, h, w, v = draw((7, 3), (5, 3), (7,), (5,), (7,), (5,))
     x.requires_grad_()
     with torch.no_grad():
-        assert not Logits(x, y, 9.0).mutual_logsumexp((w, v), (g, h)).requires_grad
-        assert not Logits(x, x, 9.0, symmetric=True).weighted_logsumexp(w, g).requires_grad
+        assert not Logits(x, y, 1 / 9).mutual_logsumexp((w, v), (g, h)).requires_grad
+        assert not Logits(x, x, 1 / 9, symmetric=True).weighted_logsumexp(w, g).requires_grad
 
 
 def test_shift_is_the_largest_logit_if_none_vanishes_beside_it():
