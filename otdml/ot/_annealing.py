@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error
+from otdml.ot._anderson import PERIOD
 from otdml.ot._high_temperature import Excess, refined
-from otdml.ot._iteration import Alternating, NotFinite, Potentials, Symmetric, at_once, iterate
+from otdml.ot._iteration import at_once, iterate
 from otdml.ot._problem import Marginal, Posed, Problem, SolverOptions
+from otdml.ot._updates import Alternating, NotFinite, Potentials, Symmetric
 
 __all__ = ["Init", "Solved", "resolution", "solve"]
 
@@ -168,7 +170,7 @@ def _cooled(posed: Posed, options: SolverOptions, g: Tensor, spent: int) -> tupl
         limit = max(1, min(LONGEST, (options.max_iter - spent) // (len(factors) - i + 1)))
         warm = Posed.of(posed.problem.at(factor), options.backend)
         start = _initial(warm) if start is None else start / factor
-        found = iterate(_alternating(warm), start, tol=ROUGH, max_iter=limit, sparing=True)
+        found = iterate(_alternating(warm), start, tol=ROUGH, max_iter=limit, together=PERIOD)
         start, spent = found.g * factor, spent + found.n_iter
     return g if start is None else start, spent
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from otdml.ot._anderson import PERIOD, Anderson
-from otdml.ot._iteration import NotFinite, Potentials, Update
 from otdml.ot._progress import Progress
+from otdml.ot._updates import NotFinite, Potentials, Update
 from otdml.ot.engines.dense import DRIFT
 
 __all__ = ["Immediate", "Queue", "Rounds", "Stream", "distances", "pays", "solve"]

@@ -9,8 +9,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from otdml.ot._iteration import Potentials, Step, Update, iterate
+from otdml.ot._iteration import iterate
 from otdml.ot._problem import Posed, Problem
+from otdml.ot._updates import Potentials, Step, Update
 
 __all__ = ["Excess", "refined"]
 

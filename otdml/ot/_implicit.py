@@ -217,10 +217,12 @@ def _adjoint(posed: Posed, f: Tensor, g: Tensor, df: Tensor, dg: Tensor) -> tupl
     metric = torch.softmax(over_g - g + columns.log, -1)
     rhs = to_columns(start_rows + rows.weights * to_rows(start_columns))
     r, dropped = _truncated_solution(operator, rhs, metric, singular=posed.problem.balanced)
-    # What is left of a right-hand side after its parts have cancelled is rounding.
-    parts = to_columns(start_rows.abs() - rows.weights * to_rows(start_columns.abs()))
-    largest = torch.finfo(f.dtype).eps / FAINT * _norm(parts, metric)
-    determined = bool((dropped <= SHOWN * torch.maximum(_norm(rhs, metric), largest)).all())
+    determined = bool((dropped <= SHOWN * _norm(rhs, metric)).all())
+    if not determined:
+        # What is left of a right-hand side after its parts have cancelled is rounding.
+        parts = to_columns(start_rows.abs() - rows.weights * to_rows(start_columns.abs()))
+        largest = torch.finfo(f.dtype).eps / FAINT * _norm(parts, metric)
+        determined = bool((dropped <= SHOWN * torch.maximum(_norm(rhs, metric), largest)).all())
     if not determined and posed.problem.resolves_more:
         finer = posed.double()
         lam, mu = _adjoint(finer, *(t.double() for t in (f, g, df, dg)))

@@ -63,6 +63,17 @@ class Marginal:
         tau = self.rho / (1 + self.rho)
         return tau * softmin if self.offset is None else tau * softmin - (1 - tau) * self.offset[..., points]
 
+    def scaling(self, centre: Tensor) -> tuple[Tensor, Tensor | float | None]:
+        r"""How the weights times exp(f - ``centre``) follow from sums s with exp(``centre``): as :math:`c s^{-t}`.
+
+        Returns:
+            c, shape (..., n), and t, None for one.
+        """
+        if self.rho is None:
+            return self.weights, None
+        tau = self.rho / (1 + self.rho)
+        return self.weights * torch.exp((tau - 1) * self._full(centre)), tau
+
     def softmin(self, f: Tensor) -> Tensor:
         """The soft minimum of which ``f`` is the update, the inverse of :meth:`update`."""
         return f if self.rho is None else f + self._full(f) / self.rho

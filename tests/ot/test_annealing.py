@@ -7,8 +7,9 @@ from otdml.costs import Matrix
 from otdml.ot import _annealing
 from otdml.ot._anderson import PERIOD
 from otdml.ot._annealing import resolution, solve
-from otdml.ot._iteration import Alternating, iterate
+from otdml.ot._iteration import iterate
 from otdml.ot._problem import Posed, Problem, SolverOptions
+from otdml.ot._updates import Alternating
 
 
 def problem(eps, *, scale=1.0, dtype=torch.float32, n=40):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from otdml.ot._gromov.objective import GromovObjective, ReadablePlan, picked
-from otdml.ot._iteration import Alternating, iterate
+from otdml.ot._iteration import iterate
 from otdml.ot._problem import Marginal
+from otdml.ot._updates import Alternating
 from otdml.ot.engines import Engine, engine
 
 __all__ = ["DescentState", "Start", "descend", "settled"]

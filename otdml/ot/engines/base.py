@@ -17,10 +17,13 @@ from otdml._cost_forms import Mask
 from otdml.costs import Ground
 from otdml.ot._progress import pulse
 
-__all__ = ["Engine", "RowUpdate", "SoftMin", "block_entries", "exponential", "softmin"]
+__all__ = ["Engine", "RowUpdate", "ScalingRule", "SoftMin", "block_entries", "exponential", "softmin"]
 
 # From soft minima of some rows to their potentials.
 RowUpdate = Callable[[Tensor, slice], Tensor]
+# From the centre of a kernel to c, shape (..., n), and t, None for one: the weights times exp(f - centre) are c s^-t,
+# where s are the kernel's sums.
+ScalingRule = Callable[[Tensor], tuple[Tensor, Tensor | float | None]]
 
 # Entries of a block. On a CPU it is small enough to stay in the cache between the passes of max, exp and sum, and large
 # enough that the overhead of a call does not show; a GPU needs more to be kept busy.
@@ -61,17 +64,20 @@ class SoftMin(ABC):
         f = update(self.row_softmin(h), slice(None))
         return f, self.column_softmin(f + log)
 
-    def scaling_iterations(self, g: Tensor, a: Tensor, b: Tensor, times: int) -> tuple[Tensor, Tensor] | None:
-        """Some iterations with hard marginals from ``g``, quicker than sweeps; None where they would not be.
+    def scaling_iterations(
+        self, g: Tensor, b: Tensor, rows: ScalingRule, columns: ScalingRule, times: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Some iterations from ``g``, quicker than sweeps; None where they would not be.
 
         Args:
             g: Column potential, shape (..., m).
-            a: Row weights, shape (..., n).
             b: Column weights, shape (..., m).
+            rows: Row scalings from the sums over columns.
+            columns: Column scalings from the sums over rows.
             times: Number of iterations.
 
         Returns:
-            The row potential of the last iteration, and the columns' soft minima of each, shape (times, ..., m).
+            The rows' soft minima of the last iteration, and the columns' of each, shape (times, ..., m).
         """
         return None
 

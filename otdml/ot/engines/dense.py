@@ -1,6 +1,6 @@
 """Soft minima and plan products on a kernel matrix that is kept."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from otdml._cost_forms import Mask
 from otdml.costs import Ground
-from otdml.ot.engines.base import Engine, exponential
+from otdml.ot.engines.base import Engine, ScalingRule, exponential
 
 __all__ = ["Dense"]
 
 Array = TypeVar("Array", Tensor, "np.ndarray[Any, Any]")
+Scaling = tuple[Array, Array | float | None]
 
 # Smaller kernel entries are set to zero: products with denormal numbers are ten times slower. Raised to this instead,
 # they would link points that have nothing to do with each other, and lead the acceleration astray.
@@ -123,11 +124,18 @@ class Dense(Engine):
     def column_softmin(self, h: Tensor) -> Tensor:
         return super().column_softmin(h) if self.kernel is None else self._softmin(self.kernel.mT, h - self.f, self.g)
 
-    def scaling_iterations(self, g: Tensor, a: Tensor, b: Tensor, times: int) -> tuple[Tensor, Tensor] | None:
+    def scaling_iterations(
+        self, g: Tensor, b: Tensor, rows: ScalingRule, columns: ScalingRule, times: int
+    ) -> tuple[Tensor, Tensor] | None:
         if self.kernel is None or self.far:
             return None
+        left, right = rows(self.f), columns(self.g)
+        # Powers of sums that are shifted are not those of the sums.
+        if self.shifts and not left[1] is right[1] is None:
+            return None
         tiny = self.kernel.ndim == 2 and self.kernel.numel() <= TINY and self.kernel.device.type == "cpu"
-        by_row, sums = (_by_numpy if tiny else _by_torch)(self.kernel, a, b, (g - self.g).exp_().mul_(b), times)
+        v = (g - self.g).exp_().mul_(b)
+        by_row, sums = (_by_numpy if tiny else _by_torch)(self.kernel, left, right, v, times)
         return self.f - by_row.log_(), self.g - sums.log_()
 
     def _softmin(self, kernel: Tensor, h: Tensor, centre: Tensor) -> Tensor:
@@ -165,28 +173,45 @@ def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:
     return h.sub_(top), top
 
 
-def _scaled(kernel: Array, transposed: Array, a: Array, b: Array, v: Array, times: int) -> tuple[Array, list[Array]]:
+def _scaled(
+    kernel: Array, transposed: Array, rows: Scaling[Array], columns: Scaling[Array], v: Array, times: int
+) -> tuple[Array, list[Array]]:
     """The kernel's products in some iterations: with the last column scalings, and with the row scalings of each."""
-    sums = []
+    (a, power), (b, other_power), sums = rows, columns, []
     for _ in range(times):
         by_row = v @ transposed
-        sums.append((a / by_row) @ kernel)
-        v = b / sums[-1]
+        sums.append((a / by_row if power is None else a * by_row**-power) @ kernel)
+        v = b / sums[-1] if other_power is None else b * sums[-1] ** -other_power
     return by_row, sums
 
 
-def _by_numpy(kernel: Tensor, a: Tensor, b: Tensor, v: Tensor, times: int) -> tuple[Tensor, Tensor]:
+def _by_numpy(
+    kernel: Tensor, rows: Scaling[Tensor], columns: Scaling[Tensor], v: Tensor, times: int
+) -> tuple[Tensor, Tensor]:
+    left, right = (_each(scaling, Tensor.numpy) for scaling in (rows, columns))
     with np.errstate(all="ignore"):
-        by_row, sums = _scaled(kernel.numpy(), kernel.mT.numpy(), a.numpy(), b.numpy(), v.numpy(), times)
+        by_row, sums = _scaled(kernel.numpy(), kernel.mT.numpy(), left, right, v.numpy(), times)
     return torch.from_numpy(by_row), torch.from_numpy(np.array(sums))
 
 
-def _by_torch(kernel: Tensor, a: Tensor, b: Tensor, v: Tensor, times: int) -> tuple[Tensor, Tensor]:
+def _by_torch(
+    kernel: Tensor, rows: Scaling[Tensor], columns: Scaling[Tensor], v: Tensor, times: int
+) -> tuple[Tensor, Tensor]:
     if kernel.ndim == 2:
-        by_row, sums = _scaled(kernel, kernel.mT, a, b, v, times)
+        by_row, sums = _scaled(kernel, kernel.mT, rows, columns, v, times)
         return by_row, torch.stack(sums)
-    by_row, sums = _scaled(kernel, kernel.mT, a[..., None, :], b[..., None, :], v[..., None, :], times)
+    left, right = (_each(scaling, _as_rows) for scaling in (rows, columns))
+    by_row, sums = _scaled(kernel, kernel.mT, left, right, _as_rows(v), times)
     return by_row[..., 0, :], torch.stack(sums)[..., 0, :]
+
+
+def _each(scaling: Scaling[Tensor], change: Callable[[Tensor], Array]) -> Scaling[Array]:
+    c, power = scaling
+    return change(c), change(power) if isinstance(power, Tensor) else power
+
+
+def _as_rows(v: Tensor) -> Tensor:
+    return v[..., None, :]
 
 
 def _times(kernel: Tensor, v: Tensor) -> Tensor:

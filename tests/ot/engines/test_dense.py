@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from otdml.costs import Bilinear
+from otdml.ot._problem import Marginal
 from otdml.ot.engines import Dense, dense
 
 
@@ -14,6 +15,11 @@ def problem(batch=(), n=7, m=9, seed=0):
     return Dense(Bilinear(q, k)), a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
 
 
+def iterations(engine, g, a, b, times):
+    rows, columns = (w if isinstance(w, Marginal) else Marginal(w) for w in (a, b))
+    return engine.scaling_iterations(g, columns.weights, rows.scaling, columns.scaling, times)
+
+
 @pytest.mark.parametrize("tiny", [0, 2**16], ids=["torch", "numpy"])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
@@ -21,7 +27,7 @@ def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
     engine, a, b = problem(batch)
     g = torch.zeros_like(b)
     engine.prepare(g)
-    last, softmins = engine.scaling_iterations(g, a, b, 3)
+    last, softmins = iterations(engine, g, a, b, 3)
     for softmin in softmins:
         f = engine.row_softmin(g + b.log())
         g = engine.column_softmin(f + a.log())
@@ -29,11 +35,33 @@ def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
     torch.testing.assert_close(last, f, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("tiny", [0, 2**16], ids=["torch", "numpy"])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("hard", [(), (0,), (1,)], ids=["both", "columns", "rows"])
+def test_iterations_at_once_with_penalties_are_single_ones(hard, batch, tiny, monkeypatch):
+    monkeypatch.setattr(dense, "TINY", tiny)
+    engine, *weights = problem(batch)
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = (
+        Marginal(w, *(() if i in hard else (torch.randn(w.shape, generator=generator, dtype=w.dtype), rho)))
+        for i, (w, rho) in enumerate(zip(weights, (0.7, 3.0), strict=True))
+    )
+    g = torch.zeros_like(columns.weights)
+    engine.prepare(g)
+    last, softmins = iterations(engine, g, rows, columns, 3)
+    for softmin in softmins:
+        by_row = engine.row_softmin(g + columns.log)
+        by_column = engine.column_softmin(rows.update(by_row) + rows.log)
+        torch.testing.assert_close(softmin, by_column, rtol=1e-12, atol=1e-12)
+        g = columns.update(by_column)
+    torch.testing.assert_close(last, by_row, rtol=1e-12, atol=1e-12)
+
+
 def test_points_without_weight_have_potentials():
     engine, a, b = problem()
     a[2] = b[3] = 0.0
     engine.prepare(torch.zeros_like(b))
-    f, softmins = engine.scaling_iterations(torch.zeros_like(b), a, b, 4)
+    f, softmins = iterations(engine, torch.zeros_like(b), a, b, 4)
     assert f.isfinite().all()
     assert softmins.isfinite().all()
 
@@ -43,13 +71,13 @@ def test_what_is_lost_is_not_hidden():
     engine, a, b = problem()
     engine.prepare(torch.zeros_like(b))
     engine.kernel[:, 4] = 0.0
-    _, softmins = engine.scaling_iterations(torch.zeros_like(b), a, b, 1)
+    _, softmins = iterations(engine, torch.zeros_like(b), a, b, 1)
     assert softmins[0, 4] == torch.inf
 
 
 def test_without_a_kernel_there_are_none():
     engine, a, b = problem()
-    assert engine.scaling_iterations(torch.zeros_like(b), a, b, 2) is None
+    assert iterations(engine, torch.zeros_like(b), a, b, 2) is None
 
 
 def far_from(engine, b, by):
@@ -65,7 +93,7 @@ def test_a_kernel_that_is_centred_anew_still_makes_several_iterations_at_once():
     engine.prepare(torch.zeros_like(b))
     f, g = far_from(engine, b, 1e3)
     assert engine.refresh(f, g)
-    _, softmins = engine.scaling_iterations(g, a, b, 2)
+    _, softmins = iterations(engine, g, a, b, 2)
     other = Dense(engine.cost)
     expected = super(Dense, other).row_softmin(g + b.log())
     torch.testing.assert_close(softmins[0], super(Dense, other).column_softmin(expected + a.log()))
@@ -78,6 +106,15 @@ def test_a_kernel_that_stays_where_potentials_are_far_makes_them_one_by_one():
     f, g = far_from(engine, b, 100.0)
     assert engine.refresh(f, g)
     assert engine.has_kernel
-    assert engine.scaling_iterations(g, a, b, 2) is None
+    assert iterations(engine, g, a, b, 2) is None
     plain = Dense(engine.cost)
     torch.testing.assert_close(engine.row_softmin(g + b.log()), super(Dense, plain).row_softmin(g + b.log()))
+
+
+def test_with_penalties_they_are_made_one_by_one_where_a_kernel_was_centred_anew():
+    engine, a, b = problem()
+    engine = Dense(engine.cost.scaled(1e4))
+    engine.prepare(torch.zeros_like(b))
+    f, g = far_from(engine, b, 1e3)
+    assert engine.refresh(f, g)
+    assert iterations(engine, g, Marginal(a, rho=1.0), Marginal(b), 2) is None
