@@ -55,7 +55,7 @@ def judge(
 
 # Entries of a kernel up to which several iterations are made before their errors are read, and how many at first and
 # from then on: to read errors and to extrapolate takes as long as some products with a small kernel.
-AT_ONCE = {2**16: (12, 8), 2**18: (8, 6), 2**20: (4, 2)}
+AT_ONCE = {2**16: (12, 8), 2**18: (6, 4), 2**20: (4, 2)}
 
 
 def at_once(entries: int) -> tuple[int, int]:
