@@ -222,7 +222,7 @@ def solve(update: Update, g: Tensor, *, tol: float, max_iter: int, progress: Pro
         spent, lost = spent + int(rounds.number), bool(rounds.lost)
         g = rounds.new if lost else rounds.old
         # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
-        if update.softmin.refresh(rounds.f, g, lost=lost) and (lost or spent <= max_iter):
+        if update.refresh(rounds.f, g, lost=lost) and (lost or spent <= max_iter):
             continue
         if lost:
             raise NotFinite

@@ -53,6 +53,11 @@ class _ByExcess(Update):
         super().__init__(posed.engine, posed.problem.rows, posed.problem.columns)
         self.engine, self.twin, self.top, self.hot, self.f = posed.engine, posed.engine.mT, top, hot, f
 
+    def refresh(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
+        # These sums read no kernel. One that is kept has to stay where the rest of the batch, which is not meant, needs
+        # it for products with its plans.
+        return False
+
     def step(self, g: Tensor, times: int) -> Step:
         rows, columns, hot = self.rows, self.columns, self.hot[..., None]
         f = rows.update(self.f - _log_sum(self.engine.row_excess(self.f, g, columns.weights), columns.weights))

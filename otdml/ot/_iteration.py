@@ -48,7 +48,7 @@ def judge(
         return Verdict.ASTRAY
     # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
     looks = done or jumped or lost
-    if looks and update.softmin.refresh(step.f, g if lost else step.old[-1], lost=lost):
+    if looks and update.refresh(step.f, g if lost else step.old[-1], lost=lost):
         return Verdict.STALE
     return Verdict.LOST if lost else Verdict.DONE if done else Verdict.ONWARD
 

@@ -92,6 +92,10 @@ class Update(ABC):
     def step(self, g: Tensor, times: int) -> Step:
         """That many iterations from ``g``; fewer where the update makes one at a time."""
 
+    def refresh(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
+        """Make what its soft minima keep anew if it has lost its accuracy, and say whether that was so."""
+        return self.softmin.refresh(f, g, lost=lost)
+
 
 class Alternating(Update):
     """Sinkhorn's iteration :cite:p:`cuturi:13`: the row potential from the column potential, and back."""
