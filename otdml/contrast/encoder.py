@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otdml._training import minimised
 from otdml.contrast.views import Views, spoiled
 from otdml.dml.backbones import ResNet
 
@@ -109,19 +110,15 @@ def training(
         domains: Of the pictures, or any label that the loss takes, shape (n,).
         generator: Of batches and views.
     """
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=rate)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
+
+    def value() -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=generator)
         with half():
             z = encoder(torch.cat(pairs(_floats(images[rows]), generator)))
         first, second = F.normalize(z.float(), dim=-1).chunk(2)
-        value = loss(first, second) if domains is None else loss(first, second, domains[rows])
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        rates.step()
-        yield step + 1
+        return loss(first, second) if domains is None else loss(first, second, domains[rows])
+
+    return minimised(value, torch.optim.Adam(encoder.parameters(), lr=rate), steps)
 
 
 def half() -> torch.autocast:

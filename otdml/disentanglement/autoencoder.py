@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._arguments import argument_error, check_choice
+from otdml._training import minimised
 from otdml.losses import MMD
 
 __all__ = ["Autoencoder", "Objective", "Schedule", "fit", "total_correlation", "training"]
@@ -191,18 +192,13 @@ def training(
         schedule: For how long.
         generator: Of the batches and draws.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
-    for step in range(schedule.steps):
+
+    def loss() -> Tensor:
         batch = images[torch.randint(len(images), (schedule.batch,), generator=generator)]
-        target = batch.float() / 255 if batch.dtype == torch.uint8 else batch
-        loss = objective(model, target, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if schedule.cosine:
-            rates.step()
-        yield step + 1
+        return objective(model, batch.float() / 255 if batch.dtype == torch.uint8 else batch, generator)
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
+    return minimised(loss, optimizer, schedule.steps, cosine=schedule.cosine)
 
 
 def fit(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otdml._training import drawn_rows, minimised
 from otdml.dml.backbones import ConvNet
 from otdml.sphere import uniform_points
 
@@ -109,20 +110,17 @@ def training(
         how: Regulariser and schedule.
         generator: Of batches, distortions and rows, so that regularisers of all rows are compared on the same pictures.
     """
-    optimizer = torch.optim.AdamW(_groups(model, how), lr=how.rate)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
-    for step in range(how.steps):
+
+    def loss() -> Tensor:
         index = torch.randint(len(images), (how.batch,), generator=generator)
         batch = images[index].float() / 255
         batch = batch if how.distort is None else how.distort(batch, generator)
-        loss = F.cross_entropy(model(batch), labels[index])
-        if how.regulariser is not None:
-            loss = loss + how.weight * how.regulariser(_rows(model.prototypes, how.rows, generator))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rates.step()
-        yield step + 1
+        value = F.cross_entropy(model(batch), labels[index])
+        if how.regulariser is None:
+            return value
+        return value + how.weight * how.regulariser(drawn_rows(model.prototypes, how.rows, generator))
+
+    return minimised(loss, torch.optim.AdamW(_groups(model, how), lr=how.rate), how.steps)
 
 
 def _groups(model: PrototypeClassifier, how: Training) -> list[dict[str, Any]]:
@@ -133,8 +131,3 @@ def _groups(model: PrototypeClassifier, how: Training) -> list[dict[str, Any]]:
         rate, decay = special.get(name, (how.rate, how.decay))
         groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
     return groups
-
-
-def _rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
-    """Selected rows of a table, or all."""
-    return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]

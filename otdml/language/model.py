@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otdml._training import drawn_rows, minimised
+
 __all__ = ["TiedLanguageModel", "Training", "training"]
 
 
@@ -118,21 +120,13 @@ def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator:
     """
     others = [parameter for name, parameter in model.named_parameters() if name != "table"]
     groups = [{"params": [model.table], "weight_decay": how.decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=how.rate)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
     sequences = tokens.unfold(0, model.context + 1, 1)
     drawing = torch.Generator().manual_seed(generator.initial_seed())
-    for step in range(how.steps):
-        loss = model.loss(sequences[torch.randint(len(sequences), (how.batch,), generator=generator)])
-        if how.regulariser is not None:
-            loss = loss + how.weight * how.regulariser(_rows(model.table, how.rows, drawing))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rates.step()
-        yield step + 1
 
+    def loss() -> Tensor:
+        value = model.loss(sequences[torch.randint(len(sequences), (how.batch,), generator=generator)])
+        if how.regulariser is None:
+            return value
+        return value + how.weight * how.regulariser(drawn_rows(model.table, how.rows, drawing))
 
-def _rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
-    return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]
+    return minimised(loss, torch.optim.AdamW(groups, lr=how.rate), how.steps, clip=1.0)

@@ -1,0 +1,43 @@
+"""The training loop of small models: an optimiser, and a learning rate that falls to zero like a cosine."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["drawn_rows", "minimised"]
+
+
+def minimised(
+    loss: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    cosine: bool = True,
+    clip: float | None = None,
+) -> Iterator[int]:
+    """Minimise a loss; the number of steps so far after each of them.
+
+    Args:
+        loss: Of a batch that it draws.
+        optimizer: Of the parameters, with the first learning rates.
+        steps: Number of steps.
+        cosine: Whether learning rates fall to zero; they are constant otherwise.
+        clip: Largest norm of the gradient, None for any.
+    """
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+        optimizer.step()
+        if cosine:
+            rates.step()
+        yield step + 1
+
+
+def drawn_rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
+    """So many rows of a table, in a random order; all of them as they are if None."""
+    return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]
