@@ -99,12 +99,17 @@ def test_help_waits_for_nothing_it_does_not_need():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def layers() -> list[str]:
-    """Packages and modules in the order of the architecture page, top first."""
+def architecture() -> str:
+    """The text of the architecture page."""
     page = PACKAGE.parent / "docs" / "architecture.rst"
     if not page.exists():
         pytest.skip("no architecture page beside an installed package")
-    block = page.read_text().split("   otdml/\n", 1)[1].split("\n\n", 1)[0]
+    return page.read_text()
+
+
+def layers() -> list[str]:
+    """Packages and modules in the order of the architecture page, top first."""
+    block = architecture().split("   otdml/\n", 1)[1].split("\n\n", 1)[0]
     lines = [re.split(r"\s{2,}", line.strip())[0] for line in block.splitlines()]
     names = [re.findall(r"[\w]+(?=/|\.py)", line) for line in lines]
     return [name for line in names for name in line]
@@ -113,6 +118,16 @@ def layers() -> list[str]:
 def test_every_part_is_on_the_architecture_page_and_every_part_of_the_page_is_there():
     there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert there - {"__init__"} == set(layers())
+
+
+def test_files_of_the_architecture_page_are_there_and_it_names_all_of_transport_and_alignment():
+    named = {name for name in re.findall(r"``([\w/]+(?:\.py|/))``", architecture()) if "NAME" not in name}
+    roots = (PACKAGE, PACKAGE.parent)
+    assert not {name for name in named if not any((root / name).exists() or [*root.rglob(name)] for root in roots)}
+    for folder in ("ot", "losses/alignment"):
+        there = {path.name for path in (PACKAGE / folder).glob("*.py")} - {"__init__.py"}
+        there |= {f"{path.parent.name}/" for path in (PACKAGE / folder).glob("*/__init__.py")}
+        assert there <= named, folder
 
 
 def test_a_package_imports_only_from_those_above_it():
