@@ -49,7 +49,7 @@ ROWS = (
         """,
         """
         Both hold the plan fixed (the envelope theorem); second derivatives come from the implicit function theorem,
-        here without a choice to make.
+        here without an option.
         """,
         digits=5e-3,
     ),
@@ -113,7 +113,7 @@ ROWS = (
         """,
         r"""
         Their plan is :math:`e^{(f + g - C) / \varepsilon}`, ours :math:`(a \otimes b)` times that, so theirs hold
-        :math:`\varepsilon \log a`. The two may exchange a constant.
+        :math:`\varepsilon \log a`. Both are determined up to a constant that is added to f and taken from g.
         """,
         digits=2e-3,
     ),
@@ -134,7 +134,7 @@ ROWS = (
         """,
         """
         ``rho`` is ``epsilon * tau / (1 - tau)``. Their entropy is not relative to the weights, which matters where
-        marginals are free: hence the logarithm in the cost, which you need for equal plans alone.
+        marginals are free: hence the logarithm in the cost, which only makes the plans equal.
         """,
         digits=5e-3,
     ),
@@ -190,8 +190,8 @@ ROWS = (
         """,
         "monge_gap(x, Tx, eps=eps) + 2 * eps * log(len(x))",
         """
-        This is what their ``monge_gap_from_samples`` returns, whose module asks for flax. Its entropy is not
-        relative to the weights, which adds a constant of no gradient.
+        This is what their ``monge_gap_from_samples`` returns, whose module needs flax. Its entropy is not relative
+        to the weights, which adds a constant without gradient.
         """,
         digits=1e-3,
     ),
@@ -202,7 +202,7 @@ ROWS = (
         """
         Theirs count from zero, ours from one. Temperatures are not comparable: theirs is that of scores which have
         been whitened and squashed into [0, 1], ours is in units of the scores, about the gap below which two share
-        their ranks. Cold, both are the ranks of sorting.
+        their ranks. At low temperatures both are the ranks of sorting.
         """,
         digits=3e-2,
     ),

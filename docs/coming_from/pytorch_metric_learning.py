@@ -11,8 +11,8 @@ ROWS = (
         """,
         'InfoNCE(eps=0.1, form="joint")(z1, z2)',
         """
-        ``temperature`` is ``eps``, in units of the cosine: 0.07 there unless you say otherwise, 0.5 here. Both take
-        the mean over anchors.
+        ``temperature`` is ``eps``, in units of the cosine: 0.07 there by default, 0.5 here. Both take the mean over
+        anchors.
         """,
         ("z1", "z2"),
     ),
@@ -47,8 +47,8 @@ ROWS = (
         "SupCon(eps=0.1)(z, labels)",
         """
         The same temperature by default. In both, the logarithm is of each positive's share, an anchor without
-        positives has no part in the mean, and a batch without any is an error here (``empty="zero"`` makes it zero,
-        as there).
+        positives has no part in the mean, and a batch without any is an error here (zero with ``empty="zero"``, as
+        there).
         """,
         ("z",),
     ),
@@ -169,8 +169,8 @@ ROWS = (
         loss(z, labels)
         """,
         """
-        ``margin`` is ``delta``. Proxies are a parameter of both, to be given to an optimiser with a rate of its
-        own; so may trained ones be carried over.
+        ``margin`` is ``delta``. Proxies are a parameter of both, for an optimiser with a learning rate of their
+        own; trained ones can be copied as here.
         """,
         ("z",),
     ),
@@ -228,8 +228,8 @@ ROWS = (
         loss(z, labels)
         """,
         """
-        ``la`` is ``lam``, ``margin`` is ``delta``; 10 centres in both by default. They have no term that draws
-        centres of a class together, ``tau`` (0.2) in the paper and here.
+        ``la`` is ``lam``, ``margin`` is ``delta``; 10 centres in both by default. Theirs has no term that draws
+        centres of a class together, which is ``tau`` (0.2) in the paper and here.
         """,
         ("z",),
     ),
@@ -270,7 +270,7 @@ ROWS = (
         """
         ``precision_at_1`` is ``recall@1``. Theirs searches by Euclidean distance, so normalise; ours by cosine
         unless ``similarity`` says otherwise. Their ``k`` must reach the largest class, by ``"max_bin_count"`` or a
-        number; ours looks as far as it must.
+        number; ours searches as far as is needed.
         """,
     ),
     Row(
@@ -286,8 +286,8 @@ ROWS = (
         lw[batch].unique(return_counts=True)[1]
         """,
         """
-        ``batch_size`` is classes times samples here, and what is drawn is batches: pass it as ``batch_sampler``.
-        Which classes come is chance in both.
+        ``batch_size`` is classes times samples here, and the sampler yields batches: pass it as ``batch_sampler``.
+        Classes are drawn at random in both.
         """,
     ),
 )
