@@ -12,7 +12,9 @@ from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
 from otdml.measures import broadcast_pairs, weights
 from otdml.ot._gromov.centred_cost import WithinCost, cost_block
+from otdml.ot._gromov.scale import too_small
 from otdml.ot._gromov.solver import GROMOV_BACKENDS, STARTS, gromov
+from otdml.ot._problem import SINGLE_ONLY
 
 __all__ = ["Distortion", "GromovMongeGap", "ScaledCost", "distortion", "gromov_monge_gap"]
 
@@ -99,14 +101,30 @@ def distortion(
     """
     x, y, a = broadcast_pairs(x, y, a)
     a = weights(x, a)
+    value = _distortion(x, y, a, cost_x, cost_y)
+    if _loses_digits(value):
+        value = _distortion(x, y, a.double(), cost_x, cost_y).to(x.dtype)
+    return _checked(value, (x, cost_x), (y, cost_y))
+
+
+def _distortion(x: Tensor, y: Tensor, a: Tensor, cost_x: WithinCost, cost_y: WithinCost) -> Tensor:
+    """The distortion in the dtype of the weights, in blocks of rows."""
     n = x.shape[-2]
     size = max(1, BLOCK // n)
     if size >= n:
-        return _checked(_distortion_of_rows(x, y, a, slice(None), cost_x, cost_y), (x, cost_x), (y, cost_y))
+        return _distortion_of_rows(x, y, a, slice(None), cost_x, cost_y)
     parts = [slice(i, i + size) for i in range(0, n, size)]
     # Each block is computed again in the backward pass instead of being stored.
     values = [checkpoint(_distortion_of_rows, x, y, a, p, cost_x, cost_y, use_reentrant=False) for p in parts]
-    return _checked(torch.stack(values).sum(0), (x, cost_x), (y, cost_y))
+    return torch.stack(values).sum(0)
+
+
+def _loses_digits(value: Tensor) -> bool:
+    """Whether some of the squares that it is a sum of may have left the range of single precision."""
+    if value.dtype == torch.float64 or value.device.type in SINGLE_ONLY or not has_values(value):
+        return False
+    known, limits = value.detach(), torch.finfo(value.dtype)
+    return not bool((known.isfinite() & (known > limits.tiny / limits.eps)).all())
 
 
 def _checked(value: Tensor, *sides: tuple[Tensor, WithinCost]) -> Tensor:
@@ -119,8 +137,7 @@ def _checked(value: Tensor, *sides: tuple[Tensor, WithinCost]) -> Tensor:
         raise argument_error("x", "give a finite distortion", "NaN or infinity", remedy)
     for name, (points, cost) in zip("xy", sides, strict=True):
         if points.numel() and _squares_vanish(points.detach(), cost):
-            must = f"give costs whose squares {value.dtype} tells from zero"
-            raise argument_error(name, must, "squares that underflow", "Rescale the points.")
+            raise too_small(name, value.dtype)
     return value
 
 
@@ -137,8 +154,8 @@ def _squares_vanish(x: Tensor, cost: WithinCost) -> bool:
 
 
 def _distortion_of_rows(x: Tensor, y: Tensor, a: Tensor, rows: slice, cost_x: WithinCost, cost_y: WithinCost) -> Tensor:
-    A = cost_block("cost_x", x[..., rows, :], x, cost_x)
-    B = cost_block("cost_y", y[..., rows, :], y, cost_y)
+    A = cost_block("cost_x", x[..., rows, :], x, cost_x, a.dtype)
+    B = cost_block("cost_y", y[..., rows, :], y, cost_y, a.dtype)
     return 0.5 * (a[..., rows] * ((A - B).square() @ a[..., None])[..., 0]).sum(-1)
 
 

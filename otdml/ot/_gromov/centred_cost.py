@@ -98,18 +98,24 @@ class CentredCost:
 
 
 def centred(name: str, x: Tensor, a: Tensor, cost: WithinCost) -> CentredCost:
-    """The cost within the cloud (x, a), centred in its weights; ``name`` is the argument that errors blame.
+    """The cost within the cloud (x, a), centred in its weights, and in their dtype.
 
     Features are kept where they are fewer than the points, and the matrix otherwise: the smaller of the two.
+
+    Args:
+        name: The argument that errors blame.
+        x: Points, shape (..., n, d), in the dtype in which a function of them is called.
+        a: Weights, shape (..., n).
+        cost: The cost.
     """
-    scale = x.new_ones(())
+    scale = a.new_ones(())
     if not isinstance(cost, str) and isinstance(cost, ScaledCostLike):
-        scale, cost = cost.scale.to(x), check_choice(name, cost.cost, COSTS)
+        scale, cost = cost.scale.to(a), check_choice(name, cost.cost, COSTS)
     total = a.sum(-1, keepdim=True)
     if isinstance(cost, str) and COSTS[check_choice(name, cost, COSTS)].products is not None:
         form = _from_features if x.shape[-2] > x.shape[-1] else _from_products
-        return form(x, a / total, cost, scale)
-    return centred_matrix(scale * cost_block(name, x, x, cost), a)
+        return form(x.to(a.dtype), a / total, cost, scale)
+    return centred_matrix(scale * cost_block(name, x, x, cost, a.dtype), a)
 
 
 def centred_matrix(matrix: Tensor, a: Tensor) -> CentredCost:
@@ -133,17 +139,18 @@ def check_symmetric(name: str, C: Tensor) -> Tensor:
     return C
 
 
-def cost_block(name: str, rows: Tensor, x: Tensor, cost: WithinCost) -> Tensor:
-    """The costs between some ``rows`` of a cloud and all of its points ``x``, shape (..., rows, n)."""
+def cost_block(name: str, rows: Tensor, x: Tensor, cost: WithinCost, dtype: torch.dtype | None = None) -> Tensor:
+    """The costs between some ``rows`` of a cloud and all of its points, shape (..., rows, n), in a dtype or theirs."""
+    dtype = x.dtype if dtype is None else dtype
     if isinstance(cost, ScaledCostLike):
-        return cost.scale.to(x) * cost_block(name, rows, x, cost.cost)
+        return cost.scale.to(x.device, dtype) * cost_block(name, rows, x, cost.cost, dtype)
     if isinstance(cost, str):
-        return cost_matrix(rows, x, check_choice(name, cost, COSTS))
+        return cost_matrix(rows.to(dtype), x.to(dtype), check_choice(name, cost, COSTS))
     matrix = cost(rows, x)
     expected = (*rows.shape[:-1], x.shape[-2])
     if matrix.shape != expected:
         raise argument_error(name, f"return a matrix of shape {expected}", tuple(matrix.shape))
-    return matrix
+    return matrix.to(dtype)
 
 
 def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCost:

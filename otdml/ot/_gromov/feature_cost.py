@@ -71,12 +71,12 @@ class FeatureCost:
         return (grams[0] * grams[1]).sum((-2, -1)).clamp(min=0).sqrt()
 
 
-def between_features(u: Tensor, v: Tensor, cost: Cost, factor: float) -> FeatureCost:
-    """``factor`` times the cost between two sets of features, shapes (..., n, d) and (..., m, d)."""
+def between_features(u: Tensor, v: Tensor, cost: Cost, factor: float, dtype: torch.dtype) -> FeatureCost:
+    """``factor`` times the cost between two sets of features, shapes (..., n, d) and (..., m, d), in a dtype."""
     if isinstance(cost, str) and COSTS[check_choice("cost_features", cost, COSTS)].products is not None:
-        q, k, row, column = ground(u, v, cost).leaves
+        q, k, row, column = ground(u.to(dtype), v.to(dtype), cost).leaves
         return FeatureCost(factor * row, factor * column, (factor * q, k))
-    return given_between(cost_matrix(u, v, cost), factor)
+    return given_between(cost_matrix(u, v, cost).to(dtype), factor)
 
 
 def given_between(M: Tensor, factor: float) -> FeatureCost:

@@ -1,5 +1,6 @@
 """What a Gromov problem's solver returns."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml.ot._gromov.objective import GromovObjective
-from otdml.ot._result import OTResult
+from otdml.ot._result import Coupling, OTResult
 
 __all__ = ["GromovResult", "along"]
 
@@ -32,6 +33,17 @@ class GromovResult(OTResult):
     divergence: Tensor = field(kw_only=True)
     _problem: GromovObjective | None = field(kw_only=True, repr=False)
     _shared: Tensor | None = field(kw_only=True, repr=False)
+    _solved: "GromovResult | None" = field(kw_only=True, default=None, repr=False)
+
+    def rounded(self, dtype: torch.dtype) -> "GromovResult":
+        """The same, read in another dtype than that in which it was solved."""
+        names = ("value", "marginal_error", "eps", "divergence")
+        numbers = {name: getattr(self, name).to(dtype) for name in names}
+        return dataclasses.replace(self, **numbers, _coupling=_Rounded(self._coupling, dtype), _solved=self)
+
+    @property
+    def precise_value(self) -> Tensor:
+        return self.value if self._solved is None else self._solved.value
 
     @cached_property
     def gap(self) -> Tensor:
@@ -47,6 +59,8 @@ class GromovResult(OTResult):
             raise argument_error("rho", "be None, and `mass` too, for a gap", "relaxed marginals")
         if self._shared is None:
             raise argument_error("y", "pair with `x`, row by row and with equal weights", "another measure")
+        if self._solved is not None:
+            return self._solved.gap.to(self.value.dtype)
         gap = self._problem.gap(self)
         if not self._shared.requires_grad:
             return gap
@@ -59,7 +73,7 @@ class GromovResult(OTResult):
         A plan at a positive temperature is blurred, so slightly negative gaps are in the nature of the problem;
         :attr:`suboptimal` singles out those that blur does not explain.
         """
-        return self.gap.detach() < 0
+        return (self if self._solved is None else self._solved).gap.detach() < 0
 
     @property
     def suboptimal(self) -> Tensor:
@@ -67,6 +81,8 @@ class GromovResult(OTResult):
 
         Then the iteration has ended in a worse local optimum, and the gradient of the gap has the wrong sign.
         """
+        if self._solved is not None:
+            return self._solved.suboptimal
         gap = self.gap.detach()
         assert self._problem is not None
         a = self._problem.a
@@ -74,6 +90,31 @@ class GromovResult(OTResult):
         pairing = torch.special.entr(a).sum(-1) - mass + mass.square()
         # The margin is what an objective solved to a tolerance may be off.
         return gap < self.eps * (self.divergence - pairing - 0.01)
+
+
+@dataclass(frozen=True)
+class _Rounded(Coupling):
+    """A plan that is read in another dtype than that in which it was solved."""
+
+    solved: Coupling
+    dtype: torch.dtype
+
+    @property
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        f, g = self.solved.potentials
+        return f.to(self.dtype), g.to(self.dtype)
+
+    def plan(self) -> Tensor:
+        return self.solved.plan().to(self.dtype)
+
+    def product(self, v: Tensor) -> Tensor:
+        return self.solved.product(v.double()).to(self.dtype)
+
+    def product_transposed(self, v: Tensor) -> Tensor:
+        return self.solved.product_transposed(v.double()).to(self.dtype)
+
+    def conditional_product(self, v: Tensor) -> Tensor:
+        return self.solved.conditional_product(v.double()).to(self.dtype)
 
 
 def along(w: Tensor, gradient: Tensor) -> Tensor:

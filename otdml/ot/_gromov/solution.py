@@ -64,6 +64,9 @@ class Live:
     b: Tensor
     shared: Tensor | None
 
+    def to(self, dtype: torch.dtype) -> "Live":
+        return Live(self.a.to(dtype), self.b.to(dtype), self.shared if self.shared is None else self.shared.to(dtype))
+
 
 def constrained(problem: GromovObjective, live: Live, options: GromovOptions) -> GromovResult:
     """The solution of a problem whose plan has the marginals a and b."""
@@ -94,7 +97,7 @@ def temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[
     # The floor is for clouds that are a single point, on which every temperature gives the same plan.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     if isinstance(eps, Tensor):
-        return eps.detach(), start_temperature
+        return eps.detach().to(scale), start_temperature
     return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), start_temperature
 
 

@@ -1,6 +1,8 @@
 """Entropic Gromov-Wasserstein: transport between clouds of different spaces, by the costs within each."""
 
+import dataclasses
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,15 +23,21 @@ from otdml.ot._gromov.feature_cost import (
 )
 from otdml.ot._gromov.objective import GromovObjective
 from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced, check_penalties
+from otdml.ot._gromov.relaxed_objective import Given
 from otdml.ot._gromov.relaxed_solution import relaxed
 from otdml.ot._gromov.result import GromovResult
+from otdml.ot._gromov.scale import Scale, size_of_matrix, size_within
 from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Live, constrained
 from otdml.ot._partial import Mass, check_mass
+from otdml.ot._result import OTResult
 
 __all__ = ["GROMOV_BACKENDS", "STARTS", "GromovResult", "gromov", "gromov_matrix"]
 
 # With the plan held fixed, second derivatives would be wrong.
 _first_order = partial(once, what="Gromov problems have no second derivatives. Leave out `create_graph`.")
+Pair = tuple[CentredCost, CentredCost]
+# What the cost is called in errors, points, and the cost.
+Cloud = tuple[str, Tensor, WithinCost]
 
 
 @full_precision
@@ -110,7 +118,9 @@ def gromov(
         derivatives.
 
     Raises:
-        ValueError: If shapes do not fit, masses differ without ``rho`` and ``mass``, or the costs are not finite.
+        ValueError: If shapes do not fit, masses differ without ``rho`` and ``mass``, the costs are not finite, or the
+            value is no number of the dtype: squares of costs of 1e-20 are none of float32. What is, is solved in double
+            precision where single precision would lose digits.
 
     Example:
         >>> import torch
@@ -125,14 +135,11 @@ def gromov(
     refuse_transforms("gromov", x, y, a, b, u, v)
     x, y = _first_order(x), _first_order(y)
     live = _live(x, y, a, b, equal=rho is None and mass is None)
-    left, right = (
-        centred(name, points, w.detach(), cost)
-        for name, points, w, cost in (("cost_x", x, live.a, cost_x), ("cost_y", y, live.b, cost_y))
-    )
     share = _share(alpha, fused=u is not None)
     features = None if u is None or v is None else (_first_order(u), _first_order(v))
-    between = None if features is None else between_features(*features, cost_features, 1 - share)
-    return _solved(left, right, between, share, live, _relaxation(rho, mass, live), options)
+    within, scale = _within((("cost_x", x, cost_x), ("cost_y", y, cost_y)), live)
+    between = None if features is None else between_features(*features, cost_features, 1 - share, scale.dtype)
+    return _solved(_Fused(within, between, share), live.to(scale.dtype), (rho, mass), options, scale)
 
 
 @full_precision
@@ -187,11 +194,14 @@ def gromov_matrix(
     C_x, C_y, a, b = broadcast_clouds(check_symmetric("C_x", C_x), check_symmetric("C_y", C_y), a, b, second="C_y")
     C_x, C_y = _first_order(C_x), _first_order(C_y)
     live = _live(C_x, C_y, a, b, equal=rho is None and mass is None)
-    left, right = centred_matrix(C_x, live.a.detach()), centred_matrix(C_y, live.b.detach())
+    sizes = size_of_matrix(C_x), size_of_matrix(C_y)
+    scale = Scale(C_x.dtype, ("C_x", "C_y"), sizes, live.a.detach().sum(-1).log2())
+    live = live.to(scale.dtype)
+    left, right = (centred_matrix(C.to(scale.dtype), w.detach()) for C, w in ((C_x, live.a), (C_y, live.b)))
     share = _share(alpha, fused=features is not None)
     M = None if features is None else check_between(features, live.a, live.b)
     between = None if M is None else given_between(_first_order(M), 1 - share)
-    return _solved(left, right, between, share, live, _relaxation(rho, mass, live), options)
+    return _solved(_Fused((left, right), between, share), live, (rho, mass), options, scale)
 
 
 def _live(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *, equal: bool) -> Live:
@@ -211,18 +221,55 @@ def _share(alpha: float | None, *, fused: bool) -> float:
     return check_fraction("alpha", alpha)
 
 
+def _within(clouds: tuple[Cloud, Cloud], live: Live) -> tuple[Pair, Scale]:
+    """The costs within the two clouds, in the precision that their products need."""
+
+    (first, x, cost_x), (second, y, cost_y) = clouds
+
+    def costs(live: Live) -> Pair:
+        return centred(first, x, live.a.detach(), cost_x), centred(second, y, live.b.detach(), cost_y)
+
+    found = costs(live)
+    sizes = size_within(x, cost_x, found[0]), size_within(y, cost_y, found[1])
+    scale = Scale(x.dtype, ("x", "y"), sizes, live.a.detach().sum(-1).log2())
+    return found if scale.dtype == x.dtype else costs(live.to(scale.dtype)), scale
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """The costs within the clouds and between features, and the share of the former."""
+
+    within: Pair
+    between: FeatureCost | None
+    share: float
+
+    def objective(self, live: Live) -> GromovObjective:
+        left, right = (cost.scaled(math.sqrt(self.share)) for cost in self.within)
+        return GromovObjective(left, right, live.a.detach(), live.b.detach(), self.between)
+
+
 def _solved(
-    left: CentredCost,
-    right: CentredCost,
-    between: FeatureCost | None,
-    share: float,
+    costs: _Fused,
     live: Live,
-    relaxation: Relaxation | None,
+    relaxed_by: tuple[float | tuple[float, float] | None, Mass | None],
     options: GromovOptions,
+    scale: Scale,
 ) -> GromovResult:
-    root = math.sqrt(share)
-    problem = GromovObjective(left.scaled(root), right.scaled(root), live.a.detach(), live.b.detach(), between)
-    return constrained(problem, live, options) if relaxation is None else relaxed(problem, relaxation, live, options)
+    scale.check()
+    problem, relaxation = costs.objective(live), _relaxation(*relaxed_by, live)
+    options = dataclasses.replace(options, init=_in_dtype(options.init, scale.dtype))
+    return scale.read(
+        constrained(problem, live, options) if relaxation is None else relaxed(problem, relaxation, live, options)
+    )
+
+
+def _in_dtype(init: Init, dtype: torch.dtype) -> Init:
+    """The plan to start from, in the dtype of the problem."""
+    if isinstance(init, Tensor):
+        return init.detach().to(dtype)
+    if isinstance(init, OTResult) and init.value.dtype != dtype:
+        return Given(init.plan.detach().to(dtype))
+    return init
 
 
 def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, live: Live) -> Relaxation | None:

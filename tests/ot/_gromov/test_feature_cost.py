@@ -172,7 +172,7 @@ def test_sizes_are_of_the_centred_matrix():
     _, _, u, v, a, b = problem()
     for factored, cost in ((True, "sqeuclidean"), (False, "euclidean")):
         M = 3 * cost_matrix(u, v, cost)
-        found = between_features(u, v, cost, 3)
+        found = between_features(u, v, cost, 3, u.dtype)
         assert (found.factors is not None) == factored
         M = M - (M @ b)[:, None] - (a @ M) + a @ M @ b
         expected = (a @ M.square() @ b).sqrt()

@@ -15,7 +15,7 @@ def objective(cost, cost_features=None, n=7, m=5, d=3, seed=0):
     x, y, u, v = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((n, d), (m, d), (n, 2), (m, 2)))
     a, b, P = (torch.rand(*s, generator=generator, dtype=torch.float64) for s in ((n,), (m,), (n, m)))
     x, y, a, b = x + 1, y - 2, a / a.sum(), 1.3 * b / b.sum()
-    features = None if cost_features is None else between_features(u, v, cost_features, 0.3)
+    features = None if cost_features is None else between_features(u, v, cost_features, 0.3, u.dtype)
     found = GromovObjective(centred("x", x, a, cost), centred("y", y, b, cost), a, b, features)
     return (
         RelaxedObjective(found),
