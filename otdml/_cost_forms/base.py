@@ -199,6 +199,14 @@ class Ground(ABC):
     def device(self) -> torch.device:
         return self.first.device
 
+    def without(self, rows: Tensor, columns: Tensor) -> "Ground":
+        """The cost with zeros for these rows, shape (..., n), and columns, shape (..., m)."""
+        raise TypeError(f"{type(self).__name__} forbids no pair")
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows with their reduced cost, all of it once."""
+        return ((rows, self.block(rows)) for rows in self._row_blocks())
+
     def _row_blocks(self) -> Iterator[slice]:
         n, m = self.shape[-2:]
         size = max(1, _BLOCK // max(1, m * self.shape[:-2].numel()))

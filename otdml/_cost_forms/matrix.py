@@ -68,6 +68,9 @@ class Matrix(Ground):
             return self
         return Matrix(self.C - low[..., None, None], low[..., None].expand(self.C.shape[:-1]))
 
+    def without(self, rows: Tensor, columns: Tensor) -> "Matrix":
+        return Matrix(self.C.masked_fill(rows[..., :, None] | columns[..., None, :], 0.0), self.u, self.v)
+
     def pullback(
         self, plan: Plan, left: Tensor, right: Tensor, needs: Sequence[bool], *, offsets: bool = True
     ) -> Gradients:

@@ -100,6 +100,10 @@ class Pointwise(Ground):
     def extended(self) -> "Pointwise":
         return Pointwise(_Extended(self.function), _marked(self.x, self.u), _marked(self.y, self.v))
 
+    def without(self, rows: Tensor, columns: Tensor) -> "Pointwise":
+        x, y = (torch.cat([z, out[..., None].to(z)], -1) for z, out in ((self.x, rows), (self.y, columns)))
+        return Pointwise(_Without(self.function), x, y, self.u, self.v)
+
     def evaluated(self) -> "Matrix":
         return Matrix(self.block(slice(0, self.shape[-2])), self.u, self.v)
 
@@ -175,6 +179,17 @@ class _Extended:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         values = self.function(x[..., :-2], y[..., :-2]) + x[..., -2, None] + y[..., None, :, -2]
         return values.masked_fill((x[..., -1, None] + y[..., None, :, -1]) > 0, 0.0)
+
+
+@dataclass(frozen=True)
+class _Without:
+    """A function of points with a mark, zero where one of them is marked."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        marked = (x[..., -1, None] + y[..., None, :, -1]) > 0
+        return self.function(x[..., :-1], y[..., :-1]).masked_fill(marked, 0.0)
 
 
 def _through_length(x: Tensor, slope: Tensor | None) -> Tensor | None:

@@ -13,7 +13,7 @@ from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
 from otdml.losses._kept import Kept
-from otdml.measures import broadcast_matrix, broadcast_measures, expand, weighted
+from otdml.measures import broadcast_matrix, broadcast_measures, expand, weighted, weights
 from otdml.ot._gromov.centred_cost import check_symmetric
 from otdml.ot._problem import HARD, Problem, Rho, SolverOptions, check_rho, with_mass
 from otdml.ot._result import OTResult
@@ -154,9 +154,12 @@ def sinkhorn_divergence(
         raise argument_error("eps", "be a number where `second` is given", eps, "It was computed at some temperature.")
     options = SolverOptions(tol, max_iter, backend)
     between = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho)
-    first = Problem.with_itself(x, between.a, cost=cost, eps=between.eps, rho=rho)
-    last = Problem.with_itself(y, between.b, cost=cost, eps=between.eps, rho=rho) if second is None else second
-    return _Divergence(between, first, last).value(options).to(x.dtype)
+    # Points that no pair may move have been taken out, and are there within their measure all the same.
+    whole = between.idle and [with_mass("a", weights(z, w), balanced=False) for z, w in ((x, a), (y, b))]
+    a, b = whole or (between.a, between.b)
+    first = Problem.with_itself(x, a, cost=cost, eps=between.eps, rho=rho)
+    last = Problem.with_itself(y, b, cost=cost, eps=between.eps, rho=rho) if second is None else second
+    return _Divergence(between, first, last, b).value(options).to(x.dtype)
 
 
 # Of the root of the divergence over the temperature, the share that errors of marginals may be. The gradient of a
@@ -168,11 +171,12 @@ LEAST, FINER = 1e-3, 1 / 30
 
 @dataclass(frozen=True)
 class _Divergence:
-    """The three terms of a divergence: their problems, or the value of the last."""
+    """The three terms of a divergence: their problems, or the value of the last; and the second measure's weights."""
 
     between: Problem
     first: Problem
     last: Problem | Tensor
+    b: Tensor
 
     def value(self, options: SolverOptions) -> Tensor:
         """The divergence, shape (...), each term to a tolerance at which their errors are small beside their sum."""
@@ -205,9 +209,7 @@ class _Divergence:
 
         Its derivatives are those of the difference all the same.
         """
-        # Not those of the first term, which may have points taken out that no pair may move.
-        last = self.last.b if isinstance(self.last, Problem) else self.between.b
-        a, b = self.first.a.sum(-1), last.sum(-1)
+        a, b = self.first.a.sum(-1), self.b.sum(-1)
         known = (a - b).detach()
         equal = known.abs() <= 32 * torch.finfo(a.dtype).eps * (a + b).detach()
         return a - b - (known if self.between.balanced else known.where(equal, 0.0))
@@ -267,18 +269,17 @@ def sinkhorn_divergence_matrix(
     """
     C, a, b = broadcast_matrix(C, a, b)
     within = {"C_x": (C_x, a), "C_y": (C_y, b)}
-    for name, (cost, weights) in within.items():
-        if not isinstance(cost, Tensor) or cost.shape[-2:] != (weights.shape[-1],) * 2:
+    for name, (cost, w) in within.items():
+        if not isinstance(cost, Tensor) or cost.shape[-2:] != (w.shape[-1],) * 2:
             got = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
-            raise argument_error(name, f"have shape (..., {weights.shape[-1]}, {weights.shape[-1]}), as `C` says", got)
+            raise argument_error(name, f"have shape (..., {w.shape[-1]}, {w.shape[-1]}), as `C` says", got)
         check_symmetric(name, cost)
     batch = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2])
-    C, C_x, C_y = (expand(cost, batch, 2) for cost in (C, C_x, C_y))
-    a, b = expand(a, batch, 1), expand(b, batch, 1)
+    C, C_x, C_y, a, b = (expand(t, batch, own) for t, own in ((C, 2), (C_x, 2), (C_y, 2), (a, 1), (b, 1)))
     between = Problem.of_matrix(C, a, b, eps=eps, rho=rho)
     first = Problem.of_matrix(C_x, a, a, eps=between.eps, rho=rho)
     last = Problem.of_matrix(C_y, b, b, eps=between.eps, rho=rho)
-    return _Divergence(between, first, last).value(SolverOptions(tol, max_iter, "dense"))
+    return _Divergence(between, first, last, last.b).value(SolverOptions(tol, max_iter, "dense"))
 
 
 @transformable

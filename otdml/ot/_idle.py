@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otdml._cost_forms import Ground
+
 __all__ = ["Idle", "without_idle"]
 
 
@@ -36,26 +38,37 @@ class Idle:
 
 
 def without_idle(
-    C: Tensor, a: Tensor, b: Tensor, *, free: tuple[bool, bool]
-) -> tuple[Tensor, Tensor, Tensor, Idle | None]:
+    cost: Ground, a: Tensor, b: Tensor, *, free: tuple[bool, bool]
+) -> tuple[Ground, Tensor, Tensor, Idle | None]:
     """Costs and weights of the points that have an admissible partner with weight, and what has been removed.
 
-    Points that are removed have costs and weights of zero. A point with weight and a constraint is not removed.
+    Points that are removed have costs and weights of zero. A point with weight and a constraint is not removed. The
+    costs are read once.
 
     Args:
-        C: Costs, shape (..., n, m), plus infinity for forbidden pairs.
+        cost: Costs, plus infinity for forbidden pairs.
         a: Row weights, shape (..., n).
         b: Column weights, shape (..., m).
         free: Whether rows, and columns, may have a marginal other than their weights.
     """
-    forbidden = C.detach() == torch.inf
-    if not bool(forbidden.any()):
-        return C, a, b, None
-    rows = (forbidden | (b == 0)[..., None, :]).all(-1)
-    columns = (forbidden | (a == 0)[..., :, None]).all(-2)
+    found = _isolated(cost, a, b)
+    if found is None:
+        return cost, a, b, None
     # Where no point of the other side has weight, the problem has a value as it is.
-    rows, columns = rows & (b > 0).any(-1, keepdim=True), columns & (a > 0).any(-1, keepdim=True)
+    rows, columns = found[0] & (b > 0).any(-1, keepdim=True), found[1] & (a > 0).any(-1, keepdim=True)
     rows, columns = (idle & ((w == 0) | may) for idle, w, may in ((rows, a, free[0]), (columns, b, free[1])))
-    C = C.masked_fill(rows[..., :, None] | columns[..., None, :], 0.0)
     idle = Idle(rows, columns, *(w.where(which, 0.0).sum(-1) for w, which in ((a, rows), (b, columns))))
-    return C, a.masked_fill(rows, 0.0), b.masked_fill(columns, 0.0), idle
+    return cost.without(rows, columns), a.masked_fill(rows, 0.0), b.masked_fill(columns, 0.0), idle
+
+
+@torch.no_grad()
+def _isolated(cost: Ground, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Which rows and columns have no admissible partner with weight; None where no pair is forbidden."""
+    rows, some = [], []
+    columns = torch.ones(b.shape, dtype=torch.bool, device=b.device)
+    for part, C in cost.detach().blocks():
+        forbidden = torch.eq(C, torch.inf)
+        rows.append((forbidden | (b == 0)[..., None, :]).all(-1))
+        columns &= (forbidden | (a[..., part] == 0)[..., :, None]).all(-2)
+        some.append(forbidden.any())
+    return (torch.cat(rows, -1), columns) if bool(torch.stack(some).any()) else None

@@ -157,6 +157,8 @@ class Problem:
         # What all costs have in common belongs to the side whose potential is free up to a constant.
         columns_only = penalties[0] is None and penalties[1] is not None and isinstance(cost, str)
         between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
+        if callable(cost) and not (uniform and penalties == HARD and not partial):
+            return cls._without_idle(between, a, b, penalties, eps, partial=partial)
         return cls(between, a, b, _temperature(eps, between, a, b), penalties)
 
     @classmethod
@@ -176,10 +178,16 @@ class Problem:
         partial: bool = False,
     ) -> "Problem":
         """The problem for a matrix of costs, with equal batch dimensions; ``partial`` as in :meth:`between`."""
-        penalties = check_rho(rho)
+        return cls._without_idle(Matrix(C), a, b, check_rho(rho), eps, partial=partial)
+
+    @classmethod
+    def _without_idle(
+        cls, cost: Ground, a: Tensor, b: Tensor, penalties: Penalties, eps: Tensor | float | None, *, partial: bool
+    ) -> "Problem":
+        """The problem of the points that have an admissible partner."""
         rows, columns = (p is not None for p in penalties)
-        C, a, b, idle = without_idle(C, a, b, free=(rows, columns))
-        cost, (a, b) = Matrix(C), _with_masses(a, b, penalties, partial=partial)
+        cost, a, b, idle = without_idle(cost, a, b, free=(rows, columns))
+        a, b = _with_masses(a, b, penalties, partial=partial)
         temperature = _temperature(eps, cost, a, b)
         idle = idle and idle.priced(a, b, temperature, penalties)
         return cls(cost.near_zero(temperature), a, b, temperature, penalties, idle=idle)

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from otdml.losses import sinkhorn_divergence_matrix
-from otdml.ot import exact_matrix, sinkhorn_matrix
+from otdml.losses import sinkhorn_divergence, sinkhorn_divergence_matrix, sinkhorn_self_term
+from otdml.ot import exact_matrix, sinkhorn, sinkhorn_matrix
 
 # A row and a column of the three by three have no admissible pair; of the two by two a row alone.
 BOTH = torch.tensor([[0.0, 1.0, math.inf], [2.0, 0.5, math.inf], [math.inf, math.inf, math.inf]], dtype=torch.float64)
@@ -107,3 +107,61 @@ def test_a_partial_plan_leaves_it_behind(mass):
 def test_what_has_to_move_and_may_not_is_an_error(rho):
     with pytest.raises(ValueError, match="a row or a column with weight of nothing but infinity"):
         sinkhorn_matrix(ROW, eps=0.1, rho=rho)
+
+
+# Costs that are functions
+
+POINTS, PLACES = torch.tensor([[0.0], [1.0], [50.0], [2.0]]), torch.tensor([[0.2], [1.3], [-60.0]])
+
+
+def near(x, y):
+    """Squared distances, and no way beyond ten."""
+    squares = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+    return squares.masked_fill(squares > 100, math.inf)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("options", [{"rho": 1.0}, {"rho": (1.0, 2.0)}, {"rho": 0.1, "eps": None}, {"mass": 0.3}])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_functions_have_the_values_of_their_matrices(backend, options, weighted):
+    x, y = POINTS.double().requires_grad_(), PLACES.double()
+    a, b = torch.tensor([0.2, 0.3, 0.4, 0.1]).double(), torch.tensor([0.5, 0.3, 0.2]).double()
+    given = (a.requires_grad_(), b) if weighted else (None, None)
+    options = {"eps": 0.3, "tol": 1e-8, **options}
+    found = sinkhorn(x, y, *given, cost=near, backend=backend, **options)
+    right = sinkhorn_matrix(near(x, y), *given, **options)
+    torch.testing.assert_close(found.value, right.value)
+    torch.testing.assert_close(found.plan, right.plan, rtol=1e-5, atol=1e-8)
+    leaves = (x, a) if weighted else (x,)
+    for slope, expected in zip(*(torch.autograd.grad(r.value, leaves) for r in (found, right)), strict=True):
+        torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-7)
+    assert bool(found.converged)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_a_point_without_weight_that_may_go_nowhere_is_absent(backend):
+    a = torch.tensor([0.3, 0.3, 0.0, 0.4])
+    found = sinkhorn(POINTS, PLACES[:2], a, cost=near, eps=0.3, backend=backend)
+    right = sinkhorn(POINTS[a > 0], PLACES[:2], a[a > 0], cost=near, eps=0.3, backend=backend)
+    torch.testing.assert_close(found.value, right.value)
+    torch.testing.assert_close(found.plan[a > 0], right.plan, rtol=1e-4, atol=1e-6)
+
+
+def test_the_divergence_of_a_function():
+    x, y = POINTS.double(), PLACES.double()
+    found = sinkhorn_divergence(x, y, cost=near, eps=0.3, rho=1.0, tol=1e-8)
+    between, first, last = (
+        sinkhorn_matrix(C, eps=0.3, rho=1.0, tol=1e-8).value for C in (near(x, y), near(x, x), near(y, y))
+    )
+    right = between - 0.5 * first - 0.5 * last
+    torch.testing.assert_close(found, right)
+    own = sinkhorn_self_term(y, cost=near, eps=0.3, rho=1.0, tol=1e-8)
+    torch.testing.assert_close(sinkhorn_divergence(x, y, cost=near, eps=0.3, rho=1.0, tol=1e-8, second=own), right)
+
+
+def test_a_batch_of_functions_is_a_loop():
+    x = torch.stack([POINTS, POINTS.flip(0), 0.1 * POINTS])
+    found = sinkhorn(x, PLACES, cost=near, eps=0.3, rho=1.0)
+    torch.testing.assert_close(
+        found.value, torch.stack([sinkhorn(s, PLACES, cost=near, eps=0.3, rho=1.0).value for s in x])
+    )
