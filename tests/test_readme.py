@@ -90,7 +90,8 @@ def test_every_command_runs_in_small(tmp_path, monkeypatch):
         elif "--root" in words:
             # One folder is empty, in the other there are no classes: what is missing is said.
             failed = CliRunner().invoke(app, words)
-            said = {"folder": "a folder of its own", "omniglot": "images_background_small1", "cars": "cars_annos.mat"}
+            said = {"folder": "a folder of its own", "omniglot": "images_background_small1"}
+            said |= {"cars": "cars_annos.mat", "cub": "images.txt"}
             (missing,) = (text for dataset, text in said.items() if dataset in words)
             assert missing in f"{failed.output} {failed.exception}", words
         else:
