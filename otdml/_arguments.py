@@ -15,6 +15,7 @@ __all__ = [
     "check_integer",
     "check_known",
     "check_nonnegative",
+    "check_number",
     "check_positive",
 ]
 
@@ -26,15 +27,23 @@ def argument_error(
     return kind(f"`{name}` must {must}, got {got}.{' ' + remedy if remedy else ''}")
 
 
-def check_positive(name: str, value: float) -> float:
-    """``value`` as a number of Python, if it is positive and finite."""
+def check_number(name: str, value: float, must: str = "be a finite number") -> float:
+    """``value`` as a number of Python, if it is finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         remedy = "Pass `.item()` of it." if hasattr(value, "item") else ""
-        raise argument_error(name, "be a positive number", repr(value), remedy, TypeError)
-    if not (value > 0 and math.isfinite(value)):
-        raise argument_error(name, "be a positive number", value)
+        raise argument_error(name, must, repr(value), remedy, TypeError)
+    if not math.isfinite(value):
+        raise argument_error(name, must, value)
     # A NumPy scalar times a tensor is an array, and one of low precision would round results.
     return value if isinstance(value, (int, float)) else float(value)
+
+
+def check_positive(name: str, value: float) -> float:
+    """``value`` as a number of Python, if it is positive and finite."""
+    must = "be a positive number"
+    if (value := check_number(name, value, must)) <= 0:
+        raise argument_error(name, must, value)
+    return value
 
 
 def check_nonnegative(name: str, value: float) -> float:

@@ -18,12 +18,14 @@ from otdml._arguments import (
     check_integer,
     check_known,
     check_nonnegative,
+    check_number,
     check_positive,
 )
 
 __all__ = [
     "argument_error",
     "check_batches",
+    "check_boolean",
     "check_choice",
     "check_equal_mass",
     "check_finite",
@@ -34,6 +36,7 @@ __all__ = [
     "check_labels",
     "check_matrix",
     "check_nonnegative",
+    "check_number",
     "check_points",
     "check_positive",
     "check_signs",
@@ -42,6 +45,13 @@ __all__ = [
     "check_weights",
     "has_values",
 ]
+
+
+def check_boolean(name: str, value: bool) -> bool:
+    """``value`` as a boolean of Python, if it is one: the word "False" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise argument_error(name, "be True or False", repr(value), kind=TypeError)
+    return bool(value)
 
 
 def _check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_integer, check_points, has_values
+from otdml._checks import check_boolean, check_integer, check_points, has_values
 
 __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "length", "uniform_points", "unit"]
 
@@ -223,7 +223,7 @@ def great_circles(
     d = like.shape[-1]
     check_integer("count", count)
     check_integer("d", d, least=2)
-    if axis_aligned:
+    if check_boolean("axis_aligned", axis_aligned):
         return _coordinate_planes(count, like, generator)
     # Drawn in one dtype, so that the circles are the same in each precision.
     p, v = uniform_points(2, count, d, generator=generator, dtype=torch.float64, device=like.device).to(like.dtype)

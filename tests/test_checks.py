@@ -7,18 +7,31 @@ import pytest
 import torch
 
 from otdml._checks import (
+    check_boolean,
     check_equal_mass,
     check_fraction,
     check_integer,
     check_labels,
     check_nonnegative,
+    check_number,
     check_points,
     check_positive,
     check_signs,
     has_values,
 )
-from otdml.losses import gromov_monge_gap, mmd, sinkhorn_divergence
-from otdml.ot import exact
+from otdml.dml import NIR, ClassBalancedBatchSampler
+from otdml.losses import (
+    MMD,
+    KernelDispersion,
+    LloydDispersion,
+    MMDToGaussian,
+    SlicedDispersion,
+    SlicedWassersteinToUniform,
+    gromov_monge_gap,
+    mmd,
+    sinkhorn_divergence,
+)
+from otdml.ot import exact, soft_rank
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float16(0.5), np.float64(0.5), fractions.Fraction(1, 2), 0.5])
@@ -34,6 +47,44 @@ def test_integers_become_integers_of_python(kind):
     checked = check_integer("k", kind(5))
     assert type(checked) is int
     assert checked == 5
+
+
+@pytest.mark.parametrize("value", [True, False, np.bool_(True), np.bool_(False)])
+def test_booleans_become_booleans_of_python(value):
+    assert check_boolean("debias", value) is bool(value)
+
+
+@pytest.mark.parametrize("value", ["False", "", 0, 1, None, torch.tensor(True)])
+def test_what_is_no_boolean_is_refused(value):
+    with pytest.raises(TypeError, match="`debias` must be True or False, got"):
+        check_boolean("debias", value)
+
+
+WITH_SWITCHES = {
+    "unbiased": [MMD, MMDToGaussian, SlicedDispersion, SlicedWassersteinToUniform],
+    "cache_second": [MMD],
+    "balanced": [LloydDispersion],
+    "log": [KernelDispersion],
+    "axis_aligned": [SlicedDispersion],
+    "detach_proxies": [lambda **switch: NIR(4, **switch)],
+    "replacement": [lambda **switch: ClassBalancedBatchSampler(torch.arange(4), 2, 1, **switch)],
+    "descending": [lambda **switch: soft_rank(torch.zeros(2), eps=1.0, **switch)],
+}
+
+
+@pytest.mark.parametrize("name", WITH_SWITCHES)
+def test_switches_that_are_words_are_refused(name):
+    for make in WITH_SWITCHES[name]:
+        make(**{name: np.bool_(True)})
+        with pytest.raises(TypeError, match=f"`{name}` must be True or False, got 'False'"):
+            make(**{name: "False"})
+
+
+def test_numbers_of_any_sign():
+    assert check_number("base", np.float32(-0.5)) == -0.5
+    for value, kind in ((torch.nan, ValueError), (-torch.inf, ValueError), ("1", TypeError), (True, TypeError)):
+        with pytest.raises(kind, match="`base` must be a finite number, got"):
+            check_number("base", value)
 
 
 def test_zero_is_not_negative():

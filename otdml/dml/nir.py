@@ -10,7 +10,7 @@ from torch.func import functional_call
 from zuko.distributions import NormalizingFlow
 from zuko.lazy import LazyDistribution
 
-from otdml._checks import argument_error, check_choice, check_integer, check_points, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice, check_integer, check_points, check_positive
 from otdml._precision import full_precision
 from otdml.dml.glow import reference_flow
 from otdml.sphere import unit
@@ -135,8 +135,8 @@ class NIR(nn.Module):
         self.dim = check_integer("dim", dim, least=2)
         self.objective = check_choice("objective", objective, OBJECTIVES)
         self.cap = check_positive("cap", cap)
-        self.detach_embeddings = detach_embeddings
-        self.detach_proxies = detach_proxies
+        self.detach_embeddings = check_boolean("detach_embeddings", detach_embeddings)
+        self.detach_proxies = check_boolean("detach_proxies", detach_proxies)
         if flow is not None and generator is not None:
             raise argument_error(
                 "generator", "be None where a `flow` is given", "both", "Seed the flow when it is made."

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from otdml._checks import argument_error, check_integer, check_labels
+from otdml._checks import argument_error, check_boolean, check_integer, check_labels
 
 __all__ = ["ClassBalancedBatchSampler"]
 
@@ -64,7 +64,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.classes_per_batch = check_integer("classes_per_batch", classes_per_batch)
         self.samples_per_class = check_integer("samples_per_class", samples_per_class)
         self.seed = check_integer("seed", seed, least=0)
-        self.replacement = replacement
+        self.replacement = check_boolean("replacement", replacement)
         size = classes_per_batch * samples_per_class
         self.batches = max(1, len(labels) // size) if batches is None else check_integer("batches", batches)
         self.rank, self.world_size = _process(rank, world_size)

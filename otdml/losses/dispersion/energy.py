@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_points, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice, check_points, check_positive
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum, smallest_squared_distance
 from otdml.kernels import RadialKernel, gaussian, geodesic, laplacian, logarithmic, riesz
@@ -114,7 +114,7 @@ def check_several(z: Tensor) -> Tensor:
 
 
 def _check_log(kernel: str, log: bool) -> None:
-    if log and kernel == "log":
+    if check_boolean("log", log) and kernel == "log":
         raise argument_error("log", "be False for the kernel 'log', whose mean may be negative", log)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_integer, check_points, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice, check_integer, check_points, check_positive
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum
 from otdml.kernels import gaussian, mixture
@@ -56,7 +56,7 @@ def mmd_to_gaussian(z: Tensor, *, bandwidth: Bandwidth = None, unbiased: bool = 
         tensor(0.3333)
     """
     n, d = check_points("z", z).shape[-2:]
-    if unbiased and n < 2:
+    if check_boolean("unbiased", unbiased) and n < 2:
         raise argument_error("unbiased", "be False where there is one point", unbiased)
     scales = _scales(bandwidth, d)
     squares = z.square().sum(-1)
@@ -147,7 +147,7 @@ class MMDToGaussian(nn.Module):
     def __init__(self, *, bandwidth: Bandwidth = None, unbiased: bool = False, backend: str = "auto") -> None:
         super().__init__()
         _scales(bandwidth, 1)
-        self.bandwidth, self.unbiased = bandwidth, unbiased
+        self.bandwidth, self.unbiased = bandwidth, check_boolean("unbiased", unbiased)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def extra_repr(self) -> str:

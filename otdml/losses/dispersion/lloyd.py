@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_integer, check_points
+from otdml._checks import argument_error, check_boolean, check_integer, check_points
 from otdml._precision import full_precision
 from otdml.neighbors import nearest_center
 from otdml.ot import sinkhorn_matrix
@@ -64,7 +64,7 @@ def lloyd_dispersion(
     )
     nearest = x.reshape(-1, x.shape[-1])[_cells(u, x.detach())]
     free = angle(u, nearest).square().mean(-1)
-    if not balanced:
+    if not check_boolean("balanced", balanced):
         return free
     # In units of the free value the temperature is a constant, and the gradient that of the whole value.
     scale = torch.where(free > 0, free, 1)
@@ -98,7 +98,7 @@ class LloydDispersion(nn.Module):
     ) -> None:
         super().__init__()
         self.n_samples = check_integer("n_samples", n_samples)
-        self.balanced, self.generator = balanced, generator
+        self.balanced, self.generator = check_boolean("balanced", balanced), generator
 
     def extra_repr(self) -> str:
         return f"n_samples={self.n_samples}, balanced={self.balanced}"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_integer
+from otdml._checks import check_boolean, check_integer
 from otdml._precision import full_precision
 from otdml.losses.dispersion.energy import check_several
 from otdml.sphere import distinct_directions, great_circles
@@ -136,7 +136,7 @@ def circle_wasserstein(u: Tensor, *, unbiased: bool = False) -> Tensor:
     targets = torch.arange(n, dtype=u.dtype, device=u.device) / n
     shifts = u.sort(dim=-1, stable=True).values - targets
     value = (shifts - shifts.mean(dim=-1, keepdim=True)).square().mean(dim=-1) + 1 / (12 * n**2)
-    return (value - 1 / (12 * n)) * n / (n - 1) if unbiased else value
+    return (value - 1 / (12 * n)) * n / (n - 1) if check_boolean("unbiased", unbiased) else value
 
 
 def _turns(z: Tensor, n_projections: int, axis_aligned: bool, generator: torch.Generator | None) -> Tensor:
@@ -169,7 +169,8 @@ class SlicedDispersion(nn.Module):
     ) -> None:
         super().__init__()
         self.n_projections = check_integer("n_projections", n_projections)
-        self.axis_aligned, self.unbiased, self.generator = axis_aligned, unbiased, generator
+        self.axis_aligned = check_boolean("axis_aligned", axis_aligned)
+        self.unbiased, self.generator = check_boolean("unbiased", unbiased), generator
 
     def extra_repr(self) -> str:
         return f"n_projections={self.n_projections}, axis_aligned={self.axis_aligned}, unbiased={self.unbiased}"
