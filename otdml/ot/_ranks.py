@@ -6,12 +6,13 @@ order has the largest :math:`\sum_{ij} P_{ij} x_i r_j` (the rearrangement inequa
 the same plans at twice the temperature, for the squares of scores and targets are fixed by the marginals.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_points, check_positive
+from otdml._checks import argument_error, check_boolean, check_integer, check_points, check_positive
 from otdml._precision import full_precision
 from otdml._transforms import called, transforming
 from otdml.ot._problem import Problem, SolverOptions
@@ -63,7 +64,7 @@ def soft_rank(
     """
     _check_scores(x)
     options = SolverOptions(check_positive("tol", tol), check_integer("max_iter", max_iter), backend)
-    check_positive("eps", eps)
+    check_positive("eps", eps), check_boolean("descending", descending)
     if transforming(x):
         others = {"eps": eps, "descending": descending, "options": options}
         return called(_ranks, {"x": x[..., None], **others}, scalar=False)
@@ -97,8 +98,8 @@ def soft_topk(x: Tensor, k: int, *, eps: float) -> Tensor:
 
     the share of a score's mass that entropic transport sends to the target 1, when k / n of the mass is to go there and
     the rest to the target 0 :cite:p:`xie:20`: with two targets a plan is a threshold t, and that is a root in one
-    unknown, found by bisection in O(n) to the last digit. As ``eps`` falls it is the indicator of the k largest; scores
-    that tie across the border share what is left for them. Derivatives are those of the root, of any order.
+    unknown, found by a sort and bisection to the last digit. As ``eps`` falls it is the indicator of the k largest;
+    scores that tie across the border share what is left for them. Derivatives are those of the root, of any order.
 
     Args:
         x: Scores, shape (..., n); one of minus infinity is no candidate.
@@ -125,6 +126,9 @@ def topk_logits(x: Tensor, k: int, eps: float) -> Tensor:
     if check_integer("k", k) > x.shape[-1]:
         raise argument_error("k", f"be at most the number of scores, {x.shape[-1]}", k)
     check_positive("eps", eps)
+    # Relative to the k-th largest, so that scores far from zero leave the threshold its digits.
+    origin = x.detach().sort(-1, descending=True).values[..., k - 1 : k]
+    x = x - torch.where(origin == -torch.inf, 0, origin)
     return (x - _Threshold.apply(x, k, eps)[..., None]) / eps
 
 
@@ -138,16 +142,22 @@ class _Threshold(torch.autograd.Function):
         # A score of minus infinity is no candidate.
         n = (x != -torch.inf).sum(-1)
         lowest = torch.where(x == -torch.inf, torch.inf, x).amin(-1)
-        lowest = torch.where(n > 0, lowest, 0)
-        # At the threshold of n scores that are all the least, or the largest, the sum is not below, or above, k.
-        offset = eps * (k / (n - k).clamp(min=1)).log()
-        low, high = lowest - offset, x.amax(-1) - offset
+        # Where no score has to be left out, all are far above the threshold.
+        all_in = torch.where(n > 0, lowest, 0) - ALL_IN * eps
+        if k == x.shape[-1]:
+            return all_in
+        top, rest = x.sort(-1, descending=True).values.tensor_split((k,), -1)
+        # At the middle of the gap no score of one side is further than any of the other is near, and of k, or n - k, a
+        # logarithm more makes up for the number.
+        middle = 0.5 * (top[..., -1] + rest[..., 0])
+        low, high = middle - eps * math.log(k), middle + eps * (n - k).clamp(min=1).log()
         for _ in range(BISECTIONS[x.dtype]):
             middle = 0.5 * (low + high)
-            above = ((x - middle[..., None]) / eps).sigmoid().sum(-1) > k
+            # What the k largest lack and what the others have, which keep digits that a sum of about k has not.
+            lack = ((middle[..., None] - top) / eps).sigmoid().sum(-1)
+            above = ((rest - middle[..., None]) / eps).sigmoid().sum(-1) > lack
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        # Where no score has to be left out, all are far above the threshold.
-        return torch.where(n > k, 0.5 * (low + high), lowest - ALL_IN * eps)
+        return torch.where(x.isnan().any(-1), torch.nan, torch.where(n > k, 0.5 * (low + high), all_in))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -166,7 +176,7 @@ class _Threshold(torch.autograd.Function):
         return (_shares(x, t, ctx.eps) * tangent).sum(-1)
 
 
-# Halvings after which the threshold is known to a rounding unit of the range of the scores, and some more.
+# Halvings after which the threshold is known to a rounding unit of the temperature, and some more.
 BISECTIONS = {torch.float32: 34, torch.float64: 64}
 # Temperatures above the threshold at which a score counts whole, to all digits.
 ALL_IN = 100.0

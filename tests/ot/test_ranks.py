@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from otdml.ot import sinkhorn, soft_rank, soft_topk
-from otdml.ot._ranks import _sorted_potential
+from otdml.ot._ranks import _sorted_potential, topk_logits
 
 DOUBLE = torch.float64
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -129,6 +129,27 @@ def test_what_ties_across_the_border_shares():
     found = soft_topk(torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0]), 3, eps=1e-3)
     torch.testing.assert_close(found, torch.tensor([1.0, 2 / 3, 2 / 3, 2 / 3, 0.0]), rtol=0, atol=1e-4)
     torch.testing.assert_close(soft_topk(torch.full((5,), 7.0), 2, eps=0.1), torch.full((5,), 0.4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [-1e6, 1e6, -1e30, 1e30])
+def test_scores_far_from_the_border_leave_it_its_digits(far, dtype):
+    near, k = torch.tensor([0.0, 1e-3, 2e-3], dtype=dtype), 1 if far < 0 else 2
+    expected = soft_topk(near, 1, eps=5e-4)
+    found = soft_topk(torch.cat([near.new_tensor([far]), near]), k, eps=5e-4)
+    torch.testing.assert_close(found[1:], expected)
+    assert float(found.sum()) == pytest.approx(k, rel=1e-6)
+    shifted = soft_topk(torch.tensor([0.0, 1.0, 2.0], dtype=dtype) + 2.0**20, 1, eps=0.5)
+    torch.testing.assert_close(shifted, soft_topk(torch.tensor([0.0, 1.0, 2.0], dtype=dtype), 1, eps=0.5))
+
+
+@pytest.mark.parametrize("gap", [30.0, 300.0, 1e20])
+def test_the_threshold_is_the_middle_of_a_wide_gap(gap):
+    # Seen by nothing but logits and their derivatives, which say how far a score is from being chosen.
+    x = torch.tensor([-gap, 0.0], requires_grad=True)
+    logits = topk_logits(x, 1, 1.0)
+    torch.testing.assert_close(logits.detach(), torch.tensor([-gap / 2, gap / 2]))
+    torch.testing.assert_close(torch.autograd.grad(logits[0], x)[0], torch.tensor([0.5, -0.5]))
 
 
 @pytest.mark.parametrize("eps", [0.1, 2.0])
