@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice, check_positive
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, cross_sum, pair_sum
 from otdml.kernels import Kernel, RadialKernel, energy, gaussian, inverse_multiquadric, laplacian, mixture
@@ -63,8 +63,8 @@ def mmd(
         kernel: With r the distance in units of the bandwidth: ``"gaussian"`` exp(-r²/2), ``"laplacian"`` exp(-r),
             ``"imq"`` (1 + r²)^(-1/2), or ``"energy"`` -r, which is for measures of equal mass.
         bandwidth: Kernel scale :math:`\sigma`, in the units of the points; several, for the mean of the kernels; or
-            ``"median"`` for the median distance between two points of the union of x and y, which the gradient takes
-            as a constant.
+            ``"median"`` for the median distance between two points, with weight, of the union of x and y, which the
+            gradient takes as a constant.
         unbiased: Leave out the pairs of a point with itself (U-statistic). Its mean over samples is that of the
             measures they are drawn from, so that gradients of minibatches are unbiased; it may be negative, and is
             not a number where all weight is on one point.
@@ -87,7 +87,7 @@ def mmd(
     if unbiased and min(x.shape[-2], y.shape[-2]) < 2:
         raise argument_error("unbiased", "be False where a measure has one point", unbiased)
     if isinstance(bandwidth, str) and bandwidth == "median" and second is None:
-        scale = median_distance(x, y)[..., None, None]
+        scale = median_distance(x, y, a, b)[..., None, None]
         x, y, bandwidth = x / scale, y / scale, 1.0
     (x, y), unit, k = _rescaled(kernel, bandwidth, x, y)
     a, b = weights(x, a), weights(y, b)
@@ -157,7 +157,7 @@ def _zero_if_finite(x: Tensor) -> Tensor:
 
 def _own_term(kernel: Kernel, x: Tensor, a: Tensor, unbiased: bool, backend: str) -> Tensor:
     pairs, squares = pair_sum(kernel, x, a, backend=backend), a.square().sum(-1)
-    if not unbiased:
+    if not check_boolean("unbiased", unbiased):
         return pairs + kernel.at_zero * squares
     mass = a.sum(-1).square()
     return pairs * mass / (mass - squares)
@@ -180,7 +180,7 @@ def _scales(bandwidth: Bandwidth) -> Sequence[float]:
 
 @torch.no_grad()
 @full_precision
-def median_distance(x: Tensor, y: Tensor) -> Tensor:
+def median_distance(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
     r"""Median distance between two points of the union of x and y, a usual bandwidth.
 
     .. math:: \operatorname{median} \{ \lVert z_i - z_j \rVert : i < j \}
@@ -191,6 +191,8 @@ def median_distance(x: Tensor, y: Tensor) -> Tensor:
     Args:
         x: Points, shape (..., n, d).
         y: Points, shape (..., m, d).
+        a: Weights of x, shape (..., n), of which zeros leave their points out. None for all points.
+        b: Weights of y, shape (..., m), likewise.
 
     Returns:
         One distance per batch element, shape (...).
@@ -200,13 +202,18 @@ def median_distance(x: Tensor, y: Tensor) -> Tensor:
         >>> median_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0]]))  # of 1, 3 and 4
         tensor(3.)
     """
-    x, y, *_ = broadcast_clouds(x.detach(), y.detach())
-    z = torch.cat([p[..., :: max(1, p.shape[-2] // _SAMPLE), :] for p in (x, y)], dim=-2)
+    x, y, a, b = broadcast_clouds(x.detach(), y.detach(), a, b)
+    steps = [max(1, p.shape[-2] // _SAMPLE) for p in (x, y)]
+    z = torch.cat([p[..., ::step, :] for p, step in zip((x, y), steps, strict=True)], dim=-2)
+    present = torch.cat([weights(p, w)[..., ::k] > 0 for p, w, k in zip((x, y), (a, b), steps, strict=True)], dim=-1)
     unit = _unit_of_length(z)
     z = z / unit
     i, j = torch.triu_indices(z.shape[-2], z.shape[-2], offset=1, device=z.device)
     # Matrix products lose digits for clouds that are far from the origin.
-    distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")[..., i, j].median(dim=-1).values
+    distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")[..., i, j]
+    if a is not None or b is not None:
+        distance = distance.masked_fill(~(present[..., i] & present[..., j]), torch.nan)
+    distance = distance.nanmedian(dim=-1).values
     return torch.where(distance > 0, distance * unit, 1)
 
 
@@ -238,9 +245,9 @@ class MMD(nn.Module):
             bandwidth if isinstance(bandwidth, str) else [check_positive("bandwidth", s) for s in _scales(bandwidth)]
         )
         self.bandwidth: Bandwidth = scales[0] if isinstance(bandwidth, Real) else scales
-        self.unbiased = unbiased
+        self.unbiased = check_boolean("unbiased", unbiased)
         self.backend = check_choice("backend", backend, BACKENDS)
-        self.cache_second = cache_second
+        self.cache_second = check_boolean("cache_second", cache_second)
         self._kept = Kept()
 
     def extra_repr(self) -> str:

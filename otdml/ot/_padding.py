@@ -1,12 +1,12 @@
 """Clouds of different sizes as one batch."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_points, check_weights
-from otdml.measures import weights
 
 __all__ = ["pad_clouds"]
 
@@ -22,7 +22,7 @@ def pad_clouds(clouds: Sequence[Tensor], masses: Sequence[Tensor | None] | None 
         masses: Their weights, shape (n_i,) each; uniform of mass one where None.
 
     Returns:
-        Points, shape (batch, n, d) with the largest n, and weights, shape (batch, n).
+        Points, shape (batch, n, d) with the largest n, and weights, shape (batch, n), in float32 at least.
 
     Raises:
         ValueError: If there is no cloud, or shapes do not fit.
@@ -33,6 +33,8 @@ def pad_clouds(clouds: Sequence[Tensor], masses: Sequence[Tensor | None] | None 
         >>> points.shape, mass[0]
         (torch.Size([2, 3, 2]), tensor([1., 0., 0.]))
     """
+    if not isinstance(clouds, (Sequence, Tensor)):
+        raise argument_error("clouds", "be a list of tensors", type(clouds).__name__, kind=TypeError)
     if len(clouds) == 0:
         raise argument_error("clouds", "hold at least one cloud", "none")
     masses = [None] * len(clouds) if masses is None else masses
@@ -40,12 +42,18 @@ def pad_clouds(clouds: Sequence[Tensor], masses: Sequence[Tensor | None] | None 
         raise argument_error("masses", f"hold one entry per cloud, {len(clouds)}", len(masses))
     points, kept = [], []
     n = max(check_points(f"clouds[{i}]", x).shape[0] for i, x in enumerate(clouds))
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in clouds])
+    # Weights of half precision would not have mass one.
+    full = torch.promote_types(dtype, torch.float32)
     for i, (x, a) in enumerate(zip(clouds, masses, strict=True)):
         if x.ndim != 2 or x.shape[1] != clouds[0].shape[1]:
             must = f"have shape (n, {clouds[0].shape[-1]}), the features of the first one"
             raise argument_error(f"clouds[{i}]", must, tuple(x.shape))
+        if x.device != clouds[0].device:
+            raise argument_error(f"clouds[{i}]", f"be on the device of the first one, {clouds[0].device}", x.device)
         check_weights(f"masses[{i}]", a, x)
         short = n - len(x)
-        points.append(torch.cat([x, x[:1].detach().expand(short, -1)]))
-        kept.append(torch.nn.functional.pad(weights(x, a), (0, short)))
+        points.append(torch.cat([x, x[:1].detach().expand(short, -1)]).to(dtype))
+        own = x.new_full((len(x),), 1 / len(x), dtype=full) if a is None else a.to(full)
+        kept.append(torch.nn.functional.pad(own, (0, short)))
     return torch.stack(points), torch.stack(kept)

@@ -17,6 +17,7 @@ LOSSES = {
     "unbalanced": lambda x, y, a, b: sinkhorn_divergence(x, y, a, b, eps=0.5, rho=1.0, tol=1e-9),
     "default temperature": lambda x, y, a, b: sinkhorn(x, y, a, b, tol=1e-9).value,
     "mmd": mmd,
+    "median bandwidth": lambda x, y, a, b: mmd(x, y, a, b, bandwidth="median"),
     "exact": lambda x, y, a, b: exact(x, y, a, b).value,
 }
 
@@ -39,6 +40,22 @@ def test_given_weights_are_kept():
     assert points.shape == (2, 3, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_clouds_have_mass_one(dtype):
+    xs, ys = ([x.detach().to(dtype) for x in ragged(seed)] for seed in (0, 1))
+    (x, a), (y, b) = pad_clouds(xs), pad_clouds(ys)
+    assert x.dtype == dtype
+    assert a.dtype == torch.float32
+    torch.testing.assert_close(a.sum(-1), torch.ones(3))
+    alone = torch.stack([exact(x, y).value for x, y in zip(xs, ys, strict=True)])
+    torch.testing.assert_close(exact(x, y, a, b).value, alone)
+
+
+def test_clouds_of_several_dtypes_have_the_finest():
+    points, mass = pad_clouds([torch.zeros(2, 1), torch.ones(3, 1, dtype=torch.float64)], [torch.ones(2), None])
+    assert points.dtype == mass.dtype == torch.float64
+
+
 @pytest.mark.parametrize(
     ("clouds", "message"),
     [
@@ -50,5 +67,7 @@ def test_given_weights_are_kept():
 def test_bad_clouds_are_named(clouds, message):
     with pytest.raises(ValueError, match=message):
         pad_clouds(clouds)
+    with pytest.raises(TypeError, match="`clouds` must be a list of tensors, got generator"):
+        pad_clouds(x for x in clouds)
     with pytest.raises(ValueError, match="`masses` must hold one entry per cloud"):
         pad_clouds([torch.zeros(2, 1)], [])
