@@ -1,8 +1,6 @@
 """Losses of batches that do not fit through an encoder at once."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +19,11 @@ class GradCache(nn.Module):
     backward pass embeds each piece again: memory is that of one piece, time that of one forward pass more, and the
     gradient that of the whole batch up to rounding.
 
-    Dropout and other draws from PyTorch's default generators are the same both times, and running statistics of batch
-    norms are updated once. What a batch norm normalises by in training is the statistics of a piece: freeze it, or
-    expect another function than that of the whole batch. Within ``DistributedDataParallel`` wrap this module, not the
-    encoder: ``DistributedDataParallel(GradCache(encoder))``.
+    Dropout and other draws from PyTorch's default generators are the same both times; so are the buffers that the
+    encoder reads and writes, such as those of spectral norms, and running statistics are updated once. What a batch
+    norm normalises by in training is the statistics of a piece: freeze it, or expect another function than that of the
+    whole batch. Within ``DistributedDataParallel`` wrap this module, not the encoder:
+    ``DistributedDataParallel(GradCache(encoder))``.
 
     Args:
         encoder: Maps inputs (n, ...) to embeddings (n, d), each sample on its own.
@@ -54,18 +53,59 @@ class GradCache(nn.Module):
         return torch.cat([self._again(piece) for piece in x.split(self.size)])
 
     def _again(self, piece: Tensor) -> Tensor:
-        return checkpoint(self.encoder, piece, use_reentrant=False, context_fn=self._contexts)
+        return checkpoint(self.encoder, piece, use_reentrant=False, context_fn=_Buffers(self.encoder).contexts)
 
-    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), self._statistics_kept()
 
-    @contextmanager
-    def _statistics_kept(self) -> Iterator[None]:
-        """Buffers as they were, once a piece has been embedded for the second time."""
-        before = {name: buffer.clone() for name, buffer in self.encoder.named_buffers()}
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, buffer in self.encoder.named_buffers():
-                    buffer.copy_(before[name])
+class _Buffers:
+    """Those buffers of an encoder that it writes to, as they were before one piece."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = encoder
+        self.before: dict[str, Tensor] = {}
+
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The contexts in which a piece is embedded for the first time, and for every other."""
+        return _First(self), _Again(self)
+
+    def copies(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.encoder.named_buffers()}
+
+    def versions(self) -> dict[str, tuple[int, int]]:
+        """What changes when a buffer is written to, or another tensor takes its place."""
+        return {name: (id(buffer), buffer._version) for name, buffer in self.encoder.named_buffers()}
+
+    @torch.no_grad()
+    def write(self, values: dict[str, Tensor]) -> None:
+        for name, buffer in self.encoder.named_buffers():
+            if name in values:
+                buffer.copy_(values[name])
+
+
+class _First(AbstractContextManager[None]):
+    """Remembers the buffers that a piece changes."""
+
+    def __init__(self, buffers: _Buffers) -> None:
+        self.buffers = buffers
+
+    def __enter__(self) -> None:
+        self.versions, self.copies = self.buffers.versions(), self.buffers.copies()
+
+    def __exit__(self, *_: object) -> None:
+        now = self.buffers.versions()
+        self.buffers.before = {name: copy for name, copy in self.copies.items() if now.get(name) != self.versions[name]}
+        del self.copies
+
+
+class _Again(AbstractContextManager[None]):
+    """Gives the piece the buffers that it had, for the vectors of a spectral norm decide what is embedded."""
+
+    def __init__(self, buffers: _Buffers) -> None:
+        self.buffers = buffers
+
+    def __enter__(self) -> None:
+        self.now = self.buffers.copies()
+        self.buffers.write(self.buffers.before)
+
+    def __exit__(self, *_: object) -> None:
+        self.buffers.write(self.now)
+        del self.now

@@ -77,6 +77,31 @@ def test_running_statistics_are_updated_once():
         torch.testing.assert_close(one.grad, other.grad)
 
 
+def test_buffers_that_decide_what_is_embedded_are_replayed():
+    def with_spectral_norm():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 16)), nn.Tanh(), nn.Linear(16, 4))
+
+    plain, cached = with_spectral_norm(), with_spectral_norm()
+    MultiSimilarity()(in_pieces(plain, 7), LABELS).backward()
+    MultiSimilarity()(GradCache(cached, size=7)(images()), LABELS).backward()
+    for one, other in zip(plain.parameters(), cached.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() <= 1e-6 * one.grad.norm()
+    for one, other in zip(plain.buffers(), cached.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_two_losses_of_one_batch_have_a_gradient_each():
+    encoder = network(dropout=0.5, norm=True)
+    z, parameters = GradCache(encoder, size=8)(images()), list(encoder.parameters())
+    losses = MultiSimilarity()(z, LABELS), z.square().mean()
+    both = torch.autograd.grad(sum(losses), parameters, retain_graph=True)
+    each = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    for found, one, other in zip(both, *each, strict=True):
+        torch.testing.assert_close(one + other, found)
+    assert encoder[1].num_batches_tracked == 5
+
+
 def saved(encoder):
     """Numbers that the graph of a batch's embeddings keeps, and the largest piece that the encoder saw."""
     kept, seen = [], []
