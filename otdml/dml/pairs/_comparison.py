@@ -9,7 +9,7 @@ from otdml._checks import argument_error, check_labels, check_points
 from otdml._distances import distance
 from otdml.sphere import unit
 
-__all__ = ["Comparison", "Tuples", "all_pairs", "compare", "pair_masks", "without_itself"]
+__all__ = ["Comparison", "Tuples", "all_pairs", "check_tuples", "compare", "pair_masks", "without_itself"]
 
 Tuples = tuple[Tensor, ...]
 """Indices of an anchor in the batch and others in the reference: triplets ``(anchor, positive, negative)``, or pairs
@@ -83,13 +83,20 @@ def pair_masks(found: Comparison, tuples: Tuples | None) -> tuple[Tensor, Tensor
     """Masks of the positive and the negative pairs, shape (n, m) each: of all pairs, or of those in ``tuples``."""
     if tuples is None:
         return found.positive, found.negative
-    if len(tuples) not in (3, 4):
-        raise argument_error("tuples", "hold three or four tensors of indices", len(tuples))
+    check_tuples(tuples)
     anchor, positive, other, negative = tuples if len(tuples) == 4 else (*tuples[:2], tuples[0], tuples[2])
     masks = torch.zeros((2, *found.same.shape), dtype=torch.bool, device=found.z.device)
     masks[0, anchor, positive] = True
     masks[1, other, negative] = True
     return masks[0], masks[1]
+
+
+def check_tuples(tuples: Tuples) -> Tuples:
+    """``tuples``, if they are triplets or pairs, as miners return them."""
+    if not isinstance(tuples, (tuple, list)) or len(tuples) not in (3, 4):
+        got = len(tuples) if isinstance(tuples, (tuple, list)) else type(tuples).__name__
+        raise argument_error("tuples", "hold three or four tensors of indices", got)
+    return tuples
 
 
 def without_itself(tuples: Tuples, rows: Tensor) -> Tuples:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_integer, check_labels, check_matrix
+from otdml._checks import argument_error, check_boolean, check_integer, check_labels, check_matrix
 from otdml.distributed import gather as gather_rows
 from otdml.dml.pairs._comparison import Tuples, all_pairs, compare, without_itself
 
@@ -61,7 +61,10 @@ class CrossBatchMemory(nn.Module):
         super().__init__()
         if not isinstance(loss, nn.Module):
             raise argument_error("loss", "be an nn.Module", type(loss).__name__, kind=TypeError)
-        self.loss, self.miner, self.gather = loss, miner, gather
+        if not (miner is None or callable(miner)):
+            must = "be a function of embeddings and labels, such as `otdml.dml.hard_triplets`, or None"
+            raise argument_error("miner", must, repr(miner), kind=TypeError)
+        self.loss, self.miner, self.gather = loss, miner, check_boolean("gather", gather)
         self.register_buffer("memory", torch.zeros(check_integer("size", size), check_integer("dim", dim)))
         self.register_buffer("memory_labels", torch.zeros(size, dtype=torch.long))
         self.start()
@@ -78,6 +81,8 @@ class CrossBatchMemory(nn.Module):
             must = "be None: those of a batch alone know nothing of the memory"
             raise argument_error("tuples", must, "some", "Give the miner to the memory.")
         labels = check_labels("labels", labels, len(check_matrix("z", z))).to(z.device)
+        if z.shape[1] != self.memory.shape[1]:
+            raise argument_error("z", f"have the features of the memory, {self.memory.shape[1]}", z.shape[1])
         if self.gather:
             z, labels = gather_rows(z), gather_rows(labels)
         rows = self._keep(z, labels)
@@ -98,6 +103,7 @@ class CrossBatchMemory(nn.Module):
         if len(z) > size:
             raise argument_error("size", f"hold a batch of {len(z)}", size)
         rows = (self._next + torch.arange(len(z), device=z.device)) % size
+        self.memory = self.memory.to(torch.promote_types(self.memory.dtype, z.dtype))
         self.memory[rows] = z.detach().to(self.memory)
         self.memory_labels[rows] = labels
         self._next, self._filled = (self._next + len(z)) % size, min(size, self._filled + len(z))

@@ -88,7 +88,7 @@ def semi_hard_triplets(
     distances = found.distances()
     anchor, positive = found.positive.nonzero(as_tuple=True)
     excess = distances[anchor] - distances[anchor, positive, None]
-    chosen = found.negative[anchor] & (excess > 0) & (excess <= check_positive("margin", margin))
+    chosen = found.negative[anchor] & ~((excess <= 0) | (excess > check_positive("margin", margin)))
     pair, negative = chosen.nonzero(as_tuple=True)
     return anchor[pair], positive[pair], negative
 
@@ -140,4 +140,5 @@ def informative(cosines: Tensor, positive: Tensor, negative: Tensor, epsilon: fl
     """The pairs of two masks that :func:`multi_similarity_pairs` keeps."""
     least = cosines.masked_fill(~positive, math.inf).amin(1, keepdim=True)
     most = cosines.masked_fill(~negative, -math.inf).amax(1, keepdim=True)
-    return positive & (cosines - epsilon < most), negative & (cosines + epsilon > least)
+    # Negated, so that what is not a number is kept and seen.
+    return positive & ~(cosines - epsilon >= most), negative & ~(cosines + epsilon <= least)

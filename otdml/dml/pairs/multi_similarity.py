@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from otdml._checks import check_positive
+from otdml._checks import check_number, check_positive
 from otdml._precision import full_precision
 from otdml.dml._exponents import log_one_plus_sum_exp
 from otdml.dml.pairs._comparison import Tuples, compare, pair_masks
@@ -60,6 +60,7 @@ def multi_similarity(
 
     Source: :cite:p:`wang:19`.
     """
+    check_positive("alpha", alpha), check_positive("beta", beta), check_number("base", base)
     found = compare(z, labels, reference, reference_labels)
     cosines = found.cosines()
     positive, negative = pair_masks(found, tuples)
@@ -90,7 +91,8 @@ class MultiSimilarity(nn.Module):
         self, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, epsilon: float | None = None
     ) -> None:
         super().__init__()
-        self.alpha, self.beta, self.base = check_positive("alpha", alpha), check_positive("beta", beta), float(base)
+        self.alpha, self.beta = check_positive("alpha", alpha), check_positive("beta", beta)
+        self.base = check_number("base", base)
         self.epsilon = None if epsilon is None else check_positive("epsilon", epsilon)
 
     def extra_repr(self) -> str:

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_nonnegative
+from otdml._checks import check_nonnegative
 from otdml._precision import full_precision
-from otdml.dml.pairs._comparison import Comparison, Tuples, compare
+from otdml.dml.pairs._comparison import Comparison, Tuples, check_tuples, compare
 
 __all__ = ["TripletMargin", "triplet_margin"]
 
@@ -51,15 +51,16 @@ def triplet_margin(
     Source: :cite:p:`schroff:15`.
     """
     found = compare(z, labels, reference, reference_labels)
-    excess = _excess(found, tuples) + margin
-    violated = excess > 0
+    excess = _excess(found, tuples) + check_nonnegative("margin", margin)
+    # A distance that is not a number holds no margin, and must not leave the mean.
+    violated = ~(excess <= 0)
     return excess.where(violated, 0).sum() / violated.sum().clamp_min(1)
 
 
 def _excess(found: Comparison, tuples: Tuples | None) -> Tensor:
     """By how much the positive is farther than the negative, for every triplet."""
     distances = found.distances()
-    if tuples is not None and len(tuples) == 3:
+    if tuples is not None and len(check_tuples(tuples)) == 3:
         anchor, positive, negative = tuples
         return distances[anchor, positive] - distances[anchor, negative]
     if tuples is None:
@@ -67,8 +68,6 @@ def _excess(found: Comparison, tuples: Tuples | None) -> Tensor:
         # One row per positive pair: its distance less those to all negatives of its anchor.
         excess = distances[anchor, positive, None] - distances[anchor]
         return excess[found.negative[anchor]]
-    if len(tuples) != 4:
-        raise argument_error("tuples", "hold three or four tensors of indices", len(tuples))
     anchor, positive, other, negative = tuples
     pair, rival = (anchor[:, None] == other).nonzero(as_tuple=True)
     return distances[anchor[pair], positive[pair]] - distances[other[rival], negative[rival]]

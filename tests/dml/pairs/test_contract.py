@@ -1,24 +1,44 @@
 """The laws that every pair loss obeys, and its values against pytorch-metric-learning."""
 
 import copy
+import inspect
 import pickle
+from importlib import import_module
+from pkgutil import iter_modules
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+import otdml.dml.pairs
 from otdml.dml import (
+    CrossBatchMemory,
     MultiSimilarity,
+    RecallAtK,
     TripletMargin,
     hard_triplets,
     multi_similarity,
     multi_similarity_pairs,
+    recall_at_k,
     semi_hard_triplets,
     triplet_margin,
 )
 from otdml.dml.losses import LOSSES
 
-MODULES = [loss.kind for loss in LOSSES.values() if not loss.has_proxies]
+
+def public():
+    """What the files of pair losses export."""
+    for file in iter_modules(otdml.dml.pairs.__path__):
+        if not file.name.startswith("_"):
+            module = import_module(f"otdml.dml.pairs.{file.name}")
+            yield from (getattr(module, name) for name in module.__all__)
+
+
+# A memory is one of these losses against more points, see test_memory.py.
+MODULES = [kind for kind in public() if inspect.isclass(kind) and kind is not CrossBatchMemory]
+FUNCTIONS = [multi_similarity, recall_at_k, triplet_margin]
+MINERS = [hard_triplets, semi_hard_triplets, multi_similarity_pairs]
 LABELS = torch.tensor([0, 0, 0, 0, 3, 3, 1, 1, 1, 7])
 
 
@@ -45,10 +65,19 @@ PEERS = {
     MultiSimilarity: lambda losses: (MultiSimilarity(), losses.MultiSimilarityLoss()),
     TripletMargin: lambda losses: (TripletMargin(margin=0.3), losses.TripletMarginLoss(margin=0.3)),
 }
+# Losses that pytorch-metric-learning has not, and what they are held to.
+WITHOUT_PEER = {RecallAtK: "hard recall in the limit, see test_recall.py"}
+
+
+def test_every_pair_loss_and_miner_is_in_the_contract():
+    assert all(issubclass(kind, nn.Module) for kind in MODULES)
+    assert set(MODULES) == set(PEERS) | set(WITHOUT_PEER)
+    assert {loss.kind for loss in LOSSES.values() if not loss.has_proxies} <= set(MODULES)
+    assert {one for one in public() if inspect.isfunction(one)} == {*FUNCTIONS, *MINERS}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("kind", PEERS)
 def test_value_and_gradient_are_the_peers(kind, peer, z, reference):
     ours, theirs = PEERS[kind](peer[0])
     agree(lambda z: ours(z, LABELS), lambda z: theirs(z, LABELS), z)
@@ -83,8 +112,8 @@ def test_miners_find_what_the_peers_find(peer, z, reference, within):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", MODULES)
-@pytest.mark.parametrize("miner", [hard_triplets, semi_hard_triplets, multi_similarity_pairs])
+@pytest.mark.parametrize("kind", PEERS)
+@pytest.mark.parametrize("miner", MINERS)
 def test_mined_tuples_mean_the_same_to_both(kind, miner, peer, z):
     ours, theirs = PEERS[kind](peer[0])
     tuples = miner(z, LABELS)
@@ -154,7 +183,16 @@ def test_survives_copies(kind, z):
     assert torch.equal(pickle.loads(pickle.dumps(loss))(z, LABELS), loss(z, LABELS))
 
 
-@pytest.mark.parametrize("function", [multi_similarity, triplet_margin])
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("miner", [None, *MINERS])
+def test_not_a_number_is_not_hidden(kind, miner, z):
+    z[4, 0] = torch.nan
+    assert not kind()(z, LABELS, miner and miner(z, LABELS)).isfinite()
+    if kind is MultiSimilarity:
+        assert not kind(epsilon=0.1)(z, LABELS).isfinite()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_errors_say_what_to_do(function, z):
     with pytest.raises(ValueError, match=r"`labels` must have shape \(10,\)"):
         function(z, LABELS[:3])
@@ -164,8 +202,9 @@ def test_errors_say_what_to_do(function, z):
         function(z, LABELS, reference=z)
     with pytest.raises(ValueError, match="`reference` must have the features of `z`, 6, got 5"):
         function(z, LABELS, reference=z[:, :5], reference_labels=LABELS)
-    with pytest.raises(ValueError, match="`tuples` must hold three or four tensors"):
-        function(z, LABELS, tuples=(LABELS, LABELS))
+    for tuples in ((LABELS, LABELS), "hard", LABELS):
+        with pytest.raises((TypeError, ValueError), match="`tuples` must hold three or four tensors"):
+            function(z, LABELS, tuples=tuples)
 
 
 def test_hyper_parameters_are_checked():
@@ -173,6 +212,9 @@ def test_hyper_parameters_are_checked():
         lambda: MultiSimilarity(alpha=0),
         lambda: MultiSimilarity(beta=-1),
         lambda: MultiSimilarity(epsilon=0),
+        lambda: MultiSimilarity(base=float("nan")),
+        lambda: RecallAtK(k=0),
+        lambda: RecallAtK(eps=0),
         lambda: TripletMargin(margin=-0.1),
     ):
         with pytest.raises(ValueError, match="must be"):

@@ -117,6 +117,23 @@ def test_errors_name_the_argument():
         CrossBatchMemory(MultiSimilarity(), 2, size=4)(torch.randn(5, 2), torch.arange(5))
     with pytest.raises(TypeError, match=r"`loss` must be an nn\.Module"):
         CrossBatchMemory(lambda z, labels: 0, 2)
+    with pytest.raises(TypeError, match=r"`miner` must be a function .* or None, got 'hard'"):
+        CrossBatchMemory(MultiSimilarity(), 2, miner="hard")
+    with pytest.raises(TypeError, match="`gather` must be True or False, got 'no'"):
+        CrossBatchMemory(MultiSimilarity(), 2, gather="no")
+    with pytest.raises(ValueError, match="`z` must have the features of the memory, 3, got 2"):
+        CrossBatchMemory(MultiSimilarity(), 3)(torch.randn(5, 2), torch.arange(5))
+
+
+def test_double_precision_is_kept_without_being_asked_for():
+    found, expected = (
+        run(loss, network(), batches())
+        for loss in (
+            CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE),
+            CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE).double(),
+        )
+    )
+    assert_same(found, expected)
 
 
 def rows_of(rank):

@@ -1,7 +1,4 @@
-"""Recall at k as a loss, against hard recall in the limit, and the laws of pair losses."""
-
-import copy
-import pickle
+"""Recall at k as a loss, against hard recall in the limit; the laws of pair losses are in the contract beside."""
 
 import pytest
 import torch
@@ -67,17 +64,6 @@ def test_places_for_all_find_all(z):
     assert recall_at_k(z, LABELS, k=100) < 1e-12
 
 
-@pytest.mark.parametrize("labels", [[2], [2, 2, 2], [0, 1, 2]], ids=["one sample", "one class", "no positives"])
-def test_small_batches_are_finite(labels, generator):
-    z = torch.randn(len(labels), 8, generator=generator, requires_grad=True)
-    value = RecallAtK()(z, torch.tensor(labels))
-    value.backward()
-    assert value.isfinite()
-    assert z.grad.isfinite().all()
-    if labels != [2, 2, 2]:
-        assert value.item() == 0
-
-
 def test_coincident_samples_have_a_gradient():
     z = torch.ones(4, 3, requires_grad=True)
     value = RecallAtK()(z, torch.tensor([0, 0, 1, 1]))
@@ -85,24 +71,6 @@ def test_coincident_samples_have_a_gradient():
     # One place for three that tie.
     assert value.item() == pytest.approx(2 / 3, rel=1e-5)
     assert z.grad.isfinite().all()
-
-
-def test_precision_order_and_copies(z):
-    loss, order = RecallAtK(k=2), torch.tensor([3, 1, 9, 0, 2, 5, 4, 8, 7, 6])
-    value = loss(z, LABELS)
-    torch.testing.assert_close(loss(100 * z[order], LABELS[order]), value)
-    assert value.dtype == torch.float64
-    half = z.bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(half, LABELS.int()), loss(half.float(), LABELS))
-    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        assert torch.equal(twin(z, LABELS), value)
-    assert repr(loss) == "RecallAtK(k=2, eps=0.05)"
-
-
-def test_not_a_number_is_not_hidden(z):
-    z[4, 0] = torch.nan
-    assert not recall_at_k(z, LABELS).isfinite()
 
 
 def test_in_a_memory_an_anchor_does_not_find_itself(z):
@@ -124,13 +92,3 @@ def test_in_parts_the_gradient_is_that_of_the_whole(generator):
     torch.testing.assert_close(value.detach(), whole.detach())
     for parameter, gradient in zip(net.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
-
-
-def test_errors_say_what_to_do(z):
-    with pytest.raises(ValueError, match=r"`labels` must have shape \(10,\)"):
-        recall_at_k(z, LABELS[:3])
-    with pytest.raises(ValueError, match="`reference_labels` must be given with the other"):
-        recall_at_k(z, LABELS, reference=z)
-    for make in (lambda: RecallAtK(k=0), lambda: RecallAtK(eps=0)):
-        with pytest.raises(ValueError, match="must be"):
-            make()
