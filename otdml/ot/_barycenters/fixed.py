@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otdml._checks import argument_error
 from otdml._cost_forms import Gradients, Ground
 from otdml._precision import full_arithmetic
 from otdml.costs import ground
 from otdml.ot._barycenters.adjoint import implicit
 from otdml.ot._barycenters.measures import Measures
 from otdml.ot._implicit import ConstantPlan, first_order
-from otdml.ot._iteration import iterate
+from otdml.ot._iteration import NotFinite, iterate
 from otdml.ot._problem import Posed, Problem, SolverOptions
 from otdml.ot._updates import Step, Update
 from otdml.ot.engines import SoftMin
@@ -231,12 +232,20 @@ def fixed_weights(measures: Measures, support: Tensor, *, debias: bool, options:
         return _Iteration(measures.of(x, a, shares), y, debias=debias, backend=options.backend)
 
     inputs = (*measures.tensors, support)
+    if not support.shape[:-2].numel():
+        # No problems, and so no iteration.
+        none = (0 * support).sum(-1)
+        return Fixed(none, none.detach().sum(-1), 0)
     with torch.no_grad():
         solver = iteration(*(t.detach() for t in inputs))
         if solver.between.unresolved(options.tol):
             finer = fixed_weights(measures.double(), support.double(), debias=debias, options=options)
             return Fixed(finer.weights.to(support.dtype), finer.error.to(support.dtype), finer.n_iter)
-        found = iterate(solver, solver.start().flat, tol=options.tol, max_iter=options.max_iter)
+        try:
+            found = iterate(solver, solver.start().flat, tol=options.tol, max_iter=options.max_iter)
+        except NotFinite as error:
+            got, remedy = "an iteration that is not finite", "Look for NaN or infinity in `clouds` and `support`."
+            raise argument_error("clouds", "give finite costs over `eps`", got, remedy) from error
 
     with torch.no_grad():
         size, moving = _metric(solver, found.g, options.tol)

@@ -99,7 +99,10 @@ def free_points(measures: Measures, y: Tensor, rounding: Tensor, *, debias: bool
     """
     objective, fixed, shape = _Objective(debias, options.backend), measures.detach(), y.shape
     with torch.no_grad():
-        scale = fixed.scale().clamp(min=rounding / options.tol) / shape[-1] ** 0.5
+        least, scale = rounding / options.tol, fixed.scale()
+        # Clouds of single points have no size of their own.
+        scale = torch.where(scale > least, scale, y.square().sum(-1).mean(-1).sqrt().clamp(min=least))
+        scale = scale / shape[-1] ** 0.5
         found = minimised(
             lambda s, precision: objective.local(s.view(shape), fixed, INNER * precision),
             y.flatten(-2),

@@ -3,13 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_batches, check_points, check_positive, check_signs, check_weight_shape
 from otdml.costs import Cost, ground, temperature_of_spread
 from otdml.measures import expand, weights
 
-__all__ = ["Measures", "check_clouds"]
+__all__ = ["Measures", "check_clouds", "check_numbers"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Measures:
     def double(self) -> "Measures":
         """The same in double precision."""
         return dataclasses.replace(self.of(*(t.double() for t in self.tensors)), eps=self.eps.double())
+
+    def expand(self, batch: torch.Size) -> "Measures":
+        """The same with these batch dimensions."""
+        tensors = (expand(t, batch, own) for t, own in zip(self.tensors, (3, 2, 1), strict=True))
+        return dataclasses.replace(self.of(*tensors), eps=self.eps.expand(batch))
 
     @property
     def temperatures(self) -> Tensor:
@@ -86,6 +92,7 @@ def check_clouds(clouds: Tensor, weights_: Tensor | None, a: Tensor | None, cost
     shapes |= {} if weights_ is None else {"weights": weights_.shape[:-1]}
     shapes |= {} if a is None else {"a": a.shape[:-2]}
     batch = check_batches(**shapes)
+    check_numbers("clouds", clouds)
     x = expand(clouds, batch, 3)
     masses = weights(x, None if a is None else a.expand(*batch, *x.shape[-3:-1]))
     shares = x.new_ones(x.shape[:-2]) if weights_ is None else expand(weights_, batch, 1).to(x)
@@ -93,11 +100,20 @@ def check_clouds(clouds: Tensor, weights_: Tensor | None, a: Tensor | None, cost
     return Measures(x, masses, shares, cost, _temperature(x.detach(), masses.detach(), shares.detach(), cost, eps))
 
 
+def check_numbers(name: str, x: Tensor) -> None:
+    """Raise if one of the points is NaN or infinite."""
+    # A sum is quicker, and one of large numbers may overflow.
+    if not bool(x.detach().sum().isfinite()) and not bool(x.detach().isfinite().all()):
+        raise argument_error(name, "give finite costs", "NaN or infinity", f"Look for them in `{name}`.")
+
+
 def _normalised(name: str, w: Tensor) -> Tensor:
-    total = w.sum(-1, keepdim=True)
-    if bool((total == 0).any()):
+    largest = w.detach().amax(-1, keepdim=True)
+    if bool((largest == 0).any()):
         raise argument_error(name, "have mass", "weights that are all zero", "Leave that cloud, or problem, out.")
-    return w / total
+    # The sum of large ones would overflow.
+    w = w / largest
+    return w / w.sum(-1, keepdim=True)
 
 
 def _temperature(x: Tensor, a: Tensor, shares: Tensor, cost: Cost, eps: float | None) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_batches, check_integer, check_points, check_positive
+from otdml._checks import argument_error, check_batches, check_boolean, check_integer, check_points, check_positive
 from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
@@ -13,7 +13,7 @@ from otdml.costs import Cost, check_cost
 from otdml.measures import expand
 from otdml.ot._barycenters.fixed import fixed_weights
 from otdml.ot._barycenters.free import free_points
-from otdml.ot._barycenters.measures import Measures, check_clouds
+from otdml.ot._barycenters.measures import Measures, check_clouds, check_numbers
 from otdml.ot._problem import SolverOptions
 
 __all__ = ["BarycenterResult", "sinkhorn_barycenter"]
@@ -34,7 +34,8 @@ class BarycenterResult:
         weights: Their weights, shape (..., m), of mass one.
         converged: Whether the error is within the tolerance, shape (...).
         error: With free points, the root mean square of the next step, relative to that distance of all points from
-            the mean of their cloud; on a support, the L1 error of the plans' marginals. Shape (...).
+            the mean of their cloud, or of the first points from the mean of all where clouds are single points; on a
+            support, the L1 error of the plans' marginals. Shape (...).
         n_iter: Number of steps, or iterations.
     """
 
@@ -118,9 +119,11 @@ def sinkhorn_barycenter(
     """
     refuse_transforms("sinkhorn_barycenter", clouds, weights, a, support)
     options = SolverOptions(check_positive("tol", tol), check_integer("max_iter", max_iter), backend)
+    check_boolean("debias", debias)
     measures = check_clouds(clouds, weights, a, check_cost(cost), eps)
     if support is None:
-        return _free(measures, _start(measures, n_points, init, generator), debias, options)
+        start = _start(measures, n_points, init, generator)
+        return _free(measures.expand(start.shape[:-2]), start, debias, options)
     for name, value in (("n_points", n_points), ("init", init)):
         if value is not None:
             raise argument_error(name, "be None where `support` is given", type(value).__name__)
@@ -159,20 +162,16 @@ def _checked(points: Tensor, weights: Tensor, error: Tensor, n_iter: int, option
 
 def _together(measures: Measures, support: Tensor) -> tuple[Measures, Tensor]:
     """Measures and support with equal batch dimensions."""
-    check_points("support", support)
-    _check_features("support", support, measures)
+    _check_features("support", check_points("support", support), measures)
     batch = check_batches(clouds=measures.x.shape[:-3], support=support.shape[:-2])
-    x, a, shares = measures.tensors
-    wide = Measures(
-        expand(x, batch, 3), expand(a, batch, 2), expand(shares, batch, 1), measures.cost, measures.eps.expand(batch)
-    )
-    return wide, expand(support.to(x), batch, 2)
+    return measures.expand(batch), expand(support.to(measures.x), batch, 2)
 
 
 def _check_features(name: str, points: Tensor, measures: Measures) -> None:
     d = measures.x.shape[-1]
     if points.shape[-1] != d:
         raise argument_error(name, f"have the features of `clouds`, {d}", points.shape[-1])
+    check_numbers(name, points)
 
 
 @torch.no_grad()

@@ -269,6 +269,30 @@ def test_points_that_coincide():
     torch.testing.assert_close(sinkhorn_barycenter(diracs, torch.tensor([3.0, 1.0])).points, torch.tensor([[1.0, 2.0]]))
 
 
+def test_single_points_draw_together_what_starts_apart():
+    diracs = torch.tensor([[[0.0, 0.0]], [[4.0, 8.0]]], dtype=DOUBLE)
+    found = sinkhorn_barycenter(diracs, torch.tensor([3.0, 1.0], dtype=DOUBLE), init=20 * drawn(3, 2), eps=0.1)
+    assert found.converged
+    torch.testing.assert_close(found.points, torch.tensor([[1.0, 2.0]], dtype=DOUBLE).expand(3, 2), rtol=0, atol=0.1)
+
+
+def test_a_start_for_each_of_a_batch_shares_the_clouds():
+    x, a, w, _, _ = problem()
+    init = drawn(2, 3, 2, seed=5)
+    found = sinkhorn_barycenter(x, w, a, init=init, eps=1.0, tol=1e-8, max_iter=3000)
+    for i in range(2):
+        one = sinkhorn_barycenter(x, w, a, init=init[i], eps=1.0, tol=1e-8, max_iter=3000)
+        torch.testing.assert_close(found.points[i], one.points, rtol=0, atol=1e-6)
+
+
+def test_weights_of_any_size():
+    x, a, w, init, _ = (t.float() for t in problem())
+    expected = sinkhorn_barycenter(x, w, a, init=init, eps=1.0).points
+    for size in (1e-30, 1e37):
+        found = sinkhorn_barycenter(x, size * w, size * a, init=init, eps=1.0)
+        torch.testing.assert_close(found.points, expected)
+
+
 def test_what_does_not_converge_says_so():
     with pytest.warns(RuntimeWarning, match="barycentre stopped at `max_iter`=2 .* Raise `max_iter`"):
         found = sinkhorn_barycenter(drawn(3, 10, 2), tol=1e-8, max_iter=2)
@@ -306,6 +330,10 @@ def test_transforms_and_second_derivatives_are_refused():
         ({"eps": -1.0}, "`eps` must be a positive number"),
         ({"tol": 0.0}, "`tol` must be a positive number"),
         ({"clouds": torch.full((2, 5, 2), torch.nan)}, "`clouds` must give finite costs"),
+        ({"clouds": torch.full((2, 5, 2), torch.nan), "eps": 1.0}, "`clouds` must give finite costs"),
+        ({"support": torch.full((4, 2), torch.inf), "eps": 1.0}, "`support` must give finite costs"),
+        ({"init": torch.full((4, 2), torch.nan), "eps": 1.0}, "`init` must give finite costs"),
+        ({"debias": "False"}, "`debias` must be True or False, got 'False'"),
     ],
 )
 def test_errors(change, message):
