@@ -119,7 +119,9 @@ def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None, mass: Mass | N
     if mass is None:
         check_equal_mass(a, b)
         return _balanced(C, a, b, y)
-    moved = check_mass(mass, a, b)
+    dtype, moved = C.dtype, check_mass(mass, a, b)
+    # In single precision the masses that stay would be rounded by a part of a small one that moves.
+    C, a, b, moved = (t.double() for t in (C, a, b, moved))
     a, b = extended_weights(a, b, moved)
     # No mass goes from one of the added points to the other.
     corner = torch.zeros(C.shape[-2] + 1, C.shape[-1] + 1, dtype=torch.bool, device=C.device)
@@ -128,7 +130,12 @@ def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None, mass: Mass | N
     solution = whole._coupling
     assert isinstance(solution, _Solution)
     error = whole.marginal_error * a.detach().sum(-1) / moved.detach()
-    return dataclasses.replace(whole, marginal_error=error, _coupling=solution.without_last())
+    return dataclasses.replace(
+        whole,
+        value=whole.value.to(dtype),
+        marginal_error=error.to(dtype),
+        _coupling=solution.without_last().to(dtype),
+    )
 
 
 def _balanced(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None) -> OTResult:
@@ -166,6 +173,10 @@ class _Solution(Coupling):
         b, f, g = (t[..., :-1] for t in rows)
         C, matrix = (t[..., :-1, :-1] for t in matrices)
         return _Solution(C, b, matrix, f, g)
+
+    def to(self, dtype: torch.dtype) -> "_Solution":
+        """The solution in another dtype."""
+        return _Solution(*(t.to(dtype) for t in (self.C, self.b, self.matrix, self.f, self.g)))
 
     def plan(self) -> Tensor:
         return self.matrix

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_positive, has_values
+from otdml._checks import argument_error, check_batches, check_positive, has_values
 from otdml._cost_forms import with_zero_row
 from otdml._fused.barred import Barred
 from otdml.ot._implicit import conditional_product
@@ -34,12 +34,16 @@ def check_mass(mass: Mass, a: Tensor, b: Tensor) -> Tensor:
     most = torch.minimum(a.sum(-1), b.sum(-1))
     if not isinstance(mass, Tensor):
         mass = most.new_tensor(check_positive("mass", mass))
+    if check_batches(a=most.shape, mass=mass.shape) != most.shape:
+        must = f"have the batch dimensions of the weights, {tuple(most.shape)}, or none"
+        raise argument_error("mass", must, tuple(mass.shape), "Give the points a batch dimension.")
     mass = mass.to(most).expand(most.shape)
     inside = (mass > 0) & (mass <= (1 + ROUNDING) * most)
     if has_values(inside) and not bool(inside.all()):
         must = f"be positive, and at most the mass of either side, {_shown(most)}"
         raise argument_error("mass", must, _shown(mass), "It is a mass, not a share of it.")
-    return torch.minimum(mass, most.detach())
+    # Not their minimum, which would have no derivative, or half of it, at all of the mass.
+    return mass - (mass - most).detach().clamp(min=0)
 
 
 def _shown(t: Tensor) -> str:

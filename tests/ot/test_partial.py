@@ -105,6 +105,28 @@ def test_derivatives_of_the_exact_value():
     assert torch.autograd.gradcheck(lambda *t: exact(*t[:4], mass=t[4]).value, inputs)
 
 
+def test_a_small_mass_in_single_precision():
+    x, y, a, b = (t.float() for t in problem())
+    for mass in (1e-3, 1e-6):
+        result = exact(x, y, a, b, mass=mass)
+        torch.testing.assert_close(result.plan.sum(), torch.tensor(mass))
+        torch.testing.assert_close(result.value, mass * cost_matrix(x, y).min())
+        assert result.value.dtype == result.plan.dtype == result.f.dtype == torch.float32
+        assert result.marginal_error < 1e-6
+
+
+@pytest.mark.parametrize("solver", [exact, sinkhorn])
+def test_the_derivative_in_the_mass_at_all_of_it_is_that_of_taking_some_away(solver):
+    x, y, a, b = problem(6, 5)
+    options = {} if solver is exact else {"eps": 0.5, "tol": 1e-11}
+    mass = torch.tensor(1.0, dtype=x.dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(solver(x, y, a, b, mass=mass, **options).value, mass)
+    step = 1e-5
+    less, most = (solver(x, y, a, b, mass=m, **options).value for m in (1 - step, 1.0))
+    # The entropy of what stays has an infinite slope at nothing.
+    torch.testing.assert_close(slope, (most - less) / step, rtol=1e-6 if solver is exact else 0.2, atol=0)
+
+
 @pytest.mark.parametrize("solver", [exact, sinkhorn])
 def test_a_point_that_stays_is_mapped_to_where_a_little_of_it_would_go(solver):
     x, y = torch.tensor([[0.0], [1.0], [500.0]]), torch.tensor([[0.1], [1.2], [900.0]])
@@ -162,6 +184,8 @@ def test_errors_name_the_argument():
             solver(x, y, a, b, mass=1.1)
         with pytest.raises(ValueError, match="`mass` must be a positive number, got 0"):
             solver(x, y, a, b, mass=0)
+        with pytest.raises(ValueError, match=r"`mass` must have the batch dimensions of the weights, \(\), or none"):
+            solver(x, y, a, b, mass=torch.ones(3))
     with pytest.raises(ValueError, match="`rho` must be None where `mass` is given"):
         sinkhorn(x, y, a, b, mass=0.5, rho=1.0)
     with pytest.raises(ValueError, match="`init` must be None where `mass` is given"):
