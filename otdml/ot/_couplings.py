@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_fraction, check_integer
+from otdml._checks import argument_error, check_choice, check_fraction, check_integer, check_points
 from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
 from otdml.costs import Cost
-from otdml.measures import broadcast_measures
 from otdml.ot._exact import exact, uniform_plan
 from otdml.ot._problem import Problem, Rho, SolverOptions
 from otdml.ot._semidiscrete import semidiscrete
@@ -77,22 +76,24 @@ def couple(
     """
     refuse_transforms("couple", x0, x1)
     check_choice("method", method, METHODS)
-    x0, x1, _, _ = broadcast_measures(x0, x1)
-    if x0.ndim != 2:
-        raise argument_error("x0", "have shape (n, d)", tuple(x0.shape), "Couple one batch at a time.")
+    for name, x in (("x0", x0), ("x1", x1)):
+        if check_points(name, x).ndim != 2:
+            raise argument_error(name, "have shape (n, d)", tuple(x.shape), "Couple one batch at a time.")
+    if x1.shape[1] != x0.shape[1]:
+        raise argument_error("x1", f"have the features of `x0`, {x0.shape[1]}", x1.shape[1])
+    if x1.device != x0.device:
+        raise argument_error("x1", f"be on the device of `x0`, {x0.device}", x1.device)
     if (rho is None) == (method == "unbalanced"):
         raise argument_error("rho", "be given with method='unbalanced' and with no other", rho)
     n_pairs = n_pairs if n_pairs is None else check_integer("n_pairs", n_pairs)
+    options, mass = SolverOptions(tol, max_iter, backend), check_fraction("mass", mass)
     if method in ("sinkhorn", "unbalanced"):
         problem = Problem.between(x0, x1, None, None, cost=cost, eps=eps, rho=rho)
-        return _from_potentials(problem, SolverOptions(tol, max_iter, backend), n_pairs, generator)
+        return _from_potentials(problem, options, n_pairs, generator)
     if method == "semidiscrete":
         i = _rows(x0.new_ones(len(x0)), n_pairs, generator, all_rows=True)
         return i, semidiscrete(x0, x1, cost=cost, generator=generator).cells(x0)[i]
-    if method == "exact":
-        plan = uniform_plan(x0, x1, cost)
-    else:
-        plan = exact(x0, x1, cost=cost, mass=check_fraction("mass", mass)).plan
+    plan = uniform_plan(x0, x1, cost) if method == "exact" else exact(x0, x1, cost=cost, mass=mass).plan
     i = _rows(plan.sum(1), n_pairs, generator, all_rows=method == "exact")
     if method == "exact" and len(x0) == len(x1):
         # A vertex of the polytope of plans, which is a permutation: nothing to draw.

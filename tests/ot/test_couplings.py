@@ -97,6 +97,20 @@ def test_bad_arguments_are_named(options, message):
         couple(x0, x1, **options)
 
 
+def test_options_of_other_methods_are_checked_too():
+    x0, x1 = clouds()
+    for option in ({"tol": "tight"}, {"max_iter": 0}, {"backend": "fast"}, {"mass": 2.0}):
+        with pytest.raises((TypeError, ValueError), match=f"`{next(iter(option))}` must"):
+            couple(x0, x1, **option)
+
+
+def test_points_are_called_what_they_are_called():
+    with pytest.raises(TypeError, match=r"`x0` must be a torch.Tensor, got list"):
+        couple([[0.0]], torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="`x1` must have the features of `x0`, 2, got 1"):
+        couple(torch.zeros(3, 2), torch.zeros(3, 1))
+
+
 def test_batches_are_an_error():
     with pytest.raises(ValueError, match="Couple one batch at a time"):
         couple(torch.zeros(2, 3, 1), torch.zeros(2, 3, 1))
