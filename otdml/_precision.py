@@ -18,17 +18,19 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run ``function`` with autocast off and its floating-point tensors in one dtype of at least float32.
 
     Half inputs become float32, float64 stays, and mixed dtypes are promoted, so a loss fed by a half-precision
-    layer and float32 parameters computes in float32 and returns float32.
+    layer and float32 parameters computes in float32 and returns float32. Tensors in a tuple count as arguments.
     """
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        values = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        values = [v for argument in (*args, *kwargs.values()) for v in _floating(argument)]
         if not values:
             return function(*args, **kwargs)
         dtype = functools.reduce(torch.promote_types, {v.dtype for v in values}, torch.float32)
 
         def cast(value: Any) -> Any:
+            if type(value) is tuple:
+                return tuple(map(cast, value))
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         if any(v.dtype != dtype for v in values):
@@ -37,6 +39,12 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def _floating(argument: Any) -> list[Tensor]:
+    """The floating-point tensors among an argument, or in it where it is a tuple."""
+    found = argument if type(argument) is tuple else (argument,)
+    return [v for v in found if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def full_arithmetic(device: str) -> contextlib.AbstractContextManager[Any]:

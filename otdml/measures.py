@@ -154,8 +154,12 @@ def broadcast_matrix(
         >>> C.shape, a.shape, b.shape
         (torch.Size([5, 2, 3]), torch.Size([5, 2]), torch.Size([5, 3]))
     """
-    if not isinstance(C, Tensor) or not C.is_floating_point() or C.ndim < 2 or 0 in C.shape[-2:]:
-        got = f"{tuple(C.shape)} of {C.dtype}" if isinstance(C, Tensor) else type(C).__name__
+    if not isinstance(C, Tensor):
+        raise argument_error(
+            name, "be a torch.Tensor", type(C).__name__, "Convert it with `torch.as_tensor`.", TypeError
+        )
+    if not C.is_floating_point() or C.ndim < 2 or 0 in C.shape[-2:]:
+        got = f"{tuple(C.shape)} of {C.dtype}"
         raise argument_error(name, "be a floating-point tensor of shape (..., n, m) with n, m >= 1", got)
     C, transposed, a, b = broadcast_clouds(C, C.mT, a, b)
     return C, weights(C, a), weights(transposed, b)
