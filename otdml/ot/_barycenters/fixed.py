@@ -23,9 +23,9 @@ from otdml.costs import ground
 from otdml.ot._barycenters.adjoint import implicit
 from otdml.ot._barycenters.measures import Measures
 from otdml.ot._implicit import ConstantPlan, first_order
-from otdml.ot._iteration import NotFinite, iterate
+from otdml.ot._iteration import iterate
 from otdml.ot._problem import Posed, Problem, SolverOptions
-from otdml.ot._updates import Step, Update
+from otdml.ot._updates import NotFinite, Step, Update
 from otdml.ot.engines import SoftMin
 
 __all__ = ["Fixed", "fixed_weights"]
