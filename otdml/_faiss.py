@@ -58,7 +58,7 @@ def faiss_search(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Ten
 def threads_of_torch() -> Iterator[None]:
     """FAISS with as many threads as torch.
 
-    FAISS brings an OpenMP of its own, which knows nothing of ``torch.set_num_threads``: without this, each of several
+    FAISS brings an OpenMP of its own, on which ``torch.set_num_threads`` has no effect: without this, each of several
     workers that were given one core would take them all.
     """
     import faiss

@@ -157,7 +157,7 @@ class OrderedCrops:
         augment: Distorts a batch of images, as for :func:`otdml.dml.fit`.
         batch_size: Images at a time.
         workers: Processes that load items.
-        device: Where images are distorted, and handed out.
+        device: Where images are distorted and returned.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class LabelledImages(Protocol):
 
 @runtime_checkable
 class BatchedImages(Protocol):
-    """A set that hands out whole batches as they are stored, which are then taken instead of single items."""
+    """A set that returns whole batches as they are stored, which are then used instead of single items."""
 
     def batch(self, indices: Any, /) -> tuple[Tensor, Tensor]: ...
 

@@ -84,7 +84,7 @@ def retrieval_metrics(
     as the neighbour it is. Equally near items are taken in order of index. Queries without any item of their class
     (:math:`R_i = 0`) have no value: they are left out of every mean, and counted.
 
-    A gallery that holds the queries themselves finds each of them first: recall@1 is then 1 and says nothing. Pass
+    In a gallery that contains the queries, each query finds itself first, and recall@1 is always 1. Pass
     ``own``, and each is left out; a gallery in which half of the queries have an identical row of their class is
     refused without it.
 

@@ -1,9 +1,9 @@
 r"""Partial transport: plans of a given mass, between marginals that are upper bounds of theirs.
 
 A plan P with :math:`P 1 \le a`, :math:`P^\top 1 \le b` and mass s is a plan between a and b with one more point on each
-side, which takes what stays behind: of weight :math:`\lvert b \rvert - s` beside a, and :math:`\lvert a \rvert - s`
-beside b. Moves to and from these points cost nothing, and none goes from one to the other :cite:p:`chapel:20`. The
-problem so *extended* is balanced.
+side, which takes the mass that is not transported: of weight :math:`\lvert b \rvert - s` beside a, and
+:math:`\lvert a \rvert - s` beside b. Pairs with these points cost nothing, and the pair of the two is forbidden
+:cite:p:`chapel:20`. The problem so *extended* is balanced.
 """
 
 import dataclasses
@@ -51,9 +51,9 @@ def _shown(t: Tensor) -> str:
 
 
 def extended_weights(a: Tensor, b: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights with those of the points that take what stays behind, shapes (..., n + 1) and (..., m + 1)."""
-    behind = [(w.sum(-1, keepdim=True) - mass[..., None]).clamp(min=0) for w in (b, a)]
-    return torch.cat([a, behind[0]], -1), torch.cat([b, behind[1]], -1)
+    """The weights with those of the added points, shapes (..., n + 1) and (..., m + 1)."""
+    added = [(w.sum(-1, keepdim=True) - mass[..., None]).clamp(min=0) for w in (b, a)]
+    return torch.cat([a, added[0]], -1), torch.cat([b, added[1]], -1)
 
 
 def extended(problem: Problem, mass: Tensor) -> Problem:

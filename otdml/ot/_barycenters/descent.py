@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Found", "Local", "minimised"]
+__all__ = ["Evaluation", "Found", "minimised"]
 
-# Steps that are remembered, the share of the expected decrease that is asked for, the factor of a step that fails, and
-# the least one.
-MEMORY, DECREASE, BACK, SHORTEST = 10, 1e-4, 0.25, 1e-3
-# The share of the precision below which a step says nothing.
+# Steps that are remembered, the share of the expected decrease that a step must reach, the factor by which a step that
+# fails is shortened, and the shortest one.
+MEMORY, DECREASE, SHRINKAGE, SHORTEST = 10, 1e-4, 0.25, 1e-3
+# The share of the precision below which a step is rounding.
 SMALL = 0.1
-# Rounding units of a value within which no increase is seen.
+# Rounding units of a value within which an increase counts as none.
 NOISE = 64
 
 
 @dataclass(frozen=True)
-class Local:
-    """A function near a point.
+class Evaluation:
+    """A function evaluated at a point.
 
     Attributes:
         value: Shape (...).
@@ -56,14 +56,14 @@ class _QuasiNewton:
         self._pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
 
     def learn(self, moved: Tensor, change: Tensor) -> None:
-        """Take in that the step fell by ``change`` where the point moved by ``moved``."""
+        """Update by a change of the step and the move of the point that caused it."""
         curvature, size = _dot(moved, change), _dot(change, change)
-        # Along directions of no, or negative, curvature nothing is learnt.
+        # Directions of no, or negative, curvature are left out.
         seen = curvature > 1e-8 * (size * _dot(moved, moved)).sqrt()
         self._pairs.append((moved, change, torch.where(seen, 1 / torch.where(seen, curvature, 1.0), 0.0)))
 
     def direction(self, step: Tensor) -> Tensor:
-        """The inverse curvature times the step; the step itself where nothing is known."""
+        """The inverse curvature times the step; the step itself before the first update."""
         d, shares = step, []
         for moved, change, inverse in reversed(self._pairs):
             shares.append(inverse * _dot(moved, d))
@@ -78,9 +78,15 @@ def _dot(u: Tensor, v: Tensor) -> Tensor:
 
 
 def minimised(
-    function: Callable[[Tensor, float], Local], y: Tensor, scale: Tensor, *, tol: float, max_iter: int, loosest: float
+    function: Callable[[Tensor, float], Evaluation],
+    y: Tensor,
+    scale: Tensor,
+    *,
+    tol: float,
+    max_iter: int,
+    loosest: float,
 ) -> Found:
-    """A stationary point of each function of a batch, at which steps of the method are within ``tol`` of the scale.
+    """A stationary point of each function of a batch, at which steps are within ``tol`` of the scale.
 
     Args:
         function: Values and steps at points of shape (..., N), to an error of the steps that is the second argument.
@@ -99,7 +105,7 @@ def minimised(
             excess = (there.value - here.value)[..., None] + expected
             worse = (excess > (here.noise + there.noise)[..., None]) & (length > SHORTEST)
             if bool(worse.any()):
-                length = torch.where(worse, BACK * length, length)
+                length = torch.where(worse, SHRINKAGE * length, length)
                 y = at + length * d
                 continue
         error = _dot(there.step, there.step).sqrt() / scale
@@ -107,7 +113,7 @@ def minimised(
         if n == max_iter or (worst <= tol and precision <= tol):
             break
         if worst <= SMALL * precision and precision > tol:
-            # Such a step is the error of a rough one.
+            # A step this small is within the error of its evaluation.
             precision = max(worst, tol)
             continue
         if here is not None:

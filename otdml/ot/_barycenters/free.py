@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from otdml.ot._barycenters.adjoint import implicit
-from otdml.ot._barycenters.descent import NOISE, Found, Local, minimised
+from otdml.ot._barycenters.descent import NOISE, Evaluation, Found, minimised
 from otdml.ot._barycenters.measures import Measures
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._result import OTResult
@@ -69,7 +69,7 @@ class _Objective:
         target = measures.average(self.to_clouds(y, measures, tol).barycentric_map(), 2)
         return target - (self.to_itself(y, measures, tol).barycentric_map() if self.debias else y)
 
-    def local(self, y: Tensor, measures: Measures, tol: float) -> Local:
+    def local(self, y: Tensor, measures: Measures, tol: float) -> Evaluation:
         """Value and step."""
         clouds = self.to_clouds(y, measures, tol)
         values, target = [measures.average(clouds.value, 0)], measures.average(clouds.barycentric_map(), 2)
@@ -80,7 +80,7 @@ class _Objective:
         size = torch.stack([v.abs() for v in values]).sum(0)
         noise = NOISE * torch.finfo(y.dtype).eps * size + measures.eps * tol**2
         # In the mean over coordinates, of which a point has d.
-        return Local(sum(values[1:], values[0]) / y.shape[-1], step.flatten(-2), noise / y.shape[-1])
+        return Evaluation(sum(values[1:], values[0]) / y.shape[-1], step.flatten(-2), noise / y.shape[-1])
 
 
 def _start(g: Tensor | None) -> tuple[None, Tensor] | None:

@@ -192,7 +192,7 @@ def _sigma(cost: str, scale: Tensor) -> Tensor:
 
 
 class _Products(torch.autograd.Function):
-    r"""Scalar products of n points, of unit length if that is asked for, taken from their mean; the mean comes last.
+    r"""Scalar products of n points less their mean, and of the mean, which comes last; of unit vectors if ``unit``.
 
     Shape (..., n + 1, n + 1). The slope is a matrix of n (n + 1) entries times the same rows: one product.
     """

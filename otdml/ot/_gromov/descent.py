@@ -2,7 +2,7 @@
 
 Each linearisation is an entropic transport problem whose plan majorises the objective for the next
 :cite:p:`peyre:16`. A step is cheap: a few scalings bring the plan near its marginals, which it need not meet before
-the cost has come to rest.
+the cost has converged.
 """
 
 from collections.abc import Sequence
@@ -37,11 +37,11 @@ AHEAD = 0.5
 SMALL = 2**20
 
 # Starts are compared where their steps, over the temperature, are below LOOSE, or after that many steps at the last
-# temperature: what is still on its way then seldom wins.
+# temperature: a start that has not converged by then is seldom the best.
 LOOSE, COMPARE = 1.0, 24
 
-# The best start is left to plans that meet their marginals when its steps, over the temperature, are below CLOSE, or
-# after this share of the steps that are left.
+# The best start is followed until its steps, over the temperature, are below CLOSE, or for this share of the steps that
+# are left. Plans that meet their marginals do the rest.
 CLOSE, SHARE = 0.01, 0.5
 
 # Smaller logarithms of a kernel's entries are raised to this.

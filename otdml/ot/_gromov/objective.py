@@ -76,7 +76,7 @@ class GromovObjective:
 
     @cached_property
     def _readout(self) -> Tensor:
-        """What a plan is read through: Z where it is kept, beta, and ones."""
+        """The columns that a plan is multiplied with: Z where it is kept, beta, and ones."""
         beta = self.right.alpha[..., None]
         return torch.cat([*([] if self.right.z is None else [self.right.z]), beta, torch.ones_like(beta)], -1)
 
@@ -112,7 +112,7 @@ class GromovObjective:
     def read(self, plan: ReadablePlan) -> tuple[Tensor, Tensor]:
         r"""The projection of the plan, and :math:`P \beta`, with its rows scaled to their exact mass.
 
-        What potentials are rounded to, over a low temperature, shows in the mass of a plan before it shows elsewhere.
+        At a low temperature the rounding of the potentials is largest in the mass of the rows.
         """
         if self.right.z is None:
             matrix = plan.plan.detach()
@@ -135,8 +135,8 @@ class GromovObjective:
     def independents(self) -> tuple[Tensor, Tensor]:
         r"""The moments of the plans :math:`a_i b_j (1 \pm h_i h'_j / 2)`, with centred functions h of the points.
 
-        At independence itself the gradient of Q can vanish. So the plan is tilted, one way to pair points that look
-        alike from the extreme point of their cloud, and the other to pair those that do not.
+        At independence itself the gradient of Q can vanish. So the plan is perturbed, with one sign to pair points
+        whose costs to the extreme point of their cloud are alike, and with the other to pair those that differ.
         """
         a, b = self.a[..., None], self.b_shares[..., None, :]
         rows = 0.5 * a * extreme_view(self.left, self.a)[..., None]
@@ -245,7 +245,7 @@ class GromovObjective:
 
 
 def _with_mass(read: Tensor, a: Tensor) -> Tensor:
-    """What a plan was read through, its rows scaled to their exact mass, which the last column has as read."""
+    """The products of a plan with rows scaled to their exact mass; the last column holds their computed mass."""
     # A point without weight has a row of zeros, which stays one.
     mass = read[..., -1:].clamp(min=torch.finfo(read.dtype).tiny)
     return (read[..., :-1] / mass).mul_(a[..., None])

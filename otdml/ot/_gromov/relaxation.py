@@ -34,7 +34,7 @@ class State:
 
     Attributes:
         reading: The plan's.
-        constant: What all costs of the next problem have in common, shape (...).
+        constant: A constant that is added to all costs of the next problem, shape (...).
         g: Column potential to start from, or None.
     """
 
@@ -61,7 +61,7 @@ class Linearised:
 
 
 class Relaxation(ABC):
-    """What a relaxed problem is beside its objective."""
+    """The parts of a relaxed problem besides its objective."""
 
     @abstractmethod
     def mass(self, a: Tensor, b: Tensor) -> Tensor:
@@ -81,15 +81,15 @@ class Relaxation(ABC):
 
     @abstractmethod
     def following(self, found: Linearised, eps: Tensor, state: State) -> State:
-        """The state from which the next problem follows, if nothing is held back."""
+        """The state at which the next problem is linearised, if the step is a full one."""
 
     @abstractmethod
     def penalties(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """What the value has beside the objective's, and the entropic part over the temperature, shape (...) each."""
+        """The penalties of the marginals, and the entropic part over the temperature, shape (...) each."""
 
     @abstractmethod
     def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of the whole in the two weights."""
+        """The gradients of objective, penalties and entropy in the two weights."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Partial(Relaxation):
         assert isinstance(solution, EntropicSolution)
         with torch.no_grad():
             da, db = solution.duals()
-        # What one side weighs, the added point of the other does as well.
+        # The weight of an added point depends on the weights of the other side.
         return da[..., :-1] + db[..., -1:], db[..., :-1] + da[..., -1:]
 
 
@@ -150,7 +150,7 @@ class Unbalanced(Relaxation):
 
     def solved(self, objective: RelaxedObjective, state: State, eps: Tensor, options: SolverOptions) -> Linearised:
         gradient, mass = objective.gradient(state.reading), state.reading.mass
-        # All of it over the mass of the plan that is held fixed, which leaves penalties and temperature as they are.
+        # Divided by the mass of the plan that is held fixed, the problem has the given penalties and temperature.
         u, v = (t / mass[..., None] for t in (gradient.u, gradient.v) if t is not None)
         shifted = dataclasses.replace(gradient.scaled(1 / mass), u=u + (state.constant / mass)[..., None], v=v)
         linear = _problem(objective, shifted, state, eps)
@@ -160,7 +160,7 @@ class Unbalanced(Relaxation):
         return Linearised(transport, reading, costs, transport.g)
 
     def following(self, found: Linearised, eps: Tensor, state: State) -> State:
-        # Of two plans only the product counts, so both are given the geometric mean of their masses.
+        # The objective depends on the product of the two plans alone, so both get the geometric mean of their masses.
         mass = found.reading.mass
         factor = (state.reading.mass / mass).sqrt()
         constant = factor * (mass * factor.log() * (sum(self.rho) + eps) - found.costs)

@@ -25,8 +25,8 @@ COOLING, ROUGH = 0.6, 1e-2
 # Starts are compared when their steps, over the temperature, are below this, or after so many at the last temperature.
 LOOSE, COMPARE = 0.3, 24
 
-# By how much of itself a step is lengthened where the last went the same way, and the least share of one where steps go
-# to and fro: with free marginals the objective is not concave, and full steps may not descend.
+# By how much of itself a step is lengthened where the last had the same direction, and the least share of one where
+# steps alternate: with free marginals the objective is not concave, and full steps may not descend.
 AHEAD, LEAST = 0.5, 1 / 16
 
 # Marginals are met no better than to this many rounding units.
@@ -79,7 +79,7 @@ class _Descent:
         return state
 
     def best(self, state: State) -> State:
-        """The best of the starts, when they have come to rest."""
+        """The best of the starts, when they have nearly converged."""
         most = max(1, min(COMPARE, self.options.max_iter - self.n_iter - 1))
         found, state, _ = self.followed(state, LOOSE, most, ROUGH)
         if state.constant.ndim == self.eps.ndim:
@@ -114,7 +114,7 @@ class _Descent:
                 share = torch.where(back, 0.5 * share, (1 + AHEAD) * share).clamp(LEAST, 1 + AHEAD)
             moved = state.reading.each(torch.add, change.scaled(share))
             state = State(moved, torch.lerp(state.constant, new.constant, share), new.g)
-            # What is wrong of the marginals moves the costs by as much of their size.
+            # An error of the marginals changes the costs by the same share of their size.
             needed = tol / float((size / self.eps).max()) if size.numel() else inner
             last, inner = change, max(inner / 2, min(inner, tol / 10, 0.1 * needed), _resolved(size / self.eps))
         raise AssertionError

@@ -18,15 +18,15 @@ __all__ = ["GromovResult", "along"]
 class GromovResult(OTResult):
     r"""A Gromov problem's solution.
 
-    The potentials, the plan and its products are those of the transport problem that the objective becomes when it
-    is linearised at the plan. They are constants; :attr:`value` and :attr:`gap` carry the gradients.
+    The potentials, the plan and its products are those of the transport problem with the objective linearised at the
+    plan. They carry no gradient; :attr:`value` and :attr:`gap` do.
 
     Attributes:
         eps: The temperature, shape (...) or ().
         divergence: :math:`\mathrm{KL}(P \,|\, a \otimes b)`, shape (...). The entropic objective is
             ``value + eps * divergence``; the gradient of ``value`` is that of this sum. Of an unbalanced problem half
-            of :math:`\mathrm{KL}(P \otimes P \,|\, (a \otimes b) \otimes (a \otimes b))`, of a partial one with what
-            stays behind.
+            of :math:`\mathrm{KL}(P \otimes P \,|\, (a \otimes b) \otimes (a \otimes b))`, of a partial one with the
+            mass that is not transported.
     """
 
     eps: Tensor = field(kw_only=True)
@@ -68,16 +68,16 @@ class GromovResult(OTResult):
 
     @property
     def negative_gap(self) -> Tensor:
-        """Whether the pairing beats the plan, shape (...), boolean.
+        """Whether the pairing has a lower objective than the plan, shape (...), boolean.
 
-        A plan at a positive temperature is blurred, so slightly negative gaps are in the nature of the problem;
-        :attr:`suboptimal` singles out those that blur does not explain.
+        A plan at a positive temperature is blurred, so slightly negative gaps are to be expected; :attr:`suboptimal`
+        is true of those that the blur does not explain.
         """
         return (self if self._solved is None else self._solved).gap.detach() < 0
 
     @property
     def suboptimal(self) -> Tensor:
-        """Whether the pairing beats the plan in the entropic objective too, shape (...), boolean.
+        """Whether the pairing has a lower entropic objective, too, shape (...), boolean.
 
         Then the iteration has ended in a worse local optimum, and the gradient of the gap has the wrong sign.
         """
@@ -88,7 +88,7 @@ class GromovResult(OTResult):
         a = self._problem.a
         mass = a.sum(-1)
         pairing = torch.special.entr(a).sum(-1) - mass + mass.square()
-        # The margin is what an objective solved to a tolerance may be off.
+        # The margin is for the error of an objective that is solved to a tolerance.
         return gap < self.eps * (self.divergence - pairing - 0.01)
 
 

@@ -143,7 +143,7 @@ def _polished(
         converged = settled(problem, slope, new, eps, tol) & transport.converged
         if iteration == last or bool(converged.all()):
             return transport, _Polished(slope, converged, iteration)
-        # Within their tolerance marginals go to and fro, and with them the cost.
+        # Within their tolerance the marginals oscillate, and the cost with them.
         slope, g, inner = new, transport.g, max(inner / 2, least)
         del transport
     raise AssertionError

@@ -97,19 +97,19 @@ def gromov(
             :math:`\tfrac12 \varepsilon \mathrm{KL}(P \otimes P \,|\, (a \otimes b) \otimes (a \otimes b))`. The
             value includes the penalties. Masses of a and b may differ.
         mass: Mass of the plan, a number or shape (...), where it is *partial* :cite:p:`chapel:20`: its marginals are at
-            most a and b, which may have different masses; what stays has entropy as well, as in :func:`sinkhorn`. With
-            free marginals the objective has more local optima, and each step is a transport problem solved to the end,
-            so both take longer than the constrained problem.
+            most a and b, which may have different masses; mass that is not transported has entropy as well, as in
+            :func:`sinkhorn`. With free marginals the objective has more local optima, and each step is a transport
+            problem solved to the end, so both take longer than the constrained problem.
         tol: When to stop: at a marginal error below ``tol``, and a step of the linearised cost below ``tol * eps``,
             in root mean square.
-        max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so. Clouds
-            that have nothing to do with each other need the more the larger they are.
+        max_iter: Most linearisations; beyond them the result has ``converged`` False, and a warning says so. Between
+            unrelated clouds their number grows with the number of points.
         init: The plan to start from: "identity" (equal indices are paired; for clouds of equal size and weights),
-            "product" (independence, cooled down to ``eps`` in steps, and tilted to pair points that look alike from
-            the extreme point of their cloud, or that look least alike, whichever ends better: independence itself
-            is a stationary point for centred clouds under ``cosine`` and ``inner``), "best" (all of these, and the
-            best result for each batch element), an
-            :class:`OTResult`, or a plan of shape (..., n, m). Clouds that cannot be paired start from the product.
+            "product" (independence, cooled down to ``eps`` in steps, and perturbed to pair points whose costs to the
+            extreme point of their cloud are alike, or those whose costs differ most, whichever ends better:
+            independence itself is a stationary point for centred clouds under ``cosine`` and ``inner``), "best" (all
+            of these, and the best result for each batch element), an :class:`OTResult`, or a plan of shape (..., n, m).
+            Clouds that cannot be paired start from the product.
         backend: "auto", "dense" or "streamed", as in :func:`sinkhorn`.
 
     Returns:

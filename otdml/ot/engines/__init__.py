@@ -35,7 +35,7 @@ _ENGINES: dict[str, Callable[[Ground, Mask | None], Engine]] = {
     "keops": Symbolic,
     "multiscale": Multiscale,
     "triton": Fused,
-    # Rounded more coarsely, which is only to be had where it is asked for.
+    # Rounded more coarsely, and so never chosen by "auto".
     **{f"triton-{precision}": partial(Fused, precision=precision) for precision in PRECISIONS[1:]},
 }
 BACKENDS = ("auto", *_ENGINES)
@@ -53,6 +53,6 @@ def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask 
         fits = entries * cost.first.element_size() <= DENSE_BYTES
         backend = "triton" if pays(scaled, mask, fits) else "dense" if fits else "streamed"
     if backend.startswith("triton") and scaled.dtype == torch.float64:
-        # The kernels are single precision; so a double check of what they found is streamed.
+        # The kernels are in single precision, so a problem that is posed anew in double precision is streamed.
         backend = "streamed"
     return _ENGINES[backend](scaled, mask)

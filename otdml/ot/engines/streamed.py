@@ -17,7 +17,7 @@ class Streamed(Engine):
 
     def sweep(self, h: Tensor, log: Tensor, update: RowUpdate) -> tuple[Tensor, Tensor]:
         if bool(h.isneginf().any()):
-            # A column without mass has a soft minimum all the same, to which its potential in ``h`` is no key.
+            # A column without mass has a soft minimum, too, which cannot be computed from ``h``.
             return super().sweep(h, log, update)
         f, sums = torch.empty_like(log), torch.zeros_like(h)
         for rows, scores in self.score_blocks(h):

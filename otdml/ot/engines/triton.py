@@ -139,7 +139,7 @@ def _slope(cost: "FusedCost", hf: Tensor, hg: Tensor, left: Tensor, right: Tenso
     r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle R_{ij}` in x.
 
     With s the slope of the cost it is :math:`\sum_j P_{ij} \langle l_i, r_j \rangle s_{ij} (x_i - y_j)` for a distance,
-    and that without the part along :math:`x_i` for an angle, which the derivative of the direction has no use for.
+    and for an angle the same without its part along :math:`x_i`, which the derivative of a direction leaves out.
     """
     one = left.shape[-1] == 1
     scale, weights = (right, None) if one else (torch.ones_like(right[..., :1]), (left, right))
