@@ -153,5 +153,6 @@ def _log_sum(excess: Tensor, weights: Tensor) -> Tensor:
     r""":math:`\log \sum_j b_j e^{\delta_{ij}}`."""
     total = weights.sum(-1, keepdim=True)
     # The deviation of a mass of one from one is rounding.
-    beyond = torch.where((total - 1).abs() <= 32 * torch.finfo(total.dtype).eps, 0.0, total - 1)
-    return torch.log1p(excess + beyond)
+    total = torch.where((total - 1).abs() <= 32 * torch.finfo(total.dtype).eps, 1.0, total)
+    # The mass is a factor, which may be next to zero.
+    return total.log() + torch.log1p(excess / total)

@@ -130,6 +130,22 @@ def test_no_mass_against_some_costs_the_penalty(rho, dtype):
     torch.testing.assert_close(gradient[1], torch.full((4,), rho, dtype=dtype), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rho", [0.5, 1e-3, (0.5, 2.0)])
+@pytest.mark.parametrize("eps", [3.0, 1e2, 1e10, 1e30])
+def test_no_mass_at_high_temperatures_costs_the_penalty(eps, rho, dtype):
+    x, y, a = uniform(5, 2, dtype=dtype), uniform(4, 2, seed=1, dtype=dtype), torch.zeros(5, dtype=dtype)
+    b, price = torch.full((4,), 0.5, dtype=dtype).requires_grad_(), rho[1] if isinstance(rho, tuple) else rho
+    for backend in ("dense", "streamed"):
+        result = sinkhorn(x, y, a, b, eps=eps, rho=rho, backend=backend)
+        torch.testing.assert_close(float(result.value.detach()), 2 * price, rtol=1e-5, atol=0)
+        (gradient,) = torch.autograd.grad(result.value, b)
+        torch.testing.assert_close(gradient, torch.full_like(gradient, price), rtol=1e-4, atol=0)
+    # A little mass costs a little of the other penalty, and what is unused of the product of the masses.
+    small = sinkhorn(x, y, a + 1e-12, b.detach(), eps=eps, rho=rho)
+    assert float(small.value) <= 2 * price + 5e-12 * (1e3 + 2 * eps)
+
+
 def test_a_batch_of_no_problems_has_no_values():
     x, y = torch.zeros(0, 5, 2, requires_grad=True), torch.zeros(0, 4, 2)
     result = sinkhorn(x, y)

@@ -145,9 +145,22 @@ class Alignment:
         # Of a GPU's ways, the one that the solver would choose; on a CPU, none that keeps so large a kernel.
         large = "streamed" if x.device.type == "cpu" else "auto"
         backend = ("dense" if dense else large) if options.backend == "auto" else options.backend
-        problem = Problem(cost, a, b, 1.0, rho, self.forbidden and self.forbidden.mask)
+        forbidden = self._forbidden_of_mass(a, b)
+        problem = Problem(cost, a, b, 1.0, rho, forbidden and forbidden.mask)
         result = entropic(problem, SolverOptions(options.tol, options.max_iter, backend))
         return _centred(result.f, a).to(self.x.dtype), _centred(result.g, b).to(self.x.dtype)
+
+    def _forbidden_of_mass(self, a: Tensor, b: Tensor) -> Forbidden | None:
+        """Pairs without mass, but for points without mass, of which all pairs may be forbidden.
+
+        These have no part in the plan, and with an admissible pair their potentials are numbers.
+        """
+        if self.forbidden is None or self.ids is None:
+            return self.forbidden
+        first, second = self.ids
+        new = torch.minimum(first.amin(), second.amin()) - 1
+        ids = torch.where(a > 0, first, new), torch.where(b > 0, second, new - 1)
+        return dataclasses.replace(self.forbidden, ids=ids)
 
     def value(self, h: Tensor | None, options: Options) -> Tensor:
         """Divergence of the softmax of the similarities plus ``h`` from the target."""

@@ -689,3 +689,23 @@ def test_transforms_in_the_temperature_are_refused_in_a_sentence():
         torch.func.grad(lambda eps: contrastive_alignment(z, z.flip(0), eps=eps))(torch.tensor(0.5))
     with pytest.raises(RuntimeError, match="Pass a number as `eps`"):
         torch.func.grad(ContrastiveAlignment(learnable=True), argnums=0)(z, z.flip(0))
+
+
+@pytest.mark.parametrize("backend", ["auto", "streamed"])
+@pytest.mark.parametrize("divergence", ["kl", "rince"])
+@pytest.mark.parametrize("marginals", ["rows", "balanced", 0.1, 1.0, (1.0, None), (None, 1.0)])
+def test_an_anchor_without_positive_or_admissible_pair_is_absent(marginals, divergence, backend):
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    target = torch.rand(6, 6, generator=generator, dtype=torch.float64)
+    target[2] = 0
+    # The candidates are all of the instance of the third anchor.
+    first, second = torch.tensor([0, 1, 7, 3, 4, 5]), torch.full((6,), 7)
+    options = {"marginals": marginals, "divergence": divergence, "backend": backend, "eps": 0.3, "tol": 1e-10}
+    kept = torch.arange(6) != 2
+    z1.requires_grad_()
+    found = contrastive_alignment(z1, z2, target, ids=(first, second), **options)
+    right = contrastive_alignment(z1[kept], z2, target[kept], ids=(first[kept], second), **options)
+    torch.testing.assert_close(found, right)
+    slopes = (torch.autograd.grad(value, z1)[0] for value in (found, right))
+    torch.testing.assert_close(next(slopes), next(slopes), rtol=1e-5, atol=1e-9)
