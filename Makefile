@@ -61,7 +61,7 @@ test-portable: $(VENV)/.core $(VENV)/.test $(VENV)/.export $(VENV)/.peers
 OLDEST ?= .venv-oldest
 test-oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[cpu,train,serve,test]"
+	$(OLDEST)/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[cpu,train,serve,photos,test]"
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -W ignore::DeprecationWarning \
 		-W ignore::PendingDeprecationWarning $(FLAGS)
 

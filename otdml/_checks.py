@@ -106,6 +106,12 @@ def has_values(x: Tensor) -> bool:
     return True
 
 
+def numbers(x: Tensor) -> list[float]:
+    """The numbers in ``x``, shape (n,), if it has values; one tensor, because to read it forces a synchronisation."""
+    # Before torch 2.8 `tolist` of a tensor within a transform works for single numbers only.
+    return [float(v) for v in x] if torch._C._are_functorch_transforms_active() else x.tolist()
+
+
 def check_weights(name: str, a: Tensor | None, x: Tensor) -> None:
     """Raise unless ``a`` is None or holds one weight per point of ``x``, shape (..., n), finite and not negative."""
     if a is None:
@@ -132,12 +138,8 @@ def check_signs(**weights: Tensor | None) -> None:
     known = {name: w.detach() for name, w in weights.items() if w is not None and w.numel() and has_values(w)}
     if not known:
         return
-    if torch._C._are_functorch_transforms_active():
-        # Before torch 2.8 `tolist` of a tensor within a transform works for single numbers only.
-        extremes = [[float(end) for end in w.aminmax()] for w in known.values()]
-    else:
-        extremes = torch.stack([torch.stack(w.aminmax()) for w in known.values()]).tolist()
-    for name, (low, high) in zip(known, extremes, strict=True):
+    extremes = numbers(torch.stack([end for w in known.values() for end in w.aminmax()]))
+    for name, low, high in zip(known, extremes[::2], extremes[1::2], strict=True):
         if low < 0:
             raise argument_error(name, "hold no negative weight", f"{low:.3g}")
         if not math.isfinite(low + high):

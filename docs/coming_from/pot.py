@@ -128,6 +128,7 @@ ROWS = (
         value. Theirs of ``value_linear`` hold the plan fixed.
         """,
         digits=2e-3,
+        since="0.9.6",
     ),
     Row(
         "Unbalanced transport, the plan",

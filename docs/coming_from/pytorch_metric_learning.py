@@ -309,6 +309,7 @@ ABSENT = (
     Absent(
         ("losses.FastAPLoss", "losses.SmoothAPLoss"),
         ":class:`~otdml.dml.RecallAtK`, the recall itself, smoothed.",
+        since="2.8.1",
     ),
     Absent(
         ("losses.VICRegLoss",),

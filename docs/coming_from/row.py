@@ -27,6 +27,7 @@ class Row:
         digits: The largest difference that is allowed, relative to the largest entry.
         compared: ``"values"`` in the order they are in, ``"sets"`` of tuples in any order, or ``"members"``: what they
             draw is among what we have.
+        since: The first version of the library that has it, if some that work with ours have not.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Row:
     gradients: Sequence[str] = ()
     digits: float = 1e-6
     compared: str = "values"
+    since: str = ""
 
     def __post_init__(self) -> None:
         unindent(self, "theirs", "ours", "note")
@@ -48,10 +50,12 @@ class Absent:
     Attributes:
         names: Dotted names of it.
         instead: What to use, in reStructuredText.
+        since: The first version of it that has them all, if some that work with ours have not.
     """
 
     names: Sequence[str]
     instead: str
+    since: str = ""
 
     def __post_init__(self) -> None:
         unindent(self, "instead")

@@ -23,16 +23,17 @@ def section(peer: Peer) -> Iterator[str]:
     yield f"{peer.name}\n{'-' * len(peer.name)}\n\n{peer.setting}"
     yield pair(peer.name, peer.theirs, peer.ours)
     for row in peer.rows:
-        yield f".. rubric:: {row.name}\n   :heading-level: 3\n\n{told(row)}"
+        yield f".. rubric:: {row.name}\n   :heading-level: 3\n\n{told(peer, row)}"
         yield pair(peer.name, row.theirs, row.ours)
     yield ".. rubric:: Not here, or another thing\n   :heading-level: 3"
     yield list_table(("there", "here"), [cells(one) for one in peer.absent], "40 60", "stacked absent")
 
 
-def told(row: Row) -> str:
-    """The note, and in what derivatives are the same."""
+def told(peer: Peer, row: Row) -> str:
+    """The note, in what derivatives are the same, and from which version of theirs on."""
     slopes = " and ".join(f"``{name}``" for name in row.gradients)
-    return row.note + (f" The same gradient in {slopes}." if slopes else "")
+    since = f" Since {peer.name} {row.since}." if row.since else ""
+    return row.note + (f" The same gradient in {slopes}." if slopes else "") + since
 
 
 def pair(name: str, theirs: str, ours: str) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_integer, check_positive
+from otdml._checks import argument_error, check_choice, check_integer, check_positive, numbers
 from otdml._cost_forms import Mask
 from otdml.costs import Cost, Ground, Matrix, ground, temperature_of_spread
 from otdml.measures import weights
@@ -365,8 +365,7 @@ def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor)
 
 def check_spread(spread: Tensor, cost: Ground) -> None:
     """Raise where the spread of the costs is not a number, or below all numbers."""
-    # One tensor, because to read it forces a device synchronisation.
-    least, largest = torch.stack(torch.aminmax(spread)).tolist()
+    least, largest = numbers(torch.stack(torch.aminmax(spread)))
     if not math.isfinite(least + largest):
         remedy = f"Look for {cost.look_for}, or for costs that overflow {cost.dtype}; rescale them."
         raise argument_error(cost.argument, "give finite costs", "NaN or infinity", remedy)

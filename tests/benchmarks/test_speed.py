@@ -37,6 +37,13 @@ def test_contenders_return_potentials_of_one_convention(name):
         assert table.marginal_error(x, y, tuple(torch.as_tensor(h) for h in found), eps) < 1e-2
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Time enough, whatever else the machine does."""
+    monkeypatch.setattr(table, "PATIENCE", math.inf)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_contender_that_misses_the_tolerance_does_not_count():
     case = {"n": 20, "d": 2, "eps": 0.2, "gradient": False}
 
@@ -61,6 +68,7 @@ def test_a_contender_that_misses_the_tolerance_does_not_count():
     assert result.quality > 0.1
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_peer_that_would_take_too_long_is_left_out(monkeypatch):
     case = {"n": 200, "d": 2, "eps": 0.2, "gradient": False}
     monkeypatch.setattr(table, "LARGE", 100)

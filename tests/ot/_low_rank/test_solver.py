@@ -107,6 +107,7 @@ def test_no_other_plan_of_that_rank_that_ott_finds_costs_less():
     result = low_rank_sinkhorn(x, y, a, b, rank=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        pytest.importorskip("ott")
         import jax.numpy as jnp
         from ott.geometry import pointcloud
         from ott.initializers.linear import initializers_lr
