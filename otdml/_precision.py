@@ -23,7 +23,12 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        values = [v for argument in (*args, *kwargs.values()) for v in _floating(argument)]
+        values = [
+            value
+            for argument in (*args, *kwargs.values())
+            for value in (argument if type(argument) is tuple else (argument,))
+            if isinstance(value, Tensor) and value.is_floating_point()
+        ]
         if not values:
             return function(*args, **kwargs)
         dtype = functools.reduce(torch.promote_types, {v.dtype for v in values}, torch.float32)
@@ -39,12 +44,6 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapper
-
-
-def _floating(argument: Any) -> list[Tensor]:
-    """The floating-point tensors among an argument, or in it where it is a tuple."""
-    found = argument if type(argument) is tuple else (argument,)
-    return [v for v in found if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def full_arithmetic(device: str) -> contextlib.AbstractContextManager[Any]:

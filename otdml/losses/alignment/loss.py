@@ -243,7 +243,7 @@ def _mean_of_both(
     first: Alignment, second: Alignment, anchors: Anchors, options: Options, *, transposed: bool
 ) -> Tensor:
     """The mean of the values from one side and from the other, whose plans may be each other's transposes."""
-    backward, forward = first.potentials(options)
+    backward, forward = first.potentials(options, both=transposed)
     if not transposed:
         backward = second.potentials(options)[1]
     value = None

@@ -117,8 +117,13 @@ class Alignment:
             ids=self.ids and (self.ids[0][anchors], self.ids[1]),
         )
 
-    def potentials(self, options: Options) -> Potentials:
-        """Potentials of the plan that is compared to the target, of mean zero, shapes (n,) and (m,); None for zeros."""
+    def potentials(self, options: Options, *, both: bool = False) -> Potentials:
+        """Potentials of the plan that is compared to the target, of mean zero, shapes (n,) and (m,); None for zeros.
+
+        Args:
+            options: The options.
+            both: Whether the potential of the anchors is wanted, and not that of the candidates alone.
+        """
         if options.marginals in ("rows", "none"):
             return None, None
         x, y, a, b = self.x, self.y, self.target.rows, self.target.columns
@@ -148,7 +153,8 @@ class Alignment:
         forbidden = self._forbidden_of_mass(a, b)
         problem = Problem(cost, a, b, 1.0, rho, forbidden and forbidden.mask)
         result = entropic(problem, SolverOptions(options.tol, options.max_iter, backend))
-        return _centred(result.f, a).to(self.x.dtype), _centred(result.g, b).to(self.x.dtype)
+        f = _centred(result.f, a).to(self.x.dtype) if both else None
+        return f, _centred(result.g, b).to(self.x.dtype)
 
     def _forbidden_of_mass(self, a: Tensor, b: Tensor) -> Forbidden | None:
         """Pairs without mass, but for points without mass, of which all pairs may be forbidden.
