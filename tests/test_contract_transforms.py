@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from transforms import REFUSED, TRANSFORMS
 
 import otdml.costs
 import otdml.dml
@@ -54,9 +55,7 @@ from otdml.ot import (
 )
 from otdml.sphere import angle, distinct_directions, length, unit
 
-# What says that a derivative does not exist.
-REFUSED = r"has no |have no |there are no |has second derivatives for .* alone"
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = TRANSFORMS
 
 TIGHT = {"eps": 1.0, "tol": 1e-9, "max_iter": 5000}
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transforms import TRANSFORMS
 
 from otdml.costs import COSTS, Bilinear, Matrix, Pointwise, cost_matrix, default_temperature, ground
 
@@ -50,7 +51,7 @@ def test_second_derivatives_and_gradients_of_one_cloud(cost, alone, generator):
     assert torch.autograd.gradgradcheck(values, (moving,))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@TRANSFORMS
 def test_squared_distances_take_every_transform():
     x, y = points()
 

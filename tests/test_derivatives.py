@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from transforms import TRANSFORMS
 
 from otdml._derivatives import fixed, needs_derivative, once, refuse_transforms
 from otdml.ot import couple, gromov, gromov_matrix, low_rank_sinkhorn, sinkhorn_barycenter
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = TRANSFORMS
 
 
 def test_where_derivatives_are_needed():

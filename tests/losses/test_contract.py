@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from transforms import REFUSED, TRANSFORMS
 
 import otdml.losses
 from otdml.losses import (
@@ -385,11 +386,6 @@ def test_gradient_of_weights(loss):
     assert torch.autograd.gradcheck(along, logits, eps=1e-5, atol=1e-5, rtol=1e-3)
 
 
-# What says that a derivative does not exist.
-REFUSED = r"has no |have no |there are no |has second derivatives for .* alone"
-DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-
 def right_or_refused(find: Callable[[], Tensor | tuple[Tensor, ...]], *expected: Tensor, tol: float = 1e-5) -> None:
     """A transform gives what differentiation in the plain way gives, or says that it cannot."""
     try:
@@ -432,7 +428,7 @@ def test_vmap_of_grad(loss):
 
 
 @obeys("forward mode")
-@DEPRECATED
+@TRANSFORMS
 @pytest.mark.parametrize("dual", [False, True], ids=["jvp", "dual numbers"])
 def test_forward_mode(loss, dual):
     points = points_of(loss)
@@ -472,7 +468,7 @@ def test_second_derivatives(loss):
 
 
 @obeys("hessian of torch.func")
-@DEPRECATED
+@TRANSFORMS
 def test_hessian_of_torch_func(loss):
     points = [p.requires_grad_() for p in points_of(loss)]
     try:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from transforms import TRANSFORMS
 
 from otdml.ot import sinkhorn, soft_rank, soft_topk
 from otdml.ot._ranks import _sorted_potential, topk_logits
 
 DOUBLE = torch.float64
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = TRANSFORMS
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transforms import TRANSFORMS
 
 from otdml.costs import cost_matrix
 from otdml.ot import exact, semidiscrete
@@ -99,7 +100,7 @@ def test_cells_are_read_in_full_precision():
     assert torch.equal(result.cells(x.double()), expected)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@TRANSFORMS
 def test_derivatives_that_do_not_exist_are_refused():
     x, y = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from transforms import TRANSFORMS
 
 from otdml.losses import entropic_ot, gromov_monge_gap, monge_gap, sinkhorn_divergence
 from otdml.ot import sinkhorn, sinkhorn_matrix
@@ -31,7 +32,7 @@ def moved(function, x, t, step=1e-4):
     return (function(x + step * t) - function(x - step * t)) / (2 * step)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@TRANSFORMS
 @pytest.mark.parametrize("name", VALUES)
 class TestValues:
     def test_gradient(self, name):
@@ -66,7 +67,7 @@ class TestValues:
         torch.testing.assert_close(vmap(function, in_dims=2)(many.permute(1, 2, 0)), vmap(function)(many))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@TRANSFORMS
 def test_no_second_derivatives_of_gromov_problems_is_an_error():
     def gap(x):
         return gromov_monge_gap(x, Y[:5], eps=0.1, tol=1e-6)
