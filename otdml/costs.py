@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 Cost = str | Callable[[Tensor, Tensor], Tensor]
+# Makes a cost anew from its points in another dtype; None where there are none.
+Source = Callable[[torch.dtype], Any] | None
 
 
 def check_cost(cost: Cost) -> Cost:
@@ -90,23 +92,23 @@ class _Source:
         return ground(self.x.to(dtype), self.y.to(dtype), self.cost)
 
 
-def _sqeuclidean(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) -> Bilinear:
+def _sqeuclidean(x: Tensor, y: Tensor, source: Source) -> Bilinear:
     return Bilinear(*squared_distance(x, y), source)
 
 
-def _cosine(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) -> Bilinear:
+def _cosine(x: Tensor, y: Tensor, source: Source) -> Bilinear:
     x, y = x / length(x), y / length(y)
     return Bilinear(x, y, x.new_ones(x.shape[:-1]), None, source)
 
 
-def _inner(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) -> Bilinear:
+def _inner(x: Tensor, y: Tensor, source: Source) -> Bilinear:
     # Clouds far from the origin differ by little in what is left of their products.
     p, q = centres(x, y)
     z = x - p
     return Bilinear(z, y - q, -(z @ q.mT)[..., 0], -(y @ p.mT)[..., 0], source)
 
 
-def _geodesic(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) -> Pointwise:
+def _geodesic(x: Tensor, y: Tensor, source: Source) -> Pointwise:
     return Pointwise(angle, x, y, symbol=_geodesic_symbol, factor=1.0, source=source, metric="angle")
 
 
@@ -114,7 +116,7 @@ def _geodesic(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None)
 _FAR = 30.0
 
 
-def _euclidean(x: Tensor, y: Tensor, source: Callable[[torch.dtype], Any] | None) -> Pointwise:
+def _euclidean(x: Tensor, y: Tensor, source: Source) -> Pointwise:
     if (size := _unusual_size(x, y)) is not None:
         unit, scale = _euclidean(x / size, y / size, None), size[..., 0, 0]
         v = unit.v if unit.v is None else unit.v * scale[..., None]
@@ -167,7 +169,7 @@ class NamedCost:
         nonnegative: Whether no cost is negative but by rounding.
     """
 
-    between: Callable[[Tensor, Tensor, Callable[[torch.dtype], Any] | None], Bilinear | Pointwise]
+    between: Callable[[Tensor, Tensor, Source], Bilinear | Pointwise]
     products: float | None = None
     unit: bool = False
     nonnegative: bool = True
