@@ -30,6 +30,7 @@ __all__ = [
     "check_equal_mass",
     "check_finite",
     "check_fraction",
+    "check_in_range",
     "check_integer",
     "check_integers",
     "check_known",
@@ -52,6 +53,14 @@ def check_boolean(name: str, value: bool) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise argument_error(name, "be True or False", repr(value), kind=TypeError)
     return bool(value)
+
+
+def check_in_range(name: str, value: float, dtype: torch.dtype) -> float:
+    """``value`` as a number of Python, if it is positive, and no less and no more than numbers of a dtype can be."""
+    value, limits = check_positive(name, value), torch.finfo(dtype)
+    if not limits.tiny <= value <= limits.max:
+        raise argument_error(name, f"be a number of {dtype}", f"{value:g}", "Rescale, or pass float64.")
+    return value
 
 
 def _check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None:

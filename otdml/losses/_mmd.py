@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_choice, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice, check_in_range, check_positive
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, cross_sum, pair_sum
 from otdml.kernels import Kernel, RadialKernel, energy, gaussian, inverse_multiquadric, laplacian, mixture
@@ -134,9 +134,9 @@ def mmd_self_term(
 
 def _rescaled(kernel: str, bandwidth: Bandwidth, *points: Tensor) -> tuple[tuple[Tensor, ...], Tensor | float, Kernel]:
     """Points and kernel in a unit of length whose squares are numbers, and that of the sums; a power of two."""
-    scales = _scales(bandwidth)
+    scales, dtype = _scales(bandwidth), points[0].dtype
     if check_choice("kernel", kernel, KERNELS) != "energy":
-        power = 2.0 ** round(math.log2(max(check_positive("bandwidth", s) for s in scales))) if scales else 1.0
+        power = 2.0 ** round(math.log2(max(check_in_range("bandwidth", s, dtype) for s in scales))) if scales else 1.0
         points = points if power == 1 else tuple(p / power for p in points)
         return points, 1.0, _kernel(kernel, [s / power for s in scales])
     # Its values are lengths themselves.

@@ -15,7 +15,18 @@ from otdml.measures import weights
 from otdml.ot._idle import Idle, without_idle
 from otdml.ot.engines import BACKENDS, Engine, engine
 
-__all__ = ["HARD", "Marginal", "Posed", "Problem", "Rho", "SolverOptions", "check_rho", "check_spread", "with_mass"]
+__all__ = [
+    "HARD",
+    "Marginal",
+    "Posed",
+    "Problem",
+    "Rho",
+    "SolverOptions",
+    "check_rho",
+    "check_spread",
+    "too_small",
+    "with_mass",
+]
 
 Rho = float | tuple[float | None, float | None] | None
 Penalties = tuple[float | None, float | None]
@@ -240,10 +251,12 @@ class Problem:
 
     @property
     def loses_penalties(self) -> bool:
-        """Whether a penalty over the temperature has few digits, or none, as the smallest numbers of the dtype have."""
-        limits = torch.finfo(self.cost.dtype)
-        least = min((rho for rho in self.rho if rho is not None), default=math.inf)
-        return least < math.inf and bool((least * torch.as_tensor(self.scale(0))).amin() < limits.tiny / limits.eps)
+        """Whether a penalty over the temperature has few digits, or none, at either end of the numbers of the dtype."""
+        limits, given = torch.finfo(self.cost.dtype), [rho for rho in self.rho if rho is not None]
+        if not given:
+            return False
+        low, high = torch.stack(torch.as_tensor(self.scale(0), dtype=torch.float64).aminmax()).tolist()
+        return low * min(given) < limits.tiny / limits.eps or high * max(given) > limits.max * limits.eps
 
     def double(self) -> "Problem":
         """The problem in double precision, its cost computed anew from the points."""
@@ -370,8 +383,14 @@ def check_spread(spread: Tensor, cost: Ground) -> None:
         remedy = f"Look for {cost.look_for}, or for costs that overflow {cost.dtype}; rescale them."
         raise argument_error(cost.argument, "give finite costs", "NaN or infinity", remedy)
     if least < torch.finfo(cost.dtype).tiny and cost.vanishes():
-        must = f"give costs that {cost.dtype} tells from zero"
-        raise argument_error("x", must, "points whose squares vanish", "Rescale them.")
+        raise too_small("x", cost.dtype)
+
+
+def too_small(name: str, dtype: torch.dtype) -> Exception:
+    """The error for points of which nothing is left in the costs."""
+    return argument_error(
+        name, f"give costs that {dtype} tells from zero", "points whose squares vanish", "Rescale them."
+    )
 
 
 @dataclass(frozen=True)

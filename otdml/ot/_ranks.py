@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_boolean, check_integer, check_points, check_positive
+from otdml._checks import argument_error, check_boolean, check_in_range, check_integer, check_points, check_positive
 from otdml._precision import full_precision
 from otdml._transforms import called, transforming
 from otdml.ot._problem import Problem, SolverOptions
@@ -125,7 +125,7 @@ def topk_logits(x: Tensor, k: int, eps: float) -> Tensor:
     _check_scores(x)
     if check_integer("k", k) > x.shape[-1]:
         raise argument_error("k", f"be at most the number of scores, {x.shape[-1]}", k)
-    check_positive("eps", eps)
+    check_in_range("eps", eps, x.dtype)
     # Relative to the k-th largest, so that scores far from zero leave the threshold its digits.
     origin = x.detach().sort(-1, descending=True).values[..., k - 1 : k]
     x = x - torch.where(origin == -torch.inf, 0, origin)

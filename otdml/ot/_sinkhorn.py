@@ -233,7 +233,10 @@ def _warn(solved: Solved, options: SolverOptions) -> None:
     if rounding > options.tol / 2:
         other = "" if dtype == torch.float64 else ", or pass float64"
         stopped = f"where {dtype} resolves {rounding:.1g} at this temperature,"
-        remedy = f"Raise `eps`, or accept a larger `tol`{other}."
+        problem = solved.posed.problem
+        steepness = torch.finfo(dtype).eps * torch.as_tensor(problem.rows.steepness + problem.columns.steepness)
+        raised = "`rho`" if float(steepness.max()) > rounding / 2 else "`eps`"
+        remedy = f"Raise {raised}, or accept a larger `tol`{other}."
     if math.isinf(float(found.error.max())):
         stopped, remedy = "at a plan of a mass beyond all numbers,", "Raise `eps` or `rho`, or pass float64."
     error = f"a marginal error of {float(found.error.max()):.2g} > `tol`={options.tol:g}"

@@ -9,6 +9,7 @@ from otdml._checks import (
     argument_error,
     check_choice,
     check_fraction,
+    check_in_range,
     check_integer,
     check_nonnegative,
     check_positive,
@@ -66,9 +67,10 @@ class Options:
 
     def check_temperature(self, eps: float, dtype: torch.dtype = torch.float32) -> float:
         """``eps``, if the powers of the divergence can be represented."""
-        check_positive("eps", eps)
+        dtype = torch.promote_types(dtype, torch.float32)
+        check_in_range("eps", eps, dtype)
         # Those of the robust bound are taken as they are; a margin is left for their sum and for potentials.
-        largest = math.log(torch.finfo(torch.promote_types(dtype, torch.float32)).max) - 10
+        largest = math.log(torch.finfo(dtype).max) - 10
         if "rince" in self.divergence and self.q / eps > largest:
             got = f"{self.q / eps:.3g} times, where exp(q / eps) overflows"
             raise argument_error("q", f"be at most {largest:.0f} times `eps`", got, "Lower `q`, or raise `eps`.")

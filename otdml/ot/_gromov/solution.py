@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_integer, check_positive
+from otdml._checks import argument_error, check_choice, check_in_range, check_integer, check_positive
 from otdml._warnings import warn_caller
 from otdml.ot._gromov.descent import DescentState, Start, descend, settled
 from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
@@ -98,7 +98,9 @@ def temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     if isinstance(eps, Tensor):
         return eps.detach().to(scale), start_temperature
-    return EPS * scale if eps is None else scale.new_full((), check_positive("eps", eps)), start_temperature
+    return EPS * scale if eps is None else scale.new_full(
+        (), check_in_range("eps", eps, scale.dtype)
+    ), start_temperature
 
 
 def _starts(problem: GromovObjective, init: Init, paired: bool) -> list[Start]:
