@@ -37,6 +37,7 @@ class Row:
         tested: Test file, and what the test compares with.
         table: The speed table that has a case of it.
         case: Its parameters.
+        contender: Which of ours the call is, where others of ours stand beside it; the fastest if empty.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Row:
     theirs: Mapping[str, str] = field(default_factory=dict)
     table: str = ""
     case: Mapping[str, Any] = field(default_factory=dict)
+    contender: str = ""
 
 
 def couplings(method: str) -> dict[str, Any]:
@@ -100,6 +102,15 @@ ROWS = (
         f":func:`~{OT}.low_rank_sinkhorn`",
         "OTT, exact transport, separate groups: ``tests/ot/_low_rank/test_solver.py``",
         {"POT": "``ot.lowrank_sinkhorn``", "OTT": "``LRSinkhorn``"},
+        **feature("plans of low rank", 16384, 2),
+        contender="otdml",
+    ),
+    Row(
+        "a streamed entropic plan of the same cost, beside it",
+        f":func:`~{OT}.sinkhorn` with ``backend='streamed'``",
+        "the plan of low rank: ``tests/benchmarks/test_speed_features.py``",
+        **feature("plans of low rank", 16384, 2),
+        contender="otdml streamed sinkhorn",
     ),
     Row(
         "semi-discrete transport from samples",
@@ -266,7 +277,8 @@ def contenders(path: Path) -> list[Measurement]:
 
 
 def cells(row: Row, measured: Sequence[Measurement]) -> list[str]:
-    found = [row.name, told(row.ours, measured, ("otdml",))]
+    ours = [m for m in measured if row.contender in ("", m.contender)]
+    found = [row.name, told(row.ours, ours, ("otdml",))]
     found += [told(row.theirs.get(name, ""), measured, begin) for name, begin in CONTENDERS.items()]
     size = ", ".join(f"{key} = {said(value)}" for key, value in row.case.items() if not isinstance(value, str))
     return [*found, row.tested, size if measured else ""]

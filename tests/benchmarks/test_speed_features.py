@@ -17,9 +17,20 @@ def test_peers_compute_what_ours_does(name, library):
     module, make = feature.peers[library]
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
-    x, y = table._data(64, feature)
+    agree(feature, make())
+
+
+@pytest.mark.parametrize("name", [name for name, feature in table.FEATURES.items() if feature.beside])
+def test_other_ways_of_ours_lead_to_the_same(name):
+    feature = table.FEATURES[name]
+    for value in feature.beside.values():
+        agree(feature, value)
+
+
+def agree(feature, other):
+    x, y = table._data(256, feature)
     x = x.requires_grad_(feature.gradient)
-    found = [value(x, y) for value in (feature.ours, make())]
+    found = [value(x, y) for value in (feature.ours, other)]
     assert table._distance(float(found[0]))(float(found[1])) < feature.error
     assert abs(float(found[0])) > 1e-2
     if feature.gradient:

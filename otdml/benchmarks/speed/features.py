@@ -10,7 +10,7 @@ import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from otdml.benchmarks.speed.harness import Measurement, Wanted, every_case, measure
 from otdml.dml import CrossBatchMemory, MultiSimilarity, TripletMargin, retrieval_metrics
 from otdml.losses import sinkhorn_divergence, sliced_wasserstein
-from otdml.ot import exact, sinkhorn_barycenter
+from otdml.ot import exact, low_rank_sinkhorn, sinkhorn, sinkhorn_barycenter
 
 __all__ = ["FEATURES", "Feature", "measurements"]
 
@@ -41,6 +41,7 @@ class Feature:
         labels: Whether the second argument is labels, and not points.
         gradient: Whether the gradient is asked for.
         error: Largest relative distance from ours in float64.
+        beside: Other ways of ours to the same value, by name.
     """
 
     n: int
@@ -50,6 +51,7 @@ class Feature:
     labels: bool = False
     gradient: bool = True
     error: float = 1e-3
+    beside: dict[str, Value] = field(default_factory=dict)
 
 
 def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measurement]:
@@ -61,7 +63,7 @@ def measurements(quick: bool, wanted: Wanted = every_case) -> Iterator[Measureme
             continue
         x, y = _data(n, feature)
         expected = float(feature.ours(x.double(), y if feature.labels else y.double()))
-        contenders: list[tuple[str, Value]] = [("otdml", feature.ours)]
+        contenders = [("otdml", feature.ours), *((f"otdml {name}", value) for name, value in feature.beside.items())]
         with warnings.catch_warnings():
             # Peers warn of too few iterations and of deprecated calls.
             warnings.simplefilter("ignore")
@@ -214,6 +216,32 @@ def _pot_supported_barycenter() -> Value:
     return value
 
 
+# Plans of low rank: the cost of a coarse plan, and a temperature at which an entropic one costs the same.
+_RANK, _COARSE = 10, 0.7
+
+
+def _low_rank(x: Tensor, y: Tensor) -> Tensor:
+    return low_rank_sinkhorn(x, y, rank=_RANK, tol=1e-2).value
+
+
+def _streamed(x: Tensor, y: Tensor) -> Tensor:
+    sent = sinkhorn(x, y, eps=_COARSE, tol=1e-2, backend="streamed").apply(y)
+    return x.square().sum(1).mean() + y.square().sum(1).mean() - 2 * (x * sent).sum()
+
+
+def _ott_low_rank() -> Value:
+    import jax
+    from ott.geometry.pointcloud import PointCloud
+    from ott.initializers.linear.initializers_lr import KMeansInitializer
+    from ott.problems.linear.linear_problem import LinearProblem
+    from ott.solvers.linear.sinkhorn_lr import LRSinkhorn
+
+    # With its default start and steps its plans cost up to four times as much.
+    solver = LRSinkhorn(_RANK, initializer=KMeansInitializer(_RANK), gamma=100.0, gamma_rescale=False)
+    compiled = jax.jit(lambda x, y: solver(LinearProblem(PointCloud(x, y))).primal_cost)
+    return lambda x, y: torch.from_dlpack(compiled(*(jax.numpy.asarray(t.numpy()) for t in (x, y))))
+
+
 # Metric learning
 
 
@@ -269,6 +297,15 @@ FEATURES: dict[str, Feature] = {
     ),
     "barycentre on a support": Feature(
         1000, 2, _supported_barycenter, {"pot": ("ot", _pot_supported_barycenter)}, gradient=False, error=1e-2
+    ),
+    "plans of low rank": Feature(
+        16384,
+        2,
+        _low_rank,
+        {"ott": ("ott", _ott_low_rank)},
+        gradient=False,
+        error=0.05,
+        beside={"streamed sinkhorn": _streamed},
     ),
     "sliced transport": Feature(4096, 16, _sliced, {"pot": ("ot", _pot_sliced)}),
     "multi-similarity": Feature(
