@@ -62,7 +62,7 @@ axis.set(title="barycentres of a heart, a ring and a star", aspect="equal")
 axis.axis("off")
 for panel, debias, name in zip(right.subplots(2, 1), (True, False), ("debiased", "entropic"), strict=True):
     cloud = sinkhorn_barycenter(shapes, torch.tensor([0.0, 1.0, 0.0]), eps=0.5, debias=debias).points
-    panel.scatter(*ring.T, s=6, color="0.75", linewidths=0, label="the ring")
+    panel.scatter(*ring.T, s=36, color="0.85", linewidths=0, label="the ring")
     panel.scatter(*cloud.T, s=6, color=COLORS[0 if debias else 1], linewidths=0, label="its barycentre")
     panel.set(title=f"{name}, eps = 0.5", aspect="equal", xticks=[], yticks=[])
     panel.legend(loc="center", frameon=False)

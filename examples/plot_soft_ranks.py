@@ -60,7 +60,7 @@ for axis, values, name in ((axes[0], ranks, "soft ranks"), (axes[1], chosen, "so
     for i, line in enumerate(values.T):
         axis.plot(temperatures, line, color=plt.cm.viridis(i / 6), label=f"{float(scores[i]):g}")
     axis.set(xscale="log", xlabel="temperature eps", title=name)
-axes[0].legend(title="score", fontsize="small", ncols=2)
+axes[1].legend(title="score", fontsize="small", loc="upper right")
 losses = {"recall@1, eps = 0.1": RecallAtK(eps=0.1), "recall@1, eps = 0.01": RecallAtK(eps=0.01)}
 for color, (name, loss) in zip(COLORS, {**losses, "triplets": TripletMargin()}.items(), strict=False):
     found = curve(loss)

@@ -9,6 +9,7 @@ FIRST = (
     "unbalanced",
     "semidiscrete",
     "barycenter",
+    "ragged_clouds",
     "soft_ranks",
     "flow_matching",
     "large_cloud",
