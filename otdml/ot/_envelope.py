@@ -3,7 +3,7 @@
 A value depends on its inputs through the plan only to second order, so its gradient is that with the plan held fixed.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,14 +11,28 @@ from torch import Tensor
 from otdml._cost_forms import Gradients
 from otdml._precision import full_arithmetic
 from otdml.ot._implicit import ConstantPlan, DifferentiablePlan
-
-if TYPE_CHECKING:
-    from otdml.ot._solution import EntropicSolution
+from otdml.ot._problem import Posed, Problem
 
 __all__ = ["with_gradient"]
 
+Pair = tuple[Tensor, Tensor]
 
-def with_gradient(solution: "EntropicSolution", value: Tensor) -> Tensor:
+
+class Solution(Protocol):
+    """A solved problem, as far as its first derivatives need it."""
+
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def posed(self) -> Posed: ...
+    @property
+    def exponents(self) -> Pair: ...
+    @property
+    def constant_exponents(self) -> Pair: ...
+    def duals(self) -> Pair: ...
+
+
+def with_gradient(solution: Solution, value: Tensor) -> Tensor:
     """``value``, with its derivatives in the weights and in the leaves of the cost."""
     problem = solution.problem
     return _Envelope.apply(solution, value, problem.a, problem.b, *problem.cost.leaves)
@@ -28,14 +42,14 @@ class _Envelope(torch.autograd.Function):
     """The duals are the gradients in the weights, and the plan is the gradient in the cost."""
 
     @staticmethod
-    def forward(ctx: Any, solution: "EntropicSolution", value: Tensor, a: Tensor, b: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(ctx: Any, solution: Solution, value: Tensor, a: Tensor, b: Tensor, *leaves: Tensor) -> Tensor:
         ctx.solution = solution
         ctx.save_for_backward(*leaves)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        solution: EntropicSolution = ctx.solution
+        solution: Solution = ctx.solution
         # Read in any case, for this is when torch looks whether they have been changed.
         tensors = ctx.saved_tensors
         a, b, *leaves = ctx.needs_input_grad[2:]
