@@ -16,7 +16,8 @@ from otdml._checks import argument_error
 from otdml.ot._anderson import PERIOD
 from otdml.ot._high_temperature import Excess, refined
 from otdml.ot._iteration import at_once, iterate
-from otdml.ot._problem import Marginal, Posed, Problem, SolverOptions
+from otdml.ot._marginal import Marginal
+from otdml.ot._problem import Posed, Problem, SolverOptions
 from otdml.ot._updates import Alternating, NotFinite, Potentials, Symmetric
 
 __all__ = ["Init", "Solved", "resolution", "solve"]

@@ -17,7 +17,8 @@ from otdml._cost_forms import Gradients
 from otdml._derivatives import fixed
 from otdml._precision import full_arithmetic
 from otdml._warnings import warn_caller
-from otdml.ot._problem import Marginal, Posed
+from otdml.ot._marginal import Marginal
+from otdml.ot._problem import Posed
 
 __all__ = [
     "ConstantPlan",

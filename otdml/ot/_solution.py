@@ -13,7 +13,8 @@ from otdml.ot._annealing import Solved
 from otdml.ot._envelope import with_gradient
 from otdml.ot._high_temperature import Excess
 from otdml.ot._implicit import conditional_product, implicit_potentials, plan_product
-from otdml.ot._problem import Marginal, Posed, Problem
+from otdml.ot._marginal import Marginal
+from otdml.ot._problem import Posed, Problem
 from otdml.ot._result import Coupling
 from otdml.ot._updates import Potentials
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from otdml.ot._problem import Marginal
+from otdml.ot._marginal import Marginal
 from otdml.ot.engines import SoftMin
 
 __all__ = ["Alternating", "NotFinite", "Potentials", "Step", "Symmetric", "Update"]

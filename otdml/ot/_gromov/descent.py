@@ -16,7 +16,7 @@ from torch import Tensor
 
 from otdml.ot._gromov.objective import GromovObjective, ReadablePlan, picked
 from otdml.ot._iteration import iterate
-from otdml.ot._problem import Marginal
+from otdml.ot._marginal import Marginal
 from otdml.ot._updates import Alternating
 from otdml.ot.engines import Engine, engine
 

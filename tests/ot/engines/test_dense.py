@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from otdml.costs import Bilinear
-from otdml.ot._problem import Marginal
+from otdml.ot._marginal import Marginal
 from otdml.ot.engines import Dense, dense
 
 

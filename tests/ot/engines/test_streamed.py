@@ -5,7 +5,7 @@ import torch
 
 from otdml.costs import Bilinear
 from otdml.ot import sinkhorn
-from otdml.ot._problem import Marginal
+from otdml.ot._marginal import Marginal
 from otdml.ot.engines import Streamed, base
 
 
