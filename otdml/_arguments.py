@@ -10,6 +10,7 @@ from numbers import Integral, Real
 
 __all__ = [
     "argument_error",
+    "check_boolean",
     "check_choice",
     "check_fraction",
     "check_integer",
@@ -67,6 +68,14 @@ def check_integer(name: str, value: int, least: int = 1) -> int:
     if value < least:
         raise argument_error(name, f"be an integer >= {least}", value)
     return value if isinstance(value, int) else int(value)
+
+
+def check_boolean(name: str, value: bool) -> bool:
+    """``value`` as a boolean of Python, if it is one, or one of NumPy: the word "False" would count as true."""
+    numpy = getattr(getattr(value, "dtype", None), "kind", None) == "b" and getattr(value, "ndim", None) == 0
+    if not (isinstance(value, bool) or numpy):
+        raise argument_error(name, "be True or False", repr(value), kind=TypeError)
+    return bool(value)
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:

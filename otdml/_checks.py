@@ -13,6 +13,7 @@ from torch import Tensor
 
 from otdml._arguments import (
     argument_error,
+    check_boolean,
     check_choice,
     check_fraction,
     check_integer,
@@ -46,13 +47,6 @@ __all__ = [
     "check_weights",
     "has_values",
 ]
-
-
-def check_boolean(name: str, value: bool) -> bool:
-    """``value`` as a boolean of Python, if it is one: the word "False" would count as true."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise argument_error(name, "be True or False", repr(value), kind=TypeError)
-    return bool(value)
 
 
 def check_in_range(name: str, value: float, dtype: torch.dtype) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otdml._checks import check_boolean
 from otdml.data.split import split_classes
 from otdml.data.tensors import TensorImages, rotated_classes
 
@@ -47,6 +48,7 @@ class Digits(TensorImages):
     ) -> None:
         from sklearn.datasets import load_digits
 
+        check_boolean("rotations", rotations)
         classes = split_classes(split, train="01234", test="56789", val="34")
         found = load_digits()
         keep = np.isin(found.target, [int(name) for name in classes])

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from otdml._checks import argument_error, check_choice, check_labels
+from otdml._checks import argument_error, check_boolean, check_choice, check_labels
 from otdml.data.images import open_image, standard_crop, thumbnail, transformed, unreadable
 
 __all__ = ["ImageFiles", "ImageFolder", "image_paths", "said", "shown_name", "suffixes"]
@@ -68,6 +68,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         upright: bool = True,
     ) -> None:
         check_choice("on_corrupt", on_corrupt, ("raise", "skip"))
+        check_boolean("upright", upright)
         labels = check_labels("labels", labels, len(paths), len(classes))
         files = [str(path) for path in paths]
         self.skipped = unreadable(files) if on_corrupt == "skip" else {}

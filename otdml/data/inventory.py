@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from otdml._checks import check_boolean
 from otdml.data.images import unreadable
 from otdml.data.protocol import Protocol, differences, missing
 from otdml.data.registry import named_dataset
@@ -31,6 +32,7 @@ def check(name: str, root: str | Path | None = None, *, decode: bool = True) -> 
           + test: 896 images of 5 classes
     """
     known = named_dataset(name)
+    check_boolean("decode", decode)
     if known.listed:
         return _check_listed(name, known.kind.protocol, root, decode)
     if hasattr(known.module, "check"):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from otdml._arrays import load_arrays
-from otdml._checks import argument_error, check_choice, check_integer
+from otdml._checks import argument_error, check_boolean, check_choice, check_integer
 from otdml.data.report import Report
 from otdml.data.split import split_classes
 from otdml.data.tensors import TensorImages, crop_to_ink, downscale, rotated_classes
@@ -125,6 +125,8 @@ class Omniglot(TensorImages):
         check_choice("protocol", protocol, ("small", "full"))
         check_choice("on_corrupt", on_corrupt, ("raise", "skip"))
         check_integer("size", size, least=4)
+        for name, value in (("crop", crop), ("rotations", rotations), ("allow_partial", allow_partial)):
+            check_boolean(name, value)
         self.skipped: list[str] = []
         part = "test" if split == "test" else "train"
         found = _read(_folder(root), *SOURCES[protocol, part], None if on_corrupt == "raise" else self.skipped)

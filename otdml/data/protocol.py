@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from PIL import Image
 
-from otdml._checks import argument_error, check_choice
+from otdml._checks import argument_error, check_boolean, check_choice
 from otdml.data.files import ImageFiles
 from otdml.data.images import standard_crop
 from otdml.data.split import SPLITS, split_classes
@@ -109,6 +109,7 @@ class ProtocolImages(ImageFiles):
         allow_partial: bool = False,
         on_corrupt: str = "raise",
     ) -> None:
+        check_boolean("allow_partial", allow_partial)
         check_choice("split", split, dict.fromkeys([*SPLITS, *self.protocol.counts]))
         listing = self.protocol.listing(root)
         if not allow_partial and (found := differences(self.protocol, listing)):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from zlib import crc32
 
-from otdml._checks import argument_error, check_choice, check_fraction, check_integer
+from otdml._checks import argument_error, check_boolean, check_choice, check_fraction, check_integer
 
 __all__ = ["FOLDS", "SPLITS", "class_folds", "held_out_classes", "split_classes"]
 
@@ -41,6 +41,7 @@ def held_out_classes(
     check_fraction("fraction", fraction)
     if len(classes) < 4:
         raise argument_error("classes", "be four or more: two to train on and two to validate on", len(classes))
+    check_boolean("grouped", grouped)
     group = {name: _group(name, grouped) for name in classes}
     drawn = sorted(set(group.values()), key=lambda name: _place(name, seed))
     sizes, wanted, taken = Counter(group.values()), max(2.0, fraction * len(classes)), set[str]()
@@ -86,6 +87,7 @@ def class_folds(classes: Sequence[str], folds: int = FOLDS, *, grouped: bool = T
         >>> class_folds("abcdefgh")
         [['a', 'b'], ['c', 'd'], ['e', 'f'], ['g', 'h']]
     """
+    check_boolean("grouped", grouped)
     group = {name: _group(name, grouped) for name in classes}
     names = list(dict.fromkeys(group.values()))
     sizes, before, found = Counter(group.values()), 0, {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._arguments import argument_error, check_choice
+from otdml._checks import check_boolean
 from otdml._training import minimised
 from otdml.losses import MMD
 
@@ -135,6 +136,7 @@ class Objective:
     def __post_init__(self) -> None:
         check_choice("prior", self.prior, PRIORS)
         check_choice("place", self.place, PLACES)
+        check_boolean("reconstruction", self.reconstruction)
         if self.regularizer is not None and self.place == "decoder" and not self.reconstruction:
             raise argument_error("place", "be 'encoder' where nothing is decoded", self.place)
 
@@ -178,6 +180,9 @@ class Schedule:
     batch: int = 64
     rate: float = 1e-3
     cosine: bool = True
+
+    def __post_init__(self) -> None:
+        check_boolean("cosine", self.cosine)
 
 
 def training(

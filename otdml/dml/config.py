@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from otdml._arguments import check_integer, check_known
+from otdml._arguments import check_boolean, check_integer, check_known
 
 __all__ = ["TrainingConfig"]
 
@@ -80,6 +80,8 @@ class TrainingConfig:
         for name in ("classes_per_batch", "batches_per_epoch"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name))
+        for name in ("compile", "tensorboard"):
+            check_boolean(name, getattr(self, name))
         for k in self.ks:
             # Checked here, as the first evaluation comes after an epoch of training.
             check_integer("ks", k)

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from otdml._checks import check_boolean
 from otdml.distributed import from_first, gather
 from otdml.dml.loading import EvaluationBatches, as_float
 from otdml.dml.protocols import LabelledImages, queries
@@ -39,7 +40,7 @@ def embed(
         >>> embed(ProxyDML(5, dim=8, seed=0), Digits(split="test")).shape
         torch.Size([896, 8])
     """
-    rows = _rows(len(dataset)) if share else None
+    rows = _rows(len(dataset)) if check_boolean("share", share) else None
     z = torch.cat(list(embeddings(module, dataset, batch_size=batch_size, workers=workers, rows=rows)))
     return z if rows is None else gather(z.to(module.device)).cpu()
 

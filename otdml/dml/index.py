@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_matrix
+from otdml._checks import argument_error, check_boolean, check_integer, check_matrix
 from otdml._faiss import read_vectors, write_vectors
 from otdml._files import replacing, writable_file
 from otdml.dml.approximate import ApproximateSearch
@@ -77,7 +77,7 @@ class EmbeddingIndex:
             exact: Whether to search all images, also where there is an approximate index.
         """
         z, k = _unit(z), min(check_integer("k", k), len(self))
-        if self.approximate is None or exact:
+        if check_boolean("exact", exact) or self.approximate is None:
             # Counted once: it takes longer than the search for one query.
             self._gallery = self._gallery or Gallery(self.z)
             values, rows = self._gallery.search(z, k)
@@ -158,6 +158,7 @@ class EmbeddingIndex:
             ValueError: If its files do not belong together, or one is damaged.
             ImportError: If FAISS is not installed.
         """
+        check_boolean("exact", exact)
         path = Path(folder)
         for name in (VECTORS, ITEMS):
             if not (path / name).is_file() and not (name == VECTORS and list(path.glob(_named("*")))):

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
+from otdml._checks import (
+    argument_error,
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_known,
+    check_nonnegative,
+    check_positive,
+)
 from otdml.distributed import gather, total
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.backbones import num_features
@@ -163,7 +171,10 @@ class ProxyDML(LightningModule):
         self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, least=0)
         self.frozen_epochs = check_integer("frozen_epochs", frozen_epochs, least=0)
         self.clip = None if clip is None else check_positive("clip", clip)
-        self.freeze_bn, self.loss_weight = freeze_bn, check_nonnegative("loss_weight", loss_weight)
+        self.freeze_bn, self.loss_weight = (
+            check_boolean("freeze_bn", freeze_bn),
+            check_nonnegative("loss_weight", loss_weight),
+        )
         self.nir_weight = check_nonnegative("nir_weight", nir_weight)
         with _started(seed):
             self.backbone = make_backbone(backbone, backbone_options)
@@ -237,6 +248,7 @@ class ProxyDML(LightningModule):
             FileNotFoundError: If there is no such folder, and the name is none of a repository.
             ValueError: If its settings name such a network, and ``trust`` is not given.
         """
+        check_boolean("trust", trust)
         settings, state = load_pretrained(name, revision)
         if not trust and "backbone" not in changes:
             check_names(settings, name)
@@ -247,7 +259,11 @@ class ProxyDML(LightningModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> "ProxyDML":
         """The module of a checkpoint, as Lightning loads it; ``trust`` as in :meth:`from_pretrained`."""
-        if not trust and "backbone" not in kwargs and isinstance(checkpoint_path, str | os.PathLike):
+        if (
+            not check_boolean("trust", trust)
+            and "backbone" not in kwargs
+            and isinstance(checkpoint_path, str | os.PathLike)
+        ):
             check_names(checkpoint(Path(checkpoint_path)).get("hyper_parameters") or {}, str(checkpoint_path))
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 

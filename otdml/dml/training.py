@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from otdml._checks import argument_error
+from otdml._checks import argument_error, check_boolean
 from otdml._files import folder_lock
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, evaluate
@@ -106,6 +106,7 @@ def fit(
         (0, True)
     """
     config, folder = config or TrainingConfig(), Path(folder)
+    check_boolean("resume", resume), check_boolean("progress", progress)
     _check_classes(module, train)
     run = RunRecord(module, folder, config, train=train, val=val, test=test, augment=augment, on_epoch=on_epoch)
     with seeded() as seed_all, _quiet():

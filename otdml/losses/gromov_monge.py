@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from otdml._checks import argument_error, check_choice, check_integer, check_positive, has_values
+from otdml._checks import argument_error, check_boolean, check_choice, check_integer, check_positive, has_values
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
@@ -40,7 +40,7 @@ class ScaledCost(nn.Module):
         super().__init__()
         self.cost = check_choice("cost", cost, COSTS)
         log = torch.tensor(math.log(check_positive("scale", scale)))
-        self.log_scale = nn.Parameter(log, requires_grad=learnable)
+        self.log_scale = nn.Parameter(log, requires_grad=check_boolean("learnable", learnable))
 
     @property
     def scale(self) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_batches, check_choice, check_integer, check_positive
+from otdml._checks import argument_error, check_batches, check_boolean, check_choice, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
@@ -379,9 +379,9 @@ class SinkhornDivergence(EntropicOT):
         cache_second: bool = False,
     ) -> None:
         super().__init__(cost=cost, eps=eps, rho=rho, tol=tol, max_iter=max_iter, backend=backend)
+        self.cache_second = check_boolean("cache_second", cache_second)
         if cache_second and eps is None:
             raise argument_error("eps", "be a number where `cache_second` is on", eps)
-        self.cache_second = cache_second
         self._kept = Kept()
 
     def extra_repr(self) -> str:

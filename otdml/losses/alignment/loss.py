@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_labels, check_points, check_views
+from otdml._checks import argument_error, check_boolean, check_labels, check_points, check_views
 from otdml._derivatives import once
 from otdml._precision import full_precision
 from otdml._transforms import called, transforming
@@ -300,7 +300,8 @@ class ContrastiveAlignment(nn.Module):
         self.options.check_temperature(eps)
         self.fixed_eps = eps
         # The logarithm keeps the temperature positive, and gives a step the same relative size at every temperature.
-        self.log_eps = nn.Parameter(torch.tensor(math.log(eps))) if learnable else None
+        learnt = check_boolean("learnable", learnable)
+        self.log_eps = nn.Parameter(torch.tensor(math.log(eps))) if learnt else None
 
     @property
     def eps(self) -> Tensor | float:

@@ -7,6 +7,7 @@ import torch
 
 from otdml._checks import (
     argument_error,
+    check_boolean,
     check_choice,
     check_fraction,
     check_in_range,
@@ -51,6 +52,7 @@ class Options:
         check_positive("lam", self.lam)
         check_nonnegative("weight", self.weight)
         check_choice("form", self.form, FORMS)
+        check_boolean("gather", self.gather)
         check_positive("tol", self.tol)
         check_integer("max_iter", self.max_iter)
         check_choice("backend", self.backend, BACKENDS)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_choice, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice, check_positive
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum
 from otdml.kernels import constant_mean
@@ -80,7 +80,7 @@ def _check_kernel(kernel: str, distance: str, unbiased: bool | None) -> bool:
     infinite = kernel in ("riesz", "log")
     if infinite and unbiased is False:
         raise argument_error("unbiased", f"be True or None for {kernel!r}, which is infinite at distance 0", unbiased)
-    return infinite if unbiased is None else unbiased
+    return infinite if unbiased is None else check_boolean("unbiased", unbiased)
 
 
 def _check_dimension(kernel: str, s: float, d: int) -> None:
