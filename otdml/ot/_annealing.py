@@ -17,6 +17,7 @@ from otdml.ot._anderson import PERIOD
 from otdml.ot._high_temperature import Excess, refined
 from otdml.ot._iteration import at_once, iterate
 from otdml.ot._marginal import Marginal
+from otdml.ot._mass_update import MassKeeping
 from otdml.ot._problem import Posed, Problem, SolverOptions
 from otdml.ot._updates import Alternating, NotFinite, Potentials, Symmetric
 
@@ -184,7 +185,8 @@ def _temperatures(posed: Posed) -> list[float]:
 
 
 def _alternating(posed: Posed) -> Alternating:
-    return Alternating(posed.engine, posed.problem.rows, posed.problem.columns)
+    kind = MassKeeping if posed.problem.extended else Alternating
+    return kind(posed.engine, posed.problem.rows, posed.problem.columns)
 
 
 def _initial(posed: Posed) -> Tensor:

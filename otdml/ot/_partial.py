@@ -62,7 +62,7 @@ def extended(problem: Problem, mass: Tensor) -> Problem:
     below = [torch.arange(1 - w.shape[-1], 1, device=w.device) for w in (a, b)]
     # Numbers below zero on one side and above on the other, so that only the two added points share one.
     barred = Barred(own=(below[0], -below[1]))
-    return dataclasses.replace(problem, cost=problem.cost.extended(), a=a, b=b, mask=barred)
+    return dataclasses.replace(problem, cost=problem.cost.extended(), a=a, b=b, mask=barred, extended=True)
 
 
 def extended_options(options: SolverOptions, problem: Problem, mass: Tensor) -> SolverOptions:

@@ -49,6 +49,7 @@ class Problem:
         rho: Penalties of the two marginals; None for a hard constraint.
         mask: Forbidden pairs, or None.
         idle: Points without admissible partner that have been taken out, or None.
+        extended: Whether the last row and the last column are the added points of a partial problem.
     """
 
     cost: Ground
@@ -58,6 +59,7 @@ class Problem:
     rho: Penalties = HARD
     mask: Mask | None = None
     idle: Idle | None = None
+    extended: bool = False
 
     @classmethod
     def between(
