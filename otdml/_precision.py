@@ -14,6 +14,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# The argument that a solver starts from: it may be the result of another precision, and has no say in this one's.
+START = "init"
+
+
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run ``function`` with autocast off and its floating-point tensors in one dtype of at least float32.
 
@@ -25,7 +29,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         values = [
             value
-            for argument in (*args, *kwargs.values())
+            for argument in (*args, *(value for name, value in kwargs.items() if name != START))
             for value in (argument if type(argument) is tuple else (argument,))
             if isinstance(value, Tensor) and value.is_floating_point()
         ]
@@ -39,7 +43,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         if any(v.dtype != dtype for v in values):
-            args, kwargs = tuple(map(cast, args)), {k: cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]
+            args = tuple(map(cast, args))  # type: ignore[assignment]
+            kwargs = {k: v if k == START else cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]
         with full_arithmetic(values[0].device.type):
             return function(*args, **kwargs)
 

@@ -134,8 +134,9 @@ def test_a_start_of_another_precision():
     single, double = gromov(X.float(), Y.float(), **OPTIONS), gromov(X, Y, **OPTIONS)
     for init in (single, single.plan):
         torch.testing.assert_close(gromov(X, Y, init=init, **OPTIONS).value, double.value, rtol=1e-4, atol=0)
-    found = gromov(X.float(), Y.float(), init=double, **OPTIONS)
-    torch.testing.assert_close(found.value, single.value, rtol=1e-4, atol=0)
+    for init in (double, double.plan):
+        found = gromov(X.float(), Y.float(), init=init, **OPTIONS)
+        torch.testing.assert_close(found.value, single.value, rtol=1e-4, atol=0)
 
 
 def test_the_precise_value_is_the_value():
