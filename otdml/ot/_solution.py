@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,6 +166,16 @@ class EntropicSolution(Coupling):
                 "The costs or the points were changed in place after they had been transported. Read plans and "
                 "potentials before that, or pass clones."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied; the tensors of a copy count their changes anew."""
+        unchanged = self.versions == self.problem.cost.versions
+        return {**vars(self), "versions": None if unchanged else self.versions}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if state["versions"] is None:
+            self.__dict__["versions"] = self.problem.cost.versions
 
     @contextlib.contextmanager
     def _later(self) -> Iterator[None]:

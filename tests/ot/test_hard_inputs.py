@@ -1,6 +1,8 @@
 """Inputs that people report: nearly equal clouds, blobs, empty batches and elements, no mass, half precision later."""
 
+import copy
 import math
+import pickle
 import statistics
 
 import pytest
@@ -284,3 +286,16 @@ def test_what_is_read_under_autocast_is_in_full_precision(solver):
         leaf = x.clone().requires_grad_()
         (expected,) = torch.autograd.grad(solver(leaf, y).barycentric_map(y).square().sum(), leaf)
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])
+@pytest.mark.parametrize("options", [{}, {"rho": 1.0}, {"mass": 0.5}])
+def test_copies_of_results_of_matrices_can_be_read(options, copied):
+    # Made by an operation that writes to it, which tensors count.
+    C = torch.zeros(5, 4).add_(uniform(5, 4, dtype=torch.float32))
+    result = sinkhorn_matrix(C, eps=0.1, **options)
+    other = copied(result)
+    for name in ("plan", "f", "g", "value"):
+        assert torch.equal(getattr(other, name), getattr(result, name))
+    C += 1
+    assert torch.equal(copied(other).plan, other.plan)
