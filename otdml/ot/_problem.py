@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -227,8 +228,12 @@ def check_rho(rho: Rho) -> Penalties:
     pair = rho if isinstance(rho, (tuple, list)) else (rho, rho)
     if len(pair) != 2:
         raise argument_error("rho", "be a number, a pair of numbers, or None", rho)
-    first, second = (None if value is None or value == math.inf else check_positive("rho", value) for value in pair)
+    first, second = (None if value is None or _infinite(value) else check_positive("rho", value) for value in pair)
     return first, second
+
+
+def _infinite(value: float) -> bool:
+    return isinstance(value, Real) and value == math.inf
 
 
 def _doubled(w: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,7 +44,7 @@ def test_infinite_penalties_are_constraints():
     assert check_rho((math.inf, 2)) == (None, 2.0)
 
 
-@pytest.mark.parametrize("rho", [-1.0, 0.0, (1.0, 2.0, 3.0), "1"])
+@pytest.mark.parametrize("rho", [-1.0, 0.0, (1.0, 2.0, 3.0), "1", np.array([1.0, 2.0]), torch.ones(2)], ids=str)
 def test_other_penalties_are_refused(rho):
     with pytest.raises((TypeError, ValueError), match="rho"):
         check_rho(rho)
