@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import (
-    argument_error,
-    check_boolean,
-    check_choice,
-    check_integer,
-    check_known,
-    check_nonnegative,
-    check_positive,
-)
+from otdml._arguments import check_boolean
+from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
 from otdml.distributed import gather, total
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.backbones import num_features
@@ -171,10 +164,7 @@ class ProxyDML(LightningModule):
         self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, least=0)
         self.frozen_epochs = check_integer("frozen_epochs", frozen_epochs, least=0)
         self.clip = None if clip is None else check_positive("clip", clip)
-        self.freeze_bn, self.loss_weight = (
-            check_boolean("freeze_bn", freeze_bn),
-            check_nonnegative("loss_weight", loss_weight),
-        )
+        self.loss_weight = check_nonnegative("loss_weight", loss_weight)
         self.nir_weight = check_nonnegative("nir_weight", nir_weight)
         with _started(seed):
             self.backbone = make_backbone(backbone, backbone_options)
@@ -183,11 +173,12 @@ class ProxyDML(LightningModule):
             self.nir = _nir(dim, nir_options, self.loss) if nir_weight else None
         self.dispersion = _dispersion(dispersion, self.loss)
         _to_default_device(self, seed)
-        self._stop(frozen)
+        self._stop(frozen, freeze_bn)
         self._unseen: list[tuple[Tensor, Tensor]] = []
 
-    def _stop(self, frozen: str | None) -> None:
-        """Freeze the backbone up to a layer."""
+    def _stop(self, frozen: str | None, freeze_bn: bool) -> None:
+        """Freeze the backbone up to a layer, and the statistics of its batch norms if that is asked for."""
+        self.freeze_bn = check_boolean("freeze_bn", freeze_bn)
         self.frozen, self._still = frozen, [] if frozen is None else _stopped(self.backbone, frozen)
         # In a tuple, so that its modules are not registered a second time.
         self._upper: tuple[nn.Module, ...] = ()
@@ -259,11 +250,8 @@ class ProxyDML(LightningModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> "ProxyDML":
         """The module of a checkpoint, as Lightning loads it; ``trust`` as in :meth:`from_pretrained`."""
-        if (
-            not check_boolean("trust", trust)
-            and "backbone" not in kwargs
-            and isinstance(checkpoint_path, str | os.PathLike)
-        ):
+        given = check_boolean("trust", trust) or "backbone" in kwargs
+        if not given and isinstance(checkpoint_path, str | os.PathLike):
             check_names(checkpoint(Path(checkpoint_path)).get("hyper_parameters") or {}, str(checkpoint_path))
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
