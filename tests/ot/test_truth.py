@@ -155,9 +155,10 @@ def verdict(problem):
     low, high, value = dual_bound(problem, result.f), primal_bound(problem, result.plan), float(result.value)
     # What rounding of the points, of the potentials and of the value leaves in units of the cost.
     rounding = 2e-6 * float(problem.C.abs().max()) + 2e-6 * abs(value) + 2e-6 * problem.options["eps"]
-    # Penalties in exponents of some hundred turn that into an error of the mass, which is reported.
-    rho = max((r for r in problem.penalties if r is not None), default=0.0)
-    rounding += float(result.marginal_error) * rho * float(targets(problem, result.f, result.g)[0].sum())
+    # Potentials in units of a penalty, some hundred for masses of 1e32, turn their rounding into one of the mass.
+    largest = max(float(torch.nan_to_num(h, posinf=0.0).abs().max()) for h in (result.f, result.g))
+    moved = max(float(t.sum()) for t in targets(problem, result.f, result.g))
+    rounding += 2 * torch.finfo(problem.x.dtype).eps * largest * moved
     spread = float(problem.C.max() - problem.C.min()) + problem.options["eps"]
     if not low - rounding - 2 * TOL * spread <= value <= high + rounding + 2 * TOL * spread:
         return f"the value {value:.6g} is not between {low:.6g} and {high:.6g}"
