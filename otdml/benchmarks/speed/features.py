@@ -229,19 +229,6 @@ def _streamed(x: Tensor, y: Tensor) -> Tensor:
     return x.square().sum(1).mean() + y.square().sum(1).mean() - 2 * (x * sent).sum()
 
 
-def _ott_low_rank() -> Value:
-    import jax
-    from ott.geometry.pointcloud import PointCloud
-    from ott.initializers.linear.initializers_lr import KMeansInitializer
-    from ott.problems.linear.linear_problem import LinearProblem
-    from ott.solvers.linear.sinkhorn_lr import LRSinkhorn
-
-    # With its default start and steps its plans cost up to four times as much.
-    solver = LRSinkhorn(_RANK, initializer=KMeansInitializer(_RANK), gamma=100.0, gamma_rescale=False)
-    compiled = jax.jit(lambda x, y: solver(LinearProblem(PointCloud(x, y))).primal_cost)
-    return lambda x, y: torch.from_dlpack(compiled(*(jax.numpy.asarray(t.numpy()) for t in (x, y))))
-
-
 # Metric learning
 
 
@@ -302,7 +289,8 @@ FEATURES: dict[str, Feature] = {
         16384,
         2,
         _low_rank,
-        {"ott": ("ott", _ott_low_rank)},
+        # OTT's solver, with settings that lead to as low a cost, had not ended after ten minutes at this size.
+        {},
         gradient=False,
         error=0.05,
         beside={"streamed sinkhorn": _streamed},
