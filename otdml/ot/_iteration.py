@@ -58,6 +58,10 @@ def judge(
 AT_ONCE = {2**16: (12, 8), 2**18: (6, 4), 2**20: (4, 2)}
 
 
+# Iterations beyond the most that may go to finding what was lost.
+FINDING = 200
+
+
 def at_once(entries: int) -> tuple[int, int]:
     """The number of iterations that are made at first, and then at a time, with a kernel of so many entries."""
     return next((times for most, times in AT_ONCE.items() if entries <= most), (1, 1))
@@ -111,7 +115,8 @@ def _iterate(
         spent += times
         progress.show(spent, step.worst[-1])
         verdict = judge(step, update, accelerated, best, tol=tol, out=spent >= last, g=g)
-        if verdict in (Verdict.ASTRAY, Verdict.STALE) and (not step.finite or spent <= max_iter + 1):
+        # What is lost may take more than that to be found again, but not for ever.
+        if verdict in (Verdict.ASTRAY, Verdict.STALE) and spent <= max_iter + (1 if step.finite else FINDING):
             # One more iteration where the last has gone astray.
             last += spent == last == max_iter
             if verdict is Verdict.ASTRAY:

@@ -29,7 +29,8 @@ class MassKeeping(Alternating):
         mass = rows.weights[..., :-1].sum(-1) - columns.weights[..., -1]
         stays = (columns.weights[..., :-1] * (step.f[..., -1:] + new[..., :-1]).exp()).sum(-1) * rows.weights[..., -1]
         moves = columns.weights[..., :-1].sum(-1) - stays
-        far = ~((moves > mass / FAR) & (moves < mass * FAR))
+        # What is not a number is not far: it is for the loop to give up.
+        far = (moves <= mass / FAR) | (moves >= mass * FAR)
         # On a device the question would cost more than the answer.
         if not (g.is_cuda or bool(far.any())):
             return step
