@@ -75,9 +75,9 @@ class RecallAtK(nn.Module):
 
     Example:
         >>> import torch
-        >>> loss = RecallAtK(k=1, eps=1e-3)
+        >>> loss = RecallAtK(k=1, eps=0.1)
         >>> loss(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
-        tensor(0.)
+        tensor(0.1435)
     """
 
     def __init__(self, *, k: int = 1, eps: float = 0.05) -> None:
