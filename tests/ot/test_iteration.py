@@ -38,6 +38,15 @@ def test_an_iteration_that_is_not_finite_is_an_error():
         iterate(alternating(p), torch.full((4,), torch.nan, dtype=torch.float64))
 
 
+def test_what_stays_lost_is_given_up(monkeypatch):
+    """However often a kernel is made anew."""
+    p = posed(backend="dense")
+    monkeypatch.setattr(p.engine, "refresh", lambda *_, **__: True)
+    g = torch.full((4,), torch.nan, dtype=torch.float64)
+    with pytest.raises(NotFinite):
+        iterate(alternating(p), g, max_iter=20)
+
+
 class _Kernel:
     """Soft minima that have lost their accuracy, or not."""
 
