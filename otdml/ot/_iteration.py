@@ -57,9 +57,8 @@ def judge(
 # from then on: to read errors and to extrapolate takes as long as some products with a small kernel.
 AT_ONCE = {2**16: (12, 8), 2**18: (6, 4), 2**20: (4, 2)}
 
-
-# Iterations beyond the most that may go to finding what was lost.
-FINDING = 200
+# Iterations beyond `max_iter` in which a state that is not finite may still be recovered from.
+RECOVERY = 200
 
 
 def at_once(entries: int) -> tuple[int, int]:
@@ -115,8 +114,7 @@ def _iterate(
         spent += times
         progress.show(spent, step.worst[-1])
         verdict = judge(step, update, accelerated, best, tol=tol, out=spent >= last, g=g)
-        # What is lost may take more than that to be found again, but not for ever.
-        if verdict in (Verdict.ASTRAY, Verdict.STALE) and spent <= max_iter + (1 if step.finite else FINDING):
+        if verdict in (Verdict.ASTRAY, Verdict.STALE) and spent <= max_iter + (1 if step.finite else RECOVERY):
             # One more iteration where the last has gone astray.
             last += spent == last == max_iter
             if verdict is Verdict.ASTRAY:

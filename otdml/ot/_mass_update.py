@@ -1,4 +1,4 @@
-"""The iteration of partial problems, which keeps the mass that moves."""
+"""The iteration of partial problems, with the transported mass corrected where it is far off."""
 
 import dataclasses
 
@@ -10,17 +10,17 @@ from otdml.ot.engines import Engine
 
 __all__ = ["MassKeeping"]
 
-# The factor by which the mass that moves may be off before it is set right.
+# The factor by which the transported mass may be off before it is corrected.
 FAR = 2.0
 
 
 class MassKeeping(Alternating):
-    r"""Sinkhorn's iteration of an extended problem, with the mass that moves set right where it is far off.
+    r"""Sinkhorn's iteration of an extended problem, with the transported mass corrected where it is far off.
 
-    Where next to nothing moves all marginals are nearly met, by points that stay, and an iteration changes the
-    potential between moving and staying by no more than the share that is to move. An extrapolation that leads there
-    would not find back. So the dual is maximised along that potential: all entries of the plan but those of the added
-    points, which are the last row and the last column, are multiplied by what makes their sum the mass.
+    A plan that transports next to nothing nearly has the right marginals, as the added points take the rest, and each
+    iteration changes the transported mass little. An extrapolation that leads there is not recovered from in reasonable
+    time. So the dual is maximised in one more direction: all entries of the plan but those of the added points, the
+    last row and the last column, are multiplied by the factor that makes their sum the mass.
     """
 
     def step(self, g: Tensor, times: int) -> Step:
@@ -29,9 +29,9 @@ class MassKeeping(Alternating):
         mass = rows.weights[..., :-1].sum(-1) - columns.weights[..., -1]
         stays = (columns.weights[..., :-1] * (step.f[..., -1:] + new[..., :-1]).exp()).sum(-1) * rows.weights[..., -1]
         moves = columns.weights[..., :-1].sum(-1) - stays
-        # What is not a number is not far: it is for the loop to give up.
+        # Comparisons with NaN are false, so an iteration that is not finite is left to the loop.
         far = (moves <= mass / FAR) | (moves >= mass * FAR)
-        # On a device the question would cost more than the answer.
+        # On a GPU, to read this forces a synchronisation, which takes longer than the correction.
         if not (g.is_cuda or bool(far.any())):
             return step
         shift = torch.where(far, mass.log() - self._log_moved(step.f, new), 0.0)[..., None]
@@ -42,10 +42,10 @@ class MassKeeping(Alternating):
         return dataclasses.replace(step, f=f, new=torch.cat((step.new[:-1], new[None])))
 
     def _log_moved(self, f: Tensor, g: Tensor) -> Tensor:
-        """The logarithm of the mass that moves, shape (...)."""
+        """The logarithm of the transported mass, shape (...)."""
         h = g + self.columns.log
         h = torch.cat((h[..., :-1], torch.full_like(h[..., -1:], -torch.inf)), -1)
-        # Evaluated anew: a kernel that is kept has no entry of a plan that moves next to nothing.
+        # Without the stored kernel, in which entries of so small a plan are zero.
         assert isinstance(self.softmin, Engine)
         softmin = Engine.row_softmin(self.softmin, h)
         return (self.rows.log + f - softmin)[..., :-1].logsumexp(-1)
