@@ -139,7 +139,8 @@ def gromov(
     features = None if u is None or v is None else (_first_order(u), _first_order(v))
     within, scale = _within((("cost_x", x, cost_x), ("cost_y", y, cost_y)), live)
     between = None if features is None else between_features(*features, cost_features, 1 - share, scale.dtype)
-    return _solved(_Fused(within, between, share), live.to(scale.dtype), (rho, mass), options, scale)
+    live = live.to(scale.dtype)
+    return _solved(_Fused(within, between, share), live, _relaxation(rho, mass, live), options, scale)
 
 
 @full_precision
@@ -201,7 +202,7 @@ def gromov_matrix(
     share = _share(alpha, fused=features is not None)
     M = None if features is None else check_between(features, live.a, live.b)
     between = None if M is None else given_between(_first_order(M), 1 - share)
-    return _solved(_Fused((left, right), between, share), live, (rho, mass), options, scale)
+    return _solved(_Fused((left, right), between, share), live, _relaxation(rho, mass, live), options, scale)
 
 
 def _live(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *, equal: bool) -> Live:
@@ -249,14 +250,10 @@ class _Fused:
 
 
 def _solved(
-    costs: _Fused,
-    live: Live,
-    relaxed_by: tuple[float | tuple[float, float] | None, Mass | None],
-    options: GromovOptions,
-    scale: Scale,
+    costs: _Fused, live: Live, relaxation: Relaxation | None, options: GromovOptions, scale: Scale
 ) -> GromovResult:
     scale.check()
-    problem, relaxation = costs.objective(live), _relaxation(*relaxed_by, live)
+    problem = costs.objective(live)
     options = dataclasses.replace(options, init=_in_dtype(options.init, scale.dtype))
     return scale.read(
         constrained(problem, live, options) if relaxation is None else relaxed(problem, relaxation, live, options)
