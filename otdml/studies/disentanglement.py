@@ -209,7 +209,7 @@ STUDIES = {
     study.name: study
     for study in (
         _base("sprites", *_REASONS),
-        _weights("sprites", beta=8),
+        _weights("sprites", beta=16),
         _correlation("sprites"),
         _without_decoder("sprites"),
         _base("scenes"),
