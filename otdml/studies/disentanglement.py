@@ -179,7 +179,7 @@ def _weights(pictures: str, beta: float) -> Study:
             f"{name} {place} {cost} {weight * unit:g}", "none",
             pictures=pictures, beta=beta, regularizer=name, place=place, cost=cost, weight=weight * unit,
         )
-        for name, weights in (("distortion", (3.0, 30.0, 300.0)), ("gap", (30.0, 300.0, 3000.0)))
+        for name, weights in (("distortion", (3.0, 30.0, 300.0)), ("gap", (3.0, 30.0, 300.0)))
         for place in ("decoder", "encoder")
         # Squared distances of pictures are tens, and enter squared.
         for cost, unit in (("cosine", 1.0), ("sqeuclidean", 1e-3))

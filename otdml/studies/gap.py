@@ -15,10 +15,10 @@ CHOSEN = {
     ("distortion", "decoder", "sqeuclidean"): 0.03,
     ("distortion", "encoder", "cosine"): 30.0,
     ("distortion", "encoder", "sqeuclidean"): 0.03,
-    ("gap", "decoder", "cosine"): 300.0,
-    ("gap", "decoder", "sqeuclidean"): 0.3,
-    ("gap", "encoder", "cosine"): 300.0,
-    ("gap", "encoder", "sqeuclidean"): 0.3,
+    ("gap", "decoder", "cosine"): 30.0,
+    ("gap", "decoder", "sqeuclidean"): 0.03,
+    ("gap", "encoder", "cosine"): 30.0,
+    ("gap", "encoder", "sqeuclidean"): 0.03,
 }
 # The scores of the plain autoencoder of sprites with β = 16, the best of the study of its base, have stopped rising by
 # then; with β = 8 they still rose with one seed of two.
