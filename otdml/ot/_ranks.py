@@ -41,7 +41,8 @@ def soft_rank(
     their ranks, and equal ones have one rank, the mean of theirs; as ``eps`` falls below the gaps the ranks are those
     of sorting, and their gradient vanishes. Where it is large all ranks are (n + 1) / 2. The plan is solved from the
     potentials of the sorted order, which are known on the line: some iterations, of n² operations each, at every
-    temperature. First derivatives are those of the optimum :cite:p:`cuturi:19`; there are no second ones.
+    temperature. Derivatives are those of the optimum :cite:p:`cuturi:19`; second ones exist with
+    ``backend="dense"``.
 
     Args:
         x: Scores, shape (..., n).

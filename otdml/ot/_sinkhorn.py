@@ -47,8 +47,8 @@ def sinkhorn(
     with :math:`C_{ij} = c(x_i, y_j)` and :math:`\mathrm{KL}(p | q) = \sum p \log (p / q) - p + q`; without
     :math:`\rho` the marginals are constraints. Solved by Sinkhorn's algorithm :cite:p:`cuturi:13` under Anderson
     acceleration :cite:p:`walker:11`, at low temperatures by way of higher ones; unbalanced as in
-    :cite:p:`sejourne:19`. Gradients are those of the optimum, never of the iterations, and second derivatives exist on
-    the dense and streamed backends.
+    :cite:p:`sejourne:19`. Gradients are those of the optimum, never of the iterations, and second derivatives of
+    the value exist on the dense and streamed backends, those of potentials, plans and maps on the dense one.
 
     Args:
         x: First points, shape (..., n, d).
