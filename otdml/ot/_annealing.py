@@ -6,6 +6,7 @@ precision: potentials of r temperatures are rounded to r times 1e-7 in single pr
 itself.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -70,6 +71,7 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
     single = problem.resolves_more
     if single and problem.loses_penalties:
         return solve(problem.double(), options, init, symmetric=symmetric)
+    spent = 0
     with torch.no_grad():
         posed = Posed.of(problem, options.backend)
         try:
@@ -88,7 +90,9 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
                 remedy = f"Look for {cost.look_for}; or raise `eps`."
                 raise argument_error(cost.argument, "give finite costs over `eps`", got, remedy) from error
             start = init
-    return solve(problem.double(), options, start, symmetric=symmetric)
+    finer = solve(problem.double(), options, start, symmetric=symmetric)
+    n_iter = spent + finer.potentials.n_iter
+    return dataclasses.replace(finer, potentials=dataclasses.replace(finer.potentials, n_iter=n_iter))
 
 
 def _empty(posed: Posed) -> Solved:

@@ -68,7 +68,7 @@ def sinkhorn(
             define a plan to r times 2e-7 of itself. Where that is more than half of ``tol`` the problem is solved in
             double precision inside: up to twice the time of single precision, some of which has been spent by then,
             and twice the memory of a dense matrix.
-        max_iter: Most iterations; beyond them the result has ``converged`` False, and a warning says so.
+        max_iter: Most iterations in either precision; beyond them ``converged`` is False, and a warning says so.
         init: Potentials (f, g) to start from, in units of the cost; one of them may be None.
         backend: "dense" keeps the matrix; "streamed" needs memory linear in n and m; "keops" does too and is compiled
             at first use, for few features; "multiscale" is "streamed" from potentials of GeomLoss, for balanced

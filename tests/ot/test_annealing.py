@@ -36,6 +36,22 @@ def test_an_easy_problem_is_solved_at_its_own_temperature(monkeypatch):
     assert tolerances == [1e-3]
 
 
+def test_iterations_in_single_precision_count_where_double_precision_ends_the_problem(monkeypatch):
+    each = []
+
+    def noted(*arguments, **options):
+        found = iterate(*arguments, **options)
+        each.append((found.g.dtype, found.n_iter))
+        return found
+
+    monkeypatch.setattr(_annealing, "iterate", noted)
+    found = solve(problem(0.1), SolverOptions(tol=1e-6))
+    assert found.done
+    assert [dtype for dtype, _ in each] == [torch.float32, torch.float64]
+    assert each[0][1] > each[1][1]
+    assert found.potentials.n_iter == sum(count for _, count in each)
+
+
 def test_a_hard_one_is_approached_from_a_twentieth_of_its_largest_cost(monkeypatch):
     tolerances = calls(monkeypatch)
     posed = Posed.of(problem(2e-4, dtype=torch.float64), "auto")
