@@ -9,8 +9,8 @@ from otdml.studies.protocol import Arm, Study
 
 __all__ = ["STUDIES"]
 
-# By regularizer, place and cost. That of the gap on the decoder, of cosines, is the best one of the study of weights; the
-# others are its middle ones until it has tried them.
+# By regularizer, place and cost. That of the gap on the decoder, of cosines, is the best one of the study of weights;
+# the others are its middle ones until it has tried them.
 CHOSEN = {
     ("distortion", "decoder", "cosine"): 30.0,
     ("distortion", "decoder", "sqeuclidean"): 0.03,
