@@ -12,7 +12,7 @@ from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
 from otdml.measures import broadcast_pairs, weights
 from otdml.ot._gromov.centred_cost import WithinCost, cost_block
-from otdml.ot._gromov.scale import too_small
+from otdml.ot._gromov.scale import vanishing_squares
 from otdml.ot._gromov.solver import GROMOV_BACKENDS, STARTS, gromov
 from otdml.ot._problem import SINGLE_ONLY
 
@@ -137,7 +137,7 @@ def _checked(value: Tensor, *sides: tuple[Tensor, WithinCost]) -> Tensor:
         raise argument_error("x", "give a finite distortion", "NaN or infinity", remedy)
     for name, (points, cost) in zip("xy", sides, strict=True):
         if points.numel() and _squares_vanish(points.detach(), cost):
-            raise too_small(name, value.dtype)
+            raise vanishing_squares(name, value.dtype)
     return value
 
 

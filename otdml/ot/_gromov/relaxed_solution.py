@@ -13,7 +13,7 @@ from otdml.ot._gromov.objective import GromovObjective, ReadablePlan, extreme_vi
 from otdml.ot._gromov.relaxation import Linearised, Relaxation, State
 from otdml.ot._gromov.relaxed_objective import Diagonal, Factored, Given, Reading, RelaxedObjective
 from otdml.ot._gromov.result import GromovResult, along
-from otdml.ot._gromov.solution import STARTS, GromovOptions, Init, Live, temperatures, warn_unfinished
+from otdml.ot._gromov.solution import STARTS, GromovOptions, Init, Marginals, temperatures, warn_unfinished
 from otdml.ot._problem import SolverOptions
 from otdml.ot._result import OTResult
 
@@ -36,21 +36,23 @@ RESOLVED = 64
 ROUNDING = 40
 
 
-def relaxed(problem: GromovObjective, relaxation: Relaxation, live: Live, options: GromovOptions) -> GromovResult:
+def relaxed(
+    problem: GromovObjective, relaxation: Relaxation, marginals: Marginals, options: GromovOptions
+) -> GromovResult:
     """The solution of a problem whose plan has other marginals than a and b."""
     objective = RelaxedObjective(problem)
-    frozen, a, b = objective.detach(), live.a.detach(), live.b.detach()
+    frozen, a, b = objective.detach(), marginals.a.detach(), marginals.b.detach()
     eps, start_temperature = temperatures(frozen.centred, options.eps)
     if options.eps is None:
         eps = relaxation.temperature(eps, a, b)
     eps = eps.expand(frozen.centred.mass.shape)
     ratio = (relaxation.temperature(start_temperature, a, b) / eps).clamp(min=1)
     descent = _Descent(frozen, relaxation, eps, options)
-    state = _stacked([_scaled(frozen, plan, relaxation) for plan in _starts(frozen, options.init, live)])
+    state = _stacked([_scaled(frozen, plan, relaxation) for plan in _starts(frozen, options.init, marginals)])
     found, converged, n_iter = descent.finished(descent.best(descent.cooled(state, ratio)))
     if not bool(converged.all()):
         warn_unfinished(options.tol, options.max_iter)
-    return _result(objective, relaxation, live, eps, found, converged, n_iter)
+    return _result(objective, relaxation, marginals, eps, found, converged, n_iter)
 
 
 @dataclasses.dataclass
@@ -125,7 +127,7 @@ def _resolved(costs: Tensor) -> float:
     return torch.finfo(costs.dtype).eps * max(RESOLVED, 3 * float(costs.max()) if costs.numel() else 0.0)
 
 
-def _starts(objective: RelaxedObjective, init: Init, live: Live) -> Sequence[ReadablePlan]:
+def _starts(objective: RelaxedObjective, init: Init, marginals: Marginals) -> Sequence[ReadablePlan]:
     problem = objective.centred
     a, b = problem.a, problem.b
     if isinstance(init, Tensor):
@@ -136,7 +138,7 @@ def _starts(objective: RelaxedObjective, init: Init, live: Live) -> Sequence[Rea
     if not isinstance(init, str):
         return [init]
     check_choice("init", init, STARTS)
-    pairing: list[ReadablePlan] = [Diagonal(a)] if live.shared is not None and init != "product" else []
+    pairing: list[ReadablePlan] = [Diagonal(a)] if marginals.shared is not None and init != "product" else []
     if init == "identity" and pairing:
         return pairing
     even = [] if problem.features is None else [0.0]
@@ -162,7 +164,7 @@ def _stacked(readings: Sequence[Reading]) -> State:
 def _result(
     objective: RelaxedObjective,
     relaxation: Relaxation,
-    live: Live,
+    marginals: Marginals,
     eps: Tensor,
     found: Linearised,
     converged: Tensor,
@@ -171,9 +173,9 @@ def _result(
     frozen = objective.detach()
     penalty, divergence = relaxation.penalties(frozen, found, eps)
     value = objective.value(found.transport) + penalty
-    if live.a.requires_grad or live.b.requires_grad:
+    if marginals.a.requires_grad or marginals.b.requires_grad:
         duals = relaxation.duals(frozen, found, eps)
-        value = value + sum(along(w, d) for w, d in zip((live.a, live.b), duals, strict=True))
+        value = value + sum(along(w, d) for w, d in zip((marginals.a, marginals.b), duals, strict=True))
     inherited = {f.name: getattr(found.transport, f.name) for f in fields(OTResult)}
     own = {"value": value, "converged": converged, "n_iter": n_iter}
     return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=None, _shared=None)

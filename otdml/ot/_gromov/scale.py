@@ -18,7 +18,7 @@ from otdml.ot._gromov.centred_cost import CentredCost, ScaledCostLike, WithinCos
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._problem import SINGLE_ONLY
 
-__all__ = ["Scale", "size_of_matrix", "size_within", "too_small"]
+__all__ = ["Scale", "size_of_matrix", "size_within", "vanishing_squares"]
 
 # Costs, and products of costs, keep all digits where their exponents are within this share of the dtype's.
 SHARE = 1 / 3
@@ -58,7 +58,7 @@ class Scale:
         limits = torch.finfo(self.dtype)
         product = sum(self.sizes) + 2 * self.mass
         if bool((product.isfinite() & (product < math.log2(limits.tiny / limits.eps))).any()):
-            raise too_small(self.names[0], self.dtype)
+            raise vanishing_squares(self.names[0], self.dtype)
 
     def read(self, result: GromovResult) -> GromovResult:
         """The result in the dtype of the inputs, if that holds its value."""
@@ -76,10 +76,10 @@ class Scale:
         for name, size in zip(self.names, self.sizes, strict=True):
             vanishing = size.isfinite() & (2 * size < math.log2(limits.tiny))
             if bool((vanishing & (value < limits.tiny)).any()):
-                raise too_small(name, self.given)
+                raise vanishing_squares(name, self.given)
 
 
-def too_small(name: str, dtype: torch.dtype) -> Exception:
+def vanishing_squares(name: str, dtype: torch.dtype) -> Exception:
     """The error for costs of which nothing is left in their squares."""
     must = f"give costs whose squares {dtype} tells from zero"
     return argument_error(name, must, "squares that underflow", "Rescale the points.")

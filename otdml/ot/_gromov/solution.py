@@ -19,7 +19,7 @@ __all__ = [
     "STARTS",
     "GromovOptions",
     "Init",
-    "Live",
+    "Marginals",
     "constrained",
     "temperatures",
     "warn_unfinished",
@@ -57,22 +57,24 @@ class GromovOptions:
 
 
 @dataclass(frozen=True)
-class Live:
+class Marginals:
     """The weights with their graph, and those of both clouds where pairing equal indices is a plan."""
 
     a: Tensor
     b: Tensor
     shared: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> "Live":
-        return Live(self.a.to(dtype), self.b.to(dtype), self.shared if self.shared is None else self.shared.to(dtype))
+    def to(self, dtype: torch.dtype) -> "Marginals":
+        return Marginals(
+            self.a.to(dtype), self.b.to(dtype), self.shared if self.shared is None else self.shared.to(dtype)
+        )
 
 
-def constrained(problem: GromovObjective, live: Live, options: GromovOptions) -> GromovResult:
+def constrained(problem: GromovObjective, marginals: Marginals, options: GromovOptions) -> GromovResult:
     """The solution of a problem whose plan has the marginals a and b."""
     frozen, tol, max_iter = problem.detach(), options.tol, options.max_iter
     eps, start_temperature = temperatures(frozen, options.eps)
-    starts = _starts(frozen, options.init, live.shared is not None)
+    starts = _starts(frozen, options.init, marginals.shared is not None)
     if frozen.mass.numel() == 0:
         near = DescentState(frozen.mass, frozen.slope(starts[0].projection), torch.zeros_like(frozen.b), 0)
     else:
@@ -80,7 +82,7 @@ def constrained(problem: GromovObjective, live: Live, options: GromovOptions) ->
     transport, state = _polished(frozen, near, eps, options)
     if not bool(state.converged.all()):
         warn_unfinished(tol, max_iter)
-    return _result(problem, transport, state, live, eps)
+    return _result(problem, transport, state, marginals, eps)
 
 
 def temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -157,16 +159,18 @@ def _resolved(problem: GromovObjective, state: DescentState, eps: Tensor) -> flo
     return torch.finfo(eps.dtype).eps * max(ROUNDING, 3 * float(costs.max()) if costs.numel() else 0.0)
 
 
-def _result(problem: GromovObjective, transport: OTResult, state: _Polished, live: Live, eps: Tensor) -> GromovResult:
+def _result(
+    problem: GromovObjective, transport: OTResult, state: _Polished, marginals: Marginals, eps: Tensor
+) -> GromovResult:
     frozen = problem.detach()
     value = problem.value(transport)
-    if any(w.requires_grad for w in (live.a, live.b)):
+    if any(w.requires_grad for w in (marginals.a, marginals.b)):
         duals = frozen.value_duals(transport, transport.f, transport.g)
-        value = value + sum(along(w, d) for w, d in zip((live.a, live.b), duals, strict=True))
+        value = value + sum(along(w, d) for w, d in zip((marginals.a, marginals.b), duals, strict=True))
     inherited = {f.name: getattr(transport, f.name) for f in fields(OTResult)}
     own = {"value": value, "converged": state.converged & transport.converged, "n_iter": state.n_iter}
     divergence = (transport.value - frozen.linearised(state.slope, transport)) / eps
-    return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=problem, _shared=live.shared)
+    return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=problem, _shared=marginals.shared)
 
 
 def warn_unfinished(tol: float, max_iter: int) -> None:

@@ -27,7 +27,7 @@ from otdml.ot._gromov.relaxed_objective import Given
 from otdml.ot._gromov.relaxed_solution import relaxed
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._gromov.scale import Scale, size_of_matrix, size_within
-from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Live, constrained
+from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Marginals, constrained
 from otdml.ot._partial import Mass, check_mass
 from otdml.ot._result import OTResult
 
@@ -134,13 +134,13 @@ def gromov(
     u, v = check_features(features, x, y)
     refuse_transforms("gromov", x, y, a, b, u, v)
     x, y = _first_order(x), _first_order(y)
-    live = _live(x, y, a, b, equal=rho is None and mass is None)
+    marginals = _marginals(x, y, a, b, equal=rho is None and mass is None)
     share = _share(alpha, fused=u is not None)
     features = None if u is None or v is None else (_first_order(u), _first_order(v))
-    within, scale = _within((("cost_x", x, cost_x), ("cost_y", y, cost_y)), live)
+    within, scale = _within((("cost_x", x, cost_x), ("cost_y", y, cost_y)), marginals)
     between = None if features is None else between_features(*features, cost_features, 1 - share, scale.dtype)
-    live = live.to(scale.dtype)
-    return _solved(_Fused(within, between, share), live, _relaxation(rho, mass, live), options, scale)
+    marginals = marginals.to(scale.dtype)
+    return _solved(_Fused(within, between, share), marginals, _relaxation(rho, mass, marginals), options, scale)
 
 
 @full_precision
@@ -194,23 +194,23 @@ def gromov_matrix(
     options = GromovOptions(eps, tol, max_iter, init, "auto")
     C_x, C_y, a, b = broadcast_clouds(check_symmetric("C_x", C_x), check_symmetric("C_y", C_y), a, b, second="C_y")
     C_x, C_y = _first_order(C_x), _first_order(C_y)
-    live = _live(C_x, C_y, a, b, equal=rho is None and mass is None)
+    marginals = _marginals(C_x, C_y, a, b, equal=rho is None and mass is None)
     sizes = size_of_matrix(C_x), size_of_matrix(C_y)
-    scale = Scale(C_x.dtype, ("C_x", "C_y"), sizes, live.a.detach().sum(-1).log2())
-    live = live.to(scale.dtype)
-    left, right = (centred_matrix(C.to(scale.dtype), w.detach()) for C, w in ((C_x, live.a), (C_y, live.b)))
+    scale = Scale(C_x.dtype, ("C_x", "C_y"), sizes, marginals.a.detach().sum(-1).log2())
+    marginals = marginals.to(scale.dtype)
+    left, right = (centred_matrix(C.to(scale.dtype), w.detach()) for C, w in ((C_x, marginals.a), (C_y, marginals.b)))
     share = _share(alpha, fused=features is not None)
-    M = None if features is None else check_between(features, live.a, live.b)
+    M = None if features is None else check_between(features, marginals.a, marginals.b)
     between = None if M is None else given_between(_first_order(M), 1 - share)
-    return _solved(_Fused((left, right), between, share), live, _relaxation(rho, mass, live), options, scale)
+    return _solved(_Fused((left, right), between, share), marginals, _relaxation(rho, mass, marginals), options, scale)
 
 
-def _live(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *, equal: bool) -> Live:
+def _marginals(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *, equal: bool) -> Marginals:
     shared = _shared_weights(x, y, a, b)
     a, b = _first_order(weights(x, a)), _first_order(weights(y, b))
     if shared is None and equal:
         check_equal_mass(a, b)
-    return Live(a, b, shared)
+    return Marginals(a, b, shared)
 
 
 def _share(alpha: float | None, *, fused: bool) -> float:
@@ -222,18 +222,18 @@ def _share(alpha: float | None, *, fused: bool) -> float:
     return check_fraction("alpha", alpha)
 
 
-def _within(clouds: tuple[Cloud, Cloud], live: Live) -> tuple[Pair, Scale]:
+def _within(clouds: tuple[Cloud, Cloud], marginals: Marginals) -> tuple[Pair, Scale]:
     """The costs within the two clouds, in the precision that their products need."""
 
     (first, x, cost_x), (second, y, cost_y) = clouds
 
-    def costs(live: Live) -> Pair:
-        return centred(first, x, live.a.detach(), cost_x), centred(second, y, live.b.detach(), cost_y)
+    def costs(marginals: Marginals) -> Pair:
+        return centred(first, x, marginals.a.detach(), cost_x), centred(second, y, marginals.b.detach(), cost_y)
 
-    found = costs(live)
+    found = costs(marginals)
     sizes = size_within(x, cost_x, found[0]), size_within(y, cost_y, found[1])
-    scale = Scale(x.dtype, ("x", "y"), sizes, live.a.detach().sum(-1).log2())
-    return found if scale.dtype == x.dtype else costs(live.to(scale.dtype)), scale
+    scale = Scale(x.dtype, ("x", "y"), sizes, marginals.a.detach().sum(-1).log2())
+    return found if scale.dtype == x.dtype else costs(marginals.to(scale.dtype)), scale
 
 
 @dataclass(frozen=True)
@@ -244,19 +244,21 @@ class _Fused:
     between: FeatureCost | None
     share: float
 
-    def objective(self, live: Live) -> GromovObjective:
+    def objective(self, marginals: Marginals) -> GromovObjective:
         left, right = (cost.scaled(math.sqrt(self.share)) for cost in self.within)
-        return GromovObjective(left, right, live.a.detach(), live.b.detach(), self.between)
+        return GromovObjective(left, right, marginals.a.detach(), marginals.b.detach(), self.between)
 
 
 def _solved(
-    costs: _Fused, live: Live, relaxation: Relaxation | None, options: GromovOptions, scale: Scale
+    costs: _Fused, marginals: Marginals, relaxation: Relaxation | None, options: GromovOptions, scale: Scale
 ) -> GromovResult:
     scale.check()
-    problem = costs.objective(live)
+    problem = costs.objective(marginals)
     options = dataclasses.replace(options, init=_in_dtype(options.init, scale.dtype))
     return scale.read(
-        constrained(problem, live, options) if relaxation is None else relaxed(problem, relaxation, live, options)
+        constrained(problem, marginals, options)
+        if relaxation is None
+        else relaxed(problem, relaxation, marginals, options)
     )
 
 
@@ -269,11 +271,11 @@ def _in_dtype(init: Init, dtype: torch.dtype) -> Init:
     return init
 
 
-def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, live: Live) -> Relaxation | None:
+def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, marginals: Marginals) -> Relaxation | None:
     if rho is not None and mass is not None:
         raise argument_error("mass", "be None where `rho` is given", mass)
     if mass is not None:
-        return Partial(check_mass(mass, live.a, live.b).detach())
+        return Partial(check_mass(mass, marginals.a, marginals.b).detach())
     return rho if rho is None else Unbalanced(check_penalties(rho))
 
 
