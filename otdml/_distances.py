@@ -33,13 +33,12 @@ def squared_distance(x: Tensor, y: Tensor, *, every_mode: bool = False) -> Facto
 
 def centres(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The centres of two clouds, shape (..., 1, d) each, as constants."""
-    p, q = x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
-    return p, q
+    return x.detach().mean(-2, keepdim=True), y.detach().mean(-2, keepdim=True)
 
 
 def _squared(x: Tensor, y: Tensor, p: Tensor, q: Tensor, square: Callable[[Tensor], Tensor]) -> Factors:
     near = x - p
-    return 2 * near, y - q, square(near) + (near * (2 * (p - q))).sum(-1), square(y - p)
+    return 2 * near, y - q, (near * torch.add(near, p - q, alpha=2)).sum(-1), square(y - p)
 
 
 def _sum_of_squares(t: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ def _slope(difference: Tensor, weights: Tensor | None, straight: Tensor | None) 
     if weights is None:
         return straight
     curved = difference * (2 * weights)[..., None]
-    return curved if straight is None else straight + curved
+    return curved if straight is None else curved + straight
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:

@@ -14,6 +14,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# Kinds of device that every release of torch has autocast for, and the context where nothing is to be changed.
+_KNOWN = ("cpu", "cuda")
+_AS_IT_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
 # The argument that a solver starts from: it may be the result of another precision, and has no say in this one's.
 START = "init"
 
@@ -29,20 +33,21 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         values = [
             value
-            for argument in (*args, *(value for name, value in kwargs.items() if name != START))
+            for argument in (*args, *[value for name, value in kwargs.items() if name != START])
             for value in (argument if type(argument) is tuple else (argument,))
             if isinstance(value, Tensor) and value.is_floating_point()
         ]
         if not values:
             return function(*args, **kwargs)
-        dtype = functools.reduce(torch.promote_types, {v.dtype for v in values}, torch.float32)
+        dtypes = {v.dtype for v in values}
+        if dtypes != {torch.float32} and dtypes != {torch.float64}:
+            dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
 
-        def cast(value: Any) -> Any:
-            if type(value) is tuple:
-                return tuple(map(cast, value))
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            def cast(value: Any) -> Any:
+                if type(value) is tuple:
+                    return tuple(map(cast, value))
+                return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        if any(v.dtype != dtype for v in values):
             args = tuple(map(cast, args))  # type: ignore[assignment]
             kwargs = {k: v if k == START else cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]
         with full_arithmetic(values[0].device.type):
@@ -55,6 +60,6 @@ def full_arithmetic(device: str) -> contextlib.AbstractContextManager[Any]:
     """A context without autocast on a kind of device."""
     # Disabling autocast costs as much as an iteration of a small solve, and some kinds of device have no autocast. The
     # compiler has it for all that it knows, and that of torch 2.7 cannot trace the question.
-    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    known = device in _KNOWN or torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     on = known and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if on else _AS_IT_IS

@@ -50,7 +50,7 @@ def transformable(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if not transforming(*(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))):
+        if not transforming(*[v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]):
             return function(*args, **kwargs)
         return called(function, signature.bind(*args, **kwargs).arguments)
 

@@ -22,6 +22,7 @@ __all__ = [
     "Scale",
     "Symbolic",
     "per_batch",
+    "some_rows",
     "with_zero",
     "with_zero_row",
 ]
@@ -261,6 +262,12 @@ def with_zero_row(v: Tensor) -> Tensor:
 def with_zero(u: Tensor) -> Tensor:
     """Vectors, shape (..., n), with a zero after the others."""
     return torch.nn.functional.pad(u, (0, 1))
+
+
+def some_rows(t: Tensor, rows: slice) -> Tensor:
+    """Some rows of matrices, shape (..., n, e)."""
+    # Small problems are one block, and a view of all takes as long as a sum.
+    return t if rows.start == 0 and rows.stop == t.shape[-2] else t[..., rows, :]
 
 
 def per_batch(scale: Scale) -> Scale:

@@ -15,6 +15,7 @@ from otdml._cost_forms.base import (
     Scale,
     Symbolic,
     per_batch,
+    some_rows,
     with_zero,
     with_zero_row,
 )
@@ -62,11 +63,11 @@ class Bilinear(Ground):
         return Bilinear(self.k, self.q, self.v, self.u, source and _Transposed(source))
 
     def block(self, rows: slice) -> Tensor:
-        return -self.q[..., rows, :] @ self.k.mT
+        return -some_rows(self.q, rows) @ self.k.mT
 
     def scores(self, rows: slice, h: Tensor, out: Tensor | None = None) -> Tensor:
         # A product and a sum take less time than torch.addmm, which copies h to all rows first.
-        return torch.matmul(self.q[..., rows, :], self.k.mT, out=out).add_(h[..., None, :])
+        return torch.matmul(some_rows(self.q, rows), self.k.mT, out=out).add_(h[..., None, :])
 
     def rows(self, index: Tensor) -> "Bilinear":
         return Bilinear(self.q[index], self.k, self.u if self.u is None else self.u[index], self.v)
@@ -127,7 +128,8 @@ class Bilinear(Ground):
         """
         squares = self.k.square()
         s, t = self.q.square().mean(-2), squares.mean(-2)
-        return -(squares @ (s / (1 + torch.sqrt(1 + 4 * s * t)))[..., None])[..., 0]
+        shares = s / (s * t).mul_(4).add_(1).sqrt_().add_(1)
+        return (squares @ shares if shares.ndim == 1 else (squares @ shares[..., None])[..., 0]).neg_()
 
     def between(self, x: Tensor, y: Tensor) -> "Bilinear":
         return Bilinear(x, y)
@@ -175,7 +177,7 @@ def _beside_one(k: Tensor) -> Tensor:
 def _factor_gradient(plan: Plan, k: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Minus the plan, weighted by <l_i, r_j>, times ``k``; and its row sums."""
     if left.shape[-1] == 1:
-        sums = plan.product(_beside_one(k) * right).mul_(left)
+        sums = plan.product(torch.cat([k * right, right.expand(*k.shape[:-1], 1)], -1)).mul_(left)
         return sums[..., :-1].neg(), sums[..., -1]
     dq, du = left.new_empty(*left.shape[:-1], k.shape[-1]), left.new_empty(left.shape[:-1])
     for rows, block in plan.blocks():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml.ot._anderson import PERIOD
-from otdml.ot._high_temperature import Excess, refined
+from otdml.ot._high_temperature import FEW, Excess, refined
 from otdml.ot._iteration import at_once, iterate
 from otdml.ot._marginal import Marginal
 from otdml.ot._mass_update import MassKeeping
@@ -54,11 +54,11 @@ class Solved:
         return self.potentials.done
 
 
-def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *, symmetric: bool = False) -> Solved:
+def solve(posed: Posed, options: SolverOptions, init: Init | None = None, *, symmetric: bool = False) -> Solved:
     """The solution of a problem.
 
     Args:
-        problem: The problem.
+        posed: The problem, with its engine.
         options: When and how.
         init: Potentials to start from, in units of the cost; one of them may be None.
         symmetric: Whether both marginals are the same and the cost is symmetric.
@@ -66,14 +66,11 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
     Raises:
         ValueError: If the costs are not finite.
     """
+    problem, single = posed.problem, posed.problem.resolves_more
     if problem.a.shape[:-1].numel() == 0:
-        return _empty(Posed.of(problem, options.backend))
-    single = problem.resolves_more
-    if single and problem.loses_penalties:
-        return solve(problem.double(), options, init, symmetric=symmetric)
+        return _empty(posed)
     spent = 0
     with torch.no_grad():
-        posed = Posed.of(problem, options.backend)
         try:
             found, spent = _first_attempt(posed, options, init, symmetric=symmetric)
             rounding = _rounding(posed, found)
@@ -90,7 +87,7 @@ def solve(problem: Problem, options: SolverOptions, init: Init | None = None, *,
                 remedy = f"Look for {cost.look_for}; or raise `eps`."
                 raise argument_error(cost.argument, "give finite costs over `eps`", got, remedy) from error
             start = init
-    finer = solve(problem.double(), options, start, symmetric=symmetric)
+    finer = solve(Posed.of(problem.double(), options.backend), options, start, symmetric=symmetric)
     n_iter = spent + finer.potentials.n_iter
     return dataclasses.replace(finer, potentials=dataclasses.replace(finer.potentials, n_iter=n_iter))
 
@@ -129,7 +126,11 @@ def _finished(posed: Posed, found: Potentials, spent: int, options: SolverOption
     if rounding > 2 * options.resolved:
         each = resolution(posed, found)
         error, converged = torch.maximum(found.error, each), converged & (each <= 2 * options.resolved)
-    return Solved(*refined(posed, Potentials(found.f, found.g, error, spent, converged)))
+    found = Potentials(found.f, found.g, error, spent, converged)
+    # A batch may hold problems that are easy and hard.
+    if spent > FEW and found.f.ndim == 1:
+        return Solved(posed, found)
+    return Solved(*refined(posed, found))
 
 
 def _first_attempt(

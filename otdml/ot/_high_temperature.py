@@ -13,7 +13,7 @@ from otdml.ot._iteration import iterate
 from otdml.ot._problem import Posed, Problem
 from otdml.ot._updates import Potentials, Step, Update
 
-__all__ = ["Excess", "refined"]
+__all__ = ["FEW", "Excess", "refined"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _ByExcess(Update):
         # it for products with its plans.
         return False
 
-    def step(self, g: Tensor, times: int) -> Step:
+    def step(self, g: Tensor, times: int, tol: float = 0.0) -> Step:
         rows, columns, hot = self.rows, self.columns, self.hot[..., None]
         f = rows.update(self.f - _log_sum(self.engine.row_excess(self.f, g, columns.weights), columns.weights))
         f = f.where(hot, self.f)
@@ -69,7 +69,7 @@ class _ByExcess(Update):
         self.f = f
         # In units of what rounding leaves. Nothing moves where all is zero.
         error = moved / (16 * torch.finfo(f.dtype).eps * torch.maximum(self.top, largest))
-        return Step(f, g[None], new[None], torch.where(moved == 0, 0.0, error)[None])
+        return Step(g, f, new[None], torch.where(moved == 0, 0.0, error)[None])
 
 
 def refined(posed: Posed, found: Potentials) -> tuple[Posed, Potentials, Excess | None]:
@@ -77,9 +77,6 @@ def refined(posed: Posed, found: Potentials) -> tuple[Posed, Potentials, Excess 
 
     The problem that is returned with them may be at a lower temperature, see :func:`_tempered`.
     """
-    # A batch may hold problems that are easy and hard.
-    if found.n_iter > FEW and found.f.ndim == 1:
-        return posed, found, None
     # Any row rules out nearly all problems that are not of this kind, in less time than all rows take.
     if float(posed.engine.cost.block(slice(0, 1)).abs().amax((-2, -1)).amin()) > 1:
         return posed, found, None

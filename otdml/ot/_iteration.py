@@ -28,34 +28,31 @@ class Verdict(enum.Enum):
     LOST = "not finite"
 
 
-def judge(
-    step: Step, update: Update, accelerated: Anderson, best: float, *, tol: float, out: bool, g: Tensor
-) -> Verdict:
-    """The verdict on a step from the state ``g``.
+def judge(step: Step, update: Update, accelerated: Anderson, best: float, *, tol: float, out: bool) -> Verdict:
+    """The verdict on a step.
 
     Args:
         step: The step.
         update: What has made it.
-        accelerated: The acceleration, which knows whether ``g`` is extrapolated.
+        accelerated: The acceleration, which knows whether the step started from an extrapolated state.
         best: The least error so far.
         tol: The tolerance.
         out: Whether no iteration is left.
-        g: The state it started from.
     """
     worst, lost = step.worst, not step.finite
     done, jumped = worst[-1] <= tol or out, accelerated.extrapolated
-    if jumped and (lost or not worst[0] <= 2 * best or accelerated.overshot(step.new[0] - g)):
+    if jumped and (lost or not worst[0] <= 2 * best or accelerated.overshot(step.new[0] - step.start)):
         return Verdict.ASTRAY
     # A kernel that has lost its accuracy may mislead the iteration, but not the decision to stop.
     looks = done or jumped or lost
-    if looks and update.refresh(step.f, g if lost else step.old[-1], lost=lost):
+    if looks and update.refresh(step.f, step.start if lost else step.last, lost=lost):
         return Verdict.STALE
     return Verdict.LOST if lost else Verdict.DONE if done else Verdict.ONWARD
 
 
 # Entries of a kernel up to which several iterations are made before their errors are read, and how many at first and
 # from then on: to read errors and to extrapolate takes as long as some products with a small kernel.
-AT_ONCE = {2**16: (12, 8), 2**18: (6, 4), 2**20: (4, 2)}
+AT_ONCE = {2**16: (24, 8), 2**18: (6, 4), 2**20: (4, 2)}
 
 # Iterations beyond `max_iter` in which a state that is not finite may still be recovered from.
 RECOVERY = 200
@@ -109,24 +106,32 @@ def _iterate(
     # Fewer where the kernel was made anew just now, and one where it had to be given up.
     many, most = together
     while True:
-        step = update.step(g, max(1, min(many if softmin.has_kernel else 1, last - spent)))
-        times = step.new.shape[0]
-        spent += times
+        step = update.step(g, max(1, min(many if softmin.has_kernel else 1, last - spent)), tol)
+        spent += step.new.shape[0]
+        if step.settled and not accelerated.extrapolated:
+            return _reached(step, tol, spent, max_iter)
         progress.show(spent, step.worst[-1])
-        verdict = judge(step, update, accelerated, best, tol=tol, out=spent >= last, g=g)
+        verdict = judge(step, update, accelerated, best, tol=tol, out=spent >= last)
         if verdict in (Verdict.ASTRAY, Verdict.STALE) and spent <= max_iter + (1 if step.finite else RECOVERY):
             # One more iteration where the last has gone astray.
             last += spent == last == max_iter
             if verdict is Verdict.ASTRAY:
                 g = accelerated.retreat()
             else:
-                g, best, many = step.old[-1] if step.finite else g, math.inf, max(1, most // 2)
+                g, best, many = step.last if step.finite else step.start, math.inf, max(1, most // 2)
             continue
         if not step.finite:
             raise NotFinite
         if verdict is not Verdict.ONWARD:
-            # Of iterations that were made at once, those count that it took.
-            spent -= times - 1 - next((i for i, error in enumerate(step.worst) if error <= tol), times - 1)
-            return Potentials(step.f, step.new[-1], step.errors[-1], min(spent, max_iter), step.errors[-1] <= tol)
+            return _reached(step, tol, spent, max_iter)
         best, many = min(best, *step.worst), min(most, 2 * many)
         g = accelerated.step(step.old, step.new) if update.accelerates else step.new[-1]
+
+
+def _reached(step: Step, tol: float, spent: int, max_iter: int) -> Potentials:
+    """The potentials after the last step of so many iterations, of which those count that it took."""
+    needless = (
+        len(step.worst) - 1 - next((i for i, error in enumerate(step.worst) if error <= tol), len(step.worst) - 1)
+    )
+    error = step.errors[-1]
+    return Potentials(step.f, step.new[-1], error, min(spent - needless, max_iter), error <= tol)

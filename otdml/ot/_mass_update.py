@@ -23,8 +23,8 @@ class MassKeeping(Alternating):
     last row and the last column, are multiplied by the factor that makes their sum the mass.
     """
 
-    def step(self, g: Tensor, times: int) -> Step:
-        step = super().step(g, times)
+    def step(self, g: Tensor, times: int, tol: float = 0.0) -> Step:
+        step = super().step(g, times, tol)
         rows, columns, new = self.rows, self.columns, step.new[-1]
         mass = rows.weights[..., :-1].sum(-1) - columns.weights[..., -1]
         stays = (columns.weights[..., :-1] * (step.f[..., -1:] + new[..., :-1]).exp()).sum(-1) * rows.weights[..., -1]

@@ -91,10 +91,6 @@ class _Restricted(Coupling):
         f, g = self.whole.potentials
         return f[..., :-1], g[..., :-1]
 
-    @property
-    def value(self) -> Tensor:
-        return self.whole.value
-
     def plan(self) -> Tensor:
         return self.whole.plan()[..., :-1, :-1]
 

@@ -149,10 +149,11 @@ class Problem:
         return self._marginal(self.b, self.cost.v, self.rho[1])
 
     def _marginal(self, weights: Tensor, offset: Tensor | None, rho: float | None) -> Marginal:
+        weights = weights.detach() if weights.requires_grad else weights
         if rho is None:
-            return Marginal(weights.detach())
+            return Marginal(weights)
         scale = self.scale(1)
-        return Marginal(weights.detach(), None if offset is None else offset.detach() * scale, rho * scale)
+        return Marginal(weights, None if offset is None else offset.detach() * scale, rho * scale)
 
     def scale(self, dims: int) -> Tensor | float:
         """The inverse temperature, as a factor of tensors with ``dims`` dimensions after those of the batch."""
@@ -169,9 +170,9 @@ class Problem:
 
     @property
     def loses_penalties(self) -> bool:
-        """Whether a penalty over the temperature has few digits, or none, at either end of the numbers of the dtype."""
+        """Whether single precision has few digits of a penalty over the temperature, or none."""
         limits, given = torch.finfo(self.cost.dtype), [rho for rho in self.rho if rho is not None]
-        if not given:
+        if not (given and self.resolves_more and self.a.numel()):
             return False
         low, high = torch.stack(torch.as_tensor(self.scale(0), dtype=torch.float64).aminmax()).tolist()
         return low * min(given) < limits.tiny / limits.eps or high * max(given) > limits.max * limits.eps
@@ -330,7 +331,8 @@ class Posed:
     @classmethod
     def of(cls, problem: Problem, backend: str) -> "Posed":
         """The problem with an engine by name."""
-        return cls(problem, engine(problem.cost, problem.eps, backend, problem.mask))
+        with torch.no_grad():
+            return cls(problem, engine(problem.cost, problem.eps, backend, problem.mask))
 
     def double(self) -> "Posed":
         """The same in double precision."""

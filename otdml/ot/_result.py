@@ -32,11 +32,6 @@ class Coupling(ABC):
     def plan(self) -> Tensor:
         """The plan, shape (..., n, m)."""
 
-    @property
-    def value(self) -> Tensor | None:
-        """The value in the precision in which it was solved, where that may be another than the result's."""
-        return None
-
     def conditional_product(self, v: Tensor) -> Tensor:
         """The plan times ``v``, up to a factor for each row that may make rows of little mass readable."""
         return self.product(v)
@@ -64,12 +59,12 @@ class OTResult:
     marginal_error: Tensor
     _coupling: Coupling = field(repr=False)
     _y: Tensor | None = field(default=None, repr=False)
+    _precise: Tensor | None = field(default=None, repr=False)
 
     @property
     def precise_value(self) -> Tensor:
         """The value in the precision in which the problem was solved, for differences of values that nearly agree."""
-        found = self._coupling.value
-        return self.value if found is None else found
+        return self.value if self._precise is None else self._precise
 
     @property
     def f(self) -> Tensor:

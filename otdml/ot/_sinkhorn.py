@@ -13,7 +13,7 @@ from otdml.costs import Cost
 from otdml.measures import broadcast_matrix, broadcast_measures
 from otdml.ot._annealing import Init, Solved, resolution, solve
 from otdml.ot._partial import Mass, check_mass, extended, extended_options, restricted
-from otdml.ot._problem import Problem, Rho, SolverOptions
+from otdml.ot._problem import Posed, Problem, Rho, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot._transformed import transformable_result
@@ -182,25 +182,30 @@ def entropic(
         The result, differentiable in the leaves of the cost and in the weights.
     """
     dtype = problem.cost.dtype
-    differentiable = torch.is_grad_enabled() and (problem.linked or problem.cost.depends_on_parameters)
-    if problem.linked and not differentiable:
+    linked = problem.linked
+    differentiable = torch.is_grad_enabled() and (linked or problem.cost.depends_on_parameters)
+    if linked and not differentiable:
         # Else what is read later, in another mode, would have a part of its derivative.
         problem = problem.detach()
-    solved = _representable(solve(problem, options, init, symmetric=symmetric), dtype)
+    posed = Posed.of(problem.double() if problem.loses_penalties else problem, options.backend)
+    solved = solve(posed, options, init, symmetric=symmetric)
+    if not problem.balanced:
+        solved = _representable(solved, dtype)
     if not quiet and not solved.done:
         _warn(solved, options)
     solved = _readable(solved)
     versions = solved.posed.problem.cost.versions
     solution = EntropicSolution(solved, differentiable, dtype, versions)
-    found = solved.potentials
-    return OTResult(solution.value.to(dtype), found.converged, found.n_iter, found.error.to(dtype), solution, points)
+    found, value = solved.potentials, solution.value()
+    error = found.error.to(dtype)
+    return OTResult(value.to(dtype), found.converged, found.n_iter, error, solution, points, value)
 
 
 @torch.no_grad()
 def _representable(solved: Solved, dtype: torch.dtype) -> Solved:
     """The solution, unconverged where the dtype in which it is read does not hold the mass of its plan."""
     problem, found = solved.posed.problem, solved.potentials
-    if problem.balanced or dtype == found.g.dtype:
+    if dtype == found.g.dtype:
         return solved
     held = problem.mass_at(found.g) <= torch.finfo(dtype).max
     error = found.error.where(held, torch.inf)

@@ -1,4 +1,9 @@
-"""A solved entropic problem: the value, the potentials and the plan, with derivatives that are made on demand."""
+"""A solved entropic problem: the value, the potentials and the plan, with derivatives that are made on demand.
+
+First derivatives of the value are those of the envelope theorem: a value depends on its inputs through the plan only to
+second order, so its gradient is that with the plan held fixed. What else there is to differentiate follows from the
+implicit function theorem (:mod:`otdml.ot._implicit`).
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otdml._cost_forms import Gradients
 from otdml._precision import full_arithmetic
 from otdml.ot._annealing import Solved
-from otdml.ot._envelope import with_gradient
 from otdml.ot._high_temperature import Excess
-from otdml.ot._implicit import conditional_product, implicit_potentials, plan_product
+from otdml.ot._implicit import ConstantPlan, DifferentiablePlan, conditional_product, implicit_potentials, plan_product
 from otdml.ot._marginal import Marginal
 from otdml.ot._problem import Posed, Problem
 from otdml.ot._result import Coupling
@@ -71,12 +76,15 @@ class EntropicSolution(Coupling):
     def _excess(self) -> Excess | None:
         return self.solved.excess
 
-    @cached_property
     def value(self) -> Tensor:
-        """The value of the dual problem, shape (...), in the precision in which it was solved."""
+        """The value of the dual problem, shape (...), in the precision in which it was solved.
+
+        Its graph holds this solution, which so does not hold it: the two would keep the plan in memory until Python
+        looks for cycles.
+        """
+        problem, found = self.problem, self._found
+        rows, columns = problem.rows, problem.columns
         with torch.no_grad():
-            problem, found = self.problem, self._found
-            rows, columns = problem.rows, problem.columns
             first, second = (term.value for term in self._terms(*self._in_cost(found.f, found.g)))
             if problem.balanced:
                 # A constant can go from one potential to the other, whatever rounding does to their masses.
@@ -84,7 +92,8 @@ class EntropicSolution(Coupling):
             # The column marginal is exact, so the mass of the plan is that of its target.
             over = problem.mass_at(found.g) - rows.mass * columns.mass if self._excess is None else self._excess.mass
             value = first + second - problem.eps * over
-        value = with_gradient(self, value) if self.differentiable else value
+        if self.differentiable:
+            value = _Envelope.apply(self, value, problem.a, problem.b, *problem.cost.leaves)
         idle = problem.idle
         return value if idle is None else value + idle.value
 
@@ -177,12 +186,21 @@ class EntropicSolution(Coupling):
         if state["versions"] is None:
             self.__dict__["versions"] = self.problem.cost.versions
 
-    @contextlib.contextmanager
-    def _later(self) -> Iterator[None]:
+    def _later(self) -> contextlib.AbstractContextManager[Any]:
         """The modes of the time at which the problem was solved."""
         a = self.problem.a
-        inference = torch.inference_mode(a.is_inference())
-        with inference, full_arithmetic(a.device.type), torch.set_grad_enabled(self.differentiable):
+        inference = a.is_inference()
+        # To enter modes takes as long as what is computed in them, and without derivatives there may be none to enter.
+        same = inference == torch.is_inference_mode_enabled() and not self.differentiable
+        return full_arithmetic(a.device.type) if same else self._modes(inference)
+
+    @contextlib.contextmanager
+    def _modes(self, inference: bool) -> Iterator[None]:
+        with (
+            torch.inference_mode(inference),
+            full_arithmetic(self.problem.a.device.type),
+            torch.set_grad_enabled(self.differentiable),
+        ):
             yield
 
     def _in_cost(self, f: Tensor, g: Tensor) -> Pair:
@@ -201,6 +219,34 @@ class EntropicSolution(Coupling):
     def _terms(self, f: Tensor, g: Tensor) -> list[_DualTerm]:
         pairs = zip((self.problem.a, self.problem.b), (f, g), self.problem.rho, strict=True)
         return [_dual(weights, potential, rho) for weights, potential, rho in pairs]
+
+
+class _Envelope(torch.autograd.Function):
+    """The duals are the gradients in the weights, and the plan is the gradient in the cost."""
+
+    @staticmethod
+    def forward(ctx: Any, solution: EntropicSolution, value: Tensor, a: Tensor, b: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.solution = solution
+        ctx.save_for_backward(*leaves)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        solution: EntropicSolution = ctx.solution
+        # Read in any case, for this is when torch looks whether they have been changed.
+        tensors = ctx.saved_tensors
+        a, b, *leaves = ctx.needs_input_grad[2:]
+        with full_arithmetic(grad.device.type):
+            da, db = solution.duals() if a or b else (None, None)
+            to_weights = (None if d is None or not need else grad[..., None] * d for d, need in ((da, a), (db, b)))
+            cost = solution.problem.cost
+            if torch.is_grad_enabled() and any(leaves):
+                found = cost.linked_pullback(DifferentiablePlan(solution.posed, *solution.exponents), tensors, grad)
+            else:
+                plan = ConstantPlan(solution.posed, *solution.constant_exponents)
+                left = grad[..., None, None].expand(*plan.hf.shape, 1)
+                found = cost.pullback(plan, left, torch.ones_like(plan.hg)[..., None], leaves)
+            return None, None, *to_weights, *found
 
 
 def _log(a: Tensor, marginal: Marginal) -> Tensor:

@@ -24,7 +24,7 @@ def transformable_result(solver: Callable[P, OTResult]) -> Callable[P, OTResult]
 
     @functools.wraps(solver)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> OTResult:
-        if not transforming(*(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))):
+        if not transforming(*[v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]):
             return solver(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()

@@ -41,7 +41,7 @@ class Potentials:
     @cached_property
     def done(self) -> bool:
         """Whether all of the batch have converged."""
-        return bool(self.converged.all())
+        return bool(self.converged.all() if self.converged.ndim else self.converged)
 
 
 class NotFinite(ArithmeticError):
@@ -53,16 +53,28 @@ class Step:
     """Some iterations, made at once.
 
     Attributes:
+        start: The state that the first of them started from, shape (..., m).
         f: Row potential of the last of them, shape (..., n).
-        old: The states that they started from, shape (times, ..., m).
         new: The states that they ended at, shape (times, ..., m).
-        errors: Relative L1 errors of the marginals at the old states, shape (times, ...).
+        errors: Relative L1 errors of the marginals at the states that they started from, shape (times, ...).
+        settled: Whether the last error is known to be within the tolerance, and the potentials to be accurate.
     """
 
+    start: Tensor
     f: Tensor
-    old: Tensor
     new: Tensor
     errors: Tensor
+    settled: bool = False
+
+    @property
+    def old(self) -> Tensor:
+        """The states that they started from, shape (times, ..., m)."""
+        return torch.cat((self.start[None], self.new[:-1]))
+
+    @property
+    def last(self) -> Tensor:
+        """The state that the last of them started from, shape (..., m)."""
+        return self.new[-2] if self.new.shape[0] > 1 else self.start
 
     @cached_property
     def worst(self) -> list[float]:
@@ -89,8 +101,8 @@ class Update(ABC):
         self.softmin, self.rows, self.columns = softmin, rows, columns
 
     @abstractmethod
-    def step(self, g: Tensor, times: int) -> Step:
-        """That many iterations from ``g``; fewer where the update makes one at a time."""
+    def step(self, g: Tensor, times: int, tol: float = 0.0) -> Step:
+        """At most that many iterations from ``g``; fewer where it is known soon that the error is within ``tol``."""
 
     def refresh(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
         """Make what its soft minima keep anew if it has lost its accuracy, and say whether that was so."""
@@ -102,24 +114,24 @@ class Alternating(Update):
 
     on_device = True
 
-    def step(self, g: Tensor, times: int) -> Step:
-        f, softmins = self._sweeps(g, times)
-        new = self.columns.update(softmins)
-        old = torch.cat((g[None], new[:-1])) if times > 1 else g[None]
-        return Step(f, old, new, self.columns.error(old, softmins))
+    def step(self, g: Tensor, times: int, tol: float = 0.0) -> Step:
+        rows, columns = self.rows, self.columns
+        found = self.softmin.scaling_iterations(g, columns.weights, rows.scaling, columns.scaling, times, tol)
+        f, softmins = self._sweeps(g, times) if found is None else (rows.update(found.by_row), found.by_column)
+        new = columns.update(softmins)
+        if found is not None and found.errors is not None:
+            return Step(g, f, new, found.errors, found.settled)
+        return Step(g, f, new, columns.error(torch.cat((g[None], new[:-1])), softmins))
 
     def _sweeps(self, g: Tensor, times: int) -> tuple[Tensor, Tensor]:
         """The row potential of the last of some iterations, and the columns' soft minima of each."""
         rows, columns = self.rows, self.columns
-        found = self.softmin.scaling_iterations(g, columns.weights, rows.scaling, columns.scaling, times)
-        if found is not None:
-            return rows.update(found[0]), found[1]
         softmins = []
         for _ in range(times):
             f, softmin = self.softmin.sweep(g + columns.log, rows.log, rows.update)
             softmins.append(softmin)
             g = columns.update(softmin)
-        return f, torch.stack(softmins) if times > 1 else softmin[None]
+        return f, torch.stack(softmins)
 
 
 class Symmetric(Update):
@@ -139,8 +151,8 @@ class Symmetric(Update):
         super().__init__(softmin, marginal, marginal)
         self.shift = shift
 
-    def step(self, g: Tensor, times: int) -> Step:
+    def step(self, g: Tensor, times: int, tol: float = 0.0) -> Step:
         softmin = self.softmin.row_softmin(g + self.columns.log)
         error = self.rows.error(g - self.shift, softmin)
         f = self.rows.update(softmin)
-        return Step(f, g[None], (0.5 * (g + f + self.shift))[None], error[None])
+        return Step(g, f, (0.5 * (g + f + self.shift))[None], error[None])

@@ -6,7 +6,7 @@ import torch
 from otdml.costs import Matrix
 from otdml.ot import _annealing
 from otdml.ot._anderson import PERIOD
-from otdml.ot._annealing import resolution, solve
+from otdml.ot._annealing import resolution
 from otdml.ot._iteration import iterate
 from otdml.ot._problem import Posed, Problem, SolverOptions
 from otdml.ot._updates import Alternating
@@ -16,6 +16,10 @@ def problem(eps, *, scale=1.0, dtype=torch.float32, n=40):
     generator = torch.Generator().manual_seed(0)
     x, y = (scale * torch.rand(n, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     return Problem.between(x.to(dtype), y.to(dtype), None, None, eps=eps)
+
+
+def solve(p, options, init=None):
+    return _annealing.solve(Posed.of(p, options.backend), options, init)
 
 
 def calls(monkeypatch):
@@ -68,9 +72,9 @@ def test_rough_solutions_extrapolate_as_often_as_it_helps(monkeypatch):
     # At most 200 iterations are for each, of which a small kernel makes eight at once where time is what counts.
     steps = []
 
-    def counted(alternating, g, times):
+    def counted(alternating, g, times, tol):
         steps[-1][1].append(times)
-        return step(alternating, g, times)
+        return step(alternating, g, times, tol)
 
     def noted(update, g, **options):
         steps.append((options["tol"], []))

@@ -175,8 +175,8 @@ class Spoiled(Alternating):
         super().__init__(p.engine, p.problem.rows, p.problem.columns)
         self.spoil, self.steps = spoil, 0
 
-    def step(self, g, times):
-        step, self.steps = super().step(g, times), self.steps + 1
+    def step(self, g, times, tol=0.0):
+        step, self.steps = super().step(g, times, tol), self.steps + 1
         change = self.spoil.get(self.steps)
         return step if change is None else dataclasses.replace(step, **change(step))
 

@@ -7,14 +7,15 @@ from otdml.costs import Matrix
 from otdml.losses import sinkhorn_divergence
 from otdml.ot import sinkhorn
 from otdml.ot._annealing import solve
-from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._problem import Posed, Problem, SolverOptions
 
 
 def solved(eps, rho=None, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     C, a, b = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((6, 5), 6, 5))
     parts = [t.to(dtype) for t in (C, a / a.sum(), b / b.sum())]
-    return solve(Problem(Matrix(parts[0]), *parts[1:], eps, (rho, rho)), SolverOptions(1e-6))
+    problem = Problem(Matrix(parts[0]), *parts[1:], eps, (rho, rho))
+    return solve(Posed.of(problem, "auto"), SolverOptions(1e-6))
 
 
 @pytest.mark.parametrize("eps", [1e2, 1e5, 1e8])

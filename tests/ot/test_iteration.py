@@ -68,11 +68,11 @@ class _Accelerated(Anderson):
 
 def verdict(errors, *, value=0.0, best=math.inf, extrapolated=False, far=False, stale=False, out=False):
     new = torch.full((len(errors), 2), value)
-    step = Step(torch.zeros(2), torch.zeros(len(errors), 2), new, torch.tensor(errors))
+    step = Step(torch.zeros(2), torch.zeros(2), new, torch.tensor(errors))
     update = Alternating.__new__(Alternating)
     update.softmin = _Kernel(stale)
     accelerated = _Accelerated(extrapolated, far)
-    return judge(step, update, accelerated, best, tol=1e-3, out=out, g=torch.zeros(2))
+    return judge(step, update, accelerated, best, tol=1e-3, out=out)
 
 
 def test_every_verdict():

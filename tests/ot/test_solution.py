@@ -1,6 +1,8 @@
 """What is read of a result later: after weights, points or modes have changed, and in other processes."""
 
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -108,3 +110,20 @@ def test_results_can_be_saved():
     file.seek(0)
     for found, expected in zip(readings(torch.load(file, weights_only=False)), readings(result), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rho", [None, 0.5])
+def test_what_is_dropped_is_freed_at_once(rho):
+    """Kernel matrices do not wait for Python to look for cycles, of which a graph must have none."""
+    x, y, a, b = problem()
+    gc.collect()
+    gc.disable()
+    try:
+        result = sinkhorn(x.requires_grad_(), y, a, b, eps=0.1, rho=rho, backend="dense")
+        kept = weakref.ref(result._coupling.posed.engine)
+        result.value.backward()
+        assert kept() is not None
+        del result
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -208,9 +208,9 @@ class _Iteration(Update):
         growth = SPREAD * change.detach().clamp(min=0).mean(-1)
         return _State(new.g, state.d + change), f, torch.stack((error, own, growth)).amax(0)
 
-    def step(self, g: Tensor, times: int) -> Step:
+    def step(self, g: Tensor, times: int, tol: float = 0.0) -> Step:
         new, f, error = self.next(self.state(g))
-        return Step(f, g[None], new.flat[None], error[None])
+        return Step(g, f, new.flat[None], error[None])
 
 
 def _pair(x: Tensor, y: Tensor, measures: Measures, eps: Tensor, backend: str) -> _Pair:

@@ -47,7 +47,7 @@ DENSE_BYTES = 2**30
 def engine(cost: Ground, eps: Tensor | float, backend: str = "auto", mask: Mask | None = None) -> Engine:
     """The engine for the reduced cost divided by ``eps``."""
     check_choice("backend", backend, BACKENDS)
-    scaled = cost.detach().scaled(1 / eps)
+    scaled = cost.scaled(1 / eps).detach()
     if backend == "auto":
         entries = cost.shape.numel()
         fits = entries * cost.first.element_size() <= DENSE_BYTES

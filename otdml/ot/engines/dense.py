@@ -1,5 +1,7 @@
 """Soft minima and plan products on a kernel matrix that is kept."""
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from otdml._cost_forms import Mask
 from otdml.costs import Ground
-from otdml.ot.engines.base import Engine, ScalingRule, exponential
+from otdml.ot.engines.base import Engine, Iterations, ScalingRule, exponential
 
 __all__ = ["Dense"]
 
@@ -26,7 +28,11 @@ DRIFT = 20.0
 # The same for a kernel of which nothing was set to zero, where it is single precision that ends.
 SAFE = 60.0
 # Entries of a kernel up to which NumPy, whose calls take a third of torch's, is quicker on a CPU.
-TINY = 2**16
+SMALL = 2**16
+# Iterations of a small problem between two looks at the error; and those that are made anyway, as derivatives gain by
+# more of them than the marginals need. More are made where they will do and each look finds half of the error of the
+# last: where it falls slowly, what is within the tolerance may be far from the solution if it is not extrapolated.
+LOOK, FIRST = 4, 12
 # After so many centres that did not hold, or so many one after the other, there is none that does, as in unbalanced
 # problems at low temperatures, whose potentials are far from a hard minimum: no kernel is kept then.
 MOST_CENTRES, IN_A_ROW = 10, 3
@@ -91,6 +97,12 @@ class Dense(Engine):
         return self.kernel is not None
 
     @property
+    def _small(self) -> bool:
+        """Whether calls into torch would take longer than products with the kernel."""
+        kernel = self.kernel
+        return kernel is not None and kernel.ndim == 2 and kernel.numel() <= SMALL and kernel.device.type == "cpu"
+
+    @property
     def exact(self) -> bool:
         """Whether no entry of the kernel was set to zero."""
         return self.kernel is not None and bool(self.kernel.amin() > 0)
@@ -125,18 +137,19 @@ class Dense(Engine):
         return super().column_softmin(h) if self.kernel is None else self._softmin(self.kernel.mT, h - self.f, self.g)
 
     def scaling_iterations(
-        self, g: Tensor, b: Tensor, rows: ScalingRule, columns: ScalingRule, times: int
-    ) -> tuple[Tensor, Tensor] | None:
+        self, g: Tensor, b: Tensor, rows: ScalingRule, columns: ScalingRule, times: int, tol: float = 0.0
+    ) -> Iterations | None:
         if self.kernel is None or self.far:
             return None
         left, right = rows(self.f), columns(self.g)
         # Powers of sums that are shifted are not those of the sums.
         if self.shifts and not left[1] is right[1] is None:
             return None
-        tiny = self.kernel.ndim == 2 and self.kernel.numel() <= TINY and self.kernel.device.type == "cpu"
+        if self._small:
+            return _by_numpy(self, g, b, left, right, times, tol)
         v = (g - self.g).exp_().mul_(b)
-        by_row, sums = (_by_numpy if tiny else _by_torch)(self.kernel, left, right, v, times)
-        return self.f - by_row.log_(), self.g - sums.log_()
+        by_row, sums = _by_torch(self.kernel, left, right, v, min(times, FIRST))
+        return Iterations(self.f - by_row.log_(), self.g - sums.log_())
 
     def _softmin(self, kernel: Tensor, h: Tensor, centre: Tensor) -> Tensor:
         # Plans of little mass, as unbalanced problems have them, lie far from the centre in one direction only.
@@ -174,35 +187,52 @@ def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(
-    kernel: Array, transposed: Array, rows: Scaling[Array], columns: Scaling[Array], v: Array, times: int
-) -> tuple[Array, list[Array]]:
-    """The kernel's products in some iterations: with the last column scalings, and with the row scalings of each."""
-    (a, power), (b, other_power), sums = rows, columns, []
-    for _ in range(times):
+    kernel: Array, transposed: Array, rows: Scaling[Array], columns: Scaling[Array], v: Array
+) -> Iterator[tuple[Array, Array, Array]]:
+    """For each iteration the column scalings, and the kernel's products with these and with the row scalings."""
+    (a, power), (b, other_power) = rows, columns
+    while True:
         by_row = v @ transposed
-        sums.append((a / by_row if power is None else a * by_row**-power) @ kernel)
-        v = b / sums[-1] if other_power is None else b * sums[-1] ** -other_power
-    return by_row, sums
+        sums = (a / by_row if power is None else a * by_row**-power) @ kernel
+        yield v, by_row, sums
+        v = b / sums if other_power is None else b * sums**-other_power
 
 
 def _by_numpy(
-    kernel: Tensor, rows: Scaling[Tensor], columns: Scaling[Tensor], v: Tensor, times: int
-) -> tuple[Tensor, Tensor]:
-    left, right = (_each(scaling, Tensor.numpy) for scaling in (rows, columns))
+    engine: Dense, g: Tensor, b: Tensor, rows: Scaling[Tensor], columns: Scaling[Tensor], times: int, tol: float
+) -> Iterations:
+    assert engine.kernel is not None
+    left, right = _each(rows, Tensor.numpy), _each(columns, Tensor.numpy)
+    kernel, centre, weights, exact = engine.kernel.numpy(), engine.g.numpy(), b.numpy(), right[1] is None
+    mass, before, after, errors, settled, error = weights.sum(), [], [], None, False, math.inf
     with np.errstate(all="ignore"):
-        by_row, sums = _scaled(kernel.numpy(), kernel.mT.numpy(), left, right, v.numpy(), times)
-    return torch.from_numpy(by_row), torch.from_numpy(np.array(sums))
+        start = np.exp(g.numpy() - centre) * weights
+        made = itertools.islice(_scaled(kernel, kernel.T, left, right, start), times if exact else min(times, FIRST))
+        for v, by_row, sums in made:  # noqa: B007
+            before.append(v)
+            after.append(sums)
+            if exact and len(after) % LOOK == 0 and len(after) >= FIRST - LOOK:
+                last, error = error, np.abs(v * sums - weights).sum() / mass
+                rate, looks = error / last, (times - len(after)) // LOOK
+                if len(after) >= FIRST and (error <= tol or not (rate <= 0.5 and error * rate**looks <= tol)):
+                    break
+        over_f, over_g = np.log(by_row), np.log(after)
+        if exact:
+            found = np.abs(np.array(before) * after - weights).sum(-1) / mass
+            settled = bool(found[-1] <= tol and max(np.abs(over_f).max(), np.abs(over_g[-1]).max()) <= DRIFT)
+            errors = torch.from_numpy(found)
+    f, new = torch.from_numpy(engine.f.numpy() - over_f), torch.from_numpy(centre - over_g)
+    return Iterations(f, new, errors, settled)
 
 
 def _by_torch(
     kernel: Tensor, rows: Scaling[Tensor], columns: Scaling[Tensor], v: Tensor, times: int
 ) -> tuple[Tensor, Tensor]:
-    if kernel.ndim == 2:
-        by_row, sums = _scaled(kernel, kernel.mT, rows, columns, v, times)
-        return by_row, torch.stack(sums)
-    left, right = (_each(scaling, _as_rows) for scaling in (rows, columns))
-    by_row, sums = _scaled(kernel, kernel.mT, left, right, _as_rows(v), times)
-    return by_row[..., 0, :], torch.stack(sums)[..., 0, :]
+    if kernel.ndim > 2:
+        rows, columns, v = _each(rows, _as_rows), _each(columns, _as_rows), _as_rows(v)
+    made = list(itertools.islice(_scaled(kernel, kernel.mT, rows, columns, v), times))
+    by_row, sums = made[-1][1], torch.stack([sums for _, _, sums in made])
+    return (by_row, sums) if kernel.ndim == 2 else (by_row[..., 0, :], sums[..., 0, :])
 
 
 def _each(scaling: Scaling[Tensor], change: Callable[[Tensor], Array]) -> Scaling[Array]:

@@ -17,13 +17,14 @@ def problem(batch=(), n=7, m=9, seed=0):
 
 def iterations(engine, g, a, b, times):
     rows, columns = (w if isinstance(w, Marginal) else Marginal(w) for w in (a, b))
-    return engine.scaling_iterations(g, columns.weights, rows.scaling, columns.scaling, times)
+    found = engine.scaling_iterations(g, columns.weights, rows.scaling, columns.scaling, times)
+    return found and (found.by_row, found.by_column)
 
 
 @pytest.mark.parametrize("tiny", [0, 2**16], ids=["torch", "numpy"])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
-    monkeypatch.setattr(dense, "TINY", tiny)
+    monkeypatch.setattr(dense, "SMALL", tiny)
     engine, a, b = problem(batch)
     g = torch.zeros_like(b)
     engine.prepare(g)
@@ -39,7 +40,7 @@ def test_iterations_at_once_are_single_ones(batch, tiny, monkeypatch):
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 @pytest.mark.parametrize("hard", [(), (0,), (1,)], ids=["both", "columns", "rows"])
 def test_iterations_at_once_with_penalties_are_single_ones(hard, batch, tiny, monkeypatch):
-    monkeypatch.setattr(dense, "TINY", tiny)
+    monkeypatch.setattr(dense, "SMALL", tiny)
     engine, *weights = problem(batch)
     generator = torch.Generator().manual_seed(1)
     rows, columns = (
@@ -118,3 +119,32 @@ def test_with_penalties_they_are_made_one_by_one_where_a_kernel_was_centred_anew
     f, g = far_from(engine, b, 1e3)
     assert engine.refresh(f, g)
     assert iterations(engine, g, Marginal(a, rho=1.0), Marginal(b), 2) is None
+
+
+def settled(tol, times=100, g=0.0):
+    engine, a, b = problem(n=30, m=40)
+    start = torch.full_like(b, g)
+    engine.prepare(torch.zeros_like(b))
+    rows, columns = Marginal(a), Marginal(b)
+    return rows, columns, start, engine.scaling_iterations(start, b, rows.scaling, columns.scaling, times, tol)
+
+
+def test_small_problems_stop_at_a_look_within_the_tolerance():
+    _, columns, start, found = settled(1e-6)
+    assert found.settled
+    assert len(found.by_column) < 100
+    assert len(found.by_column) % dense.LOOK == 0
+    # Their errors are those of the potentials that they started from.
+    old = torch.cat((start[None], found.by_column[:-1]))
+    torch.testing.assert_close(found.errors, columns.error(old, found.by_column))
+    assert float(found.errors[-1]) <= 1e-6 < float(found.errors[0])
+
+
+def test_nothing_is_settled_above_the_tolerance_or_far_from_the_centre():
+    *_, found = settled(1e-12, times=dense.FIRST + 1)
+    assert not found.settled
+    assert len(found.by_column) <= dense.FIRST + 1
+    # There a constant is in the potentials that takes them to where the kernel has lost entries.
+    *_, found = settled(1e-6, g=2 * dense.DRIFT)
+    assert float(found.errors[-1]) <= 1e-6
+    assert not found.settled
