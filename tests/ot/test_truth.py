@@ -136,7 +136,8 @@ def reason(problem, result, warning):
     cold = problem.options["eps"] < 1e-3 * float(problem.C.max() - problem.C.min())
     if "beyond all numbers" in warning:
         return BEYOND_NUMBERS
-    return OUT_OF_ITERATIONS if cold and result.n_iter == 2000 and "`max_iter`=2000" in warning else "unexplained"
+    # Those that were made in single precision count.
+    return OUT_OF_ITERATIONS if cold and result.n_iter >= 2000 and "`max_iter`=2000" in warning else "unexplained"
 
 
 def verdict(problem):
