@@ -137,11 +137,13 @@ class Bilinear(Ground):
     def pullback(
         self, plan: Plan, left: Tensor, right: Tensor, needs: Sequence[bool], *, offsets: bool = True
     ) -> Gradients:
-        to_q, to_k, to_u, to_v = needs[0], needs[1], needs[2] and offsets, needs[3] and offsets
-        q, k = self.q.detach(), self.k.detach()
-        dq, du = _factor_gradient(plan, k, left, right) if to_q or to_u else (None, None)
-        dk, dv = _factor_gradient(plan.mT, q, right, left) if to_k or to_v else (None, None)
-        return (dq, dk, du, dv) if offsets else (dq, dk, None, None)
+        rows, columns = (needs[i] or (offsets and needs[i + 2]) for i in range(2))
+        k, q = (t.detach() if needed else None for t, needed in ((self.k, rows), (self.q, columns)))
+        # Sums with the factors, and in the last column plain ones, which are the gradients in the offsets.
+        found = (_by_products if left.shape[-1] == 1 else _by_blocks)(plan, k, q, left, right)
+        dq, dk = (None if sums is None else sums[..., :-1].neg() for sums in found)
+        du, dv = (None if sums is None or not offsets else sums[..., -1] for sums in found)
+        return dq, dk, du, dv
 
     def linked_pullback(self, plan: LinkedPlan, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:
         q, k = leaves[:2]
@@ -174,14 +176,30 @@ def _beside_one(k: Tensor) -> Tensor:
     return torch.cat([k, k.new_ones(*k.shape[:-1], 1)], -1)
 
 
-def _factor_gradient(plan: Plan, k: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus the plan, weighted by <l_i, r_j>, times ``k``; and its row sums."""
-    if left.shape[-1] == 1:
-        sums = plan.product(torch.cat([k * right, right.expand(*k.shape[:-1], 1)], -1)).mul_(left)
-        return sums[..., :-1].neg(), sums[..., -1]
-    dq, du = left.new_empty(*left.shape[:-1], k.shape[-1]), left.new_empty(left.shape[:-1])
-    for rows, block in plan.blocks():
-        block *= left[..., rows, :] @ right.mT
-        dq[..., rows, :] = block @ k
-        du[..., rows] = block.sum(-1)
-    return dq.neg_(), du
+def _by_products(
+    plan: Plan, k: Tensor | None, q: Tensor | None, left: Tensor, right: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The plan, weighted by l_i r_j, times ``k`` beside ones; its transpose times ``q`` likewise; None for None."""
+    v, w = (
+        None if t is None else torch.cat([t * scale, scale.expand(*t.shape[:-1], 1)], -1)
+        for t, scale in ((k, right), (q, left))
+    )
+    if v is not None and w is not None:
+        by_row, by_column = plan.products(v, w)
+        return by_row.mul_(left), by_column.mul_(right)
+    return None if v is None else plan.product(v).mul_(left), None if w is None else plan.mT.product(w).mul_(right)
+
+
+def _by_blocks(
+    plan: Plan, k: Tensor | None, q: Tensor | None, left: Tensor, right: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same for weights <l_i, r_j>."""
+    v, w = (None if t is None else _beside_one(t) for t in (k, q))
+    by_row = None if v is None else v.new_empty(*left.shape[:-1], v.shape[-1])
+    by_column = None if w is None else w.new_zeros(*right.shape[:-1], w.shape[-1])
+    for rows, block in plan.blocks(left, right):
+        if v is not None and by_row is not None:
+            by_row[..., rows, :] = block @ v
+        if w is not None and by_column is not None:
+            by_column += block.mT @ w[..., rows, :]
+    return by_row, by_column

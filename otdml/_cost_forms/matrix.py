@@ -77,8 +77,8 @@ class Matrix(Ground):
         if not any(needs):
             return (None,)
         out = torch.empty_like(self.C)
-        for rows, block in plan.blocks():
-            out[..., rows, :] = block.mul_(left[..., rows, :] @ right.mT)
+        for rows, block in plan.blocks(left, right):
+            out[..., rows, :] = block
         return (out,)
 
     def linked_pullback(self, plan: LinkedPlan, leaves: Sequence[Tensor], grad: Tensor) -> Gradients:

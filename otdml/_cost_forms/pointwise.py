@@ -138,11 +138,11 @@ class Pointwise(Ground):
             return self._through_points(slopes)
         y = self.y.detach().requires_grad_()
         dx, dy = torch.empty_like(self.x), torch.zeros_like(self.y)
-        for rows, block in plan.blocks():
+        for rows, block in plan.blocks(left, right):
             x = self.x[..., rows, :].detach().requires_grad_()
             with torch.enable_grad():
                 values = self.function(x, y)
-            part, rest = torch.autograd.grad(values, (x, y), block.mul_(left[..., rows, :] @ right.mT))
+            part, rest = torch.autograd.grad(values, (x, y), block)
             dx[..., rows, :] = part
             dy += rest
         return dx, dy

@@ -28,6 +28,8 @@ __all__ = [
     "plan_product",
 ]
 
+Pair = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class ConstantPlan:
@@ -41,13 +43,17 @@ class ConstantPlan:
     def mT(self) -> "ConstantPlan":
         return ConstantPlan(self.posed.mT, self.hg, self.hf)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of rows, each with its slice, which may be overwritten."""
-        return self.posed.engine.plan_blocks(self.hf, self.hg)
+    def blocks(self, left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of rows, weighted by <l_i, r_j>, each with its slice."""
+        return self.posed.engine.weighted_blocks(self.hf, self.hg, left, right)
 
     def product(self, v: Tensor) -> Tensor:
         """The plan times ``v``."""
         return self.posed.engine.plan_product(self.hf, self.hg, v)
+
+    def products(self, v: Tensor, w: Tensor) -> Pair:
+        """The plan times ``v``, and its transpose times ``w``."""
+        return self.posed.engine.plan_products(self.hf, self.hg, v, w)
 
     def slopes(self, left: Tensor, right: Tensor) -> Gradients | None:
         """The gradient of the plan's cost in the points of its tiles, where the engine has it, see `Engine.slopes`."""
@@ -171,28 +177,41 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     @_unless(_linked_potentials)
     def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> Gradients:
-        f, g, a, b = ctx.saved_tensors
-        posed, needs = ctx.posed, ctx.needs_input_grad[5:]
-        problem, cost = posed.problem, posed.problem.cost
+        f, g, *_ = ctx.saved_tensors
+        posed, problem = ctx.posed, ctx.posed.problem
         df, dg = torch.zeros_like(f) if df is None else df, torch.zeros_like(g) if dg is None else dg
         lam, mu = adjoint(posed, f, g, df, dg)
-        by_row = ConstantPlan(posed, problem.rows.softmin(f), g)
-        by_column = ConstantPlan(posed, f, problem.columns.softmin(g))
-        scale = problem.scale(2)
-        first = cost.pullback(by_row, lam[..., None] * scale, b[..., None], needs)
-        second = cost.pullback(by_column, a[..., None] * scale, mu[..., None], needs)
+        da = db = None
+        if ctx.needs_input_grad[3]:
+            da = -posed.engine.plan_product(f, problem.columns.softmin(g), mu[..., None])[..., 0]
+        if ctx.needs_input_grad[4]:
+            db = -posed.mT.engine.plan_product(g, problem.rows.softmin(f), lam[..., None])[..., 0]
+        leaves = _through_cost(posed, (f, g), (lam, mu), ctx.needs_input_grad[5:])
         # The reduced potential is the full one less the offset.
-        leaves = _less(_sum(first, second), (df * problem.scale(1), dg * problem.scale(1)))
-        da = -by_column.product(mu[..., None])[..., 0]
-        db = -by_row.mT.product(lam[..., None])[..., 0]
-        return None, None, None, da, db, *leaves
+        return None, None, None, da, db, *_less(leaves, (df * problem.scale(1), dg * problem.scale(1)))
 
 
-def _sum(first: Gradients, second: Gradients) -> Gradients:
-    return tuple(None if s is None or t is None else s + t for s, t in zip(first, second, strict=True))
+# The logarithm of the share of mass that a point has given up, up to which one plan is scaled to both conditions.
+MODERATE = 20.0
 
 
-def _less(gradients: Gradients, offsets: tuple[Tensor, Tensor]) -> Gradients:
+def _through_cost(posed: Posed, potentials: Pair, multipliers: Pair, needs: Sequence[bool]) -> Gradients:
+    """The gradient in the cost, of the row conditions times their multipliers plus the same of the columns."""
+    (f, g), (lam, mu), problem, cost = potentials, multipliers, posed.problem, posed.problem.cost
+    over_f, over_g = problem.rows.softmin(f), problem.columns.softmin(g)
+    a, b, lam = problem.rows.weights * problem.scale(1), problem.columns.weights, lam * problem.scale(1)
+    if not problem.balanced:
+        shifts = over_f - f, over_g - g
+        if not bool(torch.maximum(*(t.abs().amax() for t in shifts)) <= MODERATE):
+            first = cost.pullback(ConstantPlan(posed, over_f, g), lam[..., None], b[..., None], needs)
+            second = cost.pullback(ConstantPlan(posed, f, over_g), a[..., None], mu[..., None], needs)
+            return tuple(None if s is None or t is None else s + t for s, t in zip(first, second, strict=True))
+        lam, mu = lam * shifts[0].exp(), mu * shifts[1].exp()
+    left, right = torch.stack((lam, a), -1), torch.stack((b, mu), -1)
+    return cost.pullback(ConstantPlan(posed, f, g), left, right, needs)
+
+
+def _less(gradients: Gradients, offsets: Pair) -> Gradients:
     """The gradients in the leaves, less those in the two offsets, where the leaves have offsets."""
     factors, found = gradients[:2], zip(gradients[2:], offsets, strict=False)
     return *factors, *(None if gradient is None else gradient - part for gradient, part in found)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from otdml._warnings import warn_caller
-from otdml.ot._marginal import Marginal
 from otdml.ot._problem import Posed
 
-__all__ = ["adjoint", "stiffness", "tangent"]
+__all__ = ["adjoint", "tangent"]
 
 Operator = Callable[[Tensor], Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -106,7 +105,7 @@ class _System:
     @classmethod
     def at(cls, posed: Posed, f: Tensor, g: Tensor) -> "_System":
         rows, columns = posed.problem.rows, posed.problem.columns
-        return cls(posed, posed.mT, f, g, rows.softmin(f), columns.softmin(g), stiffness(rows), stiffness(columns))
+        return cls(posed, posed.mT, f, g, rows.softmin(f), columns.softmin(g), rows.stiffness, columns.stiffness)
 
     def exchanged(self) -> "_System":
         """The maps with the potentials and their soft minima exchanged, which differ where there are penalties."""
@@ -127,31 +126,34 @@ class _System:
         return -self.transposed.engine.plan_product(self.g, self.over_f, lam[..., None])[..., 0] / self.q
 
     def solution(self, rhs: Tensor, parts: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        """The column part r of the solution, where columns have weight, and whether what it leaves out is rounding.
+        r"""The column part r of the solution, where columns have weight, and whether what it leaves out is rounding.
+
+        Times the root of b / t it solves a system :math:`1 - M^T M` with
+        :math:`M_{ij} = \kappa_{ij} \sqrt{a_i b_j / (p q s_i t_j)}`.
 
         Args:
             rhs: The right-hand side after elimination of the rows, shape (..., m).
             parts: The sum of the sizes of its parts, up to signs.
         """
-
-        def operator(r: Tensor) -> Tensor:
-            return r - self.to_columns(self.a * self.to_rows(self.b * r))
-
-        columns = self.posed.problem.columns
-        rhs = torch.where(self.b > 0, rhs, 0.0)
-        metric = torch.softmax(self.over_g - self.g + columns.log, -1)
-        r, dropped = _truncated_solution(operator, rhs, metric, singular=self.posed.problem.balanced)
-        determined = bool((dropped <= SHOWN * _norm(rhs, metric)).all())
+        rows, columns = self.posed.problem.rows, self.posed.problem.columns
+        # Up to a factor.
+        root = (torch.log_softmax(self.over_g - self.g + columns.log, -1) / 2).exp_()
+        if not self.posed.problem.balanced:
+            unresolved = (root < torch.finfo(root.dtype).tiny ** 0.5) & (self.b > 0)
+            if bool(unresolved.any()):
+                # Their squares vanish. Points that give up so different shares of their mass are blocks of their own.
+                return torch.zeros_like(rhs), False
+        gram = self.posed.engine.gram((self.f + self.over_f + rows.log) / 2, (self.g + self.over_g + columns.log) / 2)
+        scale, null = 1 / (self.p * self.q), root if self.posed.problem.balanced else None
+        rhs = root * torch.where(self.b > 0, rhs, 0.0)
+        r, dropped = _truncated_solution(lambda v: v - gram(v) * scale, rhs, null)
+        size = _norm(rhs)
+        determined = bool((dropped <= SHOWN * size).all())
         if not determined:
             # What is left of a right-hand side after its parts have cancelled is rounding.
-            largest = torch.finfo(rhs.dtype).eps / FAINT * _norm(parts(), metric)
-            determined = bool((dropped <= SHOWN * torch.maximum(_norm(rhs, metric), largest)).all())
-        return r, determined
-
-
-def stiffness(marginal: Marginal) -> Tensor | float:
-    """The derivative of the soft minimum that a potential is the update of, in the potential."""
-    return 1.0 if marginal.rho is None else 1 + 1 / marginal.rho
+            largest = torch.finfo(rhs.dtype).eps / FAINT * _norm(root * parts())
+            determined = bool((dropped <= SHOWN * torch.maximum(size, largest)).all())
+        return torch.where(root > 0, r / root, 0.0), determined
 
 
 # The plan does not change along a direction whose curvature, of one at most, is below this many rounding units.
@@ -160,61 +162,76 @@ FLAT = 256.0
 SHOWN = 1e-3
 # The same, over the rounding of its parts.
 FAINT = 1e-6
-# Most Lanczos vectors, and steps between two checks of the residual: at first, and later as a share of those so far.
-MOST, CHECK, CHECK_SHARE = 1000, 4, 0.25
+# Most Lanczos vectors; how many there are when the residual is computed in any case; and after how many more that is
+# done again, at first, and later as a share of those so far.
+MOST, LATEST, CHECK, CHECK_SHARE = 1000, 16, 4, 0.25
 
 
-def _truncated_solution(operator: Operator, rhs: Tensor, metric: Tensor, *, singular: bool) -> tuple[Tensor, Tensor]:
+def _truncated_solution(operator: Operator, rhs: Tensor, null: Tensor | None) -> tuple[Tensor, Tensor]:
     """The solution of ``operator(r) = rhs``, and the norm of the part of the right-hand side that it leaves out.
 
-    The operator is symmetric in the inner product of ``metric``, and positive with eigenvalues of at most one. Lanczos'
-    algorithm :cite:p:`golub:13` from the right-hand side gives its action on those directions that matter, as a
-    tridiagonal matrix. Directions along which it is flat to rounding are left out of the solution: along them
-    right-hand sides of plans and maps are rounding as well.
+    The operator is symmetric and positive, with eigenvalues of at most one. Lanczos' algorithm :cite:p:`golub:13` from
+    the right-hand side gives its action on those directions that matter, as a tridiagonal matrix. Directions along
+    which it is flat to rounding are left out of the solution: along them right-hand sides of plans and maps are
+    rounding as well.
+
+    Args:
+        operator: Takes and returns vectors of shape (..., m).
+        rhs: Shape (..., m).
+        null: The unit vector along which the operator is zero, shape (..., m), or None.
+
+    Returns:
+        Shapes (..., m) and (..., 1).
     """
-
-    def project(r: Tensor) -> Tensor:
-        return r - (metric * r).sum(-1, keepdim=True) / metric.sum(-1, keepdim=True) if singular else r
-
     unit, tiny = torch.finfo(rhs.dtype).eps, torch.finfo(rhs.dtype).tiny
-    direction = project(rhs)
-    size = _norm(direction, metric)
-    basis = [direction / size.clamp(min=tiny)]
+    basis = rhs.new_empty(*rhs.shape[:-1], 0, rhs.shape[-1]) if null is None else null[..., None, :]
+    rest, _ = _orthogonal(rhs[..., None, :], basis)
+    size = _norm(rest)
+    left = ratio = torch.ones_like(size)
+    v = rest / size.clamp(min=tiny)
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
-    most, check = min(MOST, rhs.shape[-1]), CHECK
+    enough, most, check = unit**0.75, min(MOST, rhs.shape[-1]), LATEST
     while True:
-        image = project(operator(basis[-1]))
-        diagonal.append((metric * basis[-1] * image).sum(-1, keepdim=True))
-        Q = torch.stack(basis, -2)
+        basis = torch.cat((basis, v), -2)
+        rest, components = _orthogonal(operator(v[..., 0, :])[..., None, :], basis)
         # Twice, as once leaves what rounding has put along earlier directions.
-        for _ in range(2):
-            image = image - ((Q @ (metric * image)[..., None]).mT @ Q)[..., 0, :]
-        beside.append(_norm(image, metric))
+        rest, _ = _orthogonal(rest, basis)
+        diagonal.append(components[..., -1:])
+        # The residual, by elimination from the top of the tridiagonal matrix: right where that is not flat.
+        pivot = diagonal[-1] - beside[-1] * ratio if beside else diagonal[-1]
+        beside.append(_norm(rest))
+        ratio = beside[-1] / pivot.clamp(min=tiny)
+        left = left * ratio
         k = len(diagonal)
-        if k >= min(check, most):
+        if k >= check or k == most or bool((left <= enough).all()):
             coefficients, dropped = _ritz(diagonal, beside[:-1], FLAT * unit)
-            left = beside[-1] * coefficients[..., -1:]
-            if k == most or bool((left.abs() <= unit**0.75).all()):
+            if k == most or bool(((beside[-1] * coefficients[..., -1:]).abs() <= enough).all()):
                 break
             check = k + max(CHECK, int(CHECK_SHARE * k))
-        basis.append(torch.where(beside[-1] > unit * 16, image / beside[-1].clamp(min=tiny), 0.0))
-    found = (coefficients[..., None, :] @ Q)[..., 0, :] * size
-    return project(found), dropped[..., None] * size
+        # Nothing where all directions are exhausted.
+        v = rest / torch.threshold(beside[-1], 16 * unit, torch.inf)
+    return (coefficients @ basis[..., -k:, :] * size)[..., 0, :], dropped * size[..., 0]
 
 
-def _norm(r: Tensor, metric: Tensor) -> Tensor:
-    return (metric * r.square()).sum(-1, keepdim=True).sqrt()
+def _orthogonal(v: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``v`` less their components along the rows of ``basis``, and these."""
+    components = v @ basis.mT
+    return v - components @ basis, components
+
+
+def _norm(r: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(r, dim=-1, keepdim=True)
 
 
 def _ritz(diagonal: list[Tensor], beside: list[Tensor], flat: float) -> tuple[Tensor, Tensor]:
-    """The first column of the tridiagonal matrix's pseudo-inverse, and the share of that side it leaves out."""
-    T = torch.diag_embed(torch.cat(diagonal, -1))
+    """The first row of the tridiagonal matrix's pseudo-inverse, and the share of that side it leaves out."""
+    T = torch.diag_embed(torch.cat(diagonal, -1)[..., 0, :])
     if beside:
-        off = torch.cat(beside, -1)
-        T = T + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+        # Nothing is read above the diagonal.
+        T = T + torch.diag_embed(torch.cat(beside, -1)[..., 0, :], -1)
     values, vectors = torch.linalg.eigh(T)
-    first = vectors[..., 0, :]
-    inverse = torch.where(values > flat, 1 / values.clamp(min=flat), 0.0)
-    dropped = torch.where(values > flat, 0.0, first.square()).sum(-1).sqrt()
-    return (vectors @ (inverse * first)[..., None])[..., 0], dropped
+    first = vectors[..., :1, :]
+    steep = values > flat
+    inverse = torch.where(steep, 1 / values.clamp(min=flat), 0.0)
+    return first * inverse[..., None, :] @ vectors.mT, _norm(first[..., 0, :].masked_fill(steep, 0.0))

@@ -91,5 +91,10 @@ class Marginal:
             return 0.0
         return (self.offset / self.rho).abs().amax(-1)
 
+    @property
+    def stiffness(self) -> Tensor | float:
+        """The derivative of :meth:`softmin`."""
+        return 1.0 if self.rho is None else 1 + 1 / self.rho
+
     def _full(self, f: Tensor) -> Tensor:
         return f if self.offset is None else f + self.offset

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otdml._cost_forms import Gradients
 from otdml._derivatives import once
-from otdml.ot._linearised import adjoint, stiffness, tangent
+from otdml.ot._linearised import adjoint, tangent
 from otdml.ot._problem import Posed, Problem
 
 __all__ = ["potential_gradients", "product_gradients"]
@@ -55,7 +55,7 @@ def potential_gradients(
         needs: Which leaves need a gradient.
     """
     (f, g), (a, b), (df, dg), problem = potentials, weights, cotangents, posed.problem
-    p, q = stiffness(problem.rows), stiffness(problem.columns)
+    p, q = problem.rows.stiffness, problem.columns.stiffness
     C, constants = _matrix(problem), (f.detach(), g.detach())
     by_row = _entries(problem, C, problem.rows.softmin(constants[0]), g)
     by_column = _entries(problem, C, f, problem.columns.softmin(constants[1]))

@@ -98,7 +98,9 @@ def test_gradients_with_a_graph_are_those_without(rho, dtype):
         torch.autograd.grad(smooth, (x, y, u), create_graph=graph, retain_graph=True) for graph in (False, True)
     )
     for expected, found in zip(plain, linked, strict=True):
-        torch.testing.assert_close(found.detach(), expected)
+        # Entries are sums of larger ones, of which either way leaves another rounding.
+        rounding = 64 * torch.finfo(dtype).eps * float(expected.abs().max())
+        torch.testing.assert_close(found.detach(), expected, rtol=0, atol=rounding)
 
 
 def test_ranks_have_second_derivatives():

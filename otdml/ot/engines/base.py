@@ -192,6 +192,23 @@ class Engine(SoftMin):
         """The plan times ``v``, and its transpose times ``w``, shapes (..., n, e) and (..., m, k)."""
         return self.plan_product(hf, hg, v), self.mT.plan_product(hg, hf, w)
 
+    def gram(self, hf: Tensor, hg: Tensor) -> Callable[[Tensor], Tensor]:
+        r"""The product of :math:`P^\top P` with a vector, shape (..., m), as a function that is called many times."""
+        twin = self.mT
+        return lambda v: twin.plan_product(hg, hf, self.plan_product(hf, hg, v[..., None]))[..., 0]
+
+    def weighted_blocks(self, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        r"""Blocks of rows of :math:`P_{ij} \langle l_i, r_j \rangle`, each with its slice.
+
+        Args:
+            hf: Shape (..., n).
+            hg: Shape (..., m).
+            left: l, shape (..., n, e).
+            right: r, shape (..., m, e).
+        """
+        for rows, plan in self.plan_blocks(hf, hg):
+            yield rows, plan.mul_(left[..., rows, :] @ right.mT)
+
     def slopes(self, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
         r"""The gradient of :math:`\sum_{ij} P_{ij} \langle l_i, r_j \rangle R_{ij}` in the points of a fused cost.
 

@@ -89,7 +89,7 @@ class Dense(Engine):
             else:
                 highest.append(scores.amax(-2))
             exponential(scores, NEGLIGIBLE)
-        self.f = _joined(tops).neg_()
+        self.f = (torch.cat(tops, -1) if len(tops) > 1 else tops[0]).neg_()
         return torch.stack(highest).amax(0) if len(highest) > 1 else highest[0] if highest else g
 
     @property
@@ -176,9 +176,24 @@ class Dense(Engine):
         left, right = self._scalings(hf, hg)
         return (self.kernel @ (right[..., None] * v)).mul_(left[..., None])
 
+    def gram(self, hf: Tensor, hg: Tensor) -> Callable[[Tensor], Tensor]:
+        kernel = self.kernel
+        if kernel is None:
+            plan = torch.cat([block for _, block in self.plan_blocks(hf, hg)], -2)
+            return lambda v: _times(plan.mT, _times(plan, v))
+        left, right = self._scalings(hf, hg)
+        # Not by the squares, which could overflow.
+        return lambda v: _times(kernel.mT, _times(kernel, right * v).mul_(left).mul_(left)).mul_(right)
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+    def weighted_blocks(self, hf: Tensor, hg: Tensor, left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        # Scalings of potentials far from the centre, times large weights, could overflow.
+        if self.kernel is None or self.shifts:
+            yield from super().weighted_blocks(hf, hg, left, right)
+            return
+        u, v = (t[..., None] for t in self._scalings(hf, hg))
+        left, right = left * u, right * v
+        for rows in self.row_blocks():
+            yield rows, (left[..., rows, :] @ right.mT).mul_(self.kernel[..., rows, :])
 
 
 def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Soft minima and plan products in blocks of rows: memory linear in the number of points."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,12 @@ class Streamed(Engine):
             by_row[..., rows, :] = plan @ v
             by_column += plan.mT @ w[..., rows, :]
         return by_row, by_column
+
+    def gram(self, hf: Tensor, hg: Tensor) -> Callable[[Tensor], Tensor]:
+        def product(v: Tensor) -> Tensor:
+            out = torch.zeros_like(v)[..., None]
+            for _, plan in self.plan_blocks(hf, hg):
+                out += plan.mT @ (plan @ v[..., None])
+            return out[..., 0]
+
+        return product

@@ -111,6 +111,11 @@ def test_plans_and_products(name, cost, prepared, dtype):
         by_row, by_column = soft.plan_products(hf, hg, v, w)
         close(by_row, plan @ v.double(), dtype)
         close(by_column, plan.mT @ w.double(), dtype)
+        weighted = torch.cat([block for _, block in soft.weighted_blocks(hf, hg, w, v)], -2)
+        close(weighted, plan * (w.double() @ v.double().mT), dtype)
+    product = soft.gram(hf, hg)
+    for column in v.mT:
+        close(product(column), plan.mT @ (plan @ column.double()), dtype)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -153,7 +158,13 @@ def test_batches(name):
     close(soft.row_softmin(h), rows, torch.float64)
     close(soft.column_softmin(k), columns, torch.float64)
     v = torch.ones(2, 3, 10, 2, dtype=torch.float64)
-    close(soft.plan_product(k, h, v), (k[..., None] + h[..., None, :] - problem.R).exp() @ v, torch.float64)
+    plan = (k[..., None] + h[..., None, :] - problem.R).exp()
+    close(soft.plan_product(k, h, v), plan @ v, torch.float64)
+    column = torch.linspace(0, 1, 10, dtype=torch.float64).expand(2, 3, 10)
+    for prepared in (False, True):
+        if prepared:
+            soft.prepare(g)
+        close(soft.gram(k, h)(column), (plan.mT @ (plan @ column[..., None]))[..., 0], torch.float64)
 
 
 @pytest.mark.parametrize("name", ["dense", "streamed"])
