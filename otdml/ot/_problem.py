@@ -19,6 +19,7 @@ from otdml.ot.engines import BACKENDS, Engine, engine
 
 __all__ = [
     "HARD",
+    "Penalties",
     "Posed",
     "Problem",
     "Rho",
@@ -224,17 +225,16 @@ class SolverOptions:
         return self.tol / 2 if self.rounding is None else self.rounding
 
 
-def check_rho(rho: Rho) -> Penalties:
+def check_rho(rho: Rho, name: str = "rho") -> Penalties:
     """The penalties of both marginals, if they are positive numbers or None; an infinite one is a constraint."""
     pair = rho if isinstance(rho, (tuple, list)) else (rho, rho)
     if len(pair) != 2:
-        raise argument_error("rho", "be a number, a pair of numbers, or None", rho)
-    first, second = (None if value is None or _infinite(value) else check_positive("rho", value) for value in pair)
+        raise argument_error(name, "be a number, a pair of numbers, or None", rho)
+    first, second = (
+        None if value is None or (isinstance(value, Real) and value == math.inf) else check_positive(name, value)
+        for value in pair
+    )
     return first, second
-
-
-def _infinite(value: float) -> bool:
-    return isinstance(value, Real) and value == math.inf
 
 
 def _doubled(w: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from otdml.ot._result import OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot._transformed import transformable_result
 
-__all__ = ["entropic", "sinkhorn", "sinkhorn_matrix"]
+__all__ = ["entropic", "sinkhorn", "sinkhorn_matrix", "solution"]
 
 
 @transformable_result
@@ -181,6 +181,21 @@ def entropic(
     Returns:
         The result, differentiable in the leaves of the cost and in the weights.
     """
+    found = solution(problem, options, init=init, symmetric=symmetric, quiet=quiet)
+    potentials, dtype, value = found.solved.potentials, found.dtype, found.value()
+    error = potentials.error.to(dtype)
+    return OTResult(value.to(dtype), potentials.converged, potentials.n_iter, error, found, points, value)
+
+
+def solution(
+    problem: Problem,
+    options: SolverOptions,
+    *,
+    init: Init | None = None,
+    symmetric: bool = False,
+    quiet: bool = False,
+) -> EntropicSolution:
+    """The same for callers of which some do not need the value."""
     dtype = problem.cost.dtype
     linked = problem.linked
     differentiable = torch.is_grad_enabled() and (linked or problem.cost.depends_on_parameters)
@@ -195,10 +210,7 @@ def entropic(
         _warn(solved, options)
     solved = _readable(solved)
     versions = solved.posed.problem.cost.versions
-    solution = EntropicSolution(solved, differentiable, dtype, versions)
-    found, value = solved.potentials, solution.value()
-    error = found.error.to(dtype)
-    return OTResult(value.to(dtype), found.converged, found.n_iter, error, solution, points, value)
+    return EntropicSolution(solved, differentiable, dtype, versions)
 
 
 @torch.no_grad()

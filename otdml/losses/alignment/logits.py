@@ -2,9 +2,9 @@
 
 An engine computes the log-sum-exp of each row: a soft minimum in the forward pass, two products with its plan in the
 backward pass. On a GPU the fused engine computes the weighted sums of these as well, where it takes the problem. On a
-CPU a weighted sum has a quicker way. Its weights are constants, so value and gradient can be computed from the same
-blocks, of which an engine evaluates each one twice. On one core and 128 features the streamed engine takes this many
-times as long, forward and backward:
+CPU a weighted sum is computed by a loop over blocks instead. Its weights are constants, so value and gradient come from
+the same blocks, of which an engine evaluates each one twice. On one core and 128 features the streamed engine takes
+this many times as long, forward and backward:
 
 ====================  =====  =====  =====  =====
 rows                  128    512    2,048  4,096
@@ -70,6 +70,8 @@ def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 class Logits:
     r"""The scalar products :math:`\langle x_i, y_j \rangle` of anchors and candidates.
 
+    A small matrix is kept between calls, so results of one object share a graph, and are differentiated together.
+
     Attributes:
         x: Anchors, shape (n, d).
         y: Candidates, shape (m, d).
@@ -120,13 +122,29 @@ class Logits:
     def _mask(self) -> Mask | None:
         return None if self.forbidden is None else self.forbidden.mask
 
-    def matrix(self, h: Tensor | None = None) -> Tensor:
-        """All logits plus a column term, shape (n, m)."""
-        scores = self.x @ self.y.mT if h is None else torch.addmm(h, self.x, self.y.mT)
+    @functools.cached_property
+    def _scores(self) -> Tensor:
+        return self._filled(self.x @ self.y.mT)
+
+    def _filled(self, scores: Tensor) -> Tensor:
         if self.forbidden is not None:
             # Unseen by autograd: the softmax has no mass at minus infinity, so no gradient comes from there.
             self.forbidden.fill(scores.detach(), slice(0, len(self.x)), slice(0, len(self.y)))
         return scores
+
+    def matrix(self, h: Tensor | None = None) -> Tensor:
+        """All logits plus a column term, shape (n, m)."""
+        # A compiler does not trace the lock of a cached property.
+        if self.few and not torch.compiler.is_compiling():
+            return self._scores if h is None else self._scores + h
+        return self._filled(self.x @ self.y.mT if h is None else torch.addmm(h, self.x, self.y.mT))
+
+    def log_mass(self) -> Tensor:
+        """The logarithm of the sum of all exponentials, a scalar without graph."""
+        if self.few:
+            return self.matrix().detach().logsumexp((0, 1))
+        with torch.no_grad():
+            return self.logsumexp().logsumexp(0)
 
     def logsumexp(self, h: Tensor | None = None) -> Tensor:
         r"""Of each row, with column terms: :math:`\ell_i = \log \sum_j \exp(\langle x_i, y_j \rangle + h_j)`.
@@ -196,6 +214,8 @@ class Logits:
 
     def _dense(self, h: Tensor | None) -> Tensor:
         scores = self.matrix(h)
+        if self.forbidden is None:
+            return scores.logsumexp(-1)
         # A row without any pair has no softmax, so it must not get a gradient either.
         nothing = scores.detach().amax(-1, keepdim=True) == -torch.inf
         return scores.masked_fill(nothing, torch.finfo(scores.dtype).min).logsumexp(-1)

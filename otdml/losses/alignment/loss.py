@@ -139,7 +139,7 @@ def _transformed_alignment(
     z1: Tensor, z2: Tensor, target: Target, ids: Labels | None, eps: Tensor | float, options: Options
 ) -> Tensor:
     """The same under a transform of ``torch.func`` or in forward mode, in the two sets alone."""
-    _check_held(eps, target)
+    _check_constant(eps, target)
 
     def value(z1: Tensor, z2: Tensor) -> Tensor:
         return _checked_alignment(z1, z2, target, ids, eps, options)
@@ -147,12 +147,12 @@ def _transformed_alignment(
     return called(value, {"z1": z1, "z2": z2})
 
 
-def _check_held(*others: object) -> None:
-    """Raise if the temperature, the target or the labels are seen through a transform, or have a gradient."""
-    held = (t for t in others if isinstance(t, Tensor))
+def _check_constant(*others: object) -> None:
+    """Raise if the temperature, the target or the labels are under a transform, or have a gradient."""
+    tensors = (t for t in others if isinstance(t, Tensor))
     if any(
         torch._C._functorch.is_functorch_wrapped_tensor(t) or (t.requires_grad and torch.is_grad_enabled())
-        for t in held
+        for t in tensors
     ):
         raise RuntimeError(
             "contrastive_alignment has no transforms of torch.func, and no derivatives in forward mode, in `eps` and "
@@ -194,7 +194,7 @@ def contrast_within(
         empty: "zero" where a batch without any positive pair is zero and not an error.
     """
     if transforming(z, eps if isinstance(eps, Tensor) else None):
-        _check_held(eps, labels)
+        _check_constant(eps, labels)
         return called(lambda z: contrast_within(z, labels, eps, options, empty=empty), {"z": z})
     labels = check_labels("labels", labels, check_points("z", z).shape[-2])
     if empty == "zero" and not options.gather and len(labels.unique()) == len(labels):
@@ -222,7 +222,7 @@ def _within(z: Tensor, labels: Tensor, eps: Tensor | float, options: Options) ->
         z, labels = gather_rows(z), gather_rows(labels.to(z.device))
     x, _ = factors(z, z[:0], eps, joint=True)
     pairing = within(len(x), x.device)
-    problem = Alignment(x, x, eps, pairing, target_plan((labels, labels), pairing, x), None)
+    problem = Alignment(x, x, eps, pairing, target_plan((labels, labels), pairing, x), None, options.backend)
     value = problem.part(anchors).value(None, options)
     return total(value) if options.gather else value
 
@@ -236,7 +236,7 @@ def _numbers(n: int, device: torch.device) -> Tensor:
 def _problem(x: Tensor, y: Tensor, eps: Tensor | float, samples: Samples, options: Options) -> Alignment:
     n, m = len(x), len(y)
     pairing = joint(n // 2, x.device) if options.form == "joint" else one_way(n, m, x.device)
-    return Alignment(x, y, eps, pairing, target_plan(samples.target, pairing, x), samples.ids)
+    return Alignment(x, y, eps, pairing, target_plan(samples.target, pairing, x), samples.ids, options.backend)
 
 
 def _mean_of_both(
@@ -248,7 +248,7 @@ def _mean_of_both(
         backward = second.potentials(options)[1]
     value = None
     if anchors[0] is None and options.shares_logits:
-        value = first.mutual_value(second, (backward, forward), options)
+        value = first.mutual_value(second, (backward, forward))
     if value is None:
         parts = (first.part(anchors[0]), forward), (second.part(anchors[1]), backward)
         value = torch.stack([part.value(h, options) for part, h in parts]).sum()

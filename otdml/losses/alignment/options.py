@@ -16,6 +16,7 @@ from otdml._checks import (
     check_positive,
 )
 from otdml.ot import engines
+from otdml.ot._problem import Penalties, check_rho
 
 __all__ = ["Marginals", "Options"]
 
@@ -44,7 +45,10 @@ class Options:
     backend: str
 
     def __post_init__(self) -> None:
-        _check_marginals(self.marginals)
+        if isinstance(self.marginals, str):
+            check_choice("marginals", self.marginals, MARGINALS)
+        else:
+            check_rho(self.marginals, "marginals")
         check_choice("divergence", self.divergence, DIVERGENCES)
         if self.marginals == "none" and self.divergence != "kl":
             raise argument_error("divergence", "be 'kl' where `marginals` is 'none'", repr(self.divergence))
@@ -56,6 +60,11 @@ class Options:
         check_positive("tol", self.tol)
         check_integer("max_iter", self.max_iter)
         check_choice("backend", self.backend, BACKENDS)
+
+    @property
+    def penalties(self) -> Penalties | None:
+        """Those of both marginals, or None where they are no penalties."""
+        return None if isinstance(self.marginals, str) else check_rho(self.marginals)
 
     @property
     def constant_potentials(self) -> bool:
@@ -77,17 +86,3 @@ class Options:
             got = f"{self.q / eps:.3g} times, where exp(q / eps) overflows"
             raise argument_error("q", f"be at most {largest:.0f} times `eps`", got, "Lower `q`, or raise `eps`.")
         return eps
-
-
-def _check_marginals(marginals: Marginals) -> None:
-    if isinstance(marginals, str):
-        check_choice("marginals", marginals, MARGINALS)
-        return
-    pair = marginals if isinstance(marginals, (tuple, list)) else (marginals, marginals)
-    if len(pair) != 2:
-        raise argument_error(
-            "marginals", f"be one of {', '.join(map(repr, MARGINALS))}, a penalty, or a pair", marginals
-        )
-    for rho in pair:
-        if rho is not None:
-            check_positive("marginals", rho)

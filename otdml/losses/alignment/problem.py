@@ -15,8 +15,8 @@ from otdml.losses.alignment.logits import KERNEL_BYTES, Logits
 from otdml.losses.alignment.options import Options
 from otdml.losses.alignment.pairs import Forbidden, Pairing
 from otdml.losses.alignment.target import Plan
-from otdml.ot._problem import Problem, SolverOptions, check_rho
-from otdml.ot._sinkhorn import entropic
+from otdml.ot._problem import HARD, Problem, SolverOptions
+from otdml.ot._sinkhorn import solution
 from otdml.sphere import length, unit
 
 __all__ = ["Alignment", "directions", "factors"]
@@ -38,7 +38,7 @@ def factors(z1: Tensor, z2: Tensor, eps: Tensor | float, *, joint: bool) -> tupl
 
 
 def directions(z: Tensor, divisor: float = 1.0) -> Tensor:
-    """:func:`otdml.sphere.unit` over a number, with a shorter way back.
+    """:func:`otdml.sphere.unit` over a number, with a cheaper backward pass.
 
     Args:
         z: Vectors, shape (n, d).
@@ -52,7 +52,7 @@ def directions(z: Tensor, divisor: float = 1.0) -> Tensor:
         >>> directions(torch.tensor([[3.0, 4.0]]), 0.1)
         tensor([[6., 8.]])
     """
-    # A compiler makes its own way back, shorter than what it can trace.
+    # A compiler derives a backward pass of its own, and cannot trace this one.
     return unit(z) / divisor if torch.compiler.is_compiling() else _Directions.apply(z, divisor)
 
 
@@ -88,6 +88,8 @@ class Alignment:
         pairing: Which candidates belong to which anchor.
         target: Target plan.
         ids: Instance of each anchor and candidate, or None.
+        backend: How matrices are treated.
+        logits: The similarities over the temperature.
     """
 
     x: Tensor
@@ -96,6 +98,13 @@ class Alignment:
     pairing: Pairing
     target: Plan
     ids: tuple[Tensor, Tensor] | None
+    backend: str = "auto"
+    logits: Logits = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        symmetric = self.y is self.x and (self.ids is None or self.target.symmetric)
+        logits = Logits(self.x, self.y, self.eps, self.forbidden, symmetric, self.backend)
+        object.__setattr__(self, "logits", logits)
 
     @property
     def forbidden(self) -> Forbidden | None:
@@ -133,28 +142,24 @@ class Alignment:
             # The divergence is least at the solution, so the potential has no part in the first derivative.
             x, y = x.detach(), y.detach()
         mass: Tensor | float = 0.0
-        if not isinstance(options.marginals, str):
-            logits = self.logits(options)
-            if logits.bound > _STEEP:
+        if options.penalties is not None:
+            if self.logits.bound > _STEEP:
                 # Masses of the points of an unbalanced plan differ by up to the exponential of twice that.
-                _check_steepness(logits.bound)
+                _check_steepness(self.logits.bound)
                 x, y, a, b = x.double(), y.double(), a.double(), b.double()
             # A common factor of the kernel does not change the shape of the plan. This one gives the kernel a mass of
             # one, as the exponentials of an unbalanced plan's potentials could overflow else.
-            with torch.no_grad():
-                mass = logits.logsumexp().logsumexp(0).to(x.dtype)
+            mass = self.logits.log_mass().to(x.dtype)
         dense = x.element_size() * len(x) * len(y) <= KERNEL_BYTES
         # With these offsets the reference measure is that of the similarities, not the product of the marginals.
         cost = Bilinear(x, y, _log(a) + mass, _log(b))
-        rho = check_rho(None if isinstance(options.marginals, str) else options.marginals)
         # Of a GPU's ways, the one that the solver would choose; on a CPU, none that keeps so large a kernel.
         large = "streamed" if x.device.type == "cpu" else "auto"
-        backend = ("dense" if dense else large) if options.backend == "auto" else options.backend
+        backend = ("dense" if dense else large) if self.backend == "auto" else self.backend
         forbidden = self._forbidden_of_mass(a, b)
-        problem = Problem(cost, a, b, 1.0, rho, forbidden and forbidden.mask)
-        result = entropic(problem, SolverOptions(options.tol, options.max_iter, backend))
-        f = _centred(result.f, a).to(self.x.dtype) if both else None
-        return f, _centred(result.g, b).to(self.x.dtype)
+        problem = Problem(cost, a, b, 1.0, options.penalties or HARD, forbidden and forbidden.mask)
+        f, g = solution(problem, SolverOptions(options.tol, options.max_iter, backend)).potentials
+        return _centred(f, a).to(self.x.dtype) if both else None, _centred(g, b).to(self.x.dtype)
 
     def _forbidden_of_mass(self, a: Tensor, b: Tensor) -> Forbidden | None:
         """Pairs without mass, but for points without mass, of which all pairs may be forbidden.
@@ -172,7 +177,7 @@ class Alignment:
         """Divergence of the softmax of the similarities plus ``h`` from the target."""
         if options.marginals == "none":
             return self.target.rows.sum() / self.eps - self.target.attraction(self.x, self.y)
-        logits = self.logits(options)
+        logits = self.logits
         if options.divergence == "kl":
             if self.target.match is not None and logits.few:
                 # Torch's own function is the fastest for few logits.
@@ -184,20 +189,15 @@ class Alignment:
             return robust
         return (self.target.rows * normaliser).sum() - self._attraction(h) + options.weight * robust
 
-    def mutual_value(self, swapped: "Alignment", h: Potentials, options: Options) -> Tensor | None:
+    def mutual_value(self, swapped: "Alignment", h: Potentials) -> Tensor | None:
         """The sum of this value and that of the problem with anchors and candidates exchanged, if it is safe."""
-        logits, own, others = self.logits(options), self.target.match, swapped.target.match
+        logits, own, others = self.logits, self.target.match, swapped.target.match
         if own is not None and others is not None and logits.few:
             scores = logits.matrix()
             forward, backward = ((s if t is None else s + t) for s, t in ((scores, h[1]), (scores.mT, h[0])))
             return F.cross_entropy(forward, own) + F.cross_entropy(backward, others)
         total = logits.mutual_logsumexp((self.target.rows, swapped.target.rows), h)
         return None if total is None else total - self._attraction(h[1]) - swapped._attraction(h[0])
-
-    def logits(self, options: Options) -> Logits:
-        """The similarities over the temperature."""
-        symmetric = self.y is self.x and (self.ids is None or self.target.symmetric)
-        return Logits(self.x, self.y, self.eps, self.forbidden, symmetric, options.backend)
 
     def _attraction(self, h: Tensor | None) -> Tensor:
         found, b = self.target.attraction(self.x, self.y), self.target.columns

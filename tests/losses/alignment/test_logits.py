@@ -56,11 +56,12 @@ def test_rows_are_torch(edited, backend):
     wanted = torch.autograd.grad((factors * expected).sum(), (x, y, h))
     actual = logits.logsumexp(h)
     torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(torch.autograd.grad((factors * actual).sum(), (x, y, h)), wanted)
+    torch.testing.assert_close(torch.autograd.grad((factors * actual).sum(), (x, y, h), retain_graph=True), wanted)
     value = logits.weighted_logsumexp(factors, h)
     torch.testing.assert_close(value, (factors * expected).sum())
     torch.testing.assert_close(torch.autograd.grad(3 * value, (x, y, h)), tuple(3 * g for g in wanted))
     torch.testing.assert_close(logits.logsumexp(), scores.logsumexp(1))
+    torch.testing.assert_close(logits.log_mass(), scores.exp().sum().log())
     torch.testing.assert_close(logits.weighted_logsumexp(factors), (factors * scores.logsumexp(1)).sum())
 
 
@@ -79,7 +80,7 @@ def test_row_without_pairs_is_the_least_number_and_has_no_gradient(backend):
     logits = Logits(x, y, 1 / 9, none_for_first, backend=backend)
     value = logits.logsumexp(h)
     assert value[0] == torch.finfo(DOUBLE).min
-    gradients = torch.autograd.grad(value[1:].sum() + 0 * value[0], (x, y, h))
+    gradients = torch.autograd.grad(value[1:].sum() + 0 * value[0], (x, y, h), retain_graph=True)
     assert all(g.isfinite().all() for g in gradients)
     assert (gradients[0][0] == 0).all()
     rest = torch.tensor([0.0, 1, 1, 1, 1, 1, 1], dtype=DOUBLE)

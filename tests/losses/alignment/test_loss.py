@@ -620,7 +620,7 @@ def test_repr():
         ({"eps": 0.0}, "`eps` must be a positive number, got 0.0"),
         ({"marginals": "columns"}, "`marginals` must be one of 'rows', 'balanced', 'none', got 'columns'"),
         ({"marginals": -1.0}, "`marginals` must be a positive number"),
-        ({"marginals": (1.0, 2.0, 3.0)}, "`marginals` must be one of .* a penalty, or a pair"),
+        ({"marginals": (1.0, 2.0, 3.0)}, "`marginals` must be a number, a pair of numbers, or None"),
         ({"divergence": "js"}, "`divergence` must be one of 'kl', 'rince'"),
         ({"divergence": "rince", "marginals": "none"}, "`divergence` must be 'kl' where `marginals` is 'none'"),
         ({"q": 1.5}, r"`q` must lie in \(0, 1\]"),
