@@ -5,19 +5,22 @@ Apart from those of tensors, so that the command line can refuse a word before t
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from numbers import Integral, Real
+from typing import Any
 
 __all__ = [
     "argument_error",
     "check_boolean",
     "check_choice",
+    "check_fields",
     "check_fraction",
     "check_integer",
     "check_known",
     "check_nonnegative",
     "check_number",
     "check_positive",
+    "check_share",
 ]
 
 
@@ -30,13 +33,35 @@ def argument_error(
 
 def check_number(name: str, value: float, must: str = "be a finite number") -> float:
     """``value`` as a number of Python, if it is finite."""
+    value = _of_python(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
-        remedy = "Pass `.item()` of it." if hasattr(value, "item") else ""
+        remedy = "Pass one number." if hasattr(value, "ndim") else ""
         raise argument_error(name, must, repr(value), remedy, TypeError)
     if not math.isfinite(value):
         raise argument_error(name, must, value)
-    # A NumPy scalar times a tensor is an array, and one of low precision would round results.
     return value if isinstance(value, (int, float)) else float(value)
+
+
+def _of_python(name: str, value: Any) -> Any:
+    """The number of Python that one of NumPy, or an array or a tensor of one number, holds; all else as it is."""
+    if isinstance(value, (int, float)) or getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
+        # A number of NumPy that is one of Python too prints as what it is.
+        return float(value) if isinstance(value, float) else value
+    if hasattr(value, "requires_grad"):
+        _check_constant(name, value)
+    # A NumPy scalar times a tensor is an array, and one of low precision would round results.
+    return value.item()
+
+
+def _check_constant(name: str, value: Any) -> None:
+    """Raise for a tensor in which a derivative is taken, which a number would silently leave out."""
+    from otdml._transforms import followed
+
+    if value.is_meta:
+        raise argument_error(name, "be a number", "a tensor on the meta device")
+    if value.requires_grad or followed(value):
+        remedy = "It is a constant of the function: pass `.detach()` of it, and a loop in place of `vmap` over it."
+        raise argument_error(name, "be a number", "a tensor under a derivative or a transform", remedy, TypeError)
 
 
 def check_positive(name: str, value: float) -> float:
@@ -49,8 +74,11 @@ def check_positive(name: str, value: float) -> float:
 
 def check_nonnegative(name: str, value: float) -> float:
     """``value``, if it is a finite number that is not negative."""
-    zero = isinstance(value, (int, float, Real)) and not isinstance(value, bool) and value == 0
-    return type(value)(0) if zero and isinstance(value, (int, float)) else 0.0 if zero else check_positive(name, value)
+    must = "be a number that is not negative"
+    if (value := check_number(name, value, must)) < 0:
+        raise argument_error(name, must, value)
+    # Not minus zero.
+    return value or type(value)(0)
 
 
 def check_fraction(name: str, value: float) -> float:
@@ -61,13 +89,29 @@ def check_fraction(name: str, value: float) -> float:
     return value
 
 
-def check_integer(name: str, value: int, least: int = 1) -> int:
-    """``value`` as an integer of Python, if it is one of at least ``least``."""
+def check_share(name: str, value: float) -> float:
+    """``value``, if it lies in [0, 1]."""
+    value = check_nonnegative(name, value)
+    if value > 1:
+        raise argument_error(name, "lie in [0, 1]", value)
+    return value
+
+
+def check_integer(name: str, value: int, least: int | None = 1) -> int:
+    """``value`` as an integer of Python, if it is one, and of at least ``least`` where that is no None."""
+    must = "be an integer" if least is None else f"be an integer >= {least}"
+    value = _of_python(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, Integral)):
-        raise argument_error(name, f"be an integer >= {least}", repr(value), kind=TypeError)
-    if value < least:
-        raise argument_error(name, f"be an integer >= {least}", value)
+        raise argument_error(name, must, repr(value), kind=TypeError)
+    if least is not None and value < least:
+        raise argument_error(name, must, value)
     return value if isinstance(value, int) else int(value)
+
+
+def check_fields(record: Any, **checks: Callable[[str, Any], Any]) -> None:
+    """Put in place of fields of a frozen dataclass what their checks make of them."""
+    for name, check in checks.items():
+        object.__setattr__(record, name, check(name, getattr(record, name)))
 
 
 def check_boolean(name: str, value: bool) -> bool:

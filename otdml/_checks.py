@@ -4,7 +4,8 @@ An error names the argument, says what it must be, shows what was received, and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,13 +16,17 @@ from otdml._arguments import (
     argument_error,
     check_boolean,
     check_choice,
+    check_fields,
     check_fraction,
     check_integer,
     check_known,
     check_nonnegative,
     check_number,
     check_positive,
+    check_share,
 )
+
+N = TypeVar("N", int, float)
 
 __all__ = [
     "argument_error",
@@ -29,8 +34,10 @@ __all__ = [
     "check_boolean",
     "check_choice",
     "check_equal_mass",
+    "check_fields",
     "check_finite",
     "check_fraction",
+    "check_generator",
     "check_in_range",
     "check_integer",
     "check_integers",
@@ -41,12 +48,39 @@ __all__ = [
     "check_number",
     "check_points",
     "check_positive",
+    "check_several",
+    "check_share",
     "check_signs",
     "check_views",
     "check_weight_shape",
     "check_weights",
+    "device_of_draws",
     "has_values",
 ]
+
+
+def check_generator(generator: torch.Generator | None) -> torch.Generator | None:
+    """``generator``, if it is one of torch, or None."""
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        remedy = "Pass `torch.Generator().manual_seed(0)` for a seed of 0."
+        raise argument_error("generator", "be a torch.Generator or None", repr(generator), remedy, TypeError)
+    return generator
+
+
+def device_of_draws(
+    generator: torch.Generator | None, device: torch.device | str | None = None
+) -> torch.device | str | None:
+    """Where to draw: on the device of the ``generator``, which draws nowhere else, and on ``device`` without one."""
+    return device if check_generator(generator) is None else generator.device  # type: ignore[union-attr]
+
+
+def check_several(name: str, values: Iterable[N], check: Callable[[str, N], N]) -> tuple[N, ...]:
+    """``values`` as a tuple, each of which passes a check, if they are several."""
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        raise argument_error(name, "be a list or a tuple of numbers", repr(values), kind=TypeError)
+    if getattr(values, "ndim", 1) != 1:
+        raise argument_error(name, "be a list or a tuple of numbers", f"shape {tuple(values.shape)}", kind=TypeError)  # type: ignore[attr-defined]
+    return tuple(check(name, value) for value in values)
 
 
 def check_in_range(name: str, value: float, dtype: torch.dtype) -> float:

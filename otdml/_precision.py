@@ -41,12 +41,16 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         dtypes = {v.dtype for v in values}
         if dtypes != {torch.float32} and dtypes != {torch.float64}:
-            dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+            # As in torch, a tensor of one number has no say in the dtype of others; it keeps its own if that is wider.
+            wide = {v.dtype for v in values if v.ndim} or dtypes
+            dtype = functools.reduce(torch.promote_types, wide, torch.float32)
 
             def cast(value: Any) -> Any:
                 if type(value) is tuple:
                     return tuple(map(cast, value))
-                return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+                if not (isinstance(value, Tensor) and value.is_floating_point()):
+                    return value
+                return value.to(dtype if value.ndim else torch.promote_types(value.dtype, dtype))
 
             args = tuple(map(cast, args))  # type: ignore[assignment]
             kwargs = {k: v if k == START else cast(v) for k, v in kwargs.items()}  # type: ignore[assignment]

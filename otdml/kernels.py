@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_positive
+from otdml._checks import argument_error, check_integer, check_positive
 from otdml._profiles import Geodesic, Logarithm, Profile, Quadric, Root, Square
 
 __all__ = [
@@ -264,7 +264,7 @@ def uniform_mean(kernel: RadialKernel, d: int) -> float:
         >>> round(uniform_mean(riesz(1.0), 3), 6)  # the energy of a unit charge on a unit sphere
         1.0
     """
-    return float(constant_mean(kernel, d))
+    return float(constant_mean(kernel, check_integer("d", d, least=2)))
 
 
 def constant_mean(kernel: RadialKernel, d: int) -> Tensor | float:

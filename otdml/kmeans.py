@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_matrix
+from otdml._checks import argument_error, check_integer, check_matrix, device_of_draws
 from otdml._precision import full_precision
 from otdml.neighbors import nearest_center
 
@@ -45,8 +45,8 @@ def kmeans(
     """
     if check_integer("k", k) > len(check_matrix("x", x)):
         raise argument_error("k", f"be at most the number of points, {len(x)}", k)
-    check_integer("max_iter", max_iter)
-    centers = x[torch.randperm(len(x), generator=generator)[:k].to(x.device)]
+    max_iter = check_integer("max_iter", max_iter)
+    centers = x[torch.randperm(len(x), generator=generator, device=device_of_draws(generator, "cpu"))[:k].to(x.device)]
     distances, cells = nearest_center(x, centers, backend=backend)
     for _ in range(max_iter):
         centers, before = _means(x, cells, distances, k), cells

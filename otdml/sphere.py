@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_boolean, check_integer, check_points, has_values
+from otdml._checks import check_boolean, check_integer, check_points, device_of_draws, has_values
 
 __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "length", "uniform_points", "unit"]
 
@@ -191,9 +191,9 @@ def uniform_points(
         >>> uniform_points(5, 3, generator=torch.Generator().manual_seed(0)).square().sum(-1).allclose(torch.ones(5))
         True
     """
+    sizes = tuple(check_integer("shape", size, least=0) for size in shape)
     # Drawn on the generator's device, then moved: the points may be on another one.
-    source = device if generator is None else generator.device
-    points = torch.randn(shape, generator=generator, dtype=dtype, device=source)
+    points = torch.randn(sizes, generator=generator, dtype=dtype, device=device_of_draws(generator, device))
     return unit(points if device is None else points.to(device))
 
 
@@ -221,7 +221,7 @@ def great_circles(
         tensor([[1., 1.]])
     """
     d = like.shape[-1]
-    check_integer("count", count)
+    count = check_integer("count", count)
     check_integer("d", d, least=2)
     if check_boolean("axis_aligned", axis_aligned):
         return _coordinate_planes(count, like, generator)
@@ -233,7 +233,7 @@ def great_circles(
 def _coordinate_planes(count: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     d = like.shape[-1]
     rounds = -(-count // (d // 2))
-    source = like.device if generator is None else generator.device
+    source = device_of_draws(generator, like.device)
     order = torch.rand((rounds, d), generator=generator, device=source).argsort(-1).to(like.device)
     pairs = order[:, : d // 2 * 2].reshape(-1, 2)[:count]
     axes = torch.eye(d, dtype=like.dtype, device=like.device)

@@ -1,11 +1,9 @@
 """Every option that is True or False: the word "False" would count as true, so nothing else is taken for one."""
 
-import importlib
-import inspect
-
 import numpy as np
 import pytest
 import torch
+from signatures import parameters
 
 from otdml.data import Digits, Omniglot, check, class_folds, held_out_classes, split_classes
 from otdml.data.files import ImageFiles
@@ -37,11 +35,6 @@ from otdml.losses import (
 from otdml.ot import sinkhorn_barycenter, soft_rank
 from otdml.sphere import great_circles
 
-PACKAGES = (
-    *("otdml.ot", "otdml.losses", "otdml.losses.dispersion", "otdml.dml", "otdml.data", "otdml.dml.backbones"),
-    *("otdml.kernel_sums", "otdml.sphere", "otdml.neighbors", "otdml.kmeans", "otdml.distributed", "otdml.measures"),
-    *("otdml.plot", "otdml.disentanglement", "otdml.contrast", "otdml.language", "otdml.studies"),
-)
 Z, LABELS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
 NAMES = [f"{group}/{name}" for group in "abc" for name in "xyz"]
 
@@ -94,31 +87,11 @@ CALLS = {
 }
 
 
-def options():
-    """Name, callable and option of every public signature that has a boolean."""
-    found = {}
-    for package in PACKAGES:
-        module = importlib.import_module(package)
-        for name in module.__all__:
-            thing = getattr(module, name)
-            members = {name: thing}
-            if inspect.isclass(thing):
-                kinds = (classmethod, staticmethod)
-                members |= {
-                    f"{name}.{key}": getattr(thing, key)
-                    for key, value in vars(thing).items()
-                    if not key.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds))
-                }
-            for label, member in members.items():
-                if not callable(member):
-                    continue
-                for parameter in inspect.signature(member).parameters.values():
-                    if parameter.annotation in (bool, bool | None):
-                        found[label, parameter.name] = CALLS.get(label, member)
-    return found
-
-
-OPTIONS = options()
+OPTIONS = {
+    (label, parameter.name): CALLS.get(label, member)
+    for label, member, parameter in parameters()
+    if parameter.annotation in (bool, bool | None)
+}
 
 
 def test_there_are_many_of_them():

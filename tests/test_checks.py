@@ -5,6 +5,7 @@ import fractions
 import numpy as np
 import pytest
 import torch
+from transforms import TRANSFORMS
 
 from otdml._checks import (
     check_boolean,
@@ -100,10 +101,35 @@ def test_what_is_no_number_is_refused(value):
         check_integer("k", value)
 
 
-@pytest.mark.parametrize("value", [torch.tensor(0.5), np.array(0.5)])
-def test_a_number_in_a_tensor_is_told_how_to_come_out(value):
-    with pytest.raises(TypeError, match=r"`eps` must be a positive number, got .* Pass `.item\(\)` of it."):
+@pytest.mark.parametrize("value", [torch.tensor(0.5), np.array(0.5), np.float32(0.5)])
+def test_a_tensor_of_one_number_is_that_number(value):
+    assert check_positive("eps", value) == 0.5
+    assert type(check_positive("eps", value)) is float
+    assert check_integer("k", torch.tensor(3)) == 3
+    with pytest.raises(TypeError, match=r"`k` must be an integer >= 1, got 0\.5"):
+        check_integer("k", value)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([0.5, 1.0]), np.array([0.5])])
+def test_several_numbers_are_not_one(value):
+    with pytest.raises(TypeError, match=r"`eps` must be a positive number, got .* Pass one number."):
         check_positive("eps", value)
+
+
+@TRANSFORMS
+def test_a_number_under_a_derivative_or_a_transform_is_refused():
+    def check(eps):
+        return check_positive("eps", eps) * eps
+
+    one, refusal = torch.tensor(0.5), "`eps` must be a number, got a tensor under a derivative or a transform"
+    with pytest.raises(TypeError, match=refusal):
+        torch.func.grad(check)(one)
+    with pytest.raises(TypeError, match=refusal):
+        torch.func.jvp(check, (one,), (one,))
+    with pytest.raises(TypeError, match=refusal):
+        torch.func.vmap(check)(one[None])
+    with pytest.raises(TypeError, match=r"`eps` must be a number, got .* pass `.detach\(\)` of it"):
+        check(one.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])

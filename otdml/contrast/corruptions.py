@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from otdml._arguments import check_choice
+from otdml._checks import check_generator
 
 __all__ = ["CORRUPTIONS", "corrupted"]
 
@@ -28,7 +29,7 @@ def corrupted(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         >>> corrupted(torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]]), "pixels", torch.Generator()).flatten()
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    check_choice("kind", kind, CORRUPTIONS)
+    check_choice("kind", kind, CORRUPTIONS), check_generator(generator)
     if kind == "noise":
         images = images + 0.15 * torch.randn(images.shape, generator=generator)
     elif kind == "blur":

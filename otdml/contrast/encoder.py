@@ -7,8 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otdml._checks import (
+    check_choice,
+    check_fields,
+    check_generator,
+    check_integer,
+    check_positive,
+    check_several,
+    check_share,
+)
 from otdml._training import minimised
-from otdml.contrast.views import Views, spoiled
+from otdml.contrast.views import SPOILS, Views, spoiled
 from otdml.dml.backbones import ResNet
 
 __all__ = ["Encoder", "Pairs", "training"]
@@ -35,6 +44,8 @@ class Encoder(nn.Module):
 
     def __init__(self, *, seed: int, widths: tuple[int, ...] = (16, 32, 64, 128), dim: int = 64) -> None:
         super().__init__()
+        seed, dim = check_integer("seed", seed, least=None), check_integer("dim", dim)
+        widths = check_several("widths", widths, check_integer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = ResNet(in_channels=12, widths=widths, depths=(1,) * len(widths), small_images=True)
@@ -76,6 +87,10 @@ class Pairs:
     spoil: str = "wrong"
     share: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_choice("spoil", self.spoil, SPOILS)
+        check_fields(self, share=check_share)
+
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two views of each picture, of which the second may be spoiled."""
         first, second = self.views(images, generator), self.views(images, generator)
@@ -110,6 +125,9 @@ def training(
         domains: Of the pictures, or any label that the loss takes, shape (n,).
         generator: Of batches and views.
     """
+
+    check_generator(generator)
+    steps, batch, rate = check_integer("steps", steps), check_integer("batch", batch), check_positive("rate", rate)
 
     def value() -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=generator)

@@ -5,6 +5,8 @@ import warnings
 from torch import Tensor
 from torch.nn import functional as F
 
+from otdml._checks import check_integer
+
 __all__ = ["linear_probe", "neighbours"]
 
 
@@ -22,7 +24,7 @@ def linear_probe(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor,
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = z.mean(0), z.std(0).clamp(min=1e-6)
-    judge = LogisticRegression(max_iter=steps)
+    judge = LogisticRegression(max_iter=check_integer("steps", steps))
     with warnings.catch_warnings():
         # Accuracy converges long before the weights do.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -41,6 +43,7 @@ def neighbours(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor, *
         >>> neighbours(z, torch.tensor([0, 1]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([0, 1]), k=1)
         1.0
     """
+    k = check_integer("k", k)
     z, right = F.normalize(z, dim=-1), 0
     for part, truth in zip(test_z.split(1000), test_labels.split(1000), strict=True):
         nearest = (F.normalize(part, dim=-1) @ z.mT).topk(k).indices

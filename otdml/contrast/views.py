@@ -1,12 +1,22 @@
 """Random views of pictures, and their corruptions."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from otdml._arguments import argument_error, check_choice
+from otdml._checks import (
+    check_fields,
+    check_fraction,
+    check_generator,
+    check_nonnegative,
+    check_positive,
+    check_several,
+    check_share,
+)
 
 __all__ = ["SPOILS", "Views", "spoiled"]
 
@@ -41,8 +51,9 @@ class Views:
     grey: float = 0.2
 
     def __post_init__(self) -> None:
-        low, high = self.crop
-        if not 0 < low <= high <= 1:
+        check_fields(self, ratio=check_positive, colour=check_nonnegative, grey=check_share)
+        check_fields(self, crop=partial(check_several, check=check_fraction))
+        if len(self.crop) != 2 or self.crop[0] > self.crop[1]:
             raise argument_error("crop", "be two shares of the area in (0, 1], the smaller one first", self.crop)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,8 +103,8 @@ def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) 
         tensor([2., 0., 1.])
     """
     check_choice("kind", kind, SPOILS)
-    if not 0 <= share <= 1:
-        raise argument_error("share", "be a probability", share)
+    share = check_share("share", share)
+    check_generator(generator)
     bad = torch.rand(len(views), 1, 1, 1, generator=generator) < share
     other = views.roll(1, 0) if kind == "wrong" else torch.rand(views.shape, generator=generator)
     return torch.where(bad, other, views)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from otdml._checks import argument_error, check_boolean, check_choice, check_labels
+from otdml._checks import argument_error, check_boolean, check_choice, check_integer, check_labels
 from otdml.data.images import open_image, standard_crop, thumbnail, transformed, unreadable
 
 __all__ = ["ImageFiles", "ImageFolder", "image_paths", "said", "shown_name", "suffixes"]
@@ -123,7 +123,7 @@ class ImageFolder(ImageFiles):
         size: int = 224,
         on_corrupt: str = "raise",
     ) -> None:
-        folder = Path(root)
+        size, folder = check_integer("size", size), Path(root)
         paths, self.passed_over = image_paths(folder)
         if self.passed_over:
             warnings.warn(f"Passed over below {root}, as no images: {said(self.passed_over)}.", stacklevel=2)

@@ -14,7 +14,7 @@ from otdml._checks import argument_error, check_choice, check_fraction, check_in
 from otdml.data.files import ImageFiles, image_paths, said, shown_name
 from otdml.data.images import standard_crop, unreadable
 from otdml.data.report import Report
-from otdml.data.split import SPLITS, held_out_classes, split_classes
+from otdml.data.split import SPLITS, check_fold, held_out_classes, split_classes
 
 __all__ = ["ClassFolders", "check"]
 
@@ -70,10 +70,12 @@ class ClassFolders(ImageFiles):
         on_corrupt: str = "raise",
     ) -> None:
         check_choice("split", split, SPLITS)
+        test_share, split_seed = check_fraction("test_share", test_share), check_integer("split_seed", split_seed, 0)
+        fold, crop = fold if fold is None else check_fold(fold), standard_crop(split, size)
         found = _found(root, level, check_integer("least", least))
         if wrong := found.problems():
             raise ValueError(wrong[0])
-        classes = found.classes(split, check_fraction("test_share", test_share), split_seed, fold)
+        classes = found.classes(split, test_share, split_seed, fold)
         self.passed_over = found.over
         if found.over:
             warnings.warn(f"Passed over below {root}: {said(found.over)}.", stacklevel=2)
@@ -81,7 +83,7 @@ class ClassFolders(ImageFiles):
             [path for name in classes for path in found.images[name]],
             torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found.images[name]) for name in classes])),
             classes,
-            transform=transform or standard_crop(split, size),
+            transform=transform or crop,
             on_corrupt=on_corrupt,
         )
 

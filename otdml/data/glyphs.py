@@ -69,8 +69,7 @@ class Glyphs(TensorImages):
         size: int = 28,
         samples: int = 12,
     ) -> None:
-        check_integer("size", size)
-        check_integer("samples", samples)
+        size, samples = check_integer("size", size), check_integer("samples", samples)
         names = {f"{script}/{letter}": letter for script, letter in _letters()}
         classes = split_classes(split, train=_of(names, TRAIN), test=_of(names, TEST))
         images = torch.cat([downscale(_samples(names[name], samples), size) for name in classes])

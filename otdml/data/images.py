@@ -16,7 +16,15 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from otdml._checks import argument_error, check_fraction, check_integer, check_positive
+from otdml._checks import (
+    argument_error,
+    check_fraction,
+    check_integer,
+    check_number,
+    check_positive,
+    check_several,
+    check_share,
+)
 
 __all__ = [
     "CenterCrop",
@@ -243,11 +251,9 @@ class RandomResizedCrop:
         std: Iterable[float] = STD,
     ) -> None:
         self.size = check_integer("size", size)
-        self.scale = tuple(check_fraction("scale", share) for share in scale)
-        self.ratio = tuple(check_positive("ratio", value) for value in ratio)
-        if not 0 <= flip <= 1:
-            raise argument_error("flip", "lie in [0, 1]", flip)
-        self.flip, self.statistics = flip, _statistics(mean, std)
+        self.scale = check_several("scale", scale, check_fraction)
+        self.ratio = check_several("ratio", ratio, check_positive)
+        self.flip, self.statistics = check_share("flip", flip), _statistics(mean, std)
 
     def __call__(self, image: Image.Image) -> Tensor:
         flip = bool(torch.rand(()) < self.flip)
@@ -304,7 +310,7 @@ class CenterCrop:
         mean: Iterable[float] = MEAN,
         std: Iterable[float] = STD,
     ) -> None:
-        self.size = check_integer("size", size)
+        self.size = size = check_integer("size", size)
         self.resize = round(size * 256 / 224) if resize is None else check_integer("resize", resize, least=size)
         self.statistics = _statistics(mean, std)
 
@@ -327,9 +333,8 @@ def standard_crop(
         resize: Of the middle, as :class:`CenterCrop` has it.
         least_area: Least share of the image's area that a random part has.
     """
-    if split in ("train", "trainval"):
-        return RandomResizedCrop(size, scale=(least_area, 1.0))
-    return CenterCrop(size, resize)
+    least_area, middle = check_fraction("least_area", least_area), CenterCrop(size, resize)
+    return RandomResizedCrop(size, scale=(least_area, 1.0)) if split in ("train", "trainval") else middle
 
 
 def transformed(image: Image.Image, transform: Callable[[Image.Image], Any]) -> Any:
@@ -350,9 +355,11 @@ def thumbnail(image: Image.Image, size: int = 96) -> np.ndarray:
 
 def _statistics(mean: Iterable[float], std: Iterable[float]) -> tuple[Tensor, Tensor]:
     """Offset and scale of pixels in [0, 255], shape (3, 1, 1) each."""
-    offset, scale = (255 * torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-    if len(offset) != 3 or len(scale) != 3 or not (scale > 0).all():
-        raise argument_error("std", "hold three positive numbers, as many as `mean`", (scale.flatten() / 255).tolist())
+    given = check_several("mean", mean, check_number), check_several("std", std, check_positive)
+    for name, values in zip(("mean", "std"), given, strict=True):
+        if len(values) != 3:
+            raise argument_error(name, "hold three numbers, one per channel", values)
+    offset, scale = (255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in given)
     return offset, scale
 
 

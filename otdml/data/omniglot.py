@@ -18,7 +18,7 @@ from torch import Tensor
 from otdml._arrays import load_arrays
 from otdml._checks import argument_error, check_boolean, check_choice, check_integer
 from otdml.data.report import Report
-from otdml.data.split import split_classes
+from otdml.data.split import check_fold, split_classes
 from otdml.data.tensors import TensorImages, crop_to_ink, downscale, rotated_classes
 
 __all__ = ["Omniglot", "check"]
@@ -124,7 +124,8 @@ class Omniglot(TensorImages):
     ) -> None:
         check_choice("protocol", protocol, ("small", "full"))
         check_choice("on_corrupt", on_corrupt, ("raise", "skip"))
-        check_integer("size", size, least=4)
+        size = check_integer("size", size, least=4)
+        fold = fold if fold is None else check_fold(fold)
         for name, value in (("crop", crop), ("rotations", rotations), ("allow_partial", allow_partial)):
             check_boolean(name, value)
         self.skipped: list[str] = []

@@ -12,7 +12,7 @@ from PIL import Image
 from otdml._checks import argument_error, check_boolean, check_choice
 from otdml.data.files import ImageFiles
 from otdml.data.images import standard_crop
-from otdml.data.split import SPLITS, split_classes
+from otdml.data.split import SPLITS, check_fold, split_classes
 
 __all__ = ["Entry", "Listing", "Protocol", "ProtocolImages", "differences", "find", "missing", "table"]
 
@@ -110,6 +110,8 @@ class ProtocolImages(ImageFiles):
         on_corrupt: str = "raise",
     ) -> None:
         check_boolean("allow_partial", allow_partial)
+        fold = fold if fold is None else check_fold(fold)
+        crop = standard_crop(split, size, resize=resize, least_area=least_area)
         check_choice("split", split, dict.fromkeys([*SPLITS, *self.protocol.counts]))
         listing = self.protocol.listing(root)
         if not allow_partial and (found := differences(self.protocol, listing)):
@@ -122,7 +124,7 @@ class ProtocolImages(ImageFiles):
             [listing.folder / entry.path for entry in entries],
             torch.tensor([number[entry.name] for entry in entries], dtype=torch.long),
             list(number),
-            transform=transform or standard_crop(split, size, resize=resize, least_area=least_area),
+            transform=transform or crop,
             is_query=queries if split == "test" and "query" in self.protocol.counts else None,
             on_corrupt=on_corrupt,
             upright=False,

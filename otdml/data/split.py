@@ -6,7 +6,7 @@ from zlib import crc32
 
 from otdml._checks import argument_error, check_boolean, check_choice, check_fraction, check_integer
 
-__all__ = ["FOLDS", "SPLITS", "class_folds", "held_out_classes", "split_classes"]
+__all__ = ["FOLDS", "SPLITS", "check_fold", "class_folds", "held_out_classes", "split_classes"]
 
 SPLITS = ("train", "val", "trainval", "test")
 FOLDS = 4
@@ -38,7 +38,7 @@ def held_out_classes(
         >>> held_out_classes(["Greek/1", "Greek/2", "Latin/1", "Latin/2"])
         ['Greek/1', 'Greek/2']
     """
-    check_fraction("fraction", fraction)
+    fraction, seed = check_fraction("fraction", fraction), check_integer("seed", seed, least=0)
     if len(classes) < 4:
         raise argument_error("classes", "be four or more: two to train on and two to validate on", len(classes))
     check_boolean("grouped", grouped)
@@ -87,6 +87,7 @@ def class_folds(classes: Sequence[str], folds: int = FOLDS, *, grouped: bool = T
         >>> class_folds("abcdefgh")
         [['a', 'b'], ['c', 'd'], ['e', 'f'], ['g', 'h']]
     """
+    folds = check_integer("folds", folds)
     check_boolean("grouped", grouped)
     group = {name: _group(name, grouped) for name in classes}
     names = list(dict.fromkeys(group.values()))
@@ -137,13 +138,13 @@ def split_classes(
     if split in ("trainval", "test"):
         return list(train if split == "trainval" else test)
     if fold is not None:
-        held = set(class_folds(train, grouped=grouped)[_checked_fold(fold)])
+        held = set(class_folds(train, grouped=grouped)[check_fold(fold)])
     else:
         held = set(held_out_classes(train, grouped=grouped) if val is None else val)
     return [name for name in train if (name in held) == (split == "val")]
 
 
-def _checked_fold(fold: int) -> int:
-    if check_integer("fold", fold, least=0) >= FOLDS:
+def check_fold(fold: int) -> int:
+    if (fold := check_integer("fold", fold, least=0)) >= FOLDS:
         raise argument_error("fold", f"be one of 0 to {FOLDS - 1}", fold)
     return fold

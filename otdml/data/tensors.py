@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from otdml._checks import argument_error, check_labels
+from otdml._checks import argument_error, check_integer, check_labels, check_nonnegative
 
 __all__ = ["TensorImages", "crop_to_ink", "downscale", "rotated_classes"]
 
@@ -87,6 +87,7 @@ def downscale(images: Tensor, size: int) -> Tensor:
         >>> downscale(checks, 1).item()
         100
     """
+    size = check_integer("size", size)
     if images.shape[-2:] == (size, size):
         return images
     # In pieces: in float32 the full set at 105 pixels takes a gigabyte.
@@ -117,6 +118,8 @@ def crop_to_ink(images: Tensor, size: int, *, margin: float = 0.08, least: int =
         tensor([[[[255, 255],
                   [255, 255]]]], dtype=torch.uint8)
     """
+    size, margin = check_integer("size", size), check_nonnegative("margin", margin)
+    least = check_integer("least", least)
     (top, bottom), (left, right) = (_extent(images.amax((1, axis)) > 0) for axis in (3, 2))
     side = (1 + 2 * margin) * torch.maximum(bottom - top, right - left).clamp(min=least)
     found = []

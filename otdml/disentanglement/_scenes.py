@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from otdml._checks import check_generator, check_integer
 from otdml.disentanglement.factors import FactorSet
 
 __all__ = ["SCENES", "SCENE_FACTORS", "scenes"]
@@ -40,6 +41,9 @@ def scenes(
         >>> images.shape, factors.shape
         (torch.Size([2, 3, 16, 16]), torch.Size([2, 6]))
     """
+    n, size = check_integer("n", n), check_integer("size", size)
+    supersampling = check_integer("supersampling", supersampling)
+    check_generator(generator)
     factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in SCENE_FACTORS.values()], 1)
     floor, wall, thing, scale, shape, orientation = factors.unbind(1)
     # A picture is linear in its three colours, so that shading is computed once for all colours.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
+from otdml._checks import check_generator, check_integer, check_positive
 from otdml.disentanglement.factors import FactorSet
 
 __all__ = ["FACTORS", "SPRITES", "load_dsprites", "sprites"]
@@ -42,6 +43,10 @@ def sprites(
         >>> images.shape, factors.shape
         (torch.Size([2, 1, 16, 16]), torch.Size([2, 5]))
     """
+    n, size = check_integer("n", n), check_integer("size", size)
+    supersampling = check_integer("supersampling", supersampling)
+    radius = check_positive("radius", radius)
+    check_generator(generator)
     factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in FACTORS.values()], 1)
     return torch.cat([_draw(part, size, supersampling, radius) for part in factors.split(512)]), factors
 
@@ -76,6 +81,8 @@ def load_dsprites(path: str | Path, n: int, *, generator: torch.Generator | None
         FileNotFoundError: If there is no such file.
         ValueError: If it holds something else.
     """
+    n = check_integer("n", n)
+    check_generator(generator)
     with np.load(path) as archive:
         if not {"imgs", "latents_classes"} <= set(archive.files):
             raise argument_error("path", "hold the arrays 'imgs' and 'latents_classes'", archive.files)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._arguments import argument_error, check_choice
-from otdml._checks import check_boolean
+from otdml._checks import check_boolean, check_fields, check_generator, check_integer, check_nonnegative, check_positive
 from otdml._training import minimised
 from otdml.losses import MMD
 
@@ -29,6 +29,10 @@ class Autoencoder(nn.Module):
 
     def __init__(self, *, codes: int = 10, size: int = 32, width: int = 16, channels: int = 1) -> None:
         super().__init__()
+        codes, size = check_integer("codes", codes), check_integer("size", size, least=8)
+        width, channels = check_integer("width", width), check_integer("channels", channels)
+        if size % 8:
+            raise argument_error("size", "be a multiple of 8", size)
         side, deep = size // 8, 2 * width
         self.encoder = nn.Sequential(
             *_down(channels, width), *_down(width, deep), *_down(deep, deep),
@@ -63,7 +67,7 @@ def _up(inputs: int, outputs: int) -> list[nn.Module]:
 
 def drawn(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One draw from each Gaussian posterior, differentiable in its parameters."""
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    noise = torch.randn(mean.shape, generator=check_generator(generator), device=mean.device)
     return mean + (0.5 * log_variance).exp() * noise
 
 
@@ -137,6 +141,7 @@ class Objective:
         check_choice("prior", self.prior, PRIORS)
         check_choice("place", self.place, PLACES)
         check_boolean("reconstruction", self.reconstruction)
+        check_fields(self, beta=check_nonnegative, weight=check_nonnegative)
         if self.regularizer is not None and self.place == "decoder" and not self.reconstruction:
             raise argument_error("place", "be 'encoder' where nothing is decoded", self.place)
 
@@ -183,6 +188,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_boolean("cosine", self.cosine)
+        check_fields(self, steps=check_integer, batch=check_integer, rate=check_positive)
 
 
 def training(
@@ -197,6 +203,8 @@ def training(
         schedule: For how long.
         generator: Of the batches and draws.
     """
+
+    check_generator(generator)
 
     def loss() -> Tensor:
         batch = images[torch.randint(len(images), (schedule.batch,), generator=generator)]
@@ -229,5 +237,5 @@ def fit(
 def seeded(seed: int, *, size: int = 32, width: int = 16, channels: int = 1, codes: int = 10) -> Autoencoder:
     """A new network whose weights depend on the seed alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(check_integer("seed", seed, least=None))
         return Autoencoder(size=size, width=width, channels=channels, codes=codes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._arguments import check_known
+from otdml._checks import check_fields, check_integer
 from otdml.disentanglement.autoencoder import Autoencoder, divergence, drawn
 from otdml.disentanglement.factors import coarse
 from otdml.disentanglement.metrics import dci, mutual_information_gap
@@ -52,6 +53,9 @@ class Trees:
     train: int = 4000
     rounds: int = 20
     values: int = 8
+
+    def __post_init__(self) -> None:
+        check_fields(self, train=check_integer, rounds=check_integer, values=check_integer)
 
     def __call__(self) -> Any:
         """A classifier that is not fitted yet."""
@@ -108,7 +112,7 @@ def scores(
         trees: How DCI is measured; the result depends on it.
         seed: Of the draws from the posterior.
     """
-    trees = trees or Trees()
+    trees, seed = trees or Trees(), check_integer("seed", seed, least=None)
     means, log_variances = posterior(model, images)
     found = dci(means, coarse(factors, counts, values=trees.values), n_train=trees.train, classifier=trees)
     rates = divergence(means, log_variances).mean(0)

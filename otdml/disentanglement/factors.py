@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
+from otdml._checks import check_integer
 
 __all__ = ["FactorSet", "coarse"]
 
@@ -50,4 +51,5 @@ def coarse(factors: Tensor, counts: Tensor, *, values: int = 8) -> Tensor:
     """
     if factors.ndim != 2 or factors.shape[1:] != counts.shape:
         raise argument_error("factors", f"have shape (n, {len(counts)})", tuple(factors.shape))
+    values = check_integer("values", values)
     return torch.where(counts > values, factors * values // counts, factors)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
+from otdml._checks import check_integer
 
 __all__ = ["DCI", "dci", "dci_scores", "importances", "mutual_information_gap"]
 
@@ -85,7 +86,7 @@ def dci(codes: Tensor, factors: Tensor, *, n_train: int, classifier: Callable[[]
     Raises:
         ValueError: If no row is left to test on.
     """
-    if not 0 < n_train < len(codes):
+    if (n_train := check_integer("n_train", n_train)) >= len(codes):
         raise argument_error("n_train", f"lie between 0 and the number of rows, {len(codes)}", n_train)
     codes, factors = codes.detach().cpu(), factors.cpu()
     matrix, fitted = importances(codes[:n_train], factors[:n_train], classifier or _boosted_trees())
@@ -119,6 +120,7 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) ->
         >>> mutual_information_gap(torch.stack([factor.float(), torch.zeros(40)], 1), factor[:, None])
         1.0
     """
+    bins = check_integer("bins", bins)
     low, high = codes.amin(0), codes.amax(0)
     width = torch.where(high > low, high - low, torch.ones_like(high))
     cells = ((codes - low) / width * bins).long().clamp(max=bins - 1)

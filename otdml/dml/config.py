@@ -1,9 +1,11 @@
 """The budget of a training run, and how a machine spends it."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from otdml._arguments import check_boolean, check_integer, check_known
+from otdml._checks import check_fields, check_several
 
 __all__ = ["TrainingConfig"]
 
@@ -71,23 +73,23 @@ class TrainingConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "samples_per_class", "eval_batch_size", "num_nodes"):
-            check_integer(name, getattr(self, name))
-        for name in ("seed", "val_every", "test_every", "workers", "crops"):
-            check_integer(name, getattr(self, name), least=0)
+        whole, given, either = check_integer, partial(check_integer, least=0), _integer_or_none
+        check_fields(self, epochs=whole, samples_per_class=whole, eval_batch_size=whole, num_nodes=whole)
+        check_fields(self, seed=given, val_every=given, test_every=given, workers=given, crops=given)
+        check_fields(self, classes_per_batch=either, batches_per_epoch=either)
         if self.devices != "auto":
-            check_integer("devices", self.devices)  # type: ignore[arg-type]
-        for name in ("classes_per_batch", "batches_per_epoch"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name))
+            check_fields(self, devices=whole)
         for name in ("compile", "tensorboard"):
             check_boolean(name, getattr(self, name))
-        for k in self.ks:
-            # Checked here, as the first evaluation comes after an epoch of training.
-            check_integer("ks", k)
+        # Checked here, as the first evaluation comes after an epoch of training.
+        check_fields(self, ks=partial(check_several, check=check_integer))
         check_known("metric to select by", self.select, ["map@r", "r_precision", *(f"recall@{k}" for k in self.ks)])
 
     def numbers(self) -> dict[str, Any]:
         """The fields that determine a run's numbers, as plain types; the others say how a machine gets there."""
         kept = {name: value for name, value in asdict(self).items() if name not in MEANS}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+
+def _integer_or_none(name: str, value: int | None) -> int | None:
+    return value if value is None else check_integer(name, value)

@@ -68,7 +68,7 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
     """
     runtime = _library("onnxruntime")
     _library("onnx"), _library("onnxscript")
-    check_integer("size", size)
+    size = check_integer("size", size)
     channels = _channels(module) if channels is None else check_integer("channels", channels)
     images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
     with _evaluating(module), _quiet():

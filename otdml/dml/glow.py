@@ -12,7 +12,7 @@ from zuko.nn import MLP
 from zuko.transforms import PermutationTransform
 from zuko.utils import broadcast
 
-from otdml._checks import check_integer, check_positive
+from otdml._checks import check_generator, check_integer, check_positive, device_of_draws
 
 __all__ = ["GlowCouplings", "reference_flow"]
 
@@ -49,14 +49,13 @@ def reference_flow(
 
     Source: :cite:p:`roth:22`.
     """
-    check_integer("dim", dim, least=2)
-    check_positive("clamp", clamp)
+    dim, clamp = check_integer("dim", dim, least=2), check_positive("clamp", clamp)
     hidden = (check_integer("width", width),) * (check_integer("layers", layers, least=2) - 1)
     transforms: list[nn.Module] = []
     # The constructors draw from the global generator, and `_redraw` replaces what they drew.
-    with torch.random.fork_rng(devices=[], enabled=generator is not None):
+    with torch.random.fork_rng(devices=[], enabled=check_generator(generator) is not None):
         for _ in range(check_integer("blocks", blocks)):
-            order = torch.randperm(dim, generator=generator, device=generator.device if generator else None)
+            order = torch.randperm(dim, generator=generator, device=device_of_draws(generator))
             order = order.to(torch.empty(0).device)
             transforms.append(UnconditionalTransform(PermutationTransform, order, buffer=True))
             transforms.append(GlowCouplings(dim, hidden=hidden, clamp=clamp))

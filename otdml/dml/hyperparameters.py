@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from otdml.dml.backbones import LIBRARIES
 
@@ -46,6 +46,6 @@ def plain(value: Any) -> Any:
         return {str(key): plain(entry) for key, entry in kept.items()}
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) or (isinstance(value, Tensor | np.ndarray) and value.ndim == 0):
         return value.item()
     return str(value) if isinstance(value, os.PathLike) else value

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, SequentialSampler
 
-from otdml._checks import argument_error
+from otdml._checks import argument_error, check_integer
 from otdml.dml.protocols import BatchedImages, ImagesInTurn, LabelledImages, queries
 from otdml.dml.sampling import ClassBalancedBatchSampler
 
@@ -128,7 +128,8 @@ class EvaluationBatches:
     def __init__(
         self, dataset: LabelledImages, *, batch_size: int, workers: int = 0, rows: range | None = None
     ) -> None:
-        self.dataset, self.workers = dataset, workers
+        self.dataset, self.workers = dataset, check_integer("workers", workers, least=0)
+        batch_size = check_integer("batch_size", batch_size)
         self.batches = torch.tensor(range(len(dataset)) if rows is None else rows).split(batch_size)
 
     def __len__(self) -> int:

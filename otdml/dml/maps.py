@@ -118,7 +118,7 @@ def keep_maps(
         >>> maps.shape, maps.dtype
         (torch.Size([2, 4, 8, 8]), torch.float16)
     """
-    check_integer("crops", crops)
+    crops = check_integer("crops", crops)
     if module.frozen is None:
         raise argument_error("module", "have a layer `frozen`", None)
     lower = cut(module.backbone, module.frozen).lower

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_labels, check_matrix
+from otdml._checks import argument_error, check_integer, check_labels, check_matrix, check_several
 from otdml.dml.evaluation import protocol_metrics
 
 try:
@@ -59,7 +59,8 @@ class RetrievalMetrics(Metric):
         similarity: str = "cosine",
     ) -> None:
         super().__init__()
-        self.ks, self.extra, self.average, self.similarity = tuple(ks), tuple(extra), average, similarity
+        self.ks, self.extra = check_several("ks", ks, check_integer), tuple(extra)
+        self.average, self.similarity = average, similarity
         for name in ("z", "labels", "index", "queries"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 

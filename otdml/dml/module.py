@@ -61,6 +61,7 @@ class EmbeddingHead(nn.Module):
         super().__init__()
         check_choice("head", kind, ("linear", "layernorm"))
         self.pool = check_known("pool", pool, POOLS)
+        num_features = check_integer("num_features", num_features)
         self.norm = nn.LayerNorm(num_features, elementwise_affine=False) if kind == "layernorm" else nn.Identity()
         self.linear = nn.Linear(num_features, check_integer("dim", dim))
 
@@ -154,7 +155,8 @@ class ProxyDML(LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_integer("num_classes", num_classes, least=2)
+        num_classes = check_integer("num_classes", num_classes, least=2)
+        seed = seed if seed is None else check_integer("seed", seed, least=None)
         self._remember(locals())
         self.lr, self.weight_decay = by_group("lr", lr), by_group("weight_decay", weight_decay, default=0.0)
         self.optimizer_name = check_known("optimizer", optimizer, OPTIMIZERS)

@@ -80,6 +80,7 @@ def flow_nll(z: Tensor, proxies: Tensor, flow: nn.Module, *, objective: str = "n
     Source: :cite:p:`roth:22`.
     """
     check_choice("objective", objective, OBJECTIVES)
+    cap = check_positive("cap", cap)
     _check_rows(z, proxies)
     energy, log_det = _latent(flow, unit(z), unit(proxies))
     return 2 * energy - log_det if objective == "nll" else _capped_exp(energy - log_det, cap)

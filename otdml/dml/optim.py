@@ -68,11 +68,15 @@ def param_groups(
     for name, part in parts.items():
         if part is None:
             continue
+        for option, numbers in (("lr", lr), ("weight_decay", weight_decay)):
+            if not isinstance(numbers, Mapping) or name not in numbers:
+                raise argument_error(option, f"have an entry for {name!r}", numbers, kind=TypeError)
+        rate, decay = check_nonnegative("lr", lr[name]), check_nonnegative("weight_decay", weight_decay[name])
         plain = _undecayed(part) if name in ("backbone", "head", "flow") else set()
         decayed = [parameter for parameter in part.parameters() if parameter not in plain]
         undecayed = [parameter for parameter in part.parameters() if parameter in plain]
-        groups.append({"params": decayed, "lr": lr[name], "weight_decay": weight_decay[name], "name": name})
-        groups.append({"params": undecayed, "lr": lr[name], "weight_decay": 0.0, "name": f"{name}/undecayed"})
+        groups.append({"params": decayed, "lr": rate, "weight_decay": decay, "name": name})
+        groups.append({"params": undecayed, "lr": rate, "weight_decay": 0.0, "name": f"{name}/undecayed"})
     return [group for group in groups if group["params"]]
 
 
@@ -135,10 +139,10 @@ def schedule(
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     check_known("schedule", name, SCHEDULES)
-    check_integer("warmup", warmup, least=0)
+    warmup = check_integer("warmup", warmup, least=0)
     rest = max(1, steps - warmup)
     every = max(1, rest // 3) if every is None else check_integer("every", every)
-    check_positive("factor", factor)
+    factor = check_positive("factor", factor)
     if warmup > steps:
         raise argument_error("warmup", f"be at most the number of steps, {steps}", warmup)
 

@@ -7,7 +7,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_integer, check_integers, check_labels, check_matrix
+from otdml._checks import (
+    argument_error,
+    check_choice,
+    check_integer,
+    check_integers,
+    check_labels,
+    check_matrix,
+    check_several,
+)
 from otdml._precision import full_precision
 from otdml.dml.clustering import cluster_agreement
 from otdml.kmeans import kmeans
@@ -125,7 +133,7 @@ def retrieval_metrics(
         >>> retrieval_metrics(z, torch.tensor([0, 0, 1, 1]), ks=(1, 2), similarity="l2")
         {'recall@1': 0.75, 'recall@2': 1.0, 'r_precision': 0.75, 'map@r': 0.75, 'left_out': 0.0}
     """
-    ks = [check_integer("ks", k) for k in ks]
+    ks, seed = check_several("ks", ks, check_integer), check_integer("seed", seed, least=None)
     for name in extra:
         check_choice("extra", name, EXTRA)
     check_choice("average", average, ("queries", "classes"))
@@ -182,7 +190,7 @@ def retrieval_by_class(
         >>> found["label"].tolist(), found["recall@1"].tolist()
         ([7, 9], [1.0, 0.5])
     """
-    ks = [check_integer("ks", k) for k in ks]
+    ks = check_several("ks", ks, check_integer)
     for name in extra:
         check_choice("extra", name, RANKED)
     task = _task(z, labels, gallery, gallery_labels, own, similarity, backend)

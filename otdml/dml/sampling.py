@@ -65,7 +65,7 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         self.samples_per_class = check_integer("samples_per_class", samples_per_class)
         self.seed = check_integer("seed", seed, least=0)
         self.replacement = check_boolean("replacement", replacement)
-        size = classes_per_batch * samples_per_class
+        size = self.classes_per_batch * self.samples_per_class
         self.batches = max(1, len(labels) // size) if batches is None else check_integer("batches", batches)
         self.rank, self.world_size = _process(rank, world_size)
         if size % self.world_size:
@@ -145,6 +145,7 @@ def _process(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is None or world_size is None:
         active = dist.is_available() and dist.is_initialized()
         return (dist.get_rank(), dist.get_world_size()) if active else (0, 1)
-    if check_integer("rank", rank, least=0) >= check_integer("world_size", world_size):
+    rank, world_size = check_integer("rank", rank, least=0), check_integer("world_size", world_size)
+    if rank >= world_size:
         raise argument_error("rank", f"be below `world_size`, {world_size}", rank)
     return rank, world_size

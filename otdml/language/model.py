@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otdml._checks import (
+    argument_error,
+    check_fields,
+    check_generator,
+    check_integer,
+    check_nonnegative,
+    check_positive,
+)
 from otdml._training import drawn_rows, minimised
 
 __all__ = ["TiedLanguageModel", "Training", "training"]
@@ -43,6 +51,11 @@ class TiedLanguageModel(nn.Module):
         context: int = 64,
     ) -> None:  # fmt: skip
         super().__init__()
+        sizes = {"vocabulary": vocabulary, "dim": dim, "width": width, "layers": layers, "heads": heads}
+        vocabulary, dim, width, layers, heads = (check_integer(name, size) for name, size in sizes.items())
+        context, seed = check_integer("context", context), check_integer("seed", seed, least=None)
+        if width % heads:
+            raise argument_error("heads", f"divide `width`, {width}", heads)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # Short vectors turn faster under Adam, whose steps have one length.
@@ -107,6 +120,12 @@ class Training:
     batch: int = 16
     rate: float = 2e-3
 
+    def __post_init__(self) -> None:
+        check_fields(self, weight=check_nonnegative, decay=check_nonnegative, rate=check_positive)
+        check_fields(self, steps=check_integer, batch=check_integer)
+        if self.rows is not None:
+            check_fields(self, rows=check_integer)
+
 
 def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator: torch.Generator) -> Iterator[int]:
     """Train a language model by AdamW; the number of steps so far after each of them.
@@ -118,6 +137,7 @@ def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator:
         generator: Of the sequences and rows. Rows have draws of their own, so that regularisers are compared on the
             same sequences.
     """
+    check_generator(generator)
     others = [parameter for name, parameter in model.named_parameters() if name != "table"]
     groups = [{"params": [model.table], "weight_decay": how.decay}, {"params": others, "weight_decay": 0.0}]
     sequences = tokens.unfold(0, model.context + 1, 1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
+from otdml._checks import check_integer
 
 __all__ = ["Corpus", "corpus", "docstrings", "manual", "tokens"]
 
@@ -84,6 +85,7 @@ def corpus(texts: Iterable[str], vocabulary: int, *, every: int = 10) -> Corpus:
         >>> found.words, found.train, found.test
         (('a', 'b', '<unknown>'), tensor([0, 0, 0, 1]), tensor([1, 0, 2]))
     """
+    vocabulary, every = check_integer("vocabulary", vocabulary), check_integer("every", every)
     parts: tuple[list[str], list[str]] = [], []
     seen: set[str] = set()
     for i, text in enumerate(texts):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_choice, check_in_range, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice, check_in_range, check_positive, check_several
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, cross_sum, pair_sum
 from otdml.kernels import Kernel, RadialKernel, energy, gaussian, inverse_multiquadric, laplacian, mixture
@@ -169,10 +169,10 @@ def _kernel(name: str, bandwidth: Bandwidth) -> Kernel:
 
 
 def _scales(bandwidth: Bandwidth) -> Sequence[float]:
-    if isinstance(bandwidth, (int, float, Real)):
-        return [bandwidth]
+    if isinstance(bandwidth, (int, float, Real)) or getattr(bandwidth, "ndim", None) == 0:
+        return [check_positive("bandwidth", bandwidth)]  # type: ignore[arg-type]
     if isinstance(bandwidth, (Sequence, np.ndarray)) and not isinstance(bandwidth, str):
-        return list(bandwidth)
+        return check_several("bandwidth", bandwidth, check_positive)
     kind = ValueError if isinstance(bandwidth, str) else TypeError
     must = "be a number, several numbers, or 'median' (without `second`)"
     raise argument_error("bandwidth", must, repr(bandwidth), kind=kind)
@@ -241,10 +241,9 @@ class MMD(nn.Module):
             raise argument_error("bandwidth", "be a number or several where `cache_second` is on", repr(bandwidth))
         self.kernel = check_choice("kernel", kernel, KERNELS)
         # Python numbers, for comparisons and printing.
-        scales = (
-            bandwidth if isinstance(bandwidth, str) else [check_positive("bandwidth", s) for s in _scales(bandwidth)]
-        )
-        self.bandwidth: Bandwidth = scales[0] if isinstance(bandwidth, Real) else scales
+        several = isinstance(bandwidth, (str, Sequence, np.ndarray)) and getattr(bandwidth, "ndim", 1) > 0
+        scales = bandwidth if isinstance(bandwidth, str) else _scales(bandwidth)
+        self.bandwidth: Bandwidth = scales if several else scales[0]
         self.unbiased = check_boolean("unbiased", unbiased)
         self.backend = check_choice("backend", backend, BACKENDS)
         self.cache_second = check_boolean("cache_second", cache_second)

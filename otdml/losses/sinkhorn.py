@@ -15,7 +15,7 @@ from otdml.costs import Cost, check_cost
 from otdml.losses._kept import Kept
 from otdml.measures import broadcast_matrix, broadcast_measures, expand, weighted, weights
 from otdml.ot._gromov.centred_cost import check_symmetric
-from otdml.ot._problem import HARD, Problem, Rho, SolverOptions, check_rho, with_mass
+from otdml.ot._problem import HARD, Problem, Rho, SolverOptions, check_rho, given_rho, given_temperature, with_mass
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic, sinkhorn
 from otdml.ot.engines import BACKENDS
@@ -153,7 +153,7 @@ def sinkhorn_divergence(
     if second is not None and eps is None:
         raise argument_error("eps", "be a number where `second` is given", eps, "It was computed at some temperature.")
     options = SolverOptions(tol, max_iter, backend)
-    between = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho)
+    between = Problem.between(x, y, a, b, cost=cost, eps=given_temperature(eps), rho=rho)
     # Points that no pair may move have been taken out, and are there within their measure all the same.
     whole = between.idle and [with_mass("a", weights(z, w), balanced=False) for z, w in ((x, a), (y, b))]
     a, b = whole or (between.a, between.b)
@@ -276,7 +276,7 @@ def sinkhorn_divergence_matrix(
         check_symmetric(name, cost)
     batch = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2])
     C, C_x, C_y, a, b = (expand(t, batch, own) for t, own in ((C, 2), (C_x, 2), (C_y, 2), (a, 1), (b, 1)))
-    between = Problem.of_matrix(C, a, b, eps=eps, rho=rho)
+    between = Problem.of_matrix(C, a, b, eps=given_temperature(eps), rho=rho)
     first = Problem.of_matrix(C_x, a, a, eps=between.eps, rho=rho)
     last = Problem.of_matrix(C_y, b, b, eps=between.eps, rho=rho)
     return _Divergence(between, first, last, last.b).value(SolverOptions(tol, max_iter, "dense"))
@@ -342,7 +342,7 @@ class EntropicOT(nn.Module):
         super().__init__()
         self.cost = check_cost(cost)
         self.eps = eps if eps is None else check_positive("eps", eps)
-        self.rho = rho
+        self.rho = given_rho(rho)
         check_rho(rho)
         self.tol = check_positive("tol", tol)
         self.max_iter = check_integer("max_iter", max_iter)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from otdml._checks import check_generator
 from otdml.ot._sliced import check_exponent, check_projections, sliced
 
 __all__ = ["SlicedWasserstein", "sliced_wasserstein"]
@@ -68,7 +69,7 @@ class SlicedWasserstein(nn.Module):
         super().__init__()
         self.n_projections = check_projections(n_projections, projections)
         self.p = check_exponent(p)
-        self.generator = generator
+        self.generator = check_generator(generator)
         self.projections: Tensor | None
         self.register_buffer("projections", projections)
 

@@ -3,12 +3,19 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_fraction, check_integer, check_points
+from otdml._checks import (
+    argument_error,
+    check_choice,
+    check_fraction,
+    check_generator,
+    check_integer,
+    check_points,
+)
 from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
 from otdml.costs import Cost
 from otdml.ot._exact import exact, uniform_plan
-from otdml.ot._problem import Problem, Rho, SolverOptions
+from otdml.ot._problem import Problem, Rho, SolverOptions, given_temperature
 from otdml.ot._semidiscrete import semidiscrete
 from otdml.ot._sinkhorn import entropic
 from otdml.ot._solution import EntropicSolution
@@ -86,7 +93,8 @@ def couple(
     if (rho is None) == (method == "unbalanced"):
         raise argument_error("rho", "be given with method='unbalanced' and with no other", rho)
     n_pairs = n_pairs if n_pairs is None else check_integer("n_pairs", n_pairs)
-    options, mass = SolverOptions(tol, max_iter, backend), check_fraction("mass", mass)
+    check_generator(generator)
+    options, mass, eps = SolverOptions(tol, max_iter, backend), check_fraction("mass", mass), given_temperature(eps)
     if method in ("sinkhorn", "unbalanced"):
         problem = Problem.between(x0, x1, None, None, cost=cost, eps=eps, rho=rho)
         return _from_potentials(problem, options, n_pairs, generator)

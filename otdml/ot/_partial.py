@@ -32,8 +32,8 @@ ROUNDING = 1e-5
 def check_mass(mass: Mass, a: Tensor, b: Tensor) -> Tensor:
     """The mass of a partial plan, shape (...), if it is positive and no more than that of either side."""
     most = torch.minimum(a.sum(-1), b.sum(-1))
-    if not isinstance(mass, Tensor):
-        mass = most.new_tensor(check_positive("mass", mass))
+    if not isinstance(mass, Tensor) or mass.dtype == torch.bool:
+        mass = most.new_tensor(check_positive("mass", mass))  # type: ignore[arg-type]
     if check_batches(a=most.shape, mass=mass.shape) != most.shape:
         must = f"have the batch dimensions of the weights, {tuple(most.shape)}, or none"
         raise argument_error("mass", must, tuple(mass.shape), "Give the points a batch dimension.")

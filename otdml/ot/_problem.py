@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_integer, check_positive, numbers
+from otdml._checks import argument_error, check_choice, check_fields, check_integer, check_positive, numbers
 from otdml._cost_forms import Mask
 from otdml.costs import Cost, Ground, Matrix, ground, temperature_of_spread
 from otdml.measures import weights
@@ -26,6 +26,8 @@ __all__ = [
     "SolverOptions",
     "check_rho",
     "check_spread",
+    "given_rho",
+    "given_temperature",
     "too_small",
     "with_mass",
 ]
@@ -215,8 +217,7 @@ class SolverOptions:
     rounding: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive("tol", self.tol)
-        check_integer("max_iter", self.max_iter)
+        check_fields(self, tol=check_positive, max_iter=check_integer)
         check_choice("backend", self.backend, BACKENDS)
 
     @property
@@ -297,6 +298,17 @@ def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor)
     if (eps := check_positive("eps", eps)) > torch.finfo(cost.dtype).max:
         raise argument_error("eps", f"be a number of {cost.dtype}", eps)
     return eps
+
+
+def given_temperature(eps: float | None) -> float | None:
+    """The temperature that a caller passes, if it is one positive number or None."""
+    return eps if eps is None else check_positive("eps", eps)
+
+
+def given_rho(rho: Rho) -> Rho:
+    """The penalties in the form in which they are passed: one for both marginals, or a pair."""
+    penalties = check_rho(rho)
+    return penalties if isinstance(rho, (tuple, list)) else penalties[0]
 
 
 def check_spread(spread: Tensor, cost: Ground) -> None:

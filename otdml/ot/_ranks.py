@@ -65,7 +65,7 @@ def soft_rank(
     """
     _check_scores(x)
     options = SolverOptions(check_positive("tol", tol), check_integer("max_iter", max_iter), backend)
-    check_positive("eps", eps), check_boolean("descending", descending)
+    eps, descending = check_positive("eps", eps), check_boolean("descending", descending)
     if transforming(x):
         others = {"eps": eps, "descending": descending, "options": options}
         return called(_ranks, {"x": x[..., None], **others}, scalar=False)
@@ -124,9 +124,9 @@ def soft_topk(x: Tensor, k: int, *, eps: float) -> Tensor:
 def topk_logits(x: Tensor, k: int, eps: float) -> Tensor:
     """The logits of :func:`soft_topk`, shape (..., n)."""
     _check_scores(x)
-    if check_integer("k", k) > x.shape[-1]:
+    if (k := check_integer("k", k)) > x.shape[-1]:
         raise argument_error("k", f"be at most the number of scores, {x.shape[-1]}", k)
-    check_in_range("eps", eps, x.dtype)
+    eps = check_in_range("eps", eps, x.dtype)
     # Relative to the k-th largest, so that scores far from zero leave the threshold its digits.
     origin = x.detach().sort(-1, descending=True).values[..., k - 1 : k]
     x = x - torch.where(origin == -torch.inf, 0, origin)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_points
+from otdml._checks import argument_error, check_generator, check_integer, check_points, device_of_draws
 from otdml._derivatives import once, refuse_transforms
 from otdml._precision import full_arithmetic, full_precision
 from otdml.costs import Cost, cost_matrix, ground, temperature_of_spread
@@ -101,6 +101,7 @@ def semidiscrete(
     refuse_transforms("semidiscrete", y, b)
     if y.ndim != 2:
         raise argument_error("y", "have shape (m, d)", tuple(y.shape))
+    check_generator(generator)
     y, b = once(y, _NO_SECOND), once(b, _NO_SECOND)
     if not abs(float(b.detach().sum()) - 1) <= 1e-3:
         raise argument_error("b", "have mass one", f"{float(b.detach().sum()):g}", "Divide it by its sum.")
@@ -122,7 +123,7 @@ def semidiscrete(
 def _samples(x: Sampler | Tensor, y: Tensor, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     while True:
         if isinstance(x, Tensor):
-            where = x.device if generator is None else generator.device
+            where = device_of_draws(generator, x.device)
             points = x[torch.randint(len(x), (n,), generator=generator, device=where).to(x.device)]
         else:
             points = x(n)

@@ -13,7 +13,7 @@ from otdml.costs import Cost
 from otdml.measures import broadcast_matrix, broadcast_measures
 from otdml.ot._annealing import Init, Solved, resolution, solve
 from otdml.ot._partial import Mass, check_mass, extended, extended_options, restricted
-from otdml.ot._problem import Posed, Problem, Rho, SolverOptions
+from otdml.ot._problem import Posed, Problem, Rho, SolverOptions, given_temperature
 from otdml.ot._result import OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot._transformed import transformable_result
@@ -93,7 +93,7 @@ def sinkhorn(
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
     options = SolverOptions(tol, max_iter, backend)
-    problem = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho, partial=mass is not None)
+    problem = Problem.between(x, y, a, b, cost=cost, eps=given_temperature(eps), rho=rho, partial=mass is not None)
     if mass is not None:
         return _partial(problem, mass, options, init=init, points=y)
     return entropic(problem, options, init=init, points=y)
@@ -140,7 +140,7 @@ def sinkhorn_matrix(
     """
     C, a, b = broadcast_matrix(C, a, b)
     options = SolverOptions(tol, max_iter, "dense")
-    problem = Problem.of_matrix(C, a, b, eps=eps, rho=rho, partial=mass is not None)
+    problem = Problem.of_matrix(C, a, b, eps=given_temperature(eps), rho=rho, partial=mass is not None)
     if mass is not None:
         return _partial(problem, mass, options, init=init)
     return entropic(problem, options, init=init)

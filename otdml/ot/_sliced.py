@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_equal_mass, check_integer, check_points, check_positive, has_values
+from otdml._checks import (
+    argument_error,
+    check_equal_mass,
+    check_integer,
+    check_points,
+    check_positive,
+    device_of_draws,
+    has_values,
+)
 from otdml._precision import full_precision
 from otdml.measures import broadcast_measures, weights
 
@@ -21,7 +29,7 @@ def directions(d: int, n: int, *, generator: torch.Generator | None = None, like
         tensor([1., 1.])
     """
     like = torch.empty(0) if like is None else like
-    device = like.device if generator is None else generator.device
+    device = device_of_draws(generator, like.device)
     # Drawn in double precision, so that one seed gives the same directions in every precision.
     normal = torch.randn(n, d, generator=generator, dtype=torch.float64, device=device).to(like)
     return torch.nn.functional.normalize(normal, dim=-1)

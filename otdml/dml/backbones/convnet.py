@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_integer
+from otdml._checks import argument_error, check_integer, check_several
 from otdml.dml.backbones.weights import initialise
 
 __all__ = ["ConvNet", "conv4"]
@@ -30,9 +30,9 @@ class ConvNet(nn.Module):
 
     def __init__(self, widths: Sequence[int] = (32, 64, 128, 256), *, in_channels: int = 1) -> None:
         super().__init__()
-        if not widths:
-            raise argument_error("widths", "name the channels of one layer or more", tuple(widths))
-        check_integer("in_channels", in_channels)
+        if not (widths := check_several("widths", widths, check_integer)):
+            raise argument_error("widths", "name the channels of one layer or more", widths)
+        in_channels = check_integer("in_channels", in_channels)
         self.num_features = widths[-1]
         layers: list[nn.Module] = []
         for fan_in, width in zip([in_channels, *widths], widths, strict=False):

@@ -74,7 +74,7 @@ class EfficientNetLite(nn.Module):
         package: str | None = None,
     ) -> None:
         super().__init__()
-        check_positive("width", width), check_positive("depth", depth)
+        width, depth = check_positive("width", width), check_positive("depth", depth)
         self.num_features = HEAD
         layers: list[nn.Module] = [_Convolution(3, STEM, 3, stride=2)]
         channels = STEM

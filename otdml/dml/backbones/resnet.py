@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from otdml._checks import argument_error, check_boolean, check_known
+from otdml._checks import argument_error, check_boolean, check_integer, check_known, check_several
 from otdml.dml.backbones.weights import initialise, load, published
 
 __all__ = ["ResNet", "resnet18", "resnet50"]
@@ -51,10 +51,14 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         kind = BLOCKS[check_known("block", block, BLOCKS)]
+        depths, widths = (check_several(name, v, check_integer) for name, v in (("depths", depths), ("widths", widths)))
         if len(depths) != len(widths) or not depths:
             raise argument_error("depths", f"name one number per width, {len(widths)}", tuple(depths))
+        in_channels = check_integer("in_channels", in_channels)
         kernel, stride = (3, 1) if check_boolean("small_images", small_images) else (7, 2)
-        self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride, kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(
+            check_integer("in_channels", in_channels), widths[0], kernel, stride, kernel // 2, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.pool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, 1)
         self.stages = len(widths)

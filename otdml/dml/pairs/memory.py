@@ -65,7 +65,8 @@ class CrossBatchMemory(nn.Module):
             must = "be a function of embeddings and labels, such as `otdml.dml.hard_triplets`, or None"
             raise argument_error("miner", must, repr(miner), kind=TypeError)
         self.loss, self.miner, self.gather = loss, miner, check_boolean("gather", gather)
-        self.register_buffer("memory", torch.zeros(check_integer("size", size), check_integer("dim", dim)))
+        size = check_integer("size", size)
+        self.register_buffer("memory", torch.zeros(size, check_integer("dim", dim)))
         self.register_buffer("memory_labels", torch.zeros(size, dtype=torch.long))
         self.start()
 

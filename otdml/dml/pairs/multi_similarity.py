@@ -60,7 +60,8 @@ def multi_similarity(
 
     Source: :cite:p:`wang:19`.
     """
-    check_positive("alpha", alpha), check_positive("beta", beta), check_number("base", base)
+    alpha, beta = check_positive("alpha", alpha), check_positive("beta", beta)
+    base = check_number("base", base)
     found = compare(z, labels, reference, reference_labels)
     cosines = found.cosines()
     positive, negative = pair_masks(found, tuples)

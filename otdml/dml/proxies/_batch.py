@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_integer, check_labels, check_points
+from otdml._checks import argument_error, check_integer, check_labels, check_points, device_of_draws
 from otdml._precision import full_precision
 from otdml.sphere import unit
 
@@ -56,9 +56,8 @@ def nearest_centres(z: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
 
 def normal_proxies(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> nn.Parameter:
     """Proxies of shape (num_classes, ..., dim), normal with this standard deviation."""
-    check_integer("num_classes", shape[0])
-    check_integer("dim", shape[-1])
-    initial = torch.randn(shape, generator=generator, device=generator.device if generator else None)
+    shape = check_integer("num_classes", shape[0]), *shape[1:-1], check_integer("dim", shape[-1])
+    initial = torch.randn(shape, generator=generator, device=device_of_draws(generator))
     # The generator may be on another device than the default one, where parameters are made.
     return nn.Parameter(std * initial.to(torch.empty(0).device))
 

@@ -50,6 +50,7 @@ def proxy_anchor(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float = 3
     Source: :cite:p:`kim:20`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, d)")
+    alpha, delta = check_positive("alpha", alpha), check_nonnegative("delta", delta)
     cosines = unit(proxies) @ unit(z).T
     own = torch.arange(len(proxies), device=z.device)[:, None] == labels
     attraction = log_one_plus_sum_exp(-alpha * (cosines - delta), own)

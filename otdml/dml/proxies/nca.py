@@ -47,7 +47,7 @@ def proxy_nca(z: Tensor, proxies: Tensor, labels: Tensor, *, temperature: float 
     """
     labels = check_batch(z, proxies, labels, "(num_classes, d)")
     cosines = unit(z) @ unit(proxies).T
-    return F.cross_entropy(2 / temperature * cosines, labels)
+    return F.cross_entropy(2 / check_positive("temperature", temperature) * cosines, labels)
 
 
 class ProxyNCA(nn.Module):

@@ -69,6 +69,7 @@ def potential_field(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float 
     Source: :cite:p:`bhatnagar:25`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
+    alpha, delta = check_positive("alpha", alpha), check_positive("delta", delta)
     charges = torch.cat([unit(z), unit(proxies).flatten(0, 1)])
     owners = torch.arange(len(proxies), device=z.device).repeat_interleave(proxies.shape[1])
     classes = torch.cat([labels, owners])

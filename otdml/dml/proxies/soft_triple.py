@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from otdml._checks import check_integer, check_nonnegative, check_positive
+from otdml._checks import check_integer, check_nonnegative, check_positive, device_of_draws
 from otdml._precision import full_precision
 from otdml.dml.proxies._batch import check_batch, check_no_tuples, nearest_centres, sizes
 from otdml.dml.proxies._softened import class_similarities
@@ -64,6 +64,8 @@ def soft_triple(
     Source: :cite:p:`qian:19`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
+    lam, gamma = check_positive("lam", lam), check_positive("gamma", gamma)
+    delta, tau = check_nonnegative("delta", delta), check_nonnegative("tau", tau)
     directions = unit(z)
     similarities = class_similarities(directions, proxies, gamma)
     margin = delta * F.one_hot(labels, len(proxies)).to(similarities)
@@ -116,8 +118,7 @@ class SoftTriple(nn.Module):
         self.lam, self.gamma = check_positive("lam", lam), check_positive("gamma", gamma)
         self.delta, self.tau = check_nonnegative("delta", delta), check_nonnegative("tau", tau)
         bound = 1 / math.sqrt(num_classes * centres)
-        device = generator.device if generator else None
-        initial = torch.empty(shape, device=device).uniform_(-bound, bound, generator=generator)
+        initial = torch.empty(shape, device=device_of_draws(generator)).uniform_(-bound, bound, generator=generator)
         self.proxies = nn.Parameter(initial.to(torch.empty(0).device))
 
     def extra_repr(self) -> str:

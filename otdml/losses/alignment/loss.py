@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_labels, check_points, check_views
+from otdml._checks import argument_error, check_boolean, check_labels, check_points, check_positive, check_views
 from otdml._derivatives import once
 from otdml._precision import full_precision
 from otdml._transforms import called, transforming
@@ -111,7 +111,7 @@ def contrastive_alignment(
     """
     options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
     dtype = check_points("z1", z1).dtype
-    eps = eps if isinstance(eps, Tensor) else options.check_temperature(eps, dtype)
+    eps = eps if isinstance(eps, Tensor) and eps.is_floating_point() else options.check_temperature(eps, dtype)  # type: ignore[arg-type]
     return _checked_alignment(z1, z2, target, ids, eps, options)
 
 
@@ -298,7 +298,7 @@ class ContrastiveAlignment(nn.Module):
         super().__init__()
         self.options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
         self.options.check_temperature(eps)
-        self.fixed_eps = eps
+        self.fixed_eps = check_positive("eps", eps)
         # The logarithm keeps the temperature positive, and gives a step the same relative size at every temperature.
         learnt = check_boolean("learnable", learnable)
         self.log_eps = nn.Parameter(torch.tensor(math.log(eps))) if learnt else None

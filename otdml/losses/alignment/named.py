@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from otdml._arguments import check_choice
+from otdml._checks import check_nonnegative
 from otdml.losses.alignment.loss import ContrastiveAlignment, contrast_within
 from otdml.losses.alignment.pairs import Target
 
@@ -160,7 +161,7 @@ class GCAUOT(ContrastiveAlignment):
         gather: bool = False,
         tol: float = 1e-3,
     ) -> None:
-        divergence = "kl+rince" if weight else "kl"
+        divergence = "kl+rince" if check_nonnegative("weight", weight) else "kl"
         super().__init__(
             eps=eps,
             marginals=marginals,

@@ -9,6 +9,7 @@ from otdml._checks import (
     argument_error,
     check_boolean,
     check_choice,
+    check_fields,
     check_fraction,
     check_in_range,
     check_integer,
@@ -16,7 +17,7 @@ from otdml._checks import (
     check_positive,
 )
 from otdml.ot import engines
-from otdml.ot._problem import Penalties, check_rho
+from otdml.ot._problem import Penalties, check_rho, given_rho
 
 __all__ = ["Marginals", "Options"]
 
@@ -48,17 +49,14 @@ class Options:
         if isinstance(self.marginals, str):
             check_choice("marginals", self.marginals, MARGINALS)
         else:
-            check_rho(self.marginals, "marginals")
+            object.__setattr__(self, "marginals", given_rho(self.marginals, "marginals"))
         check_choice("divergence", self.divergence, DIVERGENCES)
         if self.marginals == "none" and self.divergence != "kl":
             raise argument_error("divergence", "be 'kl' where `marginals` is 'none'", repr(self.divergence))
-        check_fraction("q", self.q)
-        check_positive("lam", self.lam)
-        check_nonnegative("weight", self.weight)
+        check_fields(self, q=check_fraction, lam=check_positive, weight=check_nonnegative)
+        check_fields(self, tol=check_positive, max_iter=check_integer)
         check_choice("form", self.form, FORMS)
         check_boolean("gather", self.gather)
-        check_positive("tol", self.tol)
-        check_integer("max_iter", self.max_iter)
         check_choice("backend", self.backend, BACKENDS)
 
     @property
@@ -79,7 +77,7 @@ class Options:
     def check_temperature(self, eps: float, dtype: torch.dtype = torch.float32) -> float:
         """``eps``, if the powers of the divergence can be represented."""
         dtype = torch.promote_types(dtype, torch.float32)
-        check_in_range("eps", eps, dtype)
+        eps = check_in_range("eps", eps, dtype)
         # Those of the robust bound are taken as they are; a margin is left for their sum and for potentials.
         largest = math.log(torch.finfo(dtype).max) - 10
         if "rince" in self.divergence and self.q / eps > largest:

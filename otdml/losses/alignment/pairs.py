@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integers, check_labels, check_nonnegative
+from otdml._checks import argument_error, check_fields, check_integers, check_labels, check_nonnegative
 from otdml._cost_forms import Mask
 from otdml._fused.barred import Barred
 from otdml.distributed import gather
@@ -59,8 +59,7 @@ class DomainTarget:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", check_labels("domains", self.domains, len(self.domains)))
-        check_nonnegative("alpha", self.alpha)
-        check_nonnegative("beta", self.beta)
+        check_fields(self, alpha=check_nonnegative, beta=check_nonnegative)
 
 
 Target = Tensor | tuple[Tensor, Tensor] | DomainTarget | None

@@ -59,13 +59,12 @@ def spherical_code(
         >>> (x @ x.T)[0, 1:].allclose(torch.tensor(-1 / 3, dtype=x.dtype), atol=1e-3)  # the tetrahedron
         True
     """
-    check_integer("n", n, least=2)
-    check_integer("d", d, least=2)
+    n, d, steps = check_integer("n", n, least=2), check_integer("d", d, least=2), check_integer("steps", steps)
     shape = (check_integer("restarts", restarts), n, d)
     z = uniform_points(*shape, generator=generator, dtype=dtype, device=device).requires_grad_()
     optimizer = torch.optim.Adam([z])
     with torch.enable_grad():
-        for step in range(check_integer("steps", steps)):
+        for step in range(steps):
             gamma, optimizer.param_groups[0]["lr"] = _schedule(n, d, step / steps)
             optimizer.zero_grad()
             # Divided by gamma, the loss tends to minus the smallest squared distance, so that forces keep their size.

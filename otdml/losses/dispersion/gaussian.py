@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_choice, check_integer, check_points, check_positive
+from otdml._checks import (
+    argument_error,
+    check_boolean,
+    check_choice,
+    check_generator,
+    check_integer,
+    check_points,
+    check_positive,
+)
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum
 from otdml.kernels import gaussian, mixture
@@ -146,8 +154,10 @@ class MMDToGaussian(nn.Module):
 
     def __init__(self, *, bandwidth: Bandwidth = None, unbiased: bool = False, backend: str = "auto") -> None:
         super().__init__()
-        _scales(bandwidth, 1)
-        self.bandwidth, self.unbiased = bandwidth, check_boolean("unbiased", unbiased)
+        scales = bandwidth if bandwidth is None else _scales(bandwidth, 1)
+        several = isinstance(bandwidth, (list, tuple)) or scales is None
+        self.bandwidth: Bandwidth = scales if several else scales[0]  # type: ignore[index]
+        self.unbiased = check_boolean("unbiased", unbiased)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def extra_repr(self) -> str:
@@ -171,7 +181,7 @@ class SIGReg(nn.Module):
         super().__init__()
         self.n_projections = check_integer("n_projections", n_projections)
         self.n_knots, self.largest = check_integer("n_knots", n_knots, 2), check_positive("largest", largest)
-        self.generator = generator
+        self.generator = check_generator(generator)
 
     def extra_repr(self) -> str:
         return f"n_projections={self.n_projections}, n_knots={self.n_knots}, largest={self.largest:g}"

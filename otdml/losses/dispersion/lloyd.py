@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_integer, check_points
+from otdml._checks import argument_error, check_boolean, check_generator, check_integer, check_points
 from otdml._precision import full_precision
 from otdml.neighbors import nearest_center
 from otdml.ot import sinkhorn_matrix
@@ -98,7 +98,7 @@ class LloydDispersion(nn.Module):
     ) -> None:
         super().__init__()
         self.n_samples = check_integer("n_samples", n_samples)
-        self.balanced, self.generator = check_boolean("balanced", balanced), generator
+        self.balanced, self.generator = check_boolean("balanced", balanced), check_generator(generator)
 
     def extra_repr(self) -> str:
         return f"n_samples={self.n_samples}, balanced={self.balanced}"

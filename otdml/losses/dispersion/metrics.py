@@ -180,7 +180,7 @@ def uniform_baseline(
         >>> round(baseline["spherical_variance"], 2)  # about 1 - 1 / sqrt(1000)
         0.97
     """
-    check_integer("draws", draws)
+    n, d, draws = check_integer("n", n, least=2), check_integer("d", d, least=2), check_integer("draws", draws)
     clouds = (uniform_points(n, d, generator=generator, device=device) for _ in range(draws))
     found = [dispersion_metrics(z) for z in clouds]
     return {name: float(torch.tensor([m[name] for m in found]).median()) for name in found[0]}
@@ -207,6 +207,7 @@ def uniform_smallest_angle(n: int, d: int) -> float:
     """
     from scipy.special import betaincinv
 
-    part = 2 * math.log(2) / (check_integer("n", n, least=3) * (n - 1))
+    n, d = check_integer("n", n, least=3), check_integer("d", d, least=2)
+    part = 2 * math.log(2) / (n * (n - 1))
     # A cap of angle t < 90° is half the regularised incomplete beta function at sin² t.
-    return math.degrees(math.asin(math.sqrt(betaincinv((check_integer("d", d, least=2) - 1) / 2, 0.5, 2 * part))))
+    return math.degrees(math.asin(math.sqrt(betaincinv((d - 1) / 2, 0.5, 2 * part))))

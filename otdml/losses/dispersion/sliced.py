@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_boolean, check_integer
+from otdml._checks import check_boolean, check_generator, check_integer
 from otdml._precision import full_precision
 from otdml.losses.dispersion.energy import check_several
 from otdml.sphere import distinct_directions, great_circles
@@ -141,6 +141,7 @@ def circle_wasserstein(u: Tensor, *, unbiased: bool = False) -> Tensor:
 
 def _turns(z: Tensor, n_projections: int, axis_aligned: bool, generator: torch.Generator | None) -> Tensor:
     """Angles of the points on random great circles, in turns, shape (..., n_projections, n)."""
+    n_projections = check_integer("n_projections", n_projections)
     p, q = great_circles(n_projections, check_several(z), axis_aligned=axis_aligned, generator=generator)
     x = distinct_directions(z)
     short = _SHORT * math.sqrt(2 / z.shape[-1])
@@ -170,7 +171,7 @@ class SlicedDispersion(nn.Module):
         super().__init__()
         self.n_projections = check_integer("n_projections", n_projections)
         self.axis_aligned = check_boolean("axis_aligned", axis_aligned)
-        self.unbiased, self.generator = check_boolean("unbiased", unbiased), generator
+        self.unbiased, self.generator = check_boolean("unbiased", unbiased), check_generator(generator)
 
     def extra_repr(self) -> str:
         return f"n_projections={self.n_projections}, axis_aligned={self.axis_aligned}, unbiased={self.unbiased}"

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_batches, check_boolean, check_integer, check_points, check_positive
+from otdml._checks import (
+    argument_error,
+    check_batches,
+    check_boolean,
+    check_generator,
+    check_integer,
+    check_points,
+    check_positive,
+    device_of_draws,
+)
 from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision
 from otdml._warnings import warn_caller
@@ -119,7 +128,7 @@ def sinkhorn_barycenter(
     """
     refuse_transforms("sinkhorn_barycenter", clouds, weights, a, support)
     options = SolverOptions(check_positive("tol", tol), check_integer("max_iter", max_iter), backend)
-    check_boolean("debias", debias)
+    check_boolean("debias", debias), check_generator(generator)
     measures = check_clouds(clouds, weights, a, check_cost(cost), eps)
     if support is None:
         start = _start(measures, n_points, init, generator)
@@ -195,6 +204,6 @@ def _start(measures: Measures, n_points: int | None, init: Tensor | None, genera
     drawn = torch.searchsorted(a.cumsum(-1), levels.expand(*batch, m).contiguous()).clamp_(max=n - 1)
     points = moved.take_along_dim(drawn[..., None], -2)
     # Points that coincide would never part.
-    device = points.device if generator is None else generator.device
+    device = device_of_draws(generator, points.device)
     noise = torch.randn(points.shape, generator=generator, device=device, dtype=torch.float64).to(points)
     return points + JITTER * measures.scale()[..., None, None] / x.shape[-1] ** 0.5 * noise

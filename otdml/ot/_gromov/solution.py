@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_in_range, check_integer, check_positive
+from otdml._checks import argument_error, check_choice, check_fields, check_in_range, check_integer, check_positive
 from otdml._warnings import warn_caller
 from otdml.ot._gromov.descent import DescentState, Start, descend, settled
 from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
@@ -51,8 +51,7 @@ class GromovOptions:
     backend: str
 
     def __post_init__(self) -> None:
-        check_positive("tol", self.tol)
-        check_integer("max_iter", self.max_iter)
+        check_fields(self, tol=check_positive, max_iter=check_integer)
         check_choice("backend", self.backend, GROMOV_BACKENDS)
 
 
@@ -98,11 +97,22 @@ def temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[
         raise argument_error("x", "give costs whose products are finite", "NaN or infinity", remedy)
     # The floor is for clouds that are a single point, on which every temperature gives the same plan.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    if isinstance(eps, Tensor):
-        return eps.detach().to(scale), start_temperature
+    if isinstance(eps, Tensor) and eps.ndim:
+        return _each(eps, scale), start_temperature
     return EPS * scale if eps is None else scale.new_full(
-        (), check_in_range("eps", eps, scale.dtype)
+        (),
+        check_in_range("eps", eps, scale.dtype),  # type: ignore[arg-type]
     ), start_temperature
+
+
+def _each(eps: Tensor, scale: Tensor) -> Tensor:
+    """One temperature per batch element."""
+    if eps.shape != scale.shape:
+        must = f"be a number, or one per batch element, shape {tuple(scale.shape)}"
+        raise argument_error("eps", must, f"shape {tuple(eps.shape)}")
+    if not bool(((eps > 0) & eps.isfinite()).all()):
+        raise argument_error("eps", "be positive and finite", eps.tolist())
+    return eps.detach().to(scale)
 
 
 def _starts(problem: GromovObjective, init: Init, paired: bool) -> list[Start]:

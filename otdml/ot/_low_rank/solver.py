@@ -86,9 +86,9 @@ def low_rank_sinkhorn(
         must = "be 'sqeuclidean', 'cosine' or 'inner', which have factors"
         raise argument_error("cost", must, got, "Take `sinkhorn` for other costs.")
     most = min(x.shape[-2], y.shape[-2])
-    if check_integer("rank", rank) > most:
+    if (rank := check_integer("rank", rank)) > most:
         raise argument_error("rank", f"be at most the number of points of each cloud, {most}", rank)
-    check_positive("tol", tol), check_integer("max_iter", max_iter)
+    tol, max_iter = check_positive("tol", tol), check_integer("max_iter", max_iter)
     problem = LowRankProblem.between(x, y, a, b, cost, None if eps is None else check_positive("eps", eps))
     found, n_iter = descend(start(*problem.clouds, rank, problem.temperature), tol=tol, max_iter=max_iter)
     converged = found.error <= tol
