@@ -5,9 +5,11 @@ Apart from those of tensors, so that the command line can refuse a word before t
 
 import difflib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
+
+N = TypeVar("N", int, float)
 
 __all__ = [
     "argument_error",
@@ -20,6 +22,7 @@ __all__ = [
     "check_nonnegative",
     "check_number",
     "check_positive",
+    "check_several",
     "check_share",
 ]
 
@@ -55,11 +58,13 @@ def _of_python(name: str, value: Any) -> Any:
 
 def _check_constant(name: str, value: Any) -> None:
     """Raise for a tensor in which a derivative is taken, which a number would silently leave out."""
-    from otdml._transforms import followed
+    import torch
+    from torch.autograd import forward_ad
 
     if value.is_meta:
         raise argument_error(name, "be a number", "a tensor on the meta device")
-    if value.requires_grad or followed(value):
+    tangent = forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+    if value.requires_grad or tangent or torch._C._functorch.is_functorch_wrapped_tensor(value):
         remedy = "It is a constant of the function: pass `.detach()` of it, and a loop in place of `vmap` over it."
         raise argument_error(name, "be a number", "a tensor under a derivative or a transform", remedy, TypeError)
 
@@ -106,6 +111,15 @@ def check_integer(name: str, value: int, least: int | None = 1) -> int:
     if least is not None and value < least:
         raise argument_error(name, must, value)
     return value if isinstance(value, int) else int(value)
+
+
+def check_several(name: str, values: Iterable[N], check: Callable[[str, N], N]) -> tuple[N, ...]:
+    """``values`` as a tuple, each of which passes a check, if they are several."""
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        raise argument_error(name, "be a list or a tuple of numbers", repr(values), kind=TypeError)
+    if getattr(values, "ndim", 1) != 1:
+        raise argument_error(name, "be a list or a tuple of numbers", f"shape {tuple(values.shape)}", kind=TypeError)  # type: ignore[attr-defined]
+    return tuple(check(name, value) for value in values)
 
 
 def check_fields(record: Any, **checks: Callable[[str, Any], Any]) -> None:

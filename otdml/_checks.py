@@ -3,9 +3,10 @@
 An error names the argument, says what it must be, shows what was received, and ends with the remedy.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,13 +24,13 @@ from otdml._arguments import (
     check_nonnegative,
     check_number,
     check_positive,
+    check_several,
     check_share,
 )
 
-N = TypeVar("N", int, float)
-
 __all__ = [
     "argument_error",
+    "argument_names",
     "check_batches",
     "check_boolean",
     "check_choice",
@@ -74,13 +75,24 @@ def device_of_draws(
     return device if check_generator(generator) is None else generator.device  # type: ignore[union-attr]
 
 
-def check_several(name: str, values: Iterable[N], check: Callable[[str, N], N]) -> tuple[N, ...]:
-    """``values`` as a tuple, each of which passes a check, if they are several."""
-    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
-        raise argument_error(name, "be a list or a tuple of numbers", repr(values), kind=TypeError)
-    if getattr(values, "ndim", 1) != 1:
-        raise argument_error(name, "be a list or a tuple of numbers", f"shape {tuple(values.shape)}", kind=TypeError)  # type: ignore[attr-defined]
-    return tuple(check(name, value) for value in values)
+@contextlib.contextmanager
+def argument_names(**names: str) -> Iterator[None]:
+    """Let errors of what is called within name the arguments as the caller knows them.
+
+    Example:
+        >>> with argument_names(x="z"):
+        ...     check_positive("x", -1)
+        Traceback (most recent call last):
+        ValueError: `z` must be a positive number, got -1.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        pattern = "`(" + "|".join(map(re.escape, names)) + ")`"
+        renamed = re.sub(pattern, lambda found: f"`{names[found[1]]}`", str(error))
+        if renamed == str(error):
+            raise
+        raise type(error)(renamed) from error.__cause__
 
 
 def check_in_range(name: str, value: float, dtype: torch.dtype) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Call", "called", "followed", "transformable", "transforming"]
+__all__ = ["Call", "called", "transformable", "transforming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,18 +39,6 @@ def transforming(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def followed(x: Tensor) -> bool:
-    """Whether a transform of ``torch.func`` follows this very tensor, or it carries a tangent.
-
-    Example:
-        >>> import torch
-        >>> followed(torch.ones(2))
-        False
-    """
-    dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
-    return dual or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def transformable(function: Callable[P, Tensor]) -> Callable[P, Tensor]:

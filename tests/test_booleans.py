@@ -87,10 +87,12 @@ CALLS = {
 }
 
 
+# Fields of forms of a cost and of a kernel, which named functions make.
+FORMS = {"NamedCost", "Ground", "Bilinear", "Matrix", "Pointwise", "RadialKernel", "Mixture"}
 OPTIONS = {
     (label, parameter.name): CALLS.get(label, member)
     for label, member, parameter in parameters()
-    if parameter.annotation in (bool, bool | None)
+    if parameter.annotation in (bool, bool | None) and label.partition(".")[0] not in FORMS
 }
 
 

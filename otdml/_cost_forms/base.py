@@ -71,7 +71,7 @@ class Ground(ABC):
     v: Tensor | None
     # The argument of the caller that holds the costs, or makes them, and what to look for where they are not finite.
     argument: ClassVar[str] = "x"
-    look_for: ClassVar[str] = "NaN or infinity in `x`, `y`, `a`, `b`, or for a point without admissible partner"
+    look_for: ClassVar[str] = "NaN or infinity in `x`, `y` and weights, or for a point without admissible partner"
 
     @property
     @abstractmethod

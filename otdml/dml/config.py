@@ -4,8 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from otdml._arguments import check_boolean, check_integer, check_known
-from otdml._checks import check_fields, check_several
+from otdml._arguments import check_boolean, check_fields, check_integer, check_known, check_several
 
 __all__ = ["TrainingConfig"]
 

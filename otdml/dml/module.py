@@ -156,7 +156,6 @@ class ProxyDML(LightningModule):
     ) -> None:
         super().__init__()
         num_classes = check_integer("num_classes", num_classes, least=2)
-        seed = seed if seed is None else check_integer("seed", seed, least=None)
         self._remember(locals())
         self.lr, self.weight_decay = by_group("lr", lr), by_group("weight_decay", weight_decay, default=0.0)
         self.optimizer_name = check_known("optimizer", optimizer, OPTIMIZERS)
@@ -354,7 +353,7 @@ def _started(seed: int | None) -> Iterator[None]:
         return
     # Drawn on the CPU, so that initial values do not depend on the device.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(check_integer("seed", seed, least=None))
         yield
 
 

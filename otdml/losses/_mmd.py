@@ -172,7 +172,7 @@ def _scales(bandwidth: Bandwidth) -> Sequence[float]:
     if isinstance(bandwidth, (int, float, Real)) or getattr(bandwidth, "ndim", None) == 0:
         return [check_positive("bandwidth", bandwidth)]  # type: ignore[arg-type]
     if isinstance(bandwidth, (Sequence, np.ndarray)) and not isinstance(bandwidth, str):
-        return check_several("bandwidth", bandwidth, check_positive)
+        return list(check_several("bandwidth", bandwidth, check_positive))
     kind = ValueError if isinstance(bandwidth, str) else TypeError
     must = "be a number, several numbers, or 'median' (without `second`)"
     raise argument_error("bandwidth", must, repr(bandwidth), kind=kind)

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_batches, check_boolean, check_choice, check_integer, check_positive
+from otdml._checks import (
+    argument_error,
+    argument_names,
+    check_batches,
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_positive,
+)
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
@@ -79,15 +87,8 @@ def entropic_ot(
         >>> entropic_ot(torch.tensor([[0.0]]), torch.tensor([[3.0]]))  # One point to another: the cost itself
         tensor(9.)
     """
-    options: dict[str, Any] = {
-        "cost": cost,
-        "eps": eps,
-        "rho": rho,
-        "tol": tol,
-        "max_iter": max_iter,
-        "backend": backend,
-    }
-    return sinkhorn(x, y, a, b, **options).value
+    others: dict[str, Any] = {"tol": tol, "max_iter": max_iter, "backend": backend}
+    return sinkhorn(x, y, a, b, cost=cost, eps=eps, rho=rho, **others).value
 
 
 @transformable
@@ -319,8 +320,9 @@ def sinkhorn_self_term(
     options = SolverOptions(tol, max_iter, backend)
     if given is not None:
         b = with_mass("b", b, balanced=check_rho(rho) == HARD)
-    problem = Problem.between(y, y, b, b, cost=cost, eps=check_positive("eps", eps), rho=rho)
-    rough = entropic(problem, options, symmetric=problem.rho[0] == problem.rho[1])
+    with argument_names(x="y"):
+        problem = Problem.between(y, y, b, b, cost=cost, eps=check_positive("eps", eps), rho=rho)
+        rough = entropic(problem, options, symmetric=problem.rho[0] == problem.rho[1])
     # It is used again and again, also for first measures that are nearly equal to this one.
     fine = dataclasses.replace(options, tol=LEAST * tol)
     return entropic(problem, fine, init=(None, rough.g.detach()), quiet=True).value
@@ -342,9 +344,7 @@ class EntropicOT(nn.Module):
         super().__init__()
         self.cost = check_cost(cost)
         self.eps = eps if eps is None else check_positive("eps", eps)
-        self.rho = given_rho(rho)
-        check_rho(rho)
-        self.tol = check_positive("tol", tol)
+        self.rho, self.tol = given_rho(rho), check_positive("tol", tol)
         self.max_iter = check_integer("max_iter", max_iter)
         self.backend = check_choice("backend", backend, BACKENDS)
 

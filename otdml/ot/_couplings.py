@@ -5,6 +5,7 @@ from torch import Tensor
 
 from otdml._checks import (
     argument_error,
+    argument_names,
     check_choice,
     check_fraction,
     check_generator,
@@ -30,6 +31,7 @@ Pairs = tuple[Tensor, Tensor]
 
 @full_precision
 @torch.no_grad()
+@argument_names(x="x0", y="x1")
 def couple(
     x0: Tensor,
     x1: Tensor,

@@ -156,7 +156,10 @@ class Problem:
         if rho is None:
             return Marginal(weights)
         scale = self.scale(1)
-        return Marginal(weights, None if offset is None else offset.detach() * scale, rho * scale)
+        # Beyond the largest number a penalty is as good as a constraint, which infinity would make no number of.
+        most = torch.finfo(scale.dtype if isinstance(scale, Tensor) else torch.float64).max
+        penalty = (rho * scale).clamp(max=most) if isinstance(scale, Tensor) else min(rho * scale, most)
+        return Marginal(weights, None if offset is None else offset.detach() * scale, penalty)
 
     def scale(self, dims: int) -> Tensor | float:
         """The inverse temperature, as a factor of tensors with ``dims`` dimensions after those of the batch."""

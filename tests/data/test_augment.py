@@ -76,6 +76,6 @@ def test_draws_are_the_generators_own(blob):
 
 
 def test_negative_magnitudes_are_named():
-    with pytest.raises(ValueError, match="`shear` must be a positive number"):
+    with pytest.raises(ValueError, match="`shear` must be a number that is not negative"):
         Distort(shear=-0.1)
     assert repr(Distort()).startswith("Distort(degrees=15, scale=0.15")

@@ -233,7 +233,8 @@ def test_standard_crops():
         (lambda: RandomResizedCrop(8, scale=(0.1, 1.5)), r"`scale` must lie in \(0, 1\]"),
         (lambda: RandomResizedCrop(8, flip=2), r"`flip` must lie in \[0, 1\]"),
         (lambda: CenterCrop(8, 4), "`resize` must be an integer >= 8"),
-        (lambda: CenterCrop(8, std=(1, 0, 1)), "`std` must hold three positive numbers"),
+        (lambda: CenterCrop(8, std=(1, 0, 1)), "`std` must be a positive number"),
+        (lambda: CenterCrop(8, mean=(0, 1)), "`mean` must hold three numbers"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

@@ -22,7 +22,7 @@ def test_numbers_by_part():
     assert by_group("weight_decay", {"head": 0.1}, default=0.0)["backbone"] == 0.0
     with pytest.raises(ValueError, match="heads"):
         by_group("lr", {"heads": 0.1})
-    with pytest.raises(ValueError, match=r"`lr\['flow'\]` must be a positive number"):
+    with pytest.raises(ValueError, match=r"`lr\['flow'\]` must be a number that is not negative"):
         by_group("lr", {"flow": -1.0})
 
 

@@ -211,3 +211,8 @@ def test_a_self_term_without_mass_names_the_weights_that_were_given():
     with pytest.raises(ValueError, match="`b` must have mass"):
         sinkhorn_self_term(y, b, eps=0.1)
     assert abs(float(sinkhorn_self_term(y, b, eps=0.1, rho=1.0))) < 1e-12
+
+
+def test_errors_of_the_self_term_name_its_argument():
+    with pytest.raises(ValueError, match=r"^`y` must give finite costs"):
+        sinkhorn_self_term(torch.full((3, 2), torch.nan), eps=0.1)

@@ -126,5 +126,14 @@ def test_exact_pairs_of_clouds_of_different_sizes_have_the_frequencies_of_the_pl
 def test_costs_that_are_not_finite_are_named():
     x0, x1 = clouds()
     x0[0] = torch.nan
-    with pytest.raises(ValueError, match="`x` must give finite costs"):
+    with pytest.raises(ValueError, match="`x0` must give finite costs"):
         couple(x0, x1)
+
+
+@pytest.mark.parametrize("method", ["exact", "sinkhorn", "unbalanced", "partial", "semidiscrete"])
+def test_errors_name_the_arguments_of_this_function(method):
+    x0 = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
+    x1 = torch.full_like(x0, torch.nan)
+    rho = 1.0 if method == "unbalanced" else None
+    with pytest.raises(ValueError, match=r"^`x0` must give finite costs, got .* in `x0`, `x1` and weights"):
+        couple(x0, x1, method=method, rho=rho)

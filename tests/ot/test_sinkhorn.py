@@ -816,3 +816,14 @@ def test_memory_is_linear(n):
     run = subprocess.run([sys.executable, "-c", MEMORY.format(n=n)], capture_output=True, text=True, check=True)
     # In KiB. The matrix would take 1 GiB and 37 GiB.
     assert int(run.stdout) < (2**18 if n < 20_000 else 2**20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_penalty_that_overflows_over_the_temperature_is_a_constraint(dtype):
+    x, y = (torch.rand(5, 2, dtype=dtype, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    for rho in (1e308, (1e308, 1e308), 1.7e308):
+        found = sinkhorn(x, y, eps=0.01, rho=rho, tol=1e-5, max_iter=5000)
+        assert found.converged
+        torch.testing.assert_close(
+            found.value, sinkhorn(x, y, eps=0.01, tol=1e-5, max_iter=5000).value, rtol=1e-4, atol=0
+        )

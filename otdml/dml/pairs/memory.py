@@ -1,6 +1,6 @@
 """A memory of earlier batches, against which pair losses compare the present one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -109,6 +109,13 @@ class CrossBatchMemory(nn.Module):
         self.memory_labels[rows] = labels
         self._next, self._filled = (self._next + len(z)) % size, min(size, self._filled + len(z))
         return rows
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        # The memory has the dtype of what it has seen, and a copy into another one would round embeddings.
+        saved = state_dict.get(f"{prefix}memory")
+        if isinstance(saved, Tensor) and saved.is_floating_point():
+            self.memory = self.memory.to(saved.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def get_extra_state(self) -> dict[str, int]:
         return {"next": self._next, "filled": self._filled}

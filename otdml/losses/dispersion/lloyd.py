@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_generator, check_integer, check_points
+from otdml._checks import argument_error, argument_names, check_boolean, check_generator, check_integer, check_points
 from otdml._precision import full_precision
 from otdml.neighbors import nearest_center
 from otdml.ot import sinkhorn_matrix
@@ -68,7 +68,8 @@ def lloyd_dispersion(
         return free
     # In units of the free value the temperature is a constant, and the gradient that of the whole value.
     scale = torch.where(free > 0, free, 1)
-    return scale * sinkhorn_matrix(_squared_angle(u, x) / scale[..., None, None], eps=_TEMPERATURE).value
+    with argument_names(C="z"):
+        return scale * sinkhorn_matrix(_squared_angle(u, x) / scale[..., None, None], eps=_TEMPERATURE).value
 
 
 @torch.no_grad()

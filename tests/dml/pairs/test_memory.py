@@ -157,3 +157,17 @@ def test_two_processes_are_one(tmp_path):
         assert_same(found, expected)
         torch.testing.assert_close(state["memory"], loss.memory)
         assert torch.equal(state["memory_labels"], loss.memory_labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_loaded_memory_keeps_its_digits(dtype):
+    z = torch.randn(3, DIM, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    loss = CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE).to(dtype)
+    loss(z, torch.arange(3))
+    other = CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE)
+    other.load_state_dict(loss.state_dict())
+    assert other.memory.dtype == dtype
+    assert torch.equal(other.memory, loss.memory)
+    outer, kept = torch.nn.Sequential(other), torch.nn.Sequential(CrossBatchMemory(MultiSimilarity(), DIM, size=SIZE))
+    kept.load_state_dict(outer.state_dict())
+    assert torch.equal(kept[0].memory, loss.memory)

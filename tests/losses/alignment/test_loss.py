@@ -625,7 +625,7 @@ def test_repr():
         ({"divergence": "rince", "marginals": "none"}, "`divergence` must be 'kl' where `marginals` is 'none'"),
         ({"q": 1.5}, r"`q` must lie in \(0, 1\]"),
         ({"lam": 0.0}, "`lam` must be a positive number"),
-        ({"weight": -1.0}, "`weight` must be a positive number"),
+        ({"weight": -1.0}, "`weight` must be a number that is not negative"),
         ({"form": "both"}, "`form` must be one of 'one-way', 'two-way', 'joint'"),
         ({"divergence": "rince", "eps": 0.005}, "`q` must be at most 79 times `eps`, got 100 times"),
     ],

@@ -17,7 +17,7 @@ LABELS = [0, 0, 1, 2, 2, 1]
 def test_error_domains():
     with pytest.raises(TypeError, match="`domains` must be a tensor of integers"):
         DomainTarget(torch.rand(3))
-    with pytest.raises(ValueError, match="`alpha` must be a positive number"):
+    with pytest.raises(ValueError, match="`alpha` must be a number that is not negative"):
         DomainTarget(torch.tensor([0, 1]), -0.1)
 
 
