@@ -308,9 +308,9 @@ def given_temperature(eps: float | None) -> float | None:
     return eps if eps is None else check_positive("eps", eps)
 
 
-def given_rho(rho: Rho) -> Rho:
+def given_rho(rho: Rho, name: str = "rho") -> Rho:
     """The penalties in the form in which they are passed: one for both marginals, or a pair."""
-    penalties = check_rho(rho)
+    penalties = check_rho(rho, name)
     return penalties if isinstance(rho, (tuple, list)) else penalties[0]
 
 
