@@ -3,8 +3,7 @@
 An engine computes the log-sum-exp of each row: a soft minimum in the forward pass, two products with its plan in the
 backward pass. On a GPU the fused engine computes the weighted sums of these as well, where it takes the problem. On a
 CPU a weighted sum is computed by a loop over blocks instead. Its weights are constants, so value and gradient come from
-the same blocks, of which an engine evaluates each one twice. On one core and 128 features the streamed engine takes
-this many times as long, forward and backward:
+one evaluation of each block. On one core and 128 features the streamed engine takes longer by these factors:
 
 ====================  =====  =====  =====  =====
 rows                  128    512    2,048  4,096
