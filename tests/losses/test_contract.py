@@ -507,12 +507,13 @@ def test_float32_agrees_with_float64(loss):
 
 
 @obeys("autocast")
-def test_autocast_changes_nothing(loss):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_changes_nothing(loss, dtype):
     points = points_of(loss, dtype=torch.float32)
     tensors = [t.requires_grad_() for t in points] + weights_of(loss, points)
     value = loss(*tensors)
     gradients = torch.autograd.grad(value, points)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         cast = loss(*tensors)
     assert cast.dtype == torch.float32
     close(cast, value)
