@@ -118,14 +118,18 @@ def _times(matrix: Tensor, v: Tensor) -> Tensor:
 def _in_leaves(
     problem: Problem, needs: Sequence[bool], gradients: Sequence[tuple[Tensor | None, Tensor]]
 ) -> list[Tensor | None]:
-    """The gradients in the leaves of the cost from those in functions of them."""
-    live = [(t, d) for t, d in gradients if t is not None and t.requires_grad]
-    wanted = [leaf for leaf, need in zip(problem.cost.leaves, needs, strict=True) if need]
+    """The gradients in the leaves of the cost from those in functions of them, or in leaves themselves."""
+    leaves = [leaf if need else None for leaf, need in zip(problem.cost.leaves, needs, strict=True)]
+    # A leaf may be computed from another one, whose gradient is not to be that of both.
+    found = [next((d for t, d in gradients if t is leaf is not None), None) for leaf in leaves]
+    live = [(t, d) for t, d in gradients if t is not None and t.requires_grad and all(t is not k for k in leaves)]
+    wanted = [leaf for leaf in leaves if leaf is not None]
     if not wanted or not live:
-        return [None] * len(needs)
+        return found
     outputs, grads = zip(*live, strict=True)
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in needs]
+    through = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+    parts = [(known, None if leaf is None else next(through)) for known, leaf in zip(found, leaves, strict=True)]
+    return [known if more is None else more if known is None else known + more for known, more in parts]
 
 
 def _twice(*gradients: Tensor | None) -> Gradients:

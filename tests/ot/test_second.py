@@ -8,6 +8,8 @@ from otdml.ot import sinkhorn, sinkhorn_matrix, soft_rank
 TIGHT = {"eps": 0.5, "tol": 1e-13, "max_iter": 20000}
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 RHO = [None, 0.7, (1.0, None)]
+# The offsets of inner products are computed from their factors.
+COSTS = ["sqeuclidean", "cosine", "inner", "euclidean", "geodesic"]
 DOUBLE = torch.float64
 
 
@@ -19,7 +21,7 @@ def outputs(result):
     return result.f, result.g, result.plan, result.barycentric_map(), *result.marginals
 
 
-@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("rho", RHO)
 def test_second_derivatives_are_finite_differences_of_first_ones(cost, rho):
     def read(x, y, u, v):
@@ -89,10 +91,11 @@ def test_third_derivatives_of_potentials_are_an_error():
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.parametrize("rho", RHO)
-def test_gradients_with_a_graph_are_those_without(rho, dtype):
+@pytest.mark.parametrize("cost", COSTS)
+def test_gradients_with_a_graph_are_those_without(cost, rho, dtype):
     x, y, u = (t.detach().to(dtype).requires_grad_() for t in (drawn(6, 2), drawn(5, 2, seed=1), drawn(6, seed=2)))
     b = torch.full((5,), 0.2, dtype=dtype)
-    result = sinkhorn(x, y, u.softmax(-1), b, eps=0.3, rho=rho, tol=1e-5)
+    result = sinkhorn(x, y, u.softmax(-1), b, cost=cost, eps=0.3, rho=rho, tol=1e-5)
     smooth = sum(t.square().sum() for t in outputs(result))
     plain, linked = (
         torch.autograd.grad(smooth, (x, y, u), create_graph=graph, retain_graph=True) for graph in (False, True)
