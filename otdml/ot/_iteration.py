@@ -130,8 +130,7 @@ def _iterate(
 
 def _reached(step: Step, tol: float, spent: int, max_iter: int) -> Potentials:
     """The potentials after the last step of so many iterations, of which those count that it took."""
-    needless = (
-        len(step.worst) - 1 - next((i for i, error in enumerate(step.worst) if error <= tol), len(step.worst) - 1)
-    )
+    made = len(step.worst)
+    needed = next((i for i, error in enumerate(step.worst, 1) if error <= tol), made)
     error = step.errors[-1]
-    return Potentials(step.f, step.new[-1], error, min(spent - needless, max_iter), error <= tol)
+    return Potentials(step.f, step.new[-1], error, min(spent - made + needed, max_iter), error <= tol)

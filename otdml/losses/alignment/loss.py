@@ -301,7 +301,7 @@ class ContrastiveAlignment(nn.Module):
         self.fixed_eps = check_positive("eps", eps)
         # The logarithm keeps the temperature positive, and gives a step the same relative size at every temperature.
         learnt = check_boolean("learnable", learnable)
-        self.log_eps = nn.Parameter(torch.tensor(math.log(eps))) if learnt else None
+        self.log_eps = nn.Parameter(torch.tensor(math.log(self.fixed_eps))) if learnt else None
 
     @property
     def eps(self) -> Tensor | float:
