@@ -195,7 +195,7 @@ def solution(
     symmetric: bool = False,
     quiet: bool = False,
 ) -> EntropicSolution:
-    """The same for callers of which some do not need the value."""
+    """The solved problem with a warning where it is due, and without its value, which not all callers read."""
     dtype = problem.cost.dtype
     linked = problem.linked
     differentiable = torch.is_grad_enabled() and (linked or problem.cost.depends_on_parameters)

@@ -79,8 +79,8 @@ class EntropicSolution(Coupling):
     def value(self) -> Tensor:
         """The value of the dual problem, shape (...), in the precision in which it was solved.
 
-        Its graph holds this solution, which so does not hold it: the two would keep the plan in memory until Python
-        looks for cycles.
+        It is computed at each call. Its graph refers to this solution, so a solution that kept it would stay in memory,
+        with its kernel, until Python looks for cycles.
         """
         problem, found = self.problem, self._found
         rows, columns = problem.rows, problem.columns
