@@ -86,11 +86,12 @@ def test_half_precision_computes_in_float32(kind, dtype, generator):
     assert loss.proxies.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", MODULES)
-def test_autocast_changes_nothing(kind, generator):
+def test_autocast_changes_nothing(kind, half, generator):
     loss = kind(4, 16, generator=generator)
     z, labels = torch.randn(8, 16, generator=generator), torch.arange(8) % 4
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=half):
         value, points = loss(z, labels), loss.class_proxies(z, labels)
     assert torch.equal(value, loss(z, labels))
     assert torch.equal(points, loss.class_proxies(z, labels))
