@@ -57,6 +57,8 @@ __all__ = [
     "check_weights",
     "device_of_draws",
     "has_values",
+    "numbers",
+    "vanishing_costs",
 ]
 
 
@@ -272,3 +274,9 @@ def check_labels(name: str, labels: Tensor | ArrayLike, n: int, num_classes: int
         found = f"values from {int(labels.min())} to {int(labels.max())}"
         raise argument_error(name, f"lie in [0, {num_classes})", found, "Map class names to 0, 1, ... first.")
     return labels
+
+
+def vanishing_costs(name: str, dtype: torch.dtype) -> Exception:
+    """The error for points so close to each other that all their costs are zero."""
+    must = f"give costs that {dtype} tells from zero"
+    return argument_error(name, must, "points whose squares vanish", "Rescale them.")

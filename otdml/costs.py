@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from otdml._checks import check_choice, has_values
-from otdml._cost_forms import Bilinear, Ground, Mask, Matrix, Pointwise
+from otdml._cost_forms import Bilinear, Ground, Matrix, Pointwise
+from otdml._cost_forms.temperature import default_temperature, temperature_of_spread
 from otdml._distances import angle, centres, distance, excess_distance, squared_distance
 from otdml._precision import full_precision
 from otdml.sphere import length
@@ -206,39 +207,3 @@ def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:
     values = values if c.u is None else values + c.u[..., :, None]
     values = values if c.v is None else values + c.v[..., None, :]
     return values.clamp(min=0) if isinstance(cost, str) and COSTS[cost].products and COSTS[cost].nonnegative else values
-
-
-# Share of the spread of the costs that is the temperature where none is given.
-_SHARE = 0.05
-
-
-def default_temperature(
-    cost: Ground, a: Tensor, b: Tensor, mask: Mask | None = None, *, share: float = _SHARE
-) -> Tensor:
-    r"""The temperature of a problem for which none is given, shape (...), without gradient.
-
-    .. math:: \varepsilon = 0.05 \, \bigl( \langle C \rangle_{a \otimes b} - \min_{ij} C_{ij} \bigr)
-
-    the mean excess of the costs over the least one, over the pairs of points with weight that are not forbidden. It
-    does not change when a constant is added to the cost. Where all costs are equal every temperature gives the same
-    plan, and it is one.
-
-    Args:
-        cost: The cost.
-        a: Row weights, shape (..., n).
-        b: Column weights, shape (..., m).
-        mask: Forbidden pairs, see :class:`~otdml.ot.engines.Engine`.
-        share: The factor.
-
-    Example:
-        >>> import torch
-        >>> x, w = torch.tensor([[0.0], [2.0]]), torch.full((2,), 0.5)
-        >>> default_temperature(ground(x, x), w, w)  # The mean of 0, 4, 4 and 0 is 2.
-        tensor(0.1000)
-    """
-    return temperature_of_spread(cost.spread(a, b, mask), share)
-
-
-def temperature_of_spread(spread: Tensor, share: float = _SHARE) -> Tensor:
-    """The temperature where the mean excess of the costs over the least one is ``spread``."""
-    return torch.where(spread == 0, torch.ones_like(spread), share * spread)

@@ -214,46 +214,6 @@ class Ground(ABC):
         size = max(1, _BLOCK // max(1, m * self.shape[:-2].numel()))
         return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
-    def spread(self, a: Tensor, b: Tensor, mask: Mask | None = None) -> Tensor:
-        r"""The mean of :math:`C_{ij} - \min C`, over admissible pairs of points with weight, shape (...).
-
-        It does not change when a constant is added to the cost. Pairs of infinite cost, or where ``mask`` is True, are
-        left out. The matrix is read once, in blocks of rows.
-        """
-        cost, a, b = self.detach(), _readable(a.detach()), _readable(b.detach())
-        u, v = (_centred(offset, w) for offset, w in ((cost.u, a), (cost.v, b)))
-        # Points without weight have no part in the least cost.
-        v = v + torch.where(b > 0, 0.0, torch.inf)
-        u = u + torch.where(a > 0, 0.0, torch.inf)
-        totals, masses, least = [], [], []
-        for rows in cost._row_blocks():
-            C = cost.block(rows) + u[..., rows, None] + v[..., None, :]
-            if mask is not None:
-                C = C.masked_fill(mask(rows, slice(0, C.shape[-1])), torch.inf)
-            least.append(C.amin((-2, -1)))
-            admissible = torch.inf > C
-            weights = a[..., rows, None] * b[..., None, :] * admissible
-            masses.append(weights.sum((-2, -1)))
-            totals.append((weights * C.where(admissible, 0.0)).sum((-2, -1)))
-        low, mass = torch.stack(least).amin(0), torch.stack(masses).sum(0)
-        mean = torch.stack(totals).sum(0) / mass
-        found = mean - low
-        # What rounding leaves of equal costs is no spread.
-        noise = 64 * torch.finfo(found.dtype).eps * torch.maximum(mean.abs(), low.abs())
-        return torch.where(found <= noise, 0.0, found)
-
-
-def _readable(weights: Tensor) -> Tensor:
-    """The same weights up to a factor where products of their masses would vanish."""
-    mass = weights.sum(-1, keepdim=True)
-    return weights / mass.where((mass < 1e-15) & (mass > 0), 1.0)
-
-
-def _centred(offset: Tensor | None, weights: Tensor) -> Tensor:
-    if offset is None:
-        return torch.zeros_like(weights)
-    return offset - (weights * offset).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
-
 
 def with_zero_row(v: Tensor) -> Tensor:
     """Matrices, shape (..., n, e), with a row of zeros below the others."""

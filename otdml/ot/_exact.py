@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_equal_mass, has_values
+from otdml._cost_forms.temperature import check_spread
 from otdml._derivatives import fixed
 from otdml._precision import full_arithmetic, full_precision
 from otdml.costs import Cost, cost_matrix, ground
 from otdml.measures import broadcast_matrix, broadcast_measures, weights
 from otdml.ot._partial import Mass, check_mass, extended_weights
-from otdml.ot._problem import check_spread
 from otdml.ot._result import Coupling, OTResult
 
 __all__ = ["exact", "exact_matrix"]
@@ -83,7 +83,7 @@ def uniform_plan(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
 def _finite_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
     C = cost_matrix(x, y, cost)
     if C.numel() and has_values(C):
-        check_spread(C.detach().amax((-2, -1)) - C.detach().amin((-2, -1)), ground(x, y, cost))
+        check_spread(ground(x, y, cost), C.detach().amax((-2, -1)) - C.detach().amin((-2, -1)))
     return C
 
 

@@ -9,9 +9,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_fields, check_integer, check_positive, numbers
+from otdml._checks import argument_error, check_choice, check_fields, check_integer, check_positive
 from otdml._cost_forms import Mask
-from otdml.costs import Cost, Ground, Matrix, ground, temperature_of_spread
+from otdml.costs import Cost, Ground, Matrix, default_temperature, ground
 from otdml.measures import weights
 from otdml.ot._idle import Idle, without_idle
 from otdml.ot._marginal import Marginal
@@ -25,10 +25,8 @@ __all__ = [
     "Rho",
     "SolverOptions",
     "check_rho",
-    "check_spread",
     "given_rho",
     "given_temperature",
-    "too_small",
     "with_mass",
 ]
 
@@ -292,10 +290,7 @@ def _where(bad: Tensor) -> str:
 def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor) -> Tensor | float:
     """The temperature, a positive number or one per batch element; that of the costs' spread if None."""
     if eps is None:
-        spread = cost.spread(a, b)
-        if spread.numel():
-            check_spread(spread, cost)
-        return temperature_of_spread(spread)
+        return default_temperature(cost, a, b)
     if isinstance(eps, Tensor):
         return eps.detach()
     if (eps := check_positive("eps", eps)) > torch.finfo(cost.dtype).max:
@@ -312,23 +307,6 @@ def given_rho(rho: Rho, name: str = "rho") -> Rho:
     """The penalties in the form in which they are passed: one for both marginals, or a pair."""
     penalties = check_rho(rho, name)
     return penalties if isinstance(rho, (tuple, list)) else penalties[0]
-
-
-def check_spread(spread: Tensor, cost: Ground) -> None:
-    """Raise where the spread of the costs is not a number, or below all numbers."""
-    least, largest = numbers(torch.stack(torch.aminmax(spread)))
-    if not math.isfinite(least + largest):
-        remedy = f"Look for {cost.look_for}, or for costs that overflow {cost.dtype}; rescale them."
-        raise argument_error(cost.argument, "give finite costs", "NaN or infinity", remedy)
-    if least < torch.finfo(cost.dtype).tiny and cost.vanishes():
-        raise too_small("x", cost.dtype)
-
-
-def too_small(name: str, dtype: torch.dtype) -> Exception:
-    """The error for points of which nothing is left in the costs."""
-    return argument_error(
-        name, f"give costs that {dtype} tells from zero", "points whose squares vanish", "Rescale them."
-    )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torch import Tensor
 from otdml._checks import argument_error, check_generator, check_integer, check_points, device_of_draws
 from otdml._derivatives import once, refuse_transforms
 from otdml._precision import full_arithmetic, full_precision
-from otdml.costs import Cost, cost_matrix, ground, temperature_of_spread
+from otdml.costs import Cost, cost_matrix, default_temperature, ground
 from otdml.measures import broadcast_measures, weighted, weights
-from otdml.ot._problem import Problem, SolverOptions, check_spread
+from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._sinkhorn import entropic
 
 __all__ = ["SemidiscreteResult", "semidiscrete"]
@@ -170,9 +170,8 @@ TEMPERATURE = 0.01
 
 def _entropic_potential(x: Tensor, y: Tensor, b: Tensor, cost: Cost) -> Tensor:
     c, a = ground(x, y, cost), weights(x, None)
-    check_spread(spread := c.spread(a, b), c)
-    eps = temperature_of_spread(spread, TEMPERATURE)
-    g = entropic(Problem(c, a, b, eps), SolverOptions(tol=1e-2)).g
+    problem = Problem(c, a, b, default_temperature(c, a, b, share=TEMPERATURE))
+    g = entropic(problem, SolverOptions(tol=1e-2)).g
     return g - b @ g
 
 

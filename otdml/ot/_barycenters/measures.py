@@ -6,10 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_batches, check_in_range, check_points, check_signs, check_weight_shape
+from otdml._checks import (
+    argument_error,
+    check_batches,
+    check_in_range,
+    check_points,
+    check_signs,
+    check_weight_shape,
+    vanishing_costs,
+)
+from otdml._cost_forms.temperature import spread
 from otdml.costs import Cost, ground, temperature_of_spread
 from otdml.measures import expand, weights
-from otdml.ot._problem import too_small
 
 __all__ = ["Measures", "check_clouds", "check_numbers"]
 
@@ -122,10 +130,10 @@ def _temperature(x: Tensor, a: Tensor, shares: Tensor, cost: Cost, eps: float | 
     if eps is not None:
         return x.new_full(x.shape[:-3], check_in_range("eps", eps, x.dtype))
     within = ground(x, x, cost)
-    spread = within.spread(a, a)
-    if bool((spread < torch.finfo(x.dtype).tiny).any()) and within.vanishes():
-        raise too_small("clouds", x.dtype)
-    mean = (shares * spread).sum(-1)
+    spreads = spread(within, a, a)
+    if bool((spreads < torch.finfo(x.dtype).tiny).any()) and within.vanishes():
+        raise vanishing_costs("clouds", x.dtype)
+    mean = (shares * spreads).sum(-1)
     if not bool(mean.isfinite().all()):
         raise argument_error("clouds", "give finite costs", "NaN or infinity", "Look for them in `clouds`.")
     return temperature_of_spread(mean)

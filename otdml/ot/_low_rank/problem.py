@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_equal_mass, check_in_range
+from otdml._checks import argument_error, check_equal_mass, check_in_range, vanishing_costs
 from otdml._derivatives import once
 from otdml.costs import Bilinear, Cost, ground
 from otdml.measures import weights
 from otdml.ot._low_rank.coupling import LowRankCoupling, rounded
 from otdml.ot._low_rank.descent import Iterate
 from otdml.ot._low_rank.hubs import Cloud
-from otdml.ot._problem import SINGLE_ONLY, too_small
+from otdml.ot._problem import SINGLE_ONLY
 
 __all__ = ["LowRankProblem"]
 
@@ -60,7 +60,7 @@ class LowRankProblem:
             raise argument_error("x", "give finite costs", "NaN or infinity", remedy)
         product = units.prod(-1)
         if between.vanishes():
-            raise too_small("x", between.dtype)
+            raise vanishing_costs("x", between.dtype)
         temperature = _SHARE * product
         if eps is not None:
             temperature = torch.full_like(product, check_in_range("eps", eps, product.dtype))
