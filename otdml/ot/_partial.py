@@ -21,11 +21,11 @@ from otdml.ot._result import Coupling, OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot.engines import Streamed
 
-__all__ = ["Mass", "check_mass", "extended", "extended_options", "extended_weights", "restricted"]
+__all__ = ["Mass", "RestrictedPlan", "check_mass", "extended", "extended_options", "extended_weights", "restricted"]
 
 Mass = float | Tensor
 
-# A mass may be above that of the smaller side by what rounding makes of equal ones.
+# A mass may exceed that of the smaller side by this share, the rounding of equal masses.
 ROUNDING = 1e-5
 
 
@@ -77,11 +77,11 @@ def restricted(result: OTResult, mass: Tensor) -> OTResult:
     solution = result._coupling
     assert isinstance(solution, EntropicSolution)
     error = result.marginal_error * (solution.problem.a.detach().sum(-1) / mass.detach()).to(result.marginal_error)
-    return dataclasses.replace(result, marginal_error=error, _coupling=_Restricted(solution))
+    return dataclasses.replace(result, marginal_error=error, _coupling=RestrictedPlan(solution))
 
 
 @dataclass(frozen=True)
-class _Restricted(Coupling):
+class RestrictedPlan(Coupling):
     """An extended plan without its last row and column."""
 
     whole: EntropicSolution
@@ -101,10 +101,10 @@ class _Restricted(Coupling):
         return self.whole.product_transposed(with_zero_row(v))[..., :-1, :]
 
     def conditional_product(self, v: Tensor) -> Tensor:
-        """Of rows that may go nowhere but to the second points, where little may be all that goes there."""
+        """The product for mass that has to go to the second points, even where nearly all of a row stays behind."""
         g = self.whole.exponents[1]
         g = torch.cat([g[..., :-1], torch.full_like(g[..., -1:], -torch.inf)], -1)
-        # An engine that keeps a kernel keeps none of the entries that are negligible in the plan, but not here.
+        # A stored kernel has zeros for entries that are negligible in the whole plan, but not in the rest of it.
         problem = self.whole.problem
         fresh = Posed(problem, Streamed(problem.cost.detach().scaled(problem.scale(0)), problem.mask))
         return conditional_product(fresh, g, with_zero_row(v)).to(v.dtype)[..., :-1, :]

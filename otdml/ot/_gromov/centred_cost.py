@@ -5,8 +5,8 @@ Every symmetric cost splits into
 
 .. math:: A_{ik} = \bar A + \alpha_i + \alpha_k + K_{ik}, \qquad \sum_i a_i \alpha_i = 0, \quad \sum_i a_i K_{ik} = 0
 
-and so do all formulas: over couplings of given marginals, the mixed terms between the parts vanish. For the bilinear
-costs :math:`K = \sigma Z Z^\top` with centred features Z, which no matrix of n² entries is needed for.
+and all formulas split likewise: between plans of given marginals, the mixed terms vanish. Bilinear costs have
+:math:`K = \sigma Z Z^\top` with centred features Z, and need no matrix of n² entries.
 """
 
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def centred(name: str, x: Tensor, a: Tensor, cost: WithinCost) -> CentredCost:
     Features are kept where they are fewer than the points, and the matrix otherwise: the smaller of the two.
 
     Args:
-        name: The argument that errors blame.
+        name: The argument that errors name.
         x: Points, shape (..., n, d), in the dtype in which a function of them is called.
         a: Weights, shape (..., n).
         cost: The cost.
@@ -168,7 +168,7 @@ def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCos
 
 
 def _from_products(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCost:
-    """The same from scalar products, so that many features are passed over few times."""
+    """The same from scalar products, so that many features are read few times."""
     products = _Products.apply(x, COSTS[cost].unit)
     between, along, square = products[..., :-1, :-1], products[..., :-1, -1], products[..., -1, -1]
     potential = (between @ p[..., None])[..., 0]
@@ -179,10 +179,10 @@ def _from_products(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCos
         half = (p * squares).sum(-1)
         mean, alpha = 2 * half, squares - half[..., None]
     else:
-        turned = potential + along
-        shift = (p * turned).sum(-1)
+        shifted = potential + along
+        shift = (p * shifted).sum(-1)
         mean = (1.0 if cost == "cosine" else 0.0) - shift - (p * along).sum(-1) - square
-        alpha = shift[..., None] - turned
+        alpha = shift[..., None] - shifted
     sigma = _sigma(cost, scale)
     return CentredCost(scale * mean, scale[..., None] * alpha, None, sigma, sigma * centred)
 
@@ -194,7 +194,7 @@ def _sigma(cost: str, scale: Tensor) -> Tensor:
 class _Products(torch.autograd.Function):
     r"""Scalar products of n points less their mean, and of the mean, which comes last; of unit vectors if ``unit``.
 
-    Shape (..., n + 1, n + 1). The slope is a matrix of n (n + 1) entries times the same rows: one product.
+    Shape (..., n + 1, n + 1). The gradient is one product, of n x (n + 1) weights with the same rows.
     """
 
     @staticmethod

@@ -8,29 +8,35 @@ the cost has converged.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, inf, log
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from otdml.ot._gromov.objective import GromovObjective, ReadablePlan, picked
+from otdml.ot._gromov.convergence import cooling_steps, is_small
+from otdml.ot._gromov.objective import GromovObjective, picked
+from otdml.ot._gromov.options import GromovOptions
+from otdml.ot._gromov.plans import ReadablePlan
+from otdml.ot._gromov.starts import Start
 from otdml.ot._iteration import iterate
 from otdml.ot._marginal import Marginal
 from otdml.ot._updates import Alternating
 from otdml.ot.engines import Engine, engine
 
-__all__ = ["DescentState", "Start", "descend", "settled"]
+__all__ = ["DescentState", "descend", "settled"]
 
-# By what the temperature falls in each step. Plans that are forced early are worse; where the cost stays that of the
-# start meanwhile, only its potentials have to follow.
-COOLING, QUICK = 0.8, 0.3
+# Factor of the temperature in each step. A plan that is determined early is worse, so it falls slowly; where the cost
+# stays that of the start, only the potentials have to follow, and it falls quickly.
+COOLING, QUICK_COOLING = 0.8, 0.3
 
-# Scalings per linearisation while it cools down, and afterwards; and linearisations per check of convergence.
-FEW, SWEEPS, MOST, CHECK = 3, 6, 16, 2
+# Scalings per linearisation: while it cools down, at first at the last temperature, and at most.
+COOLING_SWEEPS, SWEEPS, MOST_SWEEPS = 3, 6, 16
+# Linearisations per check of convergence, which forces a device synchronisation.
+CHECK = 2
 
-# By how much of itself a step is lengthened: saddle points, of which unrelated clouds have many, are left sooner.
-AHEAD = 0.5
+# The share of itself by which a step is lengthened, so that saddle points, of which unrelated clouds have many, are
+# left sooner.
+EXTRAPOLATION = 0.5
 
 # Entries of all plans up to which a kernel is made for each linearisation, and all starts are solved at once; larger
 # problems are left to the engines, one start after another in the same memory.
@@ -44,24 +50,9 @@ LOOSE, COMPARE = 1.0, 24
 # are left. Plans that meet their marginals do the rest.
 CLOSE, SHARE = 0.01, 0.5
 
-# Smaller logarithms of a kernel's entries are raised to this.
+# Smaller logarithms of a kernel's entries are raised to this, so that a column far from all rows keeps its mass, and no
+# entry is denormal.
 NEGLIGIBLE = -57.0
-
-# A step of the cost that is smaller than this share of it, in units of the precision, is rounding.
-ROUNDING = 40
-
-
-@dataclass(frozen=True)
-class Start:
-    """A plan to start from.
-
-    Attributes:
-        projection: The plan times the features of the second cloud, or the plan itself.
-        fixed_cost: Whether the cost stays the one at this plan while the temperature falls.
-    """
-
-    projection: Tensor
-    fixed_cost: bool
 
 
 @dataclass(frozen=True)
@@ -86,13 +77,7 @@ class DescentState:
 
 
 def descend(
-    problem: GromovObjective,
-    starts: Sequence[Start],
-    eps: Tensor,
-    start_temperature: Tensor,
-    tol: float,
-    max_iter: int,
-    backend: str,
+    problem: GromovObjective, starts: Sequence[Start], eps: Tensor, start_temperature: Tensor, options: GromovOptions
 ) -> DescentState:
     """The best of the starts, cooled down to ``eps``, and followed until its steps are small.
 
@@ -101,37 +86,38 @@ def descend(
         starts: The plans to start from.
         eps: Temperature, shape (...) or ().
         start_temperature: The temperature to begin at, if it is above ``eps``.
-        tol: Step of the cost over the temperature that will do.
-        max_iter: Most steps of each start.
-        backend: As in :func:`otdml.ot.gromov`.
+        options: When to stop, and how to compute.
 
     Returns:
         Where the best start of each batch element is.
     """
-    ratio = (start_temperature / eps).clamp(min=1).expand(problem.mass.shape)
+    ratio, max_iter, backend = (start_temperature / eps).clamp(min=1), options.max_iter, options.backend
+    ratio = ratio.expand(problem.mass.shape)
     small = len(starts) * problem.a.numel() * problem.b.shape[-1] <= SMALL
     groups = [starts] if small else [[start] for start in starts]
     cooled = [_cooled(problem, group, eps, ratio, max_iter, backend) for group in groups]
     state = _best(cooled[0].each() if small and len(starts) > 1 else cooled)
-    return _followed(problem, state, eps, max(tol, CLOSE), int(SHARE * (max_iter - state.n_iter)), backend)
+    return _followed(problem, state, eps, max(options.tol, CLOSE), int(SHARE * (max_iter - state.n_iter)), backend)
 
 
 def settled(problem: GromovObjective, slope: Tensor, new: Tensor, eps: Tensor, tol: float) -> Tensor:
-    """Whether the step of the cost from ``slope`` to ``new`` is small, shape (...); NaN does not change any more."""
+    """Whether the step of the cost from ``slope`` to ``new`` is small, shape (...)."""
     step, size = problem.size(torch.stack([new - slope, slope])).unbind()
-    return ~(step > tol * eps + ROUNDING * torch.finfo(step.dtype).eps * size)
+    return is_small(step, tol * eps, size)
 
 
 def _cooled(
     problem: GromovObjective, starts: Sequence[Start], eps: Tensor, ratio: Tensor, max_iter: int, backend: str
 ) -> DescentState:
     """Some starts at the temperature ``eps``; where they are several they have a first dimension of their own."""
-    slope, fixed_cost = problem.slope(_stacked([start.projection for start in starts])), _fixed_costs(starts)
+    slope = problem.slope(_stacked([problem.read(start.plan)[0] for start in starts]))
+    fixed_cost = slope.new_tensor([start.fixed_cost for start in starts], dtype=torch.bool)
+    fixed_cost = fixed_cost.reshape(-1, *(1,) * (slope.ndim - 1))
     g = torch.zeros_like(problem.b).expand(*slope.shape[:-2], -1)
-    cooling = QUICK if all(start.fixed_cost for start in starts) else COOLING
-    steps = _count(ratio, cooling, max_iter - 1)
+    cooling = QUICK_COOLING if all(start.fixed_cost for start in starts) else COOLING
+    steps = cooling_steps(ratio, cooling, max_iter - 1)
     for _ in range(steps):
-        step = _step(problem, slope, g, ratio * eps, FEW, backend)
+        step = _step(problem, slope, g, ratio * eps, COOLING_SWEEPS, backend)
         cooler = (cooling * ratio).clamp(min=1)
         # Elements at their last temperature wait for the others. Potentials over the temperature grow as it falls.
         cooling_on = ratio > 1
@@ -142,20 +128,14 @@ def _cooled(
     return _followed(problem, state, eps, LOOSE, min(COMPARE, max_iter - steps), backend)
 
 
-def _count(ratio: Tensor, cooling: float, most: int) -> int:
-    """The steps until the temperature has fallen by ``ratio``."""
-    hottest = float(ratio.max())
-    return min(ceil(log(hottest) / -log(cooling)), most) if 1 < hottest < inf else 0
-
-
 def _followed(
     problem: GromovObjective, state: DescentState, eps: Tensor, tol: float, most: int, backend: str
 ) -> DescentState:
-    """At most so many steps on, until no start's cost moves by more than ``tol`` times the temperature."""
+    """At most ``most`` steps, until no start's cost moves by more than ``tol`` times the temperature."""
     slope, g = state.slope, state.g
     for iteration in range(1, most + 1):
-        step = _step(problem, slope, g, eps, min(SWEEPS + iteration // CHECK, MOST), backend)
-        new = step.slope + AHEAD * (step.slope - slope), step.g
+        step = _step(problem, slope, g, eps, min(SWEEPS + iteration // CHECK, MOST_SWEEPS), backend)
+        new = step.slope + EXTRAPOLATION * (step.slope - slope), step.g
         if iteration == most or iteration % CHECK == 0:
             done = settled(problem, slope, step.slope, eps, tol)
             # The starts of one problem are compared together, and each problem of a batch on its own.
@@ -167,13 +147,6 @@ def _followed(
         # The kernel is freed before the next one is made.
         del step
     return state
-
-
-def _fixed_costs(starts: Sequence[Start]) -> Tensor:
-    projection = starts[0].projection
-    return _stacked(
-        [projection.new_full((1,) * projection.ndim, start.fixed_cost, dtype=torch.bool) for start in starts]
-    )
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
@@ -193,7 +166,15 @@ def _best(states: Sequence[DescentState]) -> DescentState:
 
 @dataclass(frozen=True)
 class _Step:
-    """The plan of a linearisation, its projection and cost, and the cost ``last`` that it is of."""
+    """A solved linearisation.
+
+    Attributes:
+        plan: Its plan.
+        last: Left factor of its cost.
+        projection: The projection of the plan.
+        slope: Left factor of the cost that the objective linearised at the plan has.
+        g: Column potential over the temperature.
+    """
 
     plan: "_RoughPlan"
     last: Tensor
@@ -229,8 +210,8 @@ class _RoughPlan(ReadablePlan, Protocol):
 class _ScaledKernel:
     """The kernel at the potentials so far, with one as the largest entry of each row, scaled a few times.
 
-    It does by itself what :class:`_FewIterations` asks the core's loop for, as no error is read here and no iterate is
-    extrapolated: small problems spend most of their time in what is around the products. On the core's loop with a
+    A loop of its own beside that of :class:`_FewIterations`, because it reads no error and extrapolates no iterate: in
+    small problems most of the time goes to these and not to the products. On the core's loop with a
     dense engine, whole problems of 64 points took 1.4 times as long, of 128 points 1.3 times, of 512 points 1.2 times,
     and a batch of 16 problems of 64 points 1.1 times (one core, the cosine cost, ten features).
     """
@@ -240,7 +221,6 @@ class _ScaledKernel:
         a, b = problem.a[..., None, :], problem.b[..., None, :]
         scores = problem.cost(slope).scaled(eps.reciprocal()).scores(slice(None), g + problem.log_b)
         self.top = scores.amax(-1)
-        # A column that no row is near is linked to all of them: it must not lose its mass, nor be denormal.
         self.kernel = scores.sub_(self.top[..., None]).clamp_(min=NEGLIGIBLE).exp_()
         self.u = a / self.kernel.sum(-1)[..., None, :]
         for _ in range(sweeps):

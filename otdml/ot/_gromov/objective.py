@@ -14,7 +14,6 @@ problem adds the cost :math:`\langle M, P \rangle` between features (:mod:`otdml
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,22 +21,9 @@ from torch import Tensor
 from otdml.costs import Bilinear, Matrix
 from otdml.ot._gromov.centred_cost import CentredCost
 from otdml.ot._gromov.feature_cost import FeatureCost
+from otdml.ot._gromov.plans import ReadablePlan
 
-__all__ = ["GromovObjective", "ReadablePlan", "extreme_view", "picked"]
-
-
-class ReadablePlan(Protocol):
-    """A plan, read as :class:`~otdml.ot.OTResult` lets it be read."""
-
-    @property
-    def plan(self) -> Tensor:
-        """Shape (..., n, m)."""
-
-    def apply(self, v: Tensor) -> Tensor:
-        """The plan times ``v``, shape (..., n, e) for ``v`` of shape (..., m, e)."""
-
-    def apply_transpose(self, v: Tensor) -> Tensor:
-        """The transposed plan times ``v``, shape (..., m, e) for ``v`` of shape (..., n, e)."""
+__all__ = ["GromovObjective", "picked"]
 
 
 @dataclass(frozen=True)
@@ -125,26 +111,6 @@ class GromovObjective:
     def pairing(self) -> Tensor:
         """The projection of the plan that pairs equal indices."""
         return torch.diag_embed(self.a) if self.right.z is None else self.a[..., None] * self.right.z
-
-    def independent(self) -> Tensor:
-        """The projection of the independent plan."""
-        if self.right.z is None:
-            return self.a[..., None] * self.b_shares[..., None, :]
-        return torch.zeros_like(self.right.z[..., :1, :]).expand(*self.a.shape, -1)
-
-    def independents(self) -> tuple[Tensor, Tensor]:
-        r"""The moments of the plans :math:`a_i b_j (1 \pm h_i h'_j / 2)`, with centred functions h of the points.
-
-        At independence itself the gradient of Q can vanish. So the plan is perturbed, with one sign to pair points
-        whose costs to the extreme point of their cloud are alike, and with the other to pair those that differ.
-        """
-        a, b = self.a[..., None], self.b_shares[..., None, :]
-        rows = 0.5 * a * extreme_view(self.left, self.a)[..., None]
-        columns = b * extreme_view(self.right, self.b)[..., None, :]
-        if self.right.z is not None:
-            tilt = rows * (columns @ self.right.z)
-            return tilt, -tilt
-        return a * b + rows * columns, a * b - rows * columns
 
     def slope(self, projection: Tensor) -> Tensor:
         """Left factor of the gradient of <K P L, P>: with Z, or with the identity, as the right one."""
@@ -251,19 +217,12 @@ def _with_mass(read: Tensor, a: Tensor) -> Tensor:
     return (read[..., :-1] / mass).mul_(a[..., None])
 
 
-def extreme_view(cost: CentredCost, a: Tensor) -> Tensor:
-    """The centred cost to the extreme point, scaled to at most one; it is centred in the weights like every column."""
-    extreme = cost.energies(a).where(a > 0, -1.0).argmax(-1, keepdim=True)
-    h = cost.times(torch.zeros_like(a).scatter(-1, extreme, 1.0)[..., None])[..., 0]
-    h = h * h.gather(-1, extreme).sign()
-    top = h.abs().amax(-1, keepdim=True)
-    return h / torch.where(top > 0, top, torch.ones_like(top))
-
-
-def _dual(left: CentredCost, right: CentredCost, a: Tensor, f: Tensor, push: Callable[[Tensor], Tensor]) -> Tensor:
+def _dual(
+    left: CentredCost, right: CentredCost, a: Tensor, f: Tensor, plan_product: Callable[[Tensor], Tensor]
+) -> Tensor:
     s = a.sum(-1, keepdim=True)
     square = s * (left.mean[..., None] + left.alpha).square() + left.energies(a)
-    shifts = left.times((a * left.alpha)[..., None] - push(right.alpha[..., None]))[..., 0]
+    shifts = left.times((a * left.alpha)[..., None] - plan_product(right.alpha[..., None]))[..., 0]
     return square + 2 * shifts - 2 * s * right.mean[..., None] * left.alpha + f
 
 

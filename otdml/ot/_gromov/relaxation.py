@@ -19,11 +19,10 @@ from otdml._checks import argument_error
 from otdml.costs import Bilinear, Matrix
 from otdml.ot._annealing import Init
 from otdml.ot._gromov.relaxed_objective import Reading, RelaxedObjective
-from otdml.ot._partial import extended, extended_options, restricted
+from otdml.ot._partial import RestrictedPlan, extended, extended_options, restricted
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
-from otdml.ot._solution import EntropicSolution
 
 __all__ = ["Linearised", "Partial", "Relaxation", "State", "Unbalanced", "check_penalties"]
 
@@ -33,7 +32,7 @@ class State:
     """Where a descent is.
 
     Attributes:
-        reading: The plan's.
+        reading: What the objective reads of the plan.
         constant: A constant that is added to all costs of the next problem, shape (...).
         g: Column potential to start from, or None.
     """
@@ -49,9 +48,9 @@ class Linearised:
 
     Attributes:
         transport: Its solution.
-        reading: That of its plan.
+        reading: What the objective reads of its plan.
         costs: The plan's costs, without constants that all plans share, shape (...).
-        g: The column potential, with that of an added point.
+        g: The column potential, of a partial problem with that of the added point.
     """
 
     transport: OTResult
@@ -124,10 +123,10 @@ class Partial(Relaxation):
         return torch.zeros_like(self.moved), (found.transport.value - found.costs) / eps
 
     def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
-        solution = getattr(found.transport._coupling, "whole", None)
-        assert isinstance(solution, EntropicSolution)
+        plan = found.transport._coupling
+        assert isinstance(plan, RestrictedPlan)
         with torch.no_grad():
-            da, db = solution.duals()
+            da, db = plan.whole.duals()
         # The weight of an added point depends on the weights of the other side.
         return da[..., :-1] + db[..., -1:], db[..., :-1] + da[..., -1:]
 
@@ -160,7 +159,7 @@ class Unbalanced(Relaxation):
         return Linearised(transport, reading, costs, transport.g)
 
     def following(self, found: Linearised, eps: Tensor, state: State) -> State:
-        # The objective depends on the product of the two plans alone, so both get the geometric mean of their masses.
+        # The objective depends only on the product of the two plans, so both get the geometric mean of their masses.
         mass = found.reading.mass
         factor = (state.reading.mass / mass).sqrt()
         constant = factor * (mass * factor.log() * (sum(self.rho) + eps) - found.costs)

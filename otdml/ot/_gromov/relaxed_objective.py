@@ -19,14 +19,15 @@ from torch import Tensor
 
 from otdml.costs import Bilinear, Matrix
 from otdml.ot._gromov.centred_cost import CentredCost
-from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
+from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.plans import ReadablePlan
 
-__all__ = ["Diagonal", "Factored", "Given", "Reading", "RelaxedObjective"]
+__all__ = ["Reading", "RelaxedObjective"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    r"""What the objective takes of a plan P. It is linear in the plan.
+    r"""What the objective reads of a plan P, all of it linear in the plan.
 
     Attributes:
         projection: P Z, shape (..., n, e), or P itself, see :class:`~otdml.ot._gromov.objective.GromovObjective`.
@@ -51,7 +52,7 @@ class Reading:
         return Reading(*(function(*(getattr(r, f.name) for r in (self, *others))) for f in fields(Reading)))
 
     def scaled(self, factor: Tensor) -> "Reading":
-        """That of the plan times a factor, shape (...)."""
+        """The reading of the plan times a factor, shape (...)."""
         return self.each(lambda t: factor.reshape(*factor.shape, *(1,) * (t.ndim - self.mass.ndim)) * t)
 
 
@@ -67,7 +68,7 @@ class RelaxedObjective:
 
     @cached_property
     def h(self) -> tuple[Tensor, Tensor]:
-        """What the two costs have of rows and columns, h and l."""
+        """The parts h and l of the two costs that depend on one point, shapes (..., n) and (..., m)."""
         left, right = self.centred.left, self.centred.right
         return left.alpha + 0.5 * left.mean[..., None], right.alpha + 0.5 * right.mean[..., None]
 
@@ -155,53 +156,6 @@ class RelaxedObjective:
         squares = (a * u.square()).sum(-1), (b * v.square()).sum(-1), (grams[0] * grams[1]).sum((-2, -1))
         slope = self.centred.size(self.centred.slope(at.projection))
         return slope + sum(square.clamp(min=0).sqrt() for square in squares)
-
-
-@dataclass(frozen=True)
-class Factored:
-    """The plan whose factors are ``left``, shape (..., n, r), and ``right``, shape (..., m, r)."""
-
-    left: Tensor
-    right: Tensor
-
-    @property
-    def plan(self) -> Tensor:
-        return self.left @ self.right.mT
-
-    def apply(self, v: Tensor) -> Tensor:
-        return self.left @ (self.right.mT @ v)
-
-    def apply_transpose(self, v: Tensor) -> Tensor:
-        return self.right @ (self.left.mT @ v)
-
-
-@dataclass(frozen=True)
-class Diagonal:
-    """The plan that pairs equal indices."""
-
-    a: Tensor
-
-    @property
-    def plan(self) -> Tensor:
-        return torch.diag_embed(self.a)
-
-    def apply(self, v: Tensor) -> Tensor:
-        return self.a[..., None] * v
-
-    apply_transpose = apply
-
-
-@dataclass(frozen=True)
-class Given:
-    """A plan that is given as a matrix."""
-
-    plan: Tensor
-
-    def apply(self, v: Tensor) -> Tensor:
-        return self.plan @ v
-
-    def apply_transpose(self, v: Tensor) -> Tensor:
-        return self.plan.mT @ v
 
 
 def _times(cost: CentredCost, v: Tensor) -> Tensor:

@@ -1,39 +1,42 @@
 """Gromov problems with relaxed marginals: from starts, cooled down together, to a result."""
 
-import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice
-from otdml.ot._gromov.objective import GromovObjective, ReadablePlan, extreme_view, picked
+from otdml.ot._gromov.convergence import cooling_steps, is_small, rounding_of_marginals
+from otdml.ot._gromov.objective import GromovObjective, picked
+from otdml.ot._gromov.options import GromovOptions, Marginals
+from otdml.ot._gromov.plans import ReadablePlan
 from otdml.ot._gromov.relaxation import Linearised, Relaxation, State
-from otdml.ot._gromov.relaxed_objective import Diagonal, Factored, Given, Reading, RelaxedObjective
-from otdml.ot._gromov.result import GromovResult, along
-from otdml.ot._gromov.solution import STARTS, GromovOptions, Init, Marginals, temperatures, warn_unfinished
+from otdml.ot._gromov.relaxed_objective import Reading, RelaxedObjective
+from otdml.ot._gromov.result import GromovResult
+from otdml.ot._gromov.solution import temperatures
+from otdml.ot._gromov.starts import starts
 from otdml.ot._problem import SolverOptions
-from otdml.ot._result import OTResult
 
 __all__ = ["relaxed"]
 
-# By what the temperature falls in each step, and the tolerance of marginals until the best start is known.
+# Factor of the temperature in each step, and the tolerance of marginals until the best start is known.
 COOLING, ROUGH = 0.6, 1e-2
 
 # Starts are compared when their steps, over the temperature, are below this, or after so many at the last temperature.
 LOOSE, COMPARE = 0.3, 24
 
-# By how much of itself a step is lengthened where the last had the same direction, and the least share of one where
-# steps alternate: with free marginals the objective is not concave, and full steps may not descend.
-AHEAD, LEAST = 0.5, 1 / 16
+# The share of itself by which a step is lengthened where the last had the same direction, and the least share of a step
+# that is taken where steps alternate: with free marginals the objective is not concave, and full steps may not descend.
+EXTRAPOLATION, LEAST = 0.5, 1 / 16
 
-# Marginals are met no better than to this many rounding units.
-RESOLVED = 64
 
-# A step of the cost that is smaller than this share of it, in units of the precision, is rounding.
-ROUNDING = 40
+@dataclass(frozen=True)
+class _Last:
+    """The last linearisation of a descent, whether its plan has the same costs, and the number of steps in all."""
+
+    found: Linearised
+    converged: Tensor
+    n_iter: int
 
 
 def relaxed(
@@ -48,16 +51,16 @@ def relaxed(
     eps = eps.expand(frozen.centred.mass.shape)
     ratio = (relaxation.temperature(start_temperature, a, b) / eps).clamp(min=1)
     descent = _Descent(frozen, relaxation, eps, options)
-    state = _stacked([_scaled(frozen, plan, relaxation) for plan in _starts(frozen, options.init, marginals)])
-    found, converged, n_iter = descent.finished(descent.best(descent.cooled(state, ratio)))
-    if not bool(converged.all()):
-        warn_unfinished(options.tol, options.max_iter)
-    return _result(objective, relaxation, marginals, eps, found, converged, n_iter)
+    given = starts(problem.detach(), options.init, paired=marginals.shared is not None)
+    state = _stacked([_scaled(frozen, start.plan, relaxation) for start in given])
+    last = descent.finished(descent.best(descent.cooled(state, ratio)))
+    options.warn_unless(last.converged)
+    return _result(objective, relaxation, marginals, eps, last)
 
 
-@dataclasses.dataclass
+@dataclass
 class _Descent:
-    """Linearisations of a problem, one after another, of which it counts the steps."""
+    """Linearisations of a problem, one after another, and their number."""
 
     objective: RelaxedObjective
     relaxation: Relaxation
@@ -73,9 +76,7 @@ class _Descent:
 
     def cooled(self, state: State, ratio: Tensor) -> State:
         """The state at the last temperature."""
-        hottest = float(ratio.max()) if ratio.numel() else 1.0
-        steps = math.ceil(math.log(hottest) / -math.log(COOLING)) if 1 < hottest < math.inf else 0
-        for _ in range(min(steps, self.options.max_iter - 1)):
+        for _ in range(cooling_steps(ratio, COOLING, self.options.max_iter - 1)):
             _, state = self.step(state, ratio * self.eps, ROUGH)
             ratio = (COOLING * ratio).clamp(min=1)
         return state
@@ -92,14 +93,14 @@ class _Descent:
         g = None if state.g is None else picked(state.g, index)
         return State(state.reading.each(lambda t: picked(t, index)), picked(state.constant, index), g)
 
-    def finished(self, state: State) -> tuple[Linearised, Tensor, int]:
-        """The last linearisation, whether its plan has the same costs, and the steps in all."""
+    def finished(self, state: State) -> _Last:
+        """The last step, after which the costs stay the same or no step is left."""
         most = max(1, self.options.max_iter - self.n_iter)
         found, _, converged = self.followed(state, self.options.tol, most, self.options.tol)
-        return found, converged & found.transport.converged, self.n_iter
+        return _Last(found, converged & found.transport.converged, self.n_iter)
 
     def followed(self, state: State, tol: float, most: int, inner: float) -> tuple[Linearised, State, Tensor]:
-        """At most so many steps, until they move the costs by less than ``tol`` times the temperature."""
+        """At most ``most`` steps, until they move the costs by less than ``tol`` times the temperature."""
         share, last = torch.ones_like(state.constant), None
         for iteration in range(1, most + 1):
             found, new = self.step(state, self.eps, inner)
@@ -107,45 +108,19 @@ class _Descent:
             scale = self.relaxation.scale(state)
             step = (self.objective.size(change) + (new.constant - state.constant).abs()) / scale
             size = self.objective.size(state.reading) / scale
-            noise = ROUNDING * torch.finfo(step.dtype).eps * size
-            done = ~(step > tol * self.eps + noise)
+            done = is_small(step, tol * self.eps, size)
             if iteration == most or bool((done & found.transport.converged).all()):
                 return found, new, done
             if last is not None:
                 back = (change.projection * last.projection).sum((-2, -1)) < 0
-                share = torch.where(back, 0.5 * share, (1 + AHEAD) * share).clamp(LEAST, 1 + AHEAD)
+                share = torch.where(back, 0.5 * share, (1 + EXTRAPOLATION) * share).clamp(LEAST, 1 + EXTRAPOLATION)
             moved = state.reading.each(torch.add, change.scaled(share))
             state = State(moved, torch.lerp(state.constant, new.constant, share), new.g)
             # An error of the marginals changes the costs by the same share of their size.
             needed = tol / float((size / self.eps).max()) if size.numel() else inner
-            last, inner = change, max(inner / 2, min(inner, tol / 10, 0.1 * needed), _resolved(size / self.eps))
+            resolved = rounding_of_marginals(size / self.eps)
+            last, inner = change, max(inner / 2, min(inner, tol / 10, 0.1 * needed), resolved)
         raise AssertionError
-
-
-def _resolved(costs: Tensor) -> float:
-    """The error of marginals that rounding of the costs over the temperature leaves."""
-    return torch.finfo(costs.dtype).eps * max(RESOLVED, 3 * float(costs.max()) if costs.numel() else 0.0)
-
-
-def _starts(objective: RelaxedObjective, init: Init, marginals: Marginals) -> Sequence[ReadablePlan]:
-    problem = objective.centred
-    a, b = problem.a, problem.b
-    if isinstance(init, Tensor):
-        if init.shape[-2:] != (a.shape[-1], b.shape[-1]):
-            must = f"be a plan of shape (..., {a.shape[-1]}, {b.shape[-1]})"
-            raise argument_error("init", must, tuple(init.shape))
-        return [Given(init.expand(*a.shape, -1))]
-    if not isinstance(init, str):
-        return [init]
-    check_choice("init", init, STARTS)
-    pairing: list[ReadablePlan] = [Diagonal(a)] if marginals.shared is not None and init != "product" else []
-    if init == "identity" and pairing:
-        return pairing
-    even = [] if problem.features is None else [0.0]
-    h, k = extreme_view(problem.left, a), extreme_view(problem.right, b)
-    columns = torch.stack([b, b * k], -1) / b.sum(-1)[..., None, None]
-    tilted = [Factored(torch.stack([a, tilt * a * h], -1), columns) for tilt in (*even, 0.5, -0.5)]
-    return [*pairing, *tilted]
 
 
 def _scaled(objective: RelaxedObjective, plan: ReadablePlan, relaxation: Relaxation) -> Reading:
@@ -162,20 +137,19 @@ def _stacked(readings: Sequence[Reading]) -> State:
 
 
 def _result(
-    objective: RelaxedObjective,
-    relaxation: Relaxation,
-    marginals: Marginals,
-    eps: Tensor,
-    found: Linearised,
-    converged: Tensor,
-    n_iter: int,
+    objective: RelaxedObjective, relaxation: Relaxation, marginals: Marginals, eps: Tensor, last: _Last
 ) -> GromovResult:
-    frozen = objective.detach()
-    penalty, divergence = relaxation.penalties(frozen, found, eps)
-    value = objective.value(found.transport) + penalty
-    if marginals.a.requires_grad or marginals.b.requires_grad:
-        duals = relaxation.duals(frozen, found, eps)
-        value = value + sum(along(w, d) for w, d in zip((marginals.a, marginals.b), duals, strict=True))
-    inherited = {f.name: getattr(found.transport, f.name) for f in fields(OTResult)}
-    own = {"value": value, "converged": converged, "n_iter": n_iter}
-    return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=None, _shared=None)
+    frozen, transport = objective.detach(), last.found.transport
+    penalty, divergence = relaxation.penalties(frozen, last.found, eps)
+    value = objective.value(transport) + penalty
+    return GromovResult(
+        marginals.differentiated(value, lambda: relaxation.duals(frozen, last.found, eps)),
+        last.converged,
+        last.n_iter,
+        transport.marginal_error,
+        transport._coupling,
+        eps=eps,
+        divergence=divergence,
+        _problem=None,
+        _shared=None,
+    )

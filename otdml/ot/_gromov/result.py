@@ -9,9 +9,10 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.options import zero_with_gradient
 from otdml.ot._result import Coupling, OTResult
 
-__all__ = ["GromovResult", "along"]
+__all__ = ["GromovResult"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class GromovResult(OTResult):
         gap = self._problem.gap(self)
         if not self._shared.requires_grad:
             return gap
-        return gap + along(self._shared, self._problem.detach().gap_dual(self, self.f, self.g))
+        return gap + zero_with_gradient(self._shared, self._problem.detach().gap_dual(self, self.f, self.g))
 
     @property
     def negative_gap(self) -> Tensor:
@@ -115,8 +116,3 @@ class _Rounded(Coupling):
 
     def conditional_product(self, v: Tensor) -> Tensor:
         return self.solved.conditional_product(v.double()).to(self.dtype)
-
-
-def along(w: Tensor, gradient: Tensor) -> Tensor:
-    """Zero, with this gradient in the weights ``w``."""
-    return ((w - w.detach()) * gradient).sum(-1)

@@ -1,34 +1,22 @@
 """Gromov problems with constraints on the marginals: from descents to a result."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice, check_fields, check_in_range, check_integer, check_positive
-from otdml._warnings import warn_caller
-from otdml.ot._gromov.descent import DescentState, Start, descend, settled
-from otdml.ot._gromov.objective import GromovObjective, ReadablePlan
-from otdml.ot._gromov.result import GromovResult, along
+from otdml._checks import argument_error, check_in_range
+from otdml.ot._gromov.convergence import rounding_of_marginals
+from otdml.ot._gromov.descent import DescentState, descend, settled
+from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.options import GromovOptions, Marginals
+from otdml.ot._gromov.result import GromovResult
+from otdml.ot._gromov.starts import starts
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
 
-__all__ = [
-    "GROMOV_BACKENDS",
-    "STARTS",
-    "GromovOptions",
-    "Init",
-    "Marginals",
-    "constrained",
-    "temperatures",
-    "warn_unfinished",
-]
-
-# Engines that take any number of features and batches of starts.
-GROMOV_BACKENDS = ("auto", "dense", "streamed")
-STARTS = ("best", "identity", "product")
-Init = str | ReadablePlan | Tensor
+__all__ = ["constrained", "temperatures"]
 
 # The temperature where none is given, over the product of the root mean squares of the two centred costs.
 EPS = 0.02
@@ -36,52 +24,20 @@ EPS = 0.02
 # Over the same product, the temperature at which descents begin.
 START_TEMPERATURE = 1.0
 
-# Marginals are met no better than to this many rounding units.
-ROUNDING = 64
-
-
-@dataclass(frozen=True)
-class GromovOptions:
-    """When and how a problem is solved; see :func:`~otdml.ot.gromov`."""
-
-    eps: float | Tensor | None
-    tol: float
-    max_iter: int
-    init: Init
-    backend: str
-
-    def __post_init__(self) -> None:
-        check_fields(self, tol=check_positive, max_iter=check_integer)
-        check_choice("backend", self.backend, GROMOV_BACKENDS)
-
-
-@dataclass(frozen=True)
-class Marginals:
-    """The weights with their graph, and those of both clouds where pairing equal indices is a plan."""
-
-    a: Tensor
-    b: Tensor
-    shared: Tensor | None
-
-    def to(self, dtype: torch.dtype) -> "Marginals":
-        return Marginals(
-            self.a.to(dtype), self.b.to(dtype), self.shared if self.shared is None else self.shared.to(dtype)
-        )
-
 
 def constrained(problem: GromovObjective, marginals: Marginals, options: GromovOptions) -> GromovResult:
     """The solution of a problem whose plan has the marginals a and b."""
-    frozen, tol, max_iter = problem.detach(), options.tol, options.max_iter
+    frozen = problem.detach()
     eps, start_temperature = temperatures(frozen, options.eps)
-    starts = _starts(frozen, options.init, marginals.shared is not None)
+    given = starts(frozen, options.init, paired=marginals.shared is not None)
     if frozen.mass.numel() == 0:
-        near = DescentState(frozen.mass, frozen.slope(starts[0].projection), torch.zeros_like(frozen.b), 0)
+        slope = frozen.slope(frozen.read(given[0].plan)[0])
+        near = DescentState(frozen.mass, slope, torch.zeros_like(frozen.b), 0)
     else:
-        near = descend(frozen, starts, eps, start_temperature, tol, max_iter, options.backend)
-    transport, state = _polished(frozen, near, eps, options)
-    if not bool(state.converged.all()):
-        warn_unfinished(tol, max_iter)
-    return _result(problem, transport, state, marginals, eps)
+        near = descend(frozen, given, eps, start_temperature, options)
+    last = _polished(frozen, near, eps, options)
+    options.warn_unless(last.converged)
+    return _result(problem, last, marginals, eps)
 
 
 def temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -99,10 +55,10 @@ def temperatures(problem: GromovObjective, eps: float | Tensor | None) -> tuple[
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     if isinstance(eps, Tensor) and eps.ndim:
         return _each(eps, scale), start_temperature
-    return EPS * scale if eps is None else scale.new_full(
-        (),
-        check_in_range("eps", eps, scale.dtype),  # type: ignore[arg-type]
-    ), start_temperature
+    if eps is None:
+        return EPS * scale, start_temperature
+    number = check_in_range("eps", eps, scale.dtype)  # type: ignore[arg-type]
+    return scale.new_tensor(number), start_temperature
 
 
 def _each(eps: Tensor, scale: Tensor) -> Tensor:
@@ -115,39 +71,28 @@ def _each(eps: Tensor, scale: Tensor) -> Tensor:
     return eps.detach().to(scale)
 
 
-def _starts(problem: GromovObjective, init: Init, paired: bool) -> list[Start]:
-    if isinstance(init, Tensor):
-        shape = (problem.a.shape[-1], problem.b.shape[-1])
-        if init.shape[-2:] != shape:
-            raise argument_error("init", f"be a plan of shape (..., {shape[0]}, {shape[1]})", tuple(init.shape))
-        return [Start(init if problem.right.z is None else init @ problem.right.z, fixed_cost=True)]
-    if not isinstance(init, str):
-        return [Start(problem.read(init)[0].detach(), fixed_cost=True)]
-    check_choice("init", init, STARTS)
-    pairing = [Start(problem.pairing(), fixed_cost=True)] if paired and init != "product" else []
-    if init == "identity" and paired:
-        return pairing
-    # Costs between features leave independence without a tilt.
-    even = [] if problem.features is None else [Start(problem.independent(), fixed_cost=False)]
-    return pairing + even + [Start(projection, fixed_cost=False) for projection in problem.independents()]
-
-
 @dataclass(frozen=True)
-class _Polished:
-    """The cost of the last transport problem, whether its plan has the same cost, and the steps in all."""
+class _Last:
+    """The last linearisation of a descent.
+
+    Attributes:
+        slope: Left factor of its cost, see :meth:`GromovObjective.slope`.
+        transport: Its solution.
+        converged: Whether the objective linearised at its plan has the same cost, and the marginals are met.
+        n_iter: The number of steps in all.
+    """
 
     slope: Tensor
+    transport: OTResult
     converged: Tensor
     n_iter: int
 
 
-def _polished(
-    problem: GromovObjective, state: DescentState, eps: Tensor, options: GromovOptions
-) -> tuple[OTResult, _Polished]:
+def _polished(problem: GromovObjective, state: DescentState, eps: Tensor, options: GromovOptions) -> _Last:
     """Steps whose plans meet their marginals, until one moves the cost by less than the tolerance."""
-    tol, max_iter = options.tol, options.max_iter
-    slope, g, last = state.slope, eps[..., None] * state.g, max(max_iter, state.n_iter + 1)
-    resolved = _resolved(problem, state, eps)
+    tol = options.tol
+    slope, g, last = state.slope, eps[..., None] * state.g, max(options.max_iter, state.n_iter + 1)
+    resolved = rounding_of_marginals((problem.size(slope) + problem.feature_size) / eps)
     inner, least = max(tol, resolved), max(tol / 10, resolved)
     for iteration in range(state.n_iter + 1, last + 1):
         linear = Problem(problem.cost(slope), problem.a, problem.b, eps)
@@ -156,35 +101,25 @@ def _polished(
         new = problem.slope(problem.read(transport)[0])
         converged = settled(problem, slope, new, eps, tol) & transport.converged
         if iteration == last or bool(converged.all()):
-            return transport, _Polished(slope, converged, iteration)
+            return _Last(slope, transport, converged, iteration)
         # Within their tolerance the marginals oscillate, and the cost with them.
         slope, g, inner = new, transport.g, max(inner / 2, least)
         del transport
     raise AssertionError
 
 
-def _resolved(problem: GromovObjective, state: DescentState, eps: Tensor) -> float:
-    """The error of marginals that rounding of the costs over the temperature leaves."""
-    costs = (problem.size(state.slope) + problem.feature_size) / eps
-    return torch.finfo(eps.dtype).eps * max(ROUNDING, 3 * float(costs.max()) if costs.numel() else 0.0)
-
-
-def _result(
-    problem: GromovObjective, transport: OTResult, state: _Polished, marginals: Marginals, eps: Tensor
-) -> GromovResult:
-    frozen = problem.detach()
+def _result(problem: GromovObjective, last: _Last, marginals: Marginals, eps: Tensor) -> GromovResult:
+    frozen, transport = problem.detach(), last.transport
     value = problem.value(transport)
-    if any(w.requires_grad for w in (marginals.a, marginals.b)):
-        duals = frozen.value_duals(transport, transport.f, transport.g)
-        value = value + sum(along(w, d) for w, d in zip((marginals.a, marginals.b), duals, strict=True))
-    inherited = {f.name: getattr(transport, f.name) for f in fields(OTResult)}
-    own = {"value": value, "converged": state.converged & transport.converged, "n_iter": state.n_iter}
-    divergence = (transport.value - frozen.linearised(state.slope, transport)) / eps
-    return GromovResult(**inherited | own, eps=eps, divergence=divergence, _problem=problem, _shared=marginals.shared)
-
-
-def warn_unfinished(tol: float, max_iter: int) -> None:
-    warn_caller(
-        f"Gromov-Wasserstein stopped at `max_iter`={max_iter} before its steps fell below `tol`={tol:g}. Raise "
-        "`max_iter` or `eps`, or accept a larger `tol`."
+    value = marginals.differentiated(value, lambda: frozen.value_duals(transport, transport.f, transport.g))
+    return GromovResult(
+        value,
+        last.converged,
+        last.n_iter,
+        transport.marginal_error,
+        transport._coupling,
+        eps=eps,
+        divergence=(transport.value - frozen.linearised(last.slope, transport)) / eps,
+        _problem=problem,
+        _shared=marginals.shared,
     )

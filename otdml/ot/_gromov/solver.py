@@ -22,12 +22,14 @@ from otdml.ot._gromov.feature_cost import (
     given_between,
 )
 from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.options import GROMOV_BACKENDS, GromovOptions, Marginals
+from otdml.ot._gromov.plans import MatrixPlan
 from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced, check_penalties
-from otdml.ot._gromov.relaxed_objective import Given
 from otdml.ot._gromov.relaxed_solution import relaxed
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._gromov.scale import Scale, size_of_matrix, size_within
-from otdml.ot._gromov.solution import GROMOV_BACKENDS, STARTS, GromovOptions, Init, Marginals, constrained
+from otdml.ot._gromov.solution import constrained
+from otdml.ot._gromov.starts import STARTS, Init
 from otdml.ot._partial import Mass, check_mass
 from otdml.ot._result import OTResult
 
@@ -36,8 +38,6 @@ __all__ = ["GROMOV_BACKENDS", "STARTS", "GromovResult", "gromov", "gromov_matrix
 # With the plan held fixed, second derivatives would be wrong.
 _first_order = partial(once, what="Gromov problems have no second derivatives. Leave out `create_graph`.")
 Pair = tuple[CentredCost, CentredCost]
-# What the cost is called in errors, points, and the cost.
-Cloud = tuple[str, Tensor, WithinCost]
 
 
 @full_precision
@@ -137,7 +137,7 @@ def gromov(
     marginals = _marginals(x, y, a, b, equal=rho is None and mass is None)
     share = _share(alpha, fused=u is not None)
     features = None if u is None or v is None else (_first_order(u), _first_order(v))
-    within, scale = _within((("cost_x", x, cost_x), ("cost_y", y, cost_y)), marginals)
+    within, scale = _within(_Cloud("cost_x", x, cost_x), _Cloud("cost_y", y, cost_y), marginals)
     between = None if features is None else between_features(*features, cost_features, 1 - share, scale.dtype)
     marginals = marginals.to(scale.dtype)
     return _solved(_Fused(within, between, share), marginals, _relaxation(rho, mass, marginals), options, scale)
@@ -222,18 +222,28 @@ def _share(alpha: float | None, *, fused: bool) -> float:
     return check_fraction("alpha", alpha)
 
 
-def _within(clouds: tuple[Cloud, Cloud], marginals: Marginals) -> tuple[Pair, Scale]:
+@dataclass(frozen=True)
+class _Cloud:
+    """Points with the cost between them, and the argument that holds that cost."""
+
+    argument: str
+    points: Tensor
+    cost: WithinCost
+
+    def centred(self, weights: Tensor) -> CentredCost:
+        return centred(self.argument, self.points, weights.detach(), self.cost)
+
+
+def _within(first: _Cloud, second: _Cloud, marginals: Marginals) -> tuple[Pair, Scale]:
     """The costs within the two clouds, in the precision that their products need."""
 
-    (first, x, cost_x), (second, y, cost_y) = clouds
-
     def costs(marginals: Marginals) -> Pair:
-        return centred(first, x, marginals.a.detach(), cost_x), centred(second, y, marginals.b.detach(), cost_y)
+        return first.centred(marginals.a), second.centred(marginals.b)
 
-    found = costs(marginals)
-    sizes = size_within(x, cost_x, found[0]), size_within(y, cost_y, found[1])
-    scale = Scale(x.dtype, ("x", "y"), sizes, marginals.a.detach().sum(-1).log2())
-    return found if scale.dtype == x.dtype else costs(marginals.to(scale.dtype)), scale
+    found, given = costs(marginals), first.points.dtype
+    left, right = (size_within(c.points, c.cost, cost) for c, cost in zip((first, second), found, strict=True))
+    scale = Scale(given, ("x", "y"), (left, right), marginals.a.detach().sum(-1).log2())
+    return found if scale.dtype == given else costs(marginals.to(scale.dtype)), scale
 
 
 @dataclass(frozen=True)
@@ -267,7 +277,7 @@ def _in_dtype(init: Init, dtype: torch.dtype) -> Init:
     if isinstance(init, Tensor):
         return init.detach().to(dtype)
     if isinstance(init, OTResult) and init.value.dtype != dtype:
-        return Given(init.plan.detach().to(dtype))
+        return MatrixPlan(init.plan.detach().to(dtype))
     return init
 
 

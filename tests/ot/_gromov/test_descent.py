@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from otdml.ot._gromov.centred_cost import centred
-from otdml.ot._gromov.descent import DescentState, Start, _best, _FewIterations, _ScaledKernel, descend
+from otdml.ot._gromov.descent import DescentState, _best, _FewIterations, _ScaledKernel, descend
 from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.options import GromovOptions
+from otdml.ot._gromov.starts import perturbed_product, starts
 
 
 def problem(n=7, m=6, e=3, seed=0):
@@ -14,6 +16,10 @@ def problem(n=7, m=6, e=3, seed=0):
     a, b = (torch.rand(k, generator=generator, dtype=torch.float64) + 0.2 for k in (n, m))
     a, b = a / a.sum(), b / b.sum()
     return GromovObjective(centred("x", x, a, "sqeuclidean"), centred("y", y, b, "sqeuclidean"), a, b)
+
+
+def start_slope(quadratic):
+    return quadratic.slope(quadratic.read(perturbed_product(quadratic, 0.5))[0])
 
 
 def rough_plans(quadratic, slope, g, eps, sweeps):
@@ -25,7 +31,7 @@ def rough_plans(quadratic, slope, g, eps, sweeps):
 @pytest.mark.parametrize("sweeps", [1, 200])
 def test_plan_is_that_of_its_potentials(e, sweeps):
     quadratic = problem(e=e)
-    slope = quadratic.slope(quadratic.independents()[0])
+    slope = start_slope(quadratic)
     eps, g = torch.tensor(20.0, dtype=torch.float64), torch.linspace(-1, 1, 6, dtype=torch.float64)
     cost = quadratic.cost(slope)
     for rough in rough_plans(quadratic, slope, g, eps, sweeps):
@@ -45,7 +51,7 @@ def test_point_without_weight_has_no_part():
     quadratic = problem()
     b = torch.tensor([0.2, 0.3, 0.1, 0.3, 0.1, 0.0], dtype=torch.float64)
     quadratic = GromovObjective(quadratic.left, quadratic.right, quadratic.a, b)
-    slope, eps = quadratic.slope(quadratic.independents()[0]), torch.tensor(0.01, dtype=torch.float64)
+    slope, eps = start_slope(quadratic), torch.tensor(0.01, dtype=torch.float64)
     rough = _ScaledKernel(quadratic, slope, torch.zeros_like(b), eps, 6)
     assert (rough.plan[:, 5] == 0).all()
     assert rough.g.isfinite().all()
@@ -65,8 +71,9 @@ def test_best_start_of_each_batch_element():
 def test_starts_are_solved_alike_together_and_one_by_one(monkeypatch):
     quadratic = problem(6, 6)
     eps = torch.tensor(5.0, dtype=torch.float64)
-    starts = [Start(projection, fixed_cost=False) for projection in quadratic.independents()]
-    together = descend(quadratic, starts, eps, eps * 10, 1e-6, 300, "auto")
+    given = starts(quadratic, "product", paired=False)
+    assert len(given) == 2
+    together = descend(quadratic, given, eps, eps * 10, GromovOptions(None, 1e-6, 300, "product", "auto"))
     monkeypatch.setattr("otdml.ot._gromov.descent.SMALL", 1)
-    apart = descend(quadratic, starts, eps, eps * 10, 1e-6, 300, "streamed")
+    apart = descend(quadratic, given, eps, eps * 10, GromovOptions(None, 1e-6, 300, "product", "streamed"))
     torch.testing.assert_close(apart.objective, together.objective, rtol=1e-3, atol=0)

@@ -7,7 +7,8 @@ from otdml.costs import cost_matrix
 from otdml.ot._gromov.centred_cost import centred
 from otdml.ot._gromov.feature_cost import between_features
 from otdml.ot._gromov.objective import GromovObjective
-from otdml.ot._gromov.relaxed_objective import Diagonal, Factored, Given, RelaxedObjective
+from otdml.ot._gromov.plans import FactoredPlan, MatrixPlan, PairedPlan
+from otdml.ot._gromov.relaxed_objective import RelaxedObjective
 
 
 def objective(cost, cost_features=None, n=7, m=5, d=3, seed=0):
@@ -38,12 +39,12 @@ def full(cost):
 @pytest.mark.parametrize("d", [3, 9])
 def test_gradient_and_value_are_those_of_the_definition(cost, d):
     relaxed, A, B, _, P = objective(cost, d=d)
-    reading = relaxed.read(Given(P))
+    reading = relaxed.read(MatrixPlan(P))
     expected = gradient(A, B, P)
     torch.testing.assert_close(full(relaxed.gradient(reading)), expected)
-    torch.testing.assert_close(relaxed.value(Given(P)), 0.5 * (expected * P).sum())
+    torch.testing.assert_close(relaxed.value(MatrixPlan(P)), 0.5 * (expected * P).sum())
     other = torch.rand(P.shape, dtype=P.dtype, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(relaxed.pairing(reading, relaxed.read(Given(other))), (expected * other).sum())
+    torch.testing.assert_close(relaxed.pairing(reading, relaxed.read(MatrixPlan(other))), (expected * other).sum())
     # The gradient is linear, and what it is measured by is a bound of its root mean square.
     a, b = relaxed.centred.a, relaxed.centred.b
     mean = (a @ expected.square() @ b / (a.sum() * b.sum())).sqrt()
@@ -56,16 +57,16 @@ def test_gradient_and_value_are_those_of_the_definition(cost, d):
 def test_features_are_added(cost, cost_features):
     relaxed, A, B, M, P = objective(cost, cost_features)
     expected = gradient(A, B, P)
-    torch.testing.assert_close(full(relaxed.gradient(relaxed.read(Given(P)))), expected + 0.3 * M)
-    torch.testing.assert_close(relaxed.value(Given(P)), 0.5 * (expected * P).sum() + 0.3 * (M * P).sum())
+    torch.testing.assert_close(full(relaxed.gradient(relaxed.read(MatrixPlan(P)))), expected + 0.3 * M)
+    torch.testing.assert_close(relaxed.value(MatrixPlan(P)), 0.5 * (expected * P).sum() + 0.3 * (M * P).sum())
 
 
 def test_plans_are_read_alike_in_any_form():
     relaxed, *_ = objective("sqeuclidean", n=5)
     generator = torch.Generator().manual_seed(2)
     left, right = (torch.rand(5, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    for plan in (Factored(left, right), Diagonal(relaxed.centred.a)):
+    for plan in (FactoredPlan(left, right), PairedPlan(relaxed.centred.a)):
         for found, expected in zip(
-            vars(relaxed.read(plan)).values(), vars(relaxed.read(Given(plan.plan))).values(), strict=True
+            vars(relaxed.read(plan)).values(), vars(relaxed.read(MatrixPlan(plan.plan))).values(), strict=True
         ):
             torch.testing.assert_close(found, expected)

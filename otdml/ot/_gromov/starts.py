@@ -1,0 +1,74 @@
+"""The plans that a descent starts from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from otdml._checks import argument_error, check_choice
+from otdml.ot._gromov.centred_cost import CentredCost
+from otdml.ot._gromov.objective import GromovObjective
+from otdml.ot._gromov.plans import FactoredPlan, MatrixPlan, PairedPlan, ReadablePlan
+
+__all__ = ["STARTS", "Init", "Start", "perturbed_product", "starts"]
+
+STARTS = ("best", "identity", "product")
+Init = str | ReadablePlan | Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """A plan to start from.
+
+    Attributes:
+        plan: The plan.
+        fixed_cost: Whether the cost stays the one at this plan while the temperature falls.
+    """
+
+    plan: ReadablePlan
+    fixed_cost: bool
+
+
+def starts(objective: GromovObjective, init: Init, *, paired: bool) -> list[Start]:
+    """The starts that ``init`` of :func:`~otdml.ot.gromov` asks for.
+
+    Args:
+        objective: The objective, detached.
+        init: A name, or a plan.
+        paired: Whether the pairing of equal indices is a plan.
+    """
+    if isinstance(init, Tensor):
+        n, m = objective.a.shape[-1], objective.b.shape[-1]
+        if init.shape[-2:] != (n, m):
+            raise argument_error("init", f"be a plan of shape (..., {n}, {m})", tuple(init.shape))
+        return [Start(MatrixPlan(init.expand(*objective.a.shape, -1)), fixed_cost=True)]
+    if not isinstance(init, str):
+        return [Start(init, fixed_cost=True)]
+    check_choice("init", init, STARTS)
+    pairing = [Start(PairedPlan(objective.a), fixed_cost=True)] if paired and init != "product" else []
+    if init == "identity" and paired:
+        return pairing
+    # Costs between features lead away from independence without a perturbation.
+    sizes = (0.5, -0.5) if objective.features is None else (0.0, 0.5, -0.5)
+    return pairing + [Start(perturbed_product(objective, size), fixed_cost=False) for size in sizes]
+
+
+def perturbed_product(objective: GromovObjective, size: float) -> FactoredPlan:
+    r"""The plan :math:`a_i b_j (1 + t h_i h'_j)` of size t, with centred functions h and h' of the points.
+
+    At independence itself the gradient of the objective can vanish. A positive t pairs points whose costs to the
+    extreme point of their cloud are alike, a negative one those whose costs differ.
+    """
+    a, b = objective.a, objective.b
+    h, k = _costs_to_extreme_point(objective.left, a), _costs_to_extreme_point(objective.right, b)
+    columns = torch.stack([b, b * k], -1) / b.sum(-1)[..., None, None]
+    return FactoredPlan(torch.stack([a, size * a * h], -1), columns)
+
+
+def _costs_to_extreme_point(cost: CentredCost, a: Tensor) -> Tensor:
+    """The centred costs to the point whose costs are the largest, scaled to at most one, shape (..., n)."""
+    extreme = cost.energies(a).where(a > 0, -1.0).argmax(-1, keepdim=True)
+    h = cost.times(torch.zeros_like(a).scatter(-1, extreme, 1.0)[..., None])[..., 0]
+    h = h * h.gather(-1, extreme).sign()
+    top = h.abs().amax(-1, keepdim=True)
+    return h / torch.where(top > 0, top, torch.ones_like(top))
