@@ -47,8 +47,9 @@ ROWS = (
         "SupCon(eps=0.1)(z, labels)",
         """
         The same temperature by default. In both, the logarithm is of each positive's share, an anchor without
-        positives has no part in the mean, and a batch without any is an error here (zero with ``empty="zero"``, as
-        there).
+        positives has no part in the mean, and a batch without any is an error here (zero with ``empty="zero"``). A
+        batch of one class has a value here, of log(n - 1) or more (zero with ``empty="zero-one-sided"``). There both
+        are zero.
         """,
         ("z",),
     ),
@@ -124,7 +125,7 @@ ROWS = (
         "The hardest triplets",
         "torch.stack(miners.BatchHardMiner()(z, labels))",
         "torch.stack(hard_triplets(z, labels))",
-        "Farthest positive and nearest negative of each anchor that has both.",
+        "Farthest positive and nearest negative of each anchor that has both. For other distances pass ``distances=``.",
         compared="sets",
     ),
     Row(
@@ -137,7 +138,10 @@ ROWS = (
         torch.stack(semi_hard_triplets(
             z, labels, margin=0.2))
         """,
-        "The same margin by default.",
+        """
+        The same margin by default. Distances of half-precision embeddings are single here; ``distances=`` takes those
+        of half precision, or any others.
+        """,
         compared="sets",
     ),
     Row(

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from otdml._checks import check_positive
+from otdml._checks import argument_error, check_matrix, check_positive
 from otdml._precision import full_precision
-from otdml.dml.pairs._comparison import Tuples, compare
+from otdml.dml.pairs._comparison import Comparison, Tuples, compare
 
 __all__ = ["hard_triplets", "multi_similarity_pairs", "semi_hard_triplets"]
 
@@ -15,7 +15,12 @@ __all__ = ["hard_triplets", "multi_similarity_pairs", "semi_hard_triplets"]
 @torch.no_grad()
 @full_precision
 def hard_triplets(
-    z: Tensor, labels: Tensor, reference: Tensor | None = None, reference_labels: Tensor | None = None
+    z: Tensor,
+    labels: Tensor,
+    reference: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    *,
+    distances: Tensor | None = None,
 ) -> Tuples:
     """The farthest positive and the nearest negative of every anchor that has both.
 
@@ -26,6 +31,8 @@ def hard_triplets(
         labels: Their classes, integers, shape (n,).
         reference: What they are compared with, shape (m, d). None for the other anchors.
         reference_labels: Classes of the reference, shape (m,).
+        distances: Those of anchors from the reference, shape (n, m), for others than Euclidean ones of directions:
+            costs of transport, say.
 
     Returns:
         Indices of anchors, positives and negatives, of one length.
@@ -42,7 +49,7 @@ def hard_triplets(
     Source: :cite:p:`hermans:17`.
     """
     found = compare(z, labels, reference, reference_labels)
-    positive, negative, distances = found.positive, found.negative, found.distances()
+    positive, negative, distances = found.positive, found.negative, _distances(found, distances)
     (anchor,) = (positive.any(1) & negative.any(1)).nonzero(as_tuple=True)
     farthest = distances.masked_fill(~positive, -math.inf).argmax(1)
     nearest = distances.masked_fill(~negative, math.inf).argmin(1)
@@ -58,6 +65,7 @@ def semi_hard_triplets(
     reference_labels: Tensor | None = None,
     *,
     margin: float = 0.2,
+    distances: Tensor | None = None,
 ) -> Tuples:
     """All triplets whose negative is farther than the positive, but by no more than the margin.
 
@@ -68,7 +76,9 @@ def semi_hard_triplets(
         labels: Their classes, integers, shape (n,).
         reference: What they are compared with, shape (m, d). None for the other anchors.
         reference_labels: Classes of the reference, shape (m,).
-        margin: In units of the Euclidean distance on the unit sphere.
+        margin: In units of the distances.
+        distances: Those of anchors from the reference, shape (n, m), for others than Euclidean ones of directions:
+            costs of transport, say.
 
     Returns:
         Indices of anchors, positives and negatives, of one length.
@@ -85,7 +95,7 @@ def semi_hard_triplets(
     Source: :cite:p:`schroff:15`.
     """
     found = compare(z, labels, reference, reference_labels)
-    distances = found.distances()
+    distances = _distances(found, distances)
     anchor, positive = found.positive.nonzero(as_tuple=True)
     excess = distances[anchor] - distances[anchor, positive, None]
     chosen = found.negative[anchor] & ~((excess <= 0) | (excess > check_positive("margin", margin)))
@@ -134,6 +144,16 @@ def multi_similarity_pairs(
         found.cosines(), found.positive, found.negative, check_positive("epsilon", epsilon)
     )
     return (*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
+
+
+def _distances(found: Comparison, given: Tensor | None) -> Tensor:
+    """The distances of a comparison, or those given."""
+    if given is None:
+        return found.distances()
+    if check_matrix("distances", given).shape != found.same.shape:
+        must = f"hold one distance for each anchor and point of the reference, shape {tuple(found.same.shape)}"
+        raise argument_error("distances", must, tuple(given.shape))
+    return given
 
 
 def informative(cosines: Tensor, positive: Tensor, negative: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

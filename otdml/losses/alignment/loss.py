@@ -17,7 +17,10 @@ from otdml.losses.alignment.pairs import DomainTarget, Labels, Samples, Target, 
 from otdml.losses.alignment.problem import Alignment, factors
 from otdml.losses.alignment.target import target_plan
 
-__all__ = ["ContrastiveAlignment", "contrast_within", "contrastive_alignment"]
+__all__ = ["EMPTY", "ContrastiveAlignment", "contrast_within", "contrastive_alignment"]
+
+# What a batch without positive pairs is to be: an error, zero, or zero just as one without negative pairs.
+EMPTY = ("error", "zero", "zero-one-sided")
 
 # Rows of this process, of the first and of the second set, or None for all.
 Anchors = tuple[Tensor | None, Tensor | None]
@@ -191,18 +194,15 @@ def contrast_within(
         labels: Shape (n,).
         eps: Temperature.
         options: All other options.
-        empty: "zero" where a batch without any positive pair is zero and not an error.
+        empty: One of ``EMPTY``: what a batch without positive pairs is, or one without pairs of either kind.
     """
     if transforming(z, eps if isinstance(eps, Tensor) else None):
         _check_constant(eps, labels)
         return called(lambda z: contrast_within(z, labels, eps, options, empty=empty), {"z": z})
     labels = check_labels("labels", labels, check_points("z", z).shape[-2])
-    if empty == "zero" and not options.gather and len(labels.unique()) == len(labels):
-        # A zero that has a gradient, of zeros.
-        return (0 * z).sum((-2, -1))
     if z.ndim == 2:
-        return _within(z, labels, eps, options)
-    values = [_within(cloud, labels, eps, options) for cloud in z.reshape(-1, *z.shape[-2:])]
+        return _within(z, labels, eps, options, empty)
+    values = [_within(cloud, labels, eps, options, empty) for cloud in z.reshape(-1, *z.shape[-2:])]
     return _stacked(values, z)
 
 
@@ -215,11 +215,16 @@ def _stacked(values: list[Tensor], *views: Tensor) -> Tensor:
 
 
 @full_precision
-def _within(z: Tensor, labels: Tensor, eps: Tensor | float, options: Options) -> Tensor:
+def _within(z: Tensor, labels: Tensor, eps: Tensor | float, options: Options, empty: str) -> Tensor:
     anchors = None
     if options.gather:
         anchors = _numbers(len(z), z.device)
         z, labels = gather_rows(z), gather_rows(labels.to(z.device))
+    if empty != "error":
+        classes = len(labels.unique())
+        if classes == len(labels) or (classes == 1 and empty == "zero-one-sided"):
+            # A zero that has a gradient, of zeros.
+            return (0 * z).sum()
     x, _ = factors(z, z[:0], eps, joint=True)
     pairing = within(len(x), x.device)
     problem = Alignment(x, x, eps, pairing, target_plan((labels, labels), pairing, x), None, options.backend)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from otdml._arguments import check_choice
 from otdml._checks import check_nonnegative
-from otdml.losses.alignment.loss import ContrastiveAlignment, contrast_within
+from otdml.losses.alignment.loss import EMPTY, ContrastiveAlignment, contrast_within
 from otdml.losses.alignment.pairs import Target
 
 __all__ = ["BYOL", "GCAINCE", "GCARINCE", "GCAUOT", "RINCE", "InfoNCE", "SupCon"]
@@ -40,7 +40,9 @@ class SupCon(ContrastiveAlignment):
         learnable: Whether the temperature is learnt.
         form: Of two views: one-way, two-way or joint.
         gather: Whether to take the batches of all processes as one.
-        empty: What a batch without any positive pair is: ``"error"``, or ``"zero"`` with a zero gradient.
+        empty: What one batch without any positive pair is: ``"error"``, or ``"zero"`` with a zero gradient. With
+            ``"zero-one-sided"`` that holds of a batch without any negative pair, too, as in pytorch-metric-learning; by
+            the formula it has a value, of :math:`\log(n - 1)` or more, and a gradient that makes similarities equal.
 
     Example:
         >>> import torch
@@ -60,7 +62,7 @@ class SupCon(ContrastiveAlignment):
         empty: str = "error",
     ) -> None:
         super().__init__(eps=eps, learnable=learnable, form=form, gather=gather)
-        self.empty = check_choice("empty", empty, ("error", "zero"))
+        self.empty = check_choice("empty", empty, EMPTY)
 
     def forward(  # type: ignore[override]
         self, z1: Tensor, z2: Tensor, target: Target = None, ids: Tensor | None = None

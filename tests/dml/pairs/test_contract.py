@@ -112,6 +112,33 @@ def test_miners_find_what_the_peers_find(peer, z, reference, within):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("within", [True, False], ids=["batch", "reference"])
+def test_given_distances_are_mined_as_by_the_peer(peer, z, reference, within):
+    """Distances of half precision have ties and others than those of the embeddings, and so other triplets."""
+    others = () if within else reference
+    z, *others = (v.half() if v.is_floating_point() else v for v in (z, *others))
+    for ours, theirs in [
+        (semi_hard_triplets, peer[1].TripletMarginMiner(margin=0.2, type_of_triplets="semihard")),
+        (hard_triplets, peer[1].BatchHardMiner()),
+    ]:
+        distances = theirs.distance(z, *others[:1])
+        assert distances.dtype == torch.half
+        found = as_set(ours(z, LABELS, *others, distances=distances))
+        assert found == as_set(theirs(z, LABELS, *others))
+        assert found != as_set(ours(z, LABELS, *others, distances=1 / (1 + distances)))
+
+
+@pytest.mark.parametrize("miner", [hard_triplets, semi_hard_triplets])
+def test_given_distances_are_checked(miner, z):
+    with pytest.raises(ValueError, match=r"`distances` must hold one distance for each anchor .*\(\d+, 3\)"):
+        miner(z, LABELS, distances=torch.ones(len(z), 3))
+    with pytest.raises(ValueError, match="`distances` must be finite"):
+        miner(z, LABELS, distances=torch.full((len(z), len(z)), torch.nan))
+    with pytest.raises(TypeError, match="`distances` must be of floating point"):
+        miner(z, LABELS, distances=torch.ones(len(z), len(z), dtype=torch.long))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", PEERS)
 @pytest.mark.parametrize("miner", MINERS)
 def test_mined_tuples_mean_the_same_to_both(kind, miner, peer, z):

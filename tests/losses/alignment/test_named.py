@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -104,6 +106,17 @@ def test_a_batch_without_positives_is_an_error_or_zero():
     torch.testing.assert_close(torch.autograd.grad(value, z)[0], torch.zeros_like(z))
     with pytest.raises(ValueError, match="`empty` must be one of 'error', 'zero'"):
         SupCon(empty="nothing")
+
+
+@pytest.mark.parametrize(("empty", "value"), [("error", math.log(2)), ("zero", math.log(2)), ("zero-one-sided", 0.0)])
+def test_a_batch_of_one_class_has_the_value_of_the_formula_unless_it_is_to_be_zero(empty, value):
+    z = torch.eye(3).requires_grad_()
+    loss = SupCon(empty=empty)
+    found = loss(z, torch.zeros(3, dtype=torch.long))
+    assert found.item() == pytest.approx(value)
+    # The cosines are equal, which is the minimum.
+    torch.testing.assert_close(torch.autograd.grad(found, z)[0], torch.zeros(3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss(z, torch.tensor([0, 0, 1])), SupCon()(z, torch.tensor([0, 0, 1])))
 
 
 @pytest.mark.parametrize("bad", [[[1.0, 0.0], [0.0, 1.0]], None])
