@@ -105,8 +105,8 @@ class Logits:
         return (1 + 1e-5) / float(self.eps.detach() if isinstance(self.eps, Tensor) else self.eps)
 
     @property
-    def few(self) -> bool:
-        """Whether the matrix may be held, and is small enough to be the quickest way."""
+    def small(self) -> bool:
+        """Whether the matrix may be held, and is so small that this is the quickest way."""
         return self.backend in ("auto", "dense") and len(self.x) * len(self.y) <= SMALL
 
     @functools.cached_property
@@ -134,13 +134,13 @@ class Logits:
     def matrix(self, h: Tensor | None = None) -> Tensor:
         """All logits plus a column term, shape (n, m)."""
         # A compiler does not trace the lock of a cached property.
-        if self.few and not torch.compiler.is_compiling():
+        if self.small and not torch.compiler.is_compiling():
             return self._scores if h is None else self._scores + h
         return self._filled(self.x @ self.y.mT if h is None else torch.addmm(h, self.x, self.y.mT))
 
     def log_mass(self) -> Tensor:
         """The logarithm of the sum of all exponentials, a scalar without graph."""
-        if self.few:
+        if self.small:
             return self.matrix().detach().logsumexp((0, 1))
         with torch.no_grad():
             return self.logsumexp().logsumexp(0)
@@ -157,7 +157,7 @@ class Logits:
         Returns:
             Shape (n,).
         """
-        if self.backend == "dense" or self.few:
+        if self.backend == "dense" or self.small:
             return self._dense(h)
         name = self.backend if self.backend.startswith("triton") else "triton" if self.fused else "streamed"
         return _LogSumExp.apply(self.x, self.y, self._terms(h), self._mask, name)
@@ -329,7 +329,7 @@ def _powers(scores: Tensor, shift: float | None) -> tuple[Tensor, Tensor, Tensor
 
 
 class _MutualLogSumExp(torch.autograd.Function):
-    """Each exponential is used for its row and for its column; of a symmetric matrix, with y None, one half is made."""
+    """Each exponential is used for its row and its column; of a symmetric matrix, with y None, one half is computed."""
 
     @staticmethod
     def forward(

@@ -13,7 +13,7 @@ from otdml.distributed import gather as gather_rows
 from otdml.distributed import local_rows, total
 from otdml.losses.alignment.logits import NO_SECOND
 from otdml.losses.alignment.options import Marginals, Options
-from otdml.losses.alignment.pairs import DomainTarget, Labels, Samples, Target, as_target, joint, one_way, within
+from otdml.losses.alignment.pairs import DomainTarget, Labels, Pairing, Samples, Target, as_target
 from otdml.losses.alignment.problem import Alignment, factors
 from otdml.losses.alignment.target import target_plan
 
@@ -112,7 +112,18 @@ def contrastive_alignment(
         >>> contrastive_alignment(z, z, eps=1.0)  # log(e + 1) - 1
         tensor(0.3133)
     """
-    options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
+    options = Options(
+        marginals=marginals,
+        divergence=divergence,
+        q=q,
+        lam=lam,
+        weight=weight,
+        form=form,
+        gather=gather,
+        tol=tol,
+        max_iter=max_iter,
+        backend=backend,
+    )
     dtype = check_points("z1", z1).dtype
     eps = eps if isinstance(eps, Tensor) and eps.is_floating_point() else options.check_temperature(eps, dtype)  # type: ignore[arg-type]
     return _checked_alignment(z1, z2, target, ids, eps, options)
@@ -141,7 +152,7 @@ def _checked_alignment(
 def _transformed_alignment(
     z1: Tensor, z2: Tensor, target: Target, ids: Labels | None, eps: Tensor | float, options: Options
 ) -> Tensor:
-    """The same under a transform of ``torch.func`` or in forward mode, in the two sets alone."""
+    """The loss under a transform of ``torch.func`` or in forward mode, in the two sets only."""
     _check_constant(eps, target)
 
     def value(z1: Tensor, z2: Tensor) -> Tensor:
@@ -226,7 +237,7 @@ def _within(z: Tensor, labels: Tensor, eps: Tensor | float, options: Options, em
             # A zero that has a gradient, of zeros.
             return (0 * z).sum()
     x, _ = factors(z, z[:0], eps, joint=True)
-    pairing = within(len(x), x.device)
+    pairing = Pairing.within(len(x), x.device)
     problem = Alignment(x, x, eps, pairing, target_plan((labels, labels), pairing, x), None, options.backend)
     value = problem.part(anchors).value(None, options)
     return total(value) if options.gather else value
@@ -240,7 +251,7 @@ def _numbers(n: int, device: torch.device) -> Tensor:
 
 def _problem(x: Tensor, y: Tensor, eps: Tensor | float, samples: Samples, options: Options) -> Alignment:
     n, m = len(x), len(y)
-    pairing = joint(n // 2, x.device) if options.form == "joint" else one_way(n, m, x.device)
+    pairing = Pairing.joint(n // 2, x.device) if options.form == "joint" else Pairing.one_way(n, m, x.device)
     return Alignment(x, y, eps, pairing, target_plan(samples.target, pairing, x), samples.ids, options.backend)
 
 
@@ -301,7 +312,18 @@ class ContrastiveAlignment(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.options = Options(marginals, divergence, q, lam, weight, form, gather, tol, max_iter, backend)
+        self.options = Options(
+            marginals=marginals,
+            divergence=divergence,
+            q=q,
+            lam=lam,
+            weight=weight,
+            form=form,
+            gather=gather,
+            tol=tol,
+            max_iter=max_iter,
+            backend=backend,
+        )
         self.options.check_temperature(eps)
         self.fixed_eps = check_positive("eps", eps)
         # The logarithm keeps the temperature positive, and gives a step the same relative size at every temperature.

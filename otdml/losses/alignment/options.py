@@ -25,12 +25,12 @@ Marginals = str | float | tuple[float | None, float | None]
 
 MARGINALS = ("rows", "balanced", "none")
 DIVERGENCES = ("kl", "rince", "kl+rince")
-# Those that take forbidden pairs and any number of features.
+# Engines that take forbidden pairs and any number of features.
 BACKENDS = tuple(name for name in engines.BACKENDS if name not in ("keops", "multiscale"))
 FORMS = ("one-way", "two-way", "joint")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The checked hyper-parameters of an alignment loss; see :func:`~otdml.losses.contrastive_alignment`."""
 
@@ -61,7 +61,7 @@ class Options:
 
     @property
     def penalties(self) -> Penalties | None:
-        """Those of both marginals, or None where they are no penalties."""
+        """The penalties of both marginals, or None where ``marginals`` is a name."""
         return None if isinstance(self.marginals, str) else check_rho(self.marginals)
 
     @property
@@ -78,7 +78,7 @@ class Options:
         """``eps``, if the powers of the divergence can be represented."""
         dtype = torch.promote_types(dtype, torch.float32)
         eps = check_in_range("eps", eps, dtype)
-        # Those of the robust bound are taken as they are; a margin is left for their sum and for potentials.
+        # The robust bound takes exponentials without a shift; a margin is left for their sum and for potentials.
         largest = math.log(torch.finfo(dtype).max) - 10
         if "rince" in self.divergence and self.q / eps > largest:
             got = f"{self.q / eps:.3g} times, where exp(q / eps) overflows"

@@ -1,4 +1,4 @@
-"""Labels and targets, anchors and candidates, and the pairs that are forbidden."""
+"""What is aligned: labels and targets, which candidate belongs to which anchor, and the pairs that are forbidden."""
 
 import dataclasses
 import functools
@@ -23,10 +23,7 @@ __all__ = [
     "Samples",
     "Target",
     "as_target",
-    "chosen",
-    "joint",
-    "one_way",
-    "within",
+    "matches",
 ]
 
 Labels = Tensor | tuple[Tensor, Tensor]
@@ -67,11 +64,11 @@ Target = Tensor | tuple[Tensor, Tensor] | DomainTarget | None
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The target and the instances of two sets of samples, labels as pairs: of the first, and of the second set.
+    """The target and the instances of two sets of samples.
 
     Attributes:
-        target: None, labels, a domain target, or a matrix.
-        ids: Instances, or None.
+        target: None, labels of the first and of the second set, a domain target, or a matrix.
+        ids: Instances of the first and of the second set, or None.
     """
 
     target: Pair | DomainTarget | Tensor | None
@@ -79,7 +76,7 @@ class Samples:
 
     @classmethod
     def checked(cls, target: Target, ids: Labels | None, n: int, m: int) -> "Samples":
-        """The same target with labels in pairs, if they fit ``n`` and ``m`` samples."""
+        """The target and the instances as given, with labels as pairs, if they fit ``n`` and ``m`` samples."""
         if isinstance(target, DomainTarget):
             check_labels("target.domains", target.domains, n)
             return cls(target, _pair("ids", ids, n, m))
@@ -92,10 +89,10 @@ class Samples:
         raise argument_error("target", must, got, kind=ValueError if isinstance(target, Tensor) else TypeError)
 
     def aligned(self, anchors: Tensor | None, shape: tuple[int, int], *, joint: bool) -> "Samples":
-        """Those of all processes if ``anchors`` are some, and of both sets as one if ``joint``.
+        """The samples of all processes if ``anchors`` is not None, and both sets as one if ``joint``.
 
         Args:
-            anchors: Which anchors are those of this process, or None for all.
+            anchors: Numbers of this process's anchors among those of all processes, or None.
             shape: Number of all anchors, and of all candidates.
             joint: Whether all samples are anchors and candidates.
         """
@@ -107,40 +104,43 @@ class Samples:
             if anchors is not None:
                 found = Samples(_gathered_matrix(self.target, anchors, shape[0]), self.ids)
         if anchors is not None:
-            found = found._map(lambda a, b: (gather(a), gather(b)), gather)
-        return found._map(lambda a, b: (torch.cat([a, b]),) * 2, lambda d: d.repeat(2)) if joint else found
+            found = found._mapped(lambda a, b: (gather(a), gather(b)), gather)
+        return found._mapped(lambda a, b: (torch.cat([a, b]),) * 2, lambda d: d.repeat(2)) if joint else found
 
     @property
     def reversible(self) -> bool:
-        """Whether the plan of the swapped sets is the transpose; in the other forms rows have equal mass either way."""
+        """Whether the target plan of the swapped sets is the transposed one.
+
+        For labels and booleans it is not: their rows have equal masses in either direction.
+        """
         matrix = isinstance(self.target, Tensor) and self.target.dtype != torch.bool
         return self.target is None or matrix
 
     def swapped(self) -> "Samples":
-        """Those with the second set first."""
-        swapped = self._map(lambda a, b: (b, a), lambda d: d)
+        """The samples with the second set first."""
+        swapped = self._mapped(lambda a, b: (b, a), lambda d: d)
         return Samples(self.target.t(), swapped.ids) if isinstance(self.target, Tensor) else swapped
 
-    def _map(self, f: Callable[[Tensor, Tensor], Pair], g: Callable[[Tensor], Tensor]) -> "Samples":
-        """Those with ``f`` of the pairs of labels, and ``g`` of the domains."""
+    def _mapped(self, of_pair: Callable[[Tensor, Tensor], Pair], of_domains: Callable[[Tensor], Tensor]) -> "Samples":
+        """The samples with these functions of their pairs of labels, and of their domains."""
         target = self.target
         if isinstance(target, DomainTarget):
-            target = dataclasses.replace(target, domains=g(target.domains))
+            target = dataclasses.replace(target, domains=of_domains(target.domains))
         elif isinstance(target, tuple):
-            target = f(*target)
-        return Samples(target, self.ids and f(*self.ids))
+            target = of_pair(*target)
+        return Samples(target, self.ids and of_pair(*self.ids))
 
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Anchors and candidates by their numbers.
+    """Which candidate belongs to which anchor, by their numbers.
 
     Attributes:
         n: Number of anchors.
         m: Number of candidates.
         own: The candidate that is the other view of each anchor, shape (n,).
-        itself: The candidate that is the anchor itself, shape (n,), or None where anchors are no candidates.
-        shift: The number of the other view less that of the anchor, modulo m, if it is the same for all; else None.
+        itself: The candidate that is the anchor itself, shape (n,), or None where anchors are not among the candidates.
+        shift: The difference of ``own`` and the anchor's number, modulo m, where it is the same for all; else None.
     """
 
     n: int
@@ -149,65 +149,65 @@ class Pairing:
     itself: Tensor | None = None
     shift: int | None = None
 
+    @classmethod
+    def one_way(cls, n: int, m: int, device: torch.device) -> "Pairing":
+        """First views as anchors, second ones as candidates."""
+        # Where their numbers differ, no target gives weight to the other view.
+        own = torch.arange(n, device=device)
+        return cls(n, m, own, shift=0) if n == m else cls(n, m, own.clamp_(max=m - 1))
+
+    @classmethod
+    def joint(cls, n: int, device: torch.device) -> "Pairing":
+        """Both views of n samples as anchors and as candidates: the n first views, then the n second ones."""
+        itself = torch.arange(2 * n, device=device)
+        return cls(2 * n, 2 * n, itself.roll(n), itself, shift=n)
+
+    @classmethod
+    def within(cls, n: int, device: torch.device) -> "Pairing":
+        """One set of n samples, as anchors and as candidates."""
+        itself = torch.arange(n, device=device)
+        return cls(n, n, itself, itself)
+
     def take(self, anchors: Tensor) -> "Pairing":
         """The same candidates for some anchors."""
         itself = self.itself if self.itself is None else self.itself[anchors]
         return Pairing(len(anchors), self.m, self.own[anchors], itself)
 
 
-def one_way(n: int, m: int, device: torch.device) -> Pairing:
-    """First views as anchors, second ones as candidates."""
-    # Where they are not as many, no target gives weight to the other view.
-    own = torch.arange(n, device=device)
-    return Pairing(n, m, own, shift=0) if n == m else Pairing(n, m, own.clamp_(max=m - 1))
-
-
-def joint(n: int, device: torch.device) -> Pairing:
-    """Both views of n samples as anchors and as candidates: the n first views, then the n second ones."""
-    itself = torch.arange(2 * n, device=device)
-    return Pairing(2 * n, 2 * n, itself.roll(n), itself, shift=n)
-
-
-def within(n: int, device: torch.device) -> Pairing:
-    """One set of n samples, as anchors and as candidates."""
-    itself = torch.arange(n, device=device)
-    return Pairing(n, n, itself, itself)
-
-
-def chosen(column: Tensor, rows: slice, columns: slice) -> Tensor:
-    """True where a row meets its ``column``, for some rows and columns."""
+def matches(column: Tensor, rows: slice, columns: slice) -> Tensor:
+    """True where a column is the one that ``column``, shape (n,), names for the row, for some rows and columns."""
     return column[rows, None] == torch.arange(columns.start, columns.stop, device=column.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Forbidden:
-    """Pairs that carry no mass: of an anchor with itself, and of one instance with itself unless it is a positive.
+    """Pairs without mass: of an anchor with itself, and of two views of one instance unless they are positives.
 
     Attributes:
         pairing: Anchors and candidates.
         ids: Instance of each anchor and of each candidate, or None.
-        target: Blocks of the target plan, for the positives.
-        kept: One integer per anchor and per candidate, which agree for positives; None where there are none.
+        target: Blocks of the target plan, which is positive at positives.
+        positives: One integer per anchor and per candidate, which agree for positives; None where no integers do.
     """
 
     pairing: Pairing
     ids: Pair | None
     target: Callable[[slice, slice], Tensor]
-    kept: Pair | None = None
+    positives: Pair | None = None
 
     @property
     def mask(self) -> Mask:
-        """The same for an engine: as integers where these describe it, which fused kernels need, else as a function."""
-        if self.ids is not None and self.kept is None:
+        """The mask for an engine: by integers, as fused kernels need it, where these describe it; else this."""
+        if self.ids is not None and self.positives is None:
             return self
         itself, own = self.pairing.itself, None
         if itself is not None:
             own = itself.int(), torch.arange(self.pairing.m, dtype=torch.int32, device=itself.device)
-        return Barred(own, self.ids, self.kept)
+        return Barred(own, self.ids, self.positives)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """True where no mass may go."""
-        found = [] if self.pairing.itself is None else [chosen(self.pairing.itself, rows, columns)]
+        found = [] if self.pairing.itself is None else [matches(self.pairing.itself, rows, columns)]
         if self.ids is not None:
             found.append(self._repeated(self.ids, rows, columns))
         return functools.reduce(torch.logical_or, found)

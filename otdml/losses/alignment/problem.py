@@ -14,7 +14,7 @@ from otdml.costs import Bilinear
 from otdml.losses.alignment.logits import KERNEL_BYTES, Logits
 from otdml.losses.alignment.options import Options
 from otdml.losses.alignment.pairs import Forbidden, Pairing
-from otdml.losses.alignment.target import Plan
+from otdml.losses.alignment.target import TargetPlan
 from otdml.ot._problem import HARD, Problem, SolverOptions
 from otdml.ot._sinkhorn import solution
 from otdml.sphere import length, unit
@@ -23,7 +23,7 @@ __all__ = ["Alignment", "directions", "factors"]
 
 Potentials = tuple[Tensor | None, Tensor | None]
 
-# Unbalanced plans of similarities beyond the first are solved for in double precision, which ends at the second.
+# Largest similarities over the temperature, beyond which unbalanced plans take double precision, and are refused.
 _STEEP, _STEEPEST = 30.0, 500.0
 
 
@@ -38,7 +38,7 @@ def factors(z1: Tensor, z2: Tensor, eps: Tensor | float, *, joint: bool) -> tupl
 
 
 def directions(z: Tensor, divisor: float = 1.0) -> Tensor:
-    """:func:`otdml.sphere.unit` over a number, with a cheaper backward pass.
+    """:func:`otdml.sphere.unit` divided by a number, with a cheaper backward pass.
 
     Args:
         z: Vectors, shape (n, d).
@@ -96,7 +96,7 @@ class Alignment:
     y: Tensor
     eps: Tensor | float
     pairing: Pairing
-    target: Plan
+    target: TargetPlan
     ids: tuple[Tensor, Tensor] | None
     backend: str = "auto"
     logits: Logits = dataclasses.field(init=False, repr=False)
@@ -135,9 +135,17 @@ class Alignment:
         """
         if options.marginals in ("rows", "none"):
             return None, None
+        check_finite("z1", self.x)
+        check_finite("z2", self.y)
+        problem = self._transport(options)
+        found = SolverOptions(options.tol, options.max_iter, self._transport_backend(problem))
+        f, g = solution(problem, found).potentials
+        row = _centred(f, problem.a).to(self.x.dtype) if both else None
+        return row, _centred(g, problem.b).to(self.x.dtype)
+
+    def _transport(self, options: Options) -> Problem:
+        """The transport problem of the plan, at the temperature one."""
         x, y, a, b = self.x, self.y, self.target.rows, self.target.columns
-        check_finite("z1", x)
-        check_finite("z2", y)
         if options.constant_potentials:
             # The divergence is least at the solution, so the potential has no part in the first derivative.
             x, y = x.detach(), y.detach()
@@ -148,23 +156,27 @@ class Alignment:
                 _check_steepness(self.logits.bound)
                 x, y, a, b = x.double(), y.double(), a.double(), b.double()
             # A common factor of the kernel does not change the shape of the plan. This one gives the kernel a mass of
-            # one, as the exponentials of an unbalanced plan's potentials could overflow else.
+            # one; otherwise exponentials of an unbalanced plan's potentials could overflow.
             mass = self.logits.log_mass().to(x.dtype)
-        dense = x.element_size() * len(x) * len(y) <= KERNEL_BYTES
         # With these offsets the reference measure is that of the similarities, not the product of the marginals.
         cost = Bilinear(x, y, _log(a) + mass, _log(b))
-        # Of a GPU's ways, the one that the solver would choose; on a CPU, none that keeps so large a kernel.
-        large = "streamed" if x.device.type == "cpu" else "auto"
-        backend = ("dense" if dense else large) if self.backend == "auto" else self.backend
-        forbidden = self._forbidden_of_mass(a, b)
-        problem = Problem(cost, a, b, 1.0, options.penalties or HARD, forbidden and forbidden.mask)
-        f, g = solution(problem, SolverOptions(options.tol, options.max_iter, backend)).potentials
-        return _centred(f, a).to(self.x.dtype) if both else None, _centred(g, b).to(self.x.dtype)
+        forbidden = self._forbidden_with_mass(a, b)
+        return Problem(cost, a, b, 1.0, options.penalties or HARD, forbidden and forbidden.mask)
 
-    def _forbidden_of_mass(self, a: Tensor, b: Tensor) -> Forbidden | None:
-        """Pairs without mass, but for points without mass, of which all pairs may be forbidden.
+    def _transport_backend(self, problem: Problem) -> str:
+        """The engine of the iterations, which keeps a kernel up to ``KERNEL_BYTES``."""
+        if self.backend != "auto":
+            return self.backend
+        cost = problem.cost
+        if cost.shape.numel() * cost.first.element_size() <= KERNEL_BYTES:
+            return "dense"
+        return "streamed" if cost.device.type == "cpu" else "auto"
 
-        These have no part in the plan, and with an admissible pair their potentials are numbers.
+    def _forbidden_with_mass(self, a: Tensor, b: Tensor) -> Forbidden | None:
+        """The forbidden pairs of points with mass.
+
+        All pairs of a point without mass may be forbidden. It has no part in the plan, and its potential is a number if
+        one of its pairs is admissible.
         """
         if self.forbidden is None or self.ids is None:
             return self.forbidden
@@ -179,8 +191,8 @@ class Alignment:
             return self.target.rows.sum() / self.eps - self.target.attraction(self.x, self.y)
         logits = self.logits
         if options.divergence == "kl":
-            if self.target.match is not None and logits.few:
-                # Torch's own function is the fastest for few logits.
+            if self.target.match is not None and logits.small:
+                # Torch's own function is the fastest for a small matrix.
                 return F.cross_entropy(logits.matrix(h), self.target.match)
             return logits.weighted_logsumexp(self.target.rows, h) - self._attraction(h)
         normaliser = logits.logsumexp(h)
@@ -190,9 +202,12 @@ class Alignment:
         return (self.target.rows * normaliser).sum() - self._attraction(h) + options.weight * robust
 
     def mutual_value(self, swapped: "Alignment", h: Potentials) -> Tensor | None:
-        """The sum of this value and that of the problem with anchors and candidates exchanged, if it is safe."""
+        """The sum of this value and that of the problem with anchors and candidates exchanged, from the same logits.
+
+        None where a common shift of all logits is not safe.
+        """
         logits, own, others = self.logits, self.target.match, swapped.target.match
-        if own is not None and others is not None and logits.few:
+        if own is not None and others is not None and logits.small:
             scores = logits.matrix()
             forward, backward = ((s if t is None else s + t) for s, t in ((scores, h[1]), (scores.mT, h[0])))
             return F.cross_entropy(forward, own) + F.cross_entropy(backward, others)
@@ -204,10 +219,10 @@ class Alignment:
         return found if h is None else found + torch.dot(b, h.where(b > 0, 0.0))
 
     def _robust(self, h: Tensor | None, normaliser: Tensor, options: Options) -> Tensor:
-        # Both powers are taken less one, which cancels, so that no digits are lost as q falls to zero.
+        # Both powers are taken less one, which cancels in the sum and keeps digits as q falls to zero.
         q = options.q
         repulsion = self.target.rows * torch.expm1(q * (math.log(options.lam) + normaliser))
-        return (repulsion.sum() - self.target.mean(lambda s: torch.expm1(q * s), self.x, self.y, h)) / q
+        return (repulsion.sum() - self.target.expectation(lambda s: torch.expm1(q * s), self.x, self.y, h)) / q
 
 
 def _check_steepness(bound: float) -> None:

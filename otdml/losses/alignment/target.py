@@ -12,14 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from otdml._checks import argument_error
 from otdml.losses.alignment.logits import row_slices
-from otdml.losses.alignment.pairs import DomainTarget, Pairing, Target, chosen
+from otdml.losses.alignment.pairs import DomainTarget, Pairing, Target, matches
 
-__all__ = ["DenseTarget", "GroupTarget", "MatchTarget", "PairTarget", "Plan", "target_plan"]
+__all__ = ["DensePlan", "GroupedPlan", "MatchedPlan", "SparsePlan", "TargetPlan", "target_plan"]
 
 Pair = tuple[Tensor, Tensor]
 
 
-class Plan(ABC):
+class TargetPlan(ABC):
     """A target plan of mass one on the pairs (anchor, candidate).
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan(ABC):
 
     @property
     def groups_of_positives(self) -> Pair | None:
-        """One integer per anchor and per candidate, which agree where the plan has mass; None where there are none."""
+        """One integer per anchor and per candidate, which agree where the plan has mass; None where no integers do."""
         return None
 
     @abstractmethod
@@ -57,10 +57,10 @@ class Plan(ABC):
         """Some rows and columns of the plan."""
 
     @abstractmethod
-    def take(self, anchors: Tensor) -> "Plan":
+    def take(self, anchors: Tensor) -> "TargetPlan":
         """The rows of these anchors."""
 
-    def mean(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+    def expectation(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
         """The sum over pairs of the plan times a function of the scalar products plus the candidate's ``h``."""
         h, everything = y.new_zeros(len(y)) if h is None else h, slice(0, len(y))
 
@@ -70,14 +70,14 @@ class Plan(ABC):
         slices = list(row_slices(len(x), len(y), x.device))
         if len(slices) == 1:
             return part(x, y, h, slices[0])
-        # Blocks are made once more for the gradient instead of being held.
+        # For the gradient blocks are computed again, so that memory stays linear.
         parts = [checkpoint(part, x[rows], y, h, rows, use_reentrant=False) for rows in slices]
         return torch.stack(parts).sum()
 
 
 @dataclass(frozen=True, eq=False)
-class MatchTarget(Plan):
-    """The other view of each anchor, all of one mass.
+class MatchedPlan(TargetPlan):
+    """The plan that pairs each anchor with its other view, all pairs of one mass.
 
     Attributes:
         pairing: A pairing with a ``shift``.
@@ -107,26 +107,26 @@ class MatchTarget(Plan):
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         return (x * self._matched(y)).sum(-1).mean()
 
-    def mean(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+    def expectation(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
         found = (x * self._matched(y)).sum(-1)
         return f(found if h is None else found + self._matched(h)).mean()
 
     def _matched(self, v: Tensor) -> Tensor:
-        """The rows of ``v`` that belong to the candidates of the anchors."""
+        """The rows of ``v`` at the anchors' other views."""
         assert self.pairing.shift is not None
         return v.roll(-self.pairing.shift, 0) if self.pairing.shift else v
 
     def block(self, rows: slice, columns: slice) -> Tensor:
-        return chosen(self.pairing.own, rows, columns) * self.like.new_tensor(1 / self.pairing.n)
+        return matches(self.pairing.own, rows, columns) * self.like.new_tensor(1 / self.pairing.n)
 
-    def take(self, anchors: Tensor) -> "PairTarget":
+    def take(self, anchors: Tensor) -> "SparsePlan":
         i, j = torch.arange(len(anchors), device=anchors.device), self.pairing.own[anchors]
-        return PairTarget(len(i), self.pairing.m, i, j, self.rows[: len(i)])
+        return SparsePlan(len(i), self.pairing.m, i, j, self.rows[: len(i)])
 
 
 @dataclass(frozen=True, eq=False)
-class PairTarget(Plan):
-    """A plan that lists its pairs in order of their rows.
+class SparsePlan(TargetPlan):
+    """A plan given by its pairs, in the order of their anchors.
 
     Attributes:
         n: Number of anchors.
@@ -153,7 +153,7 @@ class PairTarget(Plan):
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.dot(self.mass, self._products(x, y))
 
-    def mean(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
+    def expectation(self, f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, h: Tensor | None = None) -> Tensor:
         found = self._products(x, y)
         return torch.dot(self.mass, f(found if h is None else found + h[self.j]))
 
@@ -167,16 +167,16 @@ class PairTarget(Plan):
         found = mass.new_zeros(rows.stop - rows.start, self.m)
         return found.index_put_((i, j), mass, accumulate=True)[:, columns]
 
-    def take(self, anchors: Tensor) -> "PairTarget":
-        place = torch.full((self.n,), -1, device=self.i.device)
-        place[anchors] = torch.arange(len(anchors), device=self.i.device)
-        kept = place[self.i] >= 0
-        i, order = place[self.i[kept]].sort(stable=True)
-        return PairTarget(len(anchors), self.m, i, self.j[kept][order], self.mass[kept][order])
+    def take(self, anchors: Tensor) -> "SparsePlan":
+        position = torch.full((self.n,), -1, device=self.i.device)
+        position[anchors] = torch.arange(len(anchors), device=self.i.device)
+        kept = position[self.i] >= 0
+        i, order = position[self.i[kept]].sort(stable=True)
+        return SparsePlan(len(anchors), self.m, i, self.j[kept][order], self.mass[kept][order])
 
 
 @dataclass(frozen=True, eq=False)
-class DenseTarget(Plan):
+class DensePlan(TargetPlan):
     """A plan given as a matrix."""
 
     T: Tensor
@@ -195,20 +195,29 @@ class DenseTarget(Plan):
     def block(self, rows: slice, columns: slice) -> Tensor:
         return self.T[rows, columns]
 
-    def take(self, anchors: Tensor) -> "DenseTarget":
-        return DenseTarget(self.T[anchors])
+    def take(self, anchors: Tensor) -> "DensePlan":
+        return DensePlan(self.T[anchors])
+
+
+@dataclass(frozen=True)
+class GroupWeights:
+    """Weights of an anchor's other view, of a candidate of the same group, and of any candidate; they add up."""
+
+    own: float = 0.0
+    group: float = 0.0
+    any: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
-class GroupTarget(Plan):
-    r"""A plan of few values, :math:`s_i (w_o 1[j = o_i] + w_g 1[\text{same group}] + w_a)`, zero at self pairs.
+class GroupedPlan(TargetPlan):
+    r"""The plan :math:`T_{ij} = s_i (w_o 1[j = o_i] + w_g 1[\text{same group}] + w_a)`, zero at self pairs.
 
     Attributes:
-        pairing: Which candidates are the anchor's own pair o, and itself.
+        pairing: Which candidates are the anchor's other view o, and itself.
         groups: Group of each anchor, and of each candidate, in [0, count).
         count: Number of groups.
-        weights: Weights of the own pair, of the same group, and of all.
-        scale: Factor s of each row.
+        weights: The weights w.
+        scale: Factor s of each row, with which rows have one mass or none, shape (n,).
         sums: Row sums, shape (n,).
     """
 
@@ -216,20 +225,18 @@ class GroupTarget(Plan):
     pairing: Pairing
     groups: Pair
     count: int
-    weights: tuple[float, float, float]
+    weights: GroupWeights
     scale: Tensor
     sums: Tensor
 
     @classmethod
-    def of(
-        cls, rows: Tensor, columns: Tensor, weights: tuple[float, float, float], pairing: Pairing, like: Tensor
-    ) -> "GroupTarget":
-        """The plan for labels of the anchors and of the candidates, all of whose rows have one mass or none."""
+    def of(cls, rows: Tensor, columns: Tensor, weights: GroupWeights, pairing: Pairing, like: Tensor) -> "GroupedPlan":
+        """The plan for labels of the anchors and of the candidates."""
         known, index = torch.cat([rows, columns]).to(like.device).unique(return_inverse=True)
-        groups, (own, group, anyone) = (index[: len(rows)], index[len(rows) :]), weights
+        groups, w = (index[: len(rows)], index[len(rows) :]), weights
         sizes = torch.bincount(groups[1], minlength=len(known)).to(like.dtype)
-        sums = group * sizes[groups[0]] + (anyone * pairing.m + own)
-        sums = sums if pairing.itself is None else sums - (group + anyone)
+        sums = w.group * sizes[groups[0]] + (w.any * pairing.m + w.own)
+        sums = sums if pairing.itself is None else sums - (w.group + w.any)
         scale = _shares(sums)
         return cls(pairing, groups, len(known), weights, scale, scale * sums)
 
@@ -239,29 +246,28 @@ class GroupTarget(Plan):
 
     @property
     def columns(self) -> Tensor:
-        own, group, anyone = self.weights
+        w = self.weights
         sums = self.scale.new_zeros(self.count).index_add_(0, self.groups[0], self.scale)
-        found = group * sums[self.groups[1]] + anyone * self.scale.sum()
-        found.index_add_(0, self.pairing.own, self.scale, alpha=own)
+        found = w.group * sums[self.groups[1]] + w.any * self.scale.sum()
+        found.index_add_(0, self.pairing.own, self.scale, alpha=w.own)
         if self.pairing.itself is not None:
-            found.index_add_(0, self.pairing.itself, self.scale, alpha=-(group + anyone))
+            found.index_add_(0, self.pairing.itself, self.scale, alpha=-(w.group + w.any))
         return found
 
     @property
     def groups_of_positives(self) -> Pair | None:
-        own, group, anyone = self.weights
-        return self.groups if group and not own and not anyone else None
+        w = self.weights
+        return self.groups if w.group and not w.own and not w.any else None
 
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
-        own, group, anyone = self.weights
-        x = self.scale[:, None] * x
-        found = group * (self._sums(x, 0) * self._sums(y, 1)).sum()
-        if anyone:
-            found = found + anyone * (x.sum(0) * y.sum(0)).sum()
-        if own:
-            found = found + own * (x * y.index_select(0, self.pairing.own)).sum()
+        w, x = self.weights, self.scale[:, None] * x
+        found = w.group * (self._sums(x, 0) * self._sums(y, 1)).sum()
+        if w.any:
+            found = found + w.any * (x.sum(0) * y.sum(0)).sum()
+        if w.own:
+            found = found + w.own * (x * y.index_select(0, self.pairing.own)).sum()
         if self.pairing.itself is not None:
-            found = found - (group + anyone) * (x * y.index_select(0, self.pairing.itself)).sum()
+            found = found - (w.group + w.any) * (x * y.index_select(0, self.pairing.itself)).sum()
         return found
 
     def _sums(self, z: Tensor, side: int) -> Tensor:
@@ -269,14 +275,14 @@ class GroupTarget(Plan):
         return z.new_zeros(self.count, z.shape[-1]).index_add(0, self.groups[side], z)
 
     def block(self, rows: slice, columns: slice) -> Tensor:
-        own, group, anyone = self.scale.new_tensor(self.weights)
-        found = anyone + group * (self.groups[0][rows, None] == self.groups[1][None, columns])
-        found += own * chosen(self.pairing.own, rows, columns)
+        own, group, any_ = self.scale.new_tensor(dataclasses.astuple(self.weights))
+        found = any_ + group * (self.groups[0][rows, None] == self.groups[1][None, columns])
+        found += own * matches(self.pairing.own, rows, columns)
         if self.pairing.itself is not None:
-            found.masked_fill_(chosen(self.pairing.itself, rows, columns), 0.0)
+            found.masked_fill_(matches(self.pairing.itself, rows, columns), 0.0)
         return found.mul_(self.scale[rows, None])
 
-    def take(self, anchors: Tensor) -> "GroupTarget":
+    def take(self, anchors: Tensor) -> "GroupedPlan":
         return dataclasses.replace(
             self,
             pairing=self.pairing.take(anchors),
@@ -286,7 +292,7 @@ class GroupTarget(Plan):
         )
 
 
-def target_plan(target: Target, pairing: Pairing, like: Tensor) -> Plan:
+def target_plan(target: Target, pairing: Pairing, like: Tensor) -> TargetPlan:
     """The plan that ``target`` describes, in the dtype and on the device of ``like``.
 
     Args:
@@ -302,34 +308,34 @@ def target_plan(target: Target, pairing: Pairing, like: Tensor) -> Plan:
         ValueError: If its shape does not fit, an entry is negative or not finite, or there is no positive pair.
     """
     if target is None:
-        return MatchTarget(pairing, like)
+        return MatchedPlan(pairing, like)
     if isinstance(target, DomainTarget):
-        weights = (1 - target.alpha, target.alpha - target.beta, target.beta)
-        return GroupTarget.of(target.domains, target.domains, weights, pairing, like)
+        weights = GroupWeights(1 - target.alpha, target.alpha - target.beta, target.beta)
+        return GroupedPlan.of(target.domains, target.domains, weights, pairing, like)
     if isinstance(target, tuple):
-        return GroupTarget.of(*target, (0.0, 1.0, 0.0), pairing, like)
+        return GroupedPlan.of(*target, GroupWeights(group=1.0), pairing, like)
     if target.layout != torch.strided:
         return _sparse_plan(target, pairing, like)
     T = target.detach().to(like.device)
     T = T if pairing.itself is None else T.clone().fill_diagonal_(0)
     values = T.to(like.dtype)
     if T.dtype == torch.bool:
-        return DenseTarget(values * _shares(values.sum(1))[:, None])
-    return DenseTarget(_masses(values))
+        return DensePlan(values * _shares(values.sum(1))[:, None])
+    return DensePlan(_masses(values))
 
 
-def _sparse_plan(target: Tensor, pairing: Pairing, like: Tensor) -> PairTarget:
+def _sparse_plan(target: Tensor, pairing: Pairing, like: Tensor) -> SparsePlan:
     T = target.detach().to(like.device).to_sparse_coo().coalesce()
     (i, j), mass = T.indices(), T.values()
     kept = (mass != 0) & ((i != j) | (pairing.itself is None))
     i, j, mass = i[kept], j[kept], mass[kept]
-    plan = PairTarget(pairing.n, pairing.m, i, j, mass.to(like.dtype))
+    plan = SparsePlan(pairing.n, pairing.m, i, j, mass.to(like.dtype))
     mass = _shares(plan.rows)[i] if mass.dtype == torch.bool else _masses(plan.mass)
     return dataclasses.replace(plan, mass=mass)
 
 
 def _shares(sums: Tensor) -> Tensor:
-    """The factors with which all rows of positive sum have one and the same mass, and together mass one."""
+    """The factors with which all rows of positive sum have equal masses, of sum one."""
     some = sums > 0
     if not bool(some.any()):
         raise argument_error("target", "hold at least one positive pair", "none")
@@ -338,12 +344,9 @@ def _shares(sums: Tensor) -> Tensor:
 
 def _masses(values: Tensor) -> Tensor:
     """``values`` over their sum."""
-    sum_ = values.sum()
-    if not bool(sum_.isfinite() & (sum_ > 0) & (values >= 0).all()):
+    total = values.sum()
+    if not bool(total.isfinite() & (total > 0) & (values >= 0).all()):
         least = float(values.min()) if values.numel() else 0.0
-        raise argument_error(
-            "target",
-            "be finite, not negative, and not all zero",
-            f"a sum of {float(sum_):g} and a least entry of {least:g}",
-        )
-    return values / sum_
+        got = f"a sum of {float(total):g} and a least entry of {least:g}"
+        raise argument_error("target", "be finite, not negative, and not all zero", got)
+    return values / total

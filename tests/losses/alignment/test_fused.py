@@ -6,7 +6,7 @@ from kernel_marks import INTERPRETED
 
 from otdml.losses import DomainTarget, contrastive_alignment
 from otdml.losses.alignment.logits import Logits
-from otdml.losses.alignment.pairs import Forbidden, joint, one_way
+from otdml.losses.alignment.pairs import Forbidden, Pairing
 
 pytestmark = INTERPRETED
 
@@ -57,7 +57,9 @@ def test_value_and_gradients_are_those_of_the_dense_form(form, marginals, diverg
 
 
 @pytest.mark.parametrize("d", [3, 16, 128])
-@pytest.mark.parametrize("pairing", [one_way(N, N, torch.device("cpu")), joint(12, torch.device("cpu"))])
+@pytest.mark.parametrize(
+    "pairing", [Pairing.one_way(N, N, torch.device("cpu")), Pairing.joint(12, torch.device("cpu"))]
+)
 def test_rows_and_their_pull_back(pairing, d):
     (x, y), h = views(pairing.n, d), torch.randn(pairing.n, generator=torch.Generator().manual_seed(2))
     h[3], forbidden = -torch.inf, None

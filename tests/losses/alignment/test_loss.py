@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from otdml.losses import ContrastiveAlignment, DomainTarget, contrastive_alignment
 from otdml.losses.alignment import logits as logits_module
 from otdml.losses.alignment.options import Options
-from otdml.losses.alignment.pairs import one_way
+from otdml.losses.alignment.pairs import Pairing
 from otdml.losses.alignment.problem import Alignment
 from otdml.losses.alignment.target import target_plan
 
@@ -152,7 +152,7 @@ def test_divergence_falls_with_every_half_step(form):
     z1, z2 = views()
     target = {"pairs": None, "labels": LABELS, "uneven": named("uneven")}[form]
     S = similarities(z1, z2, 0.2).detach()
-    plan = target_plan((target, target) if form == "labels" else target, one_way(6, 6, S.device), S)
+    plan = target_plan((target, target) if form == "labels" else target, Pairing.one_way(6, 6, S.device), S)
     T, a, b = plan.block(EVERYTHING, EVERYTHING), plan.rows, plan.columns
     last, values = (S.exp() / S.exp().sum()).log(), []
     for half in range(12):
@@ -183,12 +183,14 @@ def test_penalty_goes_from_rows_to_balanced(target):
 
 def problem_of(z1, z2, target, eps):
     x, y = F.normalize(z1, dim=1).detach(), F.normalize(z2, dim=1).detach()
-    pairing = one_way(len(x), len(y), x.device)
+    pairing = Pairing.one_way(len(x), len(y), x.device)
     return Alignment(x / eps, y, eps, pairing, target_plan(target, pairing, x), None)
 
 
 def options(marginals, divergence="kl"):
-    return Options(marginals, divergence, 0.5, 0.1, 1.0, "one-way", False, 1e-11, 5000, "auto")
+    numbers = {"q": 0.5, "lam": 0.1, "weight": 1.0, "tol": 1e-11, "max_iter": 5000}
+    choices = {"form": "one-way", "gather": False, "backend": "auto"}
+    return Options(marginals=marginals, divergence=divergence, **numbers, **choices)
 
 
 @pytest.mark.parametrize("rho", [0.3, 2.0, (0.5, 2.0)])
@@ -219,7 +221,7 @@ def test_rince_is_its_definition(target):
     z1, z2 = views()
     target = LABELS if target == "labels" else named(target) if target else None
     S = similarities(z1, z2, 0.5)
-    plan = target_plan((target, target) if target is LABELS else target, one_way(6, 6, S.device), S)
+    plan = target_plan((target, target) if target is LABELS else target, Pairing.one_way(6, 6, S.device), S)
     T = plan.block(EVERYTHING, EVERYTHING)
     for q, lam in ((0.5, 0.01), (1.0, 2.0), (0.1, 0.3)):
         expected = rince(S, T, q, lam)

@@ -4,7 +4,7 @@ import torch
 
 from otdml._fused.barred import Barred
 from otdml.losses import DomainTarget, SupCon, contrastive_alignment
-from otdml.losses.alignment.pairs import Forbidden, joint, one_way
+from otdml.losses.alignment.pairs import Forbidden, Pairing
 from otdml.losses.alignment.problem import Alignment
 from otdml.losses.alignment.target import target_plan
 
@@ -23,7 +23,7 @@ def test_error_domains():
 
 def test_forbidden_pairs():
     ids = torch.tensor([4, 4, 2, 4, 2, 1])
-    pairing = joint(3, CPU)
+    pairing = Pairing.joint(3, CPU)
     forbidden = Forbidden(pairing, (ids, ids), target_plan(None, pairing, LIKE).block)
     # Same instance, unless it is the other view, three rows on.
     expected = torch.tensor([[ids[i] == ids[j] and (i - j) % 6 != 3 for j in range(6)] for i in range(6)])
@@ -43,7 +43,7 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("pairing", [joint(3, CPU), one_way(6, 6, CPU)], ids=["joint", "one-way"])
+@pytest.mark.parametrize("pairing", [Pairing.joint(3, CPU), Pairing.one_way(6, 6, CPU)], ids=["joint", "one-way"])
 @pytest.mark.parametrize("ids", [None, LARGE], ids=["no ids", "ids"])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_integers_forbid_what_the_blocks_do(kind, ids, pairing):

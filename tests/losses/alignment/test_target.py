@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from otdml.losses import DomainTarget
-from otdml.losses.alignment.pairs import joint, one_way
-from otdml.losses.alignment.target import DenseTarget, GroupTarget, MatchTarget, PairTarget, target_plan
+from otdml.losses.alignment.pairs import Pairing
+from otdml.losses.alignment.target import DensePlan, GroupedPlan, MatchedPlan, SparsePlan, target_plan
 from otdml.ot.engines import base
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def plans():
         d = [0, 0, 1, 0, 0, 1]
         return 0.0 if i == j else 1.0 if own(i, j) else 0.5 if d[i] == d[j] else 0.25
 
-    one, both = one_way(6, 6, CPU), joint(3, CPU)
+    one, both = Pairing.one_way(6, 6, CPU), Pairing.joint(3, CPU)
     return [
         ("pairs", None, one, lambda i, j: i == j),
         ("labels", BOTH, one, lambda i, j: LABELS[i] == LABELS[j]),
@@ -77,28 +77,28 @@ def test_every_form_is_its_definition(name, target, pairing, entry):
 @pytest.mark.parametrize("convert", [lambda T: T, torch.Tensor.to_sparse_coo, torch.Tensor.to_sparse_csr])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_numbers_are_the_plan_up_to_a_factor(convert):
-    plan = target_plan(convert(VALUES), one_way(3, 3, CPU), LIKE)
+    plan = target_plan(convert(VALUES), Pairing.one_way(3, 3, CPU), LIKE)
     torch.testing.assert_close(plan.block(slice(0, 3), slice(0, 3)), VALUES / 7)
 
 
 def test_forms_that_are_sparse_stay_so():
-    pairing = one_way(3, 3, CPU)
-    assert isinstance(target_plan(None, pairing, LIKE), MatchTarget)
-    assert isinstance(target_plan(VALUES.to_sparse_coo(), pairing, LIKE), PairTarget)
-    assert isinstance(target_plan((LABELS[:3], LABELS[:3]), pairing, LIKE), GroupTarget)
-    assert isinstance(target_plan(VALUES, pairing, LIKE), DenseTarget)
+    pairing = Pairing.one_way(3, 3, CPU)
+    assert isinstance(target_plan(None, pairing, LIKE), MatchedPlan)
+    assert isinstance(target_plan(VALUES.to_sparse_coo(), pairing, LIKE), SparsePlan)
+    assert isinstance(target_plan((LABELS[:3], LABELS[:3]), pairing, LIKE), GroupedPlan)
+    assert isinstance(target_plan(VALUES, pairing, LIKE), DensePlan)
 
 
 def test_self_pairs_of_a_matrix_are_left_out():
     T = torch.ones(4, 4, dtype=torch.float64)
     for target in (T, T.to_sparse_coo()):
-        plan = target_plan(target, joint(2, CPU), LIKE)
+        plan = target_plan(target, Pairing.joint(2, CPU), LIKE)
         torch.testing.assert_close(plan.block(slice(0, 4), slice(0, 4)), (1 - torch.eye(4).double()) / 12)
     assert (T == 1).all()
 
 
 def test_labels_of_two_sets_of_different_size():
-    plan = target_plan((torch.tensor([1, 2]), torch.tensor([2, 2, 1, 8])), one_way(2, 4, CPU), LIKE)
+    plan = target_plan((torch.tensor([1, 2]), torch.tensor([2, 2, 1, 8])), Pairing.one_way(2, 4, CPU), LIKE)
     expected = torch.tensor([[0, 0, 0.5, 0], [0.25, 0.25, 0, 0]], dtype=torch.float64)
     torch.testing.assert_close(plan.block(slice(0, 2), slice(0, 4)), expected)
     torch.testing.assert_close(plan.columns, expected.sum(0))
@@ -106,9 +106,9 @@ def test_labels_of_two_sets_of_different_size():
 
 def test_error_no_positives():
     with pytest.raises(ValueError, match="`target` must hold at least one positive pair, got none"):
-        target_plan(torch.zeros(3, 3, dtype=torch.bool), one_way(3, 3, CPU), LIKE)
+        target_plan(torch.zeros(3, 3, dtype=torch.bool), Pairing.one_way(3, 3, CPU), LIKE)
     with pytest.raises(ValueError, match="`target` must hold at least one positive pair, got none"):
-        target_plan((torch.tensor([1]), torch.tensor([2])), one_way(1, 1, CPU), LIKE)
+        target_plan((torch.tensor([1]), torch.tensor([2])), Pairing.one_way(1, 1, CPU), LIKE)
 
 
 @pytest.mark.parametrize("bad", [-1.0, torch.nan, torch.inf])
@@ -117,7 +117,7 @@ def test_error_entries(bad):
     T[0, 1] = bad
     for target in (T, T.to_sparse_coo()):
         with pytest.raises(ValueError, match="`target` must be finite, not negative, and not all zero"):
-            target_plan(target, one_way(3, 3, CPU), LIKE)
+            target_plan(target, Pairing.one_way(3, 3, CPU), LIKE)
 
 
 @pytest.mark.parametrize("entries", [1, 13, 2**19], ids=["one row a block", "two rows a block", "one block"])
@@ -130,7 +130,7 @@ def test_mean_of_a_function_is_that_under_the_matrix(name, target, pairing, entr
         t.requires_grad_()
     plan = target_plan(target, pairing, LIKE)
     expected = (brute_force(entry, 6, 6) * (x @ y.mT + h).tanh()).sum()
-    found = plan.mean(torch.tanh, x, y, h)
+    found = plan.expectation(torch.tanh, x, y, h)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
-    torch.testing.assert_close(plan.mean(torch.exp, x, y), (brute_force(entry, 6, 6) * (x @ y.mT).exp()).sum())
+    torch.testing.assert_close(plan.expectation(torch.exp, x, y), (brute_force(entry, 6, 6) * (x @ y.mT).exp()).sum())
