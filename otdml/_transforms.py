@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Call", "called", "transformable", "transforming"]
+__all__ = ["Call", "batch_first", "called", "transformable", "transforming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,7 +93,7 @@ def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.detach().requires_grad_() for t in tensors]
 
 
-def _stacked(info: Any, in_dims: Sequence[int | None], args: Sequence[Any]) -> list[Any]:
+def batch_first(info: Any, in_dims: Sequence[int | None], args: Sequence[Any]) -> list[Any]:
     """The tensors with the dimension of a ``vmap`` as their first one."""
     return [
         t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape) if isinstance(t, Tensor) else t
@@ -131,7 +131,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        return _Value.apply(*_stacked(info, in_dims, args)), 0
+        return _Value.apply(*batch_first(info, in_dims, args)), 0
 
 
 class _Gradient(torch.autograd.Function):
@@ -168,7 +168,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensors, tuple[int, ...]]:
-        found = _Gradient.apply(*_stacked(info, in_dims, args))
+        found = _Gradient.apply(*batch_first(info, in_dims, args))
         return found, (0,) * len(found)
 
 
@@ -201,7 +201,7 @@ class _Second(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensors, tuple[int, ...]]:
-        found = _Second.apply(*_stacked(info, in_dims, args))
+        found = _Second.apply(*batch_first(info, in_dims, args))
         return found, (0,) * len(found)
 
 

@@ -15,6 +15,7 @@ from otdml._checks import argument_error, check_equal_mass, has_values
 from otdml._cost_forms.temperature import check_spread
 from otdml._derivatives import fixed
 from otdml._precision import full_arithmetic, full_precision
+from otdml._transforms import batch_first
 from otdml.costs import Cost, cost_matrix, ground
 from otdml.measures import broadcast_matrix, broadcast_measures, weights
 from otdml.ot._partial import Mass, check_mass, extended_weights
@@ -81,6 +82,7 @@ def uniform_plan(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
 
 
 def _finite_costs(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
+    """The matrix of costs, if its entries are finite and not too small to be told from zero."""
     C = cost_matrix(x, y, cost)
     if C.numel() and has_values(C):
         check_spread(ground(x, y, cost), C.detach().amax((-2, -1)) - C.detach().amin((-2, -1)))
@@ -116,14 +118,15 @@ def exact_matrix(C: Tensor, a: Tensor | None = None, b: Tensor | None = None, *,
 
 
 def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None, mass: Mass | None) -> OTResult:
+    """The optimal plan, of all of the mass or of a part of it."""
     if mass is None:
         check_equal_mass(a, b)
         return _balanced(C, a, b, y)
     dtype, moved = C.dtype, check_mass(mass, a, b)
-    # In single precision the masses that stay would be rounded by a part of a small one that moves.
+    # In single precision, rounding of the mass that stays may be a noticeable part of a small mass that moves.
     C, a, b, moved = (t.double() for t in (C, a, b, moved))
     a, b = extended_weights(a, b, moved)
-    # No mass goes from one of the added points to the other.
+    # No mass may go from one of the added points to the other.
     corner = torch.zeros(C.shape[-2] + 1, C.shape[-1] + 1, dtype=torch.bool, device=C.device)
     corner[-1, -1] = True
     whole = _balanced(torch.nn.functional.pad(C, (0, 1, 0, 1)).masked_fill(corner, torch.inf), a, b, y)
@@ -139,6 +142,7 @@ def _transport(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None, mass: Mass | N
 
 
 def _balanced(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None) -> OTResult:
+    """The optimal plan with the marginals a and b."""
     p, q = a.detach(), b.detach()
     plan, f, g = _Solve.apply(C.detach(), p, q)
     solution, mass = _Solution(C.detach(), q, plan, f, g), p.sum(-1)
@@ -155,7 +159,7 @@ def _balanced(C: Tensor, a: Tensor, b: Tensor, y: Tensor | None) -> OTResult:
 
 @dataclass(frozen=True)
 class _Solution(Coupling):
-    """A plan that is a matrix, with its potentials, all constants."""
+    """A plan as a matrix, with its potentials, all without gradient."""
 
     C: Tensor
     b: Tensor
@@ -223,11 +227,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *problem: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        moved = (
-            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip(problem, dims, strict=True)
-        )
-        return _Solve.apply(*moved), (0, 0, 0)
+        return _Solve.apply(*batch_first(info, dims, problem)), (0, 0, 0)
 
 
 class _Value(torch.autograd.Function):
@@ -260,7 +260,7 @@ class _Value(torch.autograd.Function):
 def _slopes(problem: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
     """The derivatives of the value in the costs and the weights: those that are wanted."""
     C, a, b, plan, f, g = problem
-    # The plan does not depend on the costs between two kinks, nor the potentials on the weights.
+    # The value is piecewise linear: the plan is constant in the costs, and the potentials are constant in the weights.
     found = (plan, (a, b)), (f, (C,)), (g, (C,))
     return [
         fixed(t, _NO_SECOND, *sources) if needed else None for needed, (t, sources) in zip(wanted, found, strict=True)
@@ -299,11 +299,11 @@ def _emd(C: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         import ot
 
     allowed = C.isfinite()
-    # Nearly always all pairs are allowed, and to pick them would copy them.
+    # To select the allowed pairs copies them, and nearly always all pairs are allowed.
     some = C if (every := bool(allowed.all())) else C[allowed]
     low, high = (float(end) for end in some.aminmax()) if some.numel() else (0.0, 0.0)
     span = high - low if high > low else 1.0
-    # Dear enough that no detour over all points would be worth one forbidden pair.
+    # A forbidden pair costs more than any detour through all of the points.
     scaled = (C - low) / span if every else torch.where(allowed, (C - low) / span, 1.0 + sum(C.shape))
     plan, log = ot.emd(*(t.cpu().numpy() for t in (a, b, scaled)), numItermax=MOST_PIVOTS, log=True)
     if log["warning"] is not None:

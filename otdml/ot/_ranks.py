@@ -2,8 +2,8 @@ r"""Ranks and the choice of the k largest, as transport of scores to sorted targ
 
 Sorting n scores x is transport: among all plans between x and ascending targets r, of equal weights, that of the sorted
 order has the largest :math:`\sum_{ij} P_{ij} x_i r_j` (the rearrangement inequality). An entropic plan
-:cite:p:`cuturi:19` is a differentiable one, and what it says of a score is a mean over targets. Squared distances give
-the same plans at twice the temperature, for the squares of scores and targets are fixed by the marginals.
+:cite:p:`cuturi:19` is differentiable in the scores, and the mean of the targets of a score is its soft rank. Squared
+distances give the same plans at twice the temperature, because the marginals fix the squares of scores and targets.
 """
 
 import math
@@ -37,12 +37,11 @@ def soft_rank(
         P = \arg\min_P \; - \sum_{ij} P_{ij} \, x_i \, j
         + \varepsilon \mathrm{KL}(P \,|\, \tfrac1n \otimes \tfrac1n)
 
-    with equal weights of the scores and of the ranks j = 1, ..., n. Scores that differ by much less than ``eps`` share
-    their ranks, and equal ones have one rank, the mean of theirs; as ``eps`` falls below the gaps the ranks are those
-    of sorting, and their gradient vanishes. Where it is large all ranks are (n + 1) / 2. The plan is solved from the
-    potentials of the sorted order, which are known on the line: some iterations, of n² operations each, at every
-    temperature. Derivatives are those of the optimum :cite:p:`cuturi:19`; second ones exist with
-    ``backend="dense"``.
+    with equal weights of the scores and of the ranks j = 1, ..., n. Scores that differ by much less than ``eps`` have
+    nearly the mean of their ranks, and equal scores exactly that. As ``eps`` falls below the gaps the ranks become
+    those of sorting, and their gradient vanishes; as it grows all ranks tend to (n + 1) / 2. The solver starts from the
+    potentials of the sorted order, so it needs few iterations at every temperature, of n² operations each. Derivatives
+    are those of the optimum :cite:p:`cuturi:19`; second ones exist with ``backend="dense"``.
 
     Args:
         x: Scores, shape (..., n).
@@ -98,9 +97,9 @@ def soft_topk(x: Tensor, k: int, *, eps: float) -> Tensor:
     .. math:: m_i = \sigma \bigl( (x_i - t) / \varepsilon \bigr), \qquad \sum_i m_i = k
 
     the share of a score's mass that entropic transport sends to the target 1, when k / n of the mass is to go there and
-    the rest to the target 0 :cite:p:`xie:20`: with two targets a plan is a threshold t, and that is a root in one
-    unknown, found by a sort and bisection to the last digit. As ``eps`` falls it is the indicator of the k largest;
-    scores that tie across the border share what is left for them. Derivatives are those of the root, of any order.
+    the rest to the target 0 :cite:p:`xie:20`. With two targets a plan is determined by a threshold t, which is found by
+    a sort and bisection to the last digit. As ``eps`` falls the result tends to the indicator of the k largest; scores
+    that tie for the last places share them. Derivatives of any order are those of the root.
 
     Args:
         x: Scores, shape (..., n); one of minus infinity is no candidate.
@@ -148,13 +147,14 @@ class _Threshold(torch.autograd.Function):
         if k == x.shape[-1]:
             return all_in
         top, rest = x.sort(-1, descending=True).values.tensor_split((k,), -1)
-        # At the middle of the gap no score of one side is further than any of the other is near, and of k, or n - k, a
-        # logarithm more makes up for the number.
+        # Bounds of the root. At the middle of the gap every score of the top is at least as far above as any other is
+        # below; a shift by eps log k, or eps log (n - k), makes up for their numbers.
         middle = 0.5 * (top[..., -1] + rest[..., 0])
         low, high = middle - eps * math.log(k), middle + eps * (n - k).clamp(min=1).log()
         for _ in range(BISECTIONS[x.dtype]):
             middle = 0.5 * (low + high)
-            # What the k largest lack and what the others have, which keep digits that a sum of about k has not.
+            # At the root the k largest lack as much of k as the others have. Both sums may be small, and have more
+            # correct digits than their difference from k.
             lack = ((middle[..., None] - top) / eps).sigmoid().sum(-1)
             above = ((rest - middle[..., None]) / eps).sigmoid().sum(-1) > lack
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
@@ -177,9 +177,9 @@ class _Threshold(torch.autograd.Function):
         return (_shares(x, t, ctx.eps) * tangent).sum(-1)
 
 
-# Halvings after which the threshold is known to a rounding unit of the temperature, and some more.
+# Halvings after which the threshold is known to a rounding unit of the temperature, with a margin.
 BISECTIONS = {torch.float32: 34, torch.float64: 64}
-# Temperatures above the threshold at which a score counts whole, to all digits.
+# Temperatures above the threshold at which the indicator of a score is one to all digits.
 ALL_IN = 100.0
 
 

@@ -138,7 +138,7 @@ def _potential(samples: Iterator[Tensor], y: Tensor, b: Tensor, cost: Cost, n_st
         return _ascent(samples, y, b, cost, n_steps)
     g = torch.empty_like(b)
     g[present] = _ascent(samples, y[present], b[present], cost, n_steps)
-    # A point without mass stands where its cell begins: the c-transform, on one sample.
+    # The potential of a point without mass is the largest at which its cell is empty: the c-transform, on one sample.
     C = cost_matrix(next(samples), y, cost)
     least = (C[:, present] - g[present]).amin(1, keepdim=True)
     g[~present] = (C[:, ~present] - least).amin(0)
@@ -151,14 +151,15 @@ def _ascent(samples: Iterator[Tensor], y: Tensor, b: Tensor, cost: Cost, n_steps
     if len(y) == 1:
         return g
     best = _reduced_scores(first, y, cost, g).topk(2).values
-    # A cell's mass goes when its potential falls by about the mean gap to the second best: a Newton step's length.
+    # A cell loses its mass when its potential falls by about the mean gap between the best and the second best score.
+    # So this is the length of a Newton step.
     newton = (best[:, 0] - best[:, 1]).mean() / b.clamp(min=torch.finfo(b.dtype).eps)
     average, total = torch.zeros_like(g), 0
     for step in range(1, n_steps + 1):
         mass = torch.bincount(_cells(next(samples), y, cost, g), minlength=len(y)).to(b.dtype) / len(first)
         g = g + newton * (step + 3) ** -0.5 * (b - mass)
         g = g - b @ g
-        # Early iterates count less: they are far.
+        # Later iterates get more weight, as early ones are far from the optimum.
         total += step
         average += step / total * (g - average)
     return average

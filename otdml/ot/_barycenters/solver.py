@@ -20,17 +20,17 @@ from otdml._precision import full_precision
 from otdml._warnings import warn_caller
 from otdml.costs import Cost, check_cost
 from otdml.measures import expand
-from otdml.ot._barycenters.fixed import fixed_weights
-from otdml.ot._barycenters.free import free_points
+from otdml.ot._barycenters.fixed_support import fixed_weights
+from otdml.ot._barycenters.free_support import free_points
 from otdml.ot._barycenters.measures import Measures, check_clouds, check_numbers
 from otdml.ot._problem import SolverOptions
 
 __all__ = ["BarycenterResult", "sinkhorn_barycenter"]
 
-# Root mean square of what parts points that are drawn from a cloud, relative to that distance of them from the mean of
-# their cloud.
+# Root mean square of the noise that separates drawn points, in units of that of the distances of points from the mean
+# of their cloud.
 JITTER = 0.05
-# Units of rounding of the coordinates to which the points are moved.
+# The points are found to this many rounding units of their coordinates.
 ROUNDING = 16.0
 
 
@@ -42,9 +42,10 @@ class BarycenterResult:
         points: Its points, shape (..., m, d).
         weights: Their weights, shape (..., m), of mass one.
         converged: Whether the error is within the tolerance, shape (...).
-        error: With free points, the root mean square of the next step, relative to that distance of all points from
-            the mean of their cloud, or of the first points from the mean of all where clouds are single points; on a
-            support, the L1 error of the plans' marginals. Shape (...).
+        error: With free points, the root mean square of the next step, in units of the root mean square distance of all
+            points from the mean of their cloud. Where clouds are single points that is zero, and the unit is the
+            distance of the points to start from from the mean of all. On a support, the L1 error of the plans'
+            marginals. Shape (...).
         n_iter: Number of steps, or iterations.
     """
 
@@ -90,10 +91,10 @@ def sinkhorn_barycenter(
     **Free points** of equal weights move by what the maps to the clouds differ from the map to themselves
     :cite:p:`cuturi:14`, which finds a stationary point: the problem is not convex. **On a support** the weights are
     found, a convex problem, by the debiased Sinkhorn iteration :cite:p:`janati:20`. On a grid much finer than
-    :math:`\sqrt{\varepsilon}` debiased weights are hardly determined: those of a few separate points gather on a
-    few points of the grid, and their gradient takes a ``tol`` of 1e-4 or less. Costs are streamed as in
-    :func:`sinkhorn`, and the memory is that of the clouds. Points and weights are differentiable in all tensors, by the
-    implicit function theorem, to first order; directions in which the objective is flat to ``tol`` are left out.
+    :math:`\sqrt{\varepsilon}` debiased weights are hardly determined: those of a few separate points concentrate on a
+    few points of the grid, and their gradient needs a ``tol`` of 1e-4 or less. Costs are streamed as in
+    :func:`sinkhorn`, so memory is linear in the number of points. Points and weights are differentiable in all tensors
+    to first order, by the implicit function theorem; directions in which the objective is flat to ``tol`` are left out.
 
     Args:
         clouds: Points, shape (..., K, n, d); clouds of different sizes become one tensor by :func:`pad_clouds`.
@@ -101,8 +102,9 @@ def sinkhorn_barycenter(
         a: Weights of the points, shape (..., K, n), divided by their sum in each cloud. Uniform if None.
         support: Points on which the barycentre is to lie, shape (..., m, d). None for free points.
         n_points: Number of free points; n if None.
-        init: Free points to start from, shape (..., m, d). If None the points of the cloud of most weight, moved to the
-            mean of all; drawn from it, and jittered, where they are fewer or more, or where their weights differ.
+        init: Free points to start from, shape (..., m, d). If None, the points of the cloud of most weight, moved to
+            the mean of all. Where its weights differ, or its size is not ``n_points``, points are drawn from it by
+            weight, and noise is added.
         debias: Whether the divergence is averaged, or the entropic cost.
         cost: Ground cost, see :func:`otdml.costs.ground`. Free points need "sqeuclidean".
         eps: Temperature in units of the cost. 0.05 times the mean cost between two points of a cloud, averaged over
@@ -136,7 +138,7 @@ def sinkhorn_barycenter(
     for name, value in (("n_points", n_points), ("init", init)):
         if value is not None:
             raise argument_error(name, "be None where `support` is given", type(value).__name__)
-    return _fixed(*_together(measures, support), debias, options)
+    return _fixed(*_with_equal_batches(measures, support), debias, options)
 
 
 def _free(measures: Measures, y: Tensor, debias: bool, options: SolverOptions) -> BarycenterResult:
@@ -169,7 +171,7 @@ def _checked(points: Tensor, weights: Tensor, error: Tensor, n_iter: int, option
     return BarycenterResult(points, weights, converged, error, n_iter)
 
 
-def _together(measures: Measures, support: Tensor) -> tuple[Measures, Tensor]:
+def _with_equal_batches(measures: Measures, support: Tensor) -> tuple[Measures, Tensor]:
     """Measures and support with equal batch dimensions."""
     _check_features("support", check_points("support", support), measures)
     batch = check_batches(clouds=measures.x.shape[:-3], support=support.shape[:-2])
@@ -203,7 +205,7 @@ def _start(measures: Measures, n_points: int | None, init: Tensor | None, genera
     levels = (torch.arange(m, dtype=a.dtype, device=a.device) + 0.5) / m
     drawn = torch.searchsorted(a.cumsum(-1), levels.expand(*batch, m).contiguous()).clamp_(max=n - 1)
     points = moved.take_along_dim(drawn[..., None], -2)
-    # Points that coincide would never part.
+    # Points that coincide would move alike for ever.
     device = device_of_draws(generator, points.device)
     noise = torch.randn(points.shape, generator=generator, device=device, dtype=torch.float64).to(points)
     return points + JITTER * measures.scale()[..., None, None] / x.shape[-1] ** 0.5 * noise

@@ -42,13 +42,13 @@ class LowRankCoupling(Coupling):
         return self.a[..., None] * self.rows, self.b[..., None] * self.columns, self.g
 
     def conditional_product(self, v: Tensor) -> Tensor:
-        return _through(self.rows, self.g, self.columns, self.b, v)
+        return _conditional_product(self.rows, self.g, self.columns, self.b, v)
 
     def product(self, v: Tensor) -> Tensor:
         return self.a[..., None].to(v.dtype) * self.conditional_product(v)
 
     def product_transposed(self, v: Tensor) -> Tensor:
-        return self.b[..., None].to(v.dtype) * _through(self.columns, self.g, self.rows, self.a, v)
+        return self.b[..., None].to(v.dtype) * _conditional_product(self.columns, self.g, self.rows, self.a, v)
 
     @property
     def marginal_error(self) -> Tensor:
@@ -69,7 +69,7 @@ def _positive(g: Tensor) -> Tensor:
     return torch.where(g > 0, g, 1.0)
 
 
-def _through(first: Tensor, g: Tensor, second: Tensor, weights: Tensor, v: Tensor) -> Tensor:
+def _conditional_product(first: Tensor, g: Tensor, second: Tensor, weights: Tensor, v: Tensor) -> Tensor:
     """The product of the plan, divided by its row weights, with ``v``: columns to hubs, then hubs to rows."""
     dtype = torch.promote_types(g.dtype, v.dtype)
     with full_arithmetic(g.device.type):

@@ -21,8 +21,9 @@ hubs alone.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ from otdml.ot._low_rank.newton import Expansion, minimum
 
 __all__ = ["Iterate", "State", "descend"]
 
-# The factor of the length after a step that succeeds, the factor after one that does not, and the shortest step.
+SharesOfOffsets = Callable[[Tensor], Shares]
+
+# The factor of the step length after a step that succeeds, the factor after one that does not, and the shortest step.
 GROWTH, SHRINKAGE, SHORTEST = 1.3, 0.5, 1e-3
 # The error of the hubs' masses after a step, in units of the tolerance.
 INNER = 3e-2
@@ -125,7 +128,7 @@ def descend(here: Iterate, *, tol: float, max_iter: int) -> tuple[Iterate, int]:
     """The last iterate, and the number of steps."""
     length, n = torch.ones_like(here.eps), 0
     rounding = torch.finfo(length.dtype).eps
-    # Masses of the start's hubs differ on the two sides, so its objective is no reference for the first step.
+    # At the start the masses of hubs differ on the two sides, so the first step is not compared with its objective.
     level = torch.full_like(length, torch.inf)
     for n in range(1, max_iter + 1):  # noqa: B007 -- it is returned
         there = _stepped(here, length, max(INNER * tol, 8 * rounding))
@@ -154,18 +157,27 @@ def _stepped(here: Iterate, length: Tensor, tol: float) -> Iterate:
     level = (1 - theta) * (old.log_g + old.s + old.t) + theta * slope
     # With these offsets the masses of hubs stay the same, to first order, where their means do.
     s, t = old.s - (mu * (left - old.left)).sum(-1), old.t - (nu * (right - old.right)).sum(-1)
-    s, t = _balanced(x, y, x.scores(left), y.scores(right), level, torch.cat([s, t], -1), tol)
+    shares = partial(x.shares, x.scores(left)), partial(y.shares, y.scores(right))
+    s, t = _balanced(*shares, level, torch.cat([s, t], -1), tol)
     return here.at(State(left, right, s, t, level - s - t))
 
 
 def _balanced(
-    x: Cloud, y: Cloud, left: Tensor, right: Tensor, level: Tensor, offsets: Tensor, tol: float
+    of_x: SharesOfOffsets, of_y: SharesOfOffsets, level: Tensor, offsets: Tensor, tol: float
 ) -> tuple[Tensor, Tensor]:
-    """The offsets s and t at which hubs have the same masses on both sides, with logarithms level - s - t."""
+    """The offsets s and t at which hubs have the same masses on both sides, with logarithms level - s - t.
+
+    Args:
+        of_x: Shares of the first cloud, given s.
+        of_y: Shares of the second cloud, given t.
+        level: Shape (..., r).
+        offsets: s and t to start from, shape (..., 2 r).
+        tol: Error of the masses.
+    """
 
     def function(z: Tensor) -> Expansion:
         s, t = z.chunk(2, -1)
-        q, r, g = x.shares(left, s), y.shares(right, t), (level - s - t).exp()
+        q, r, g = of_x(s), of_y(t), (level - s - t).exp()
 
         def curvature() -> Tensor:
             shared = torch.diag_embed(g)

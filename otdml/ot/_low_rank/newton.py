@@ -58,12 +58,12 @@ def minimum(function: Callable[[Tensor], Expansion], z: Tensor, tol: float) -> T
     here = function(z)
     noise = 16 * torch.finfo(z.dtype).eps
     for _ in range(MAX_STEPS):
-        open_ = here.error() > tol
-        if not bool(open_.any()):
+        unfinished = here.error() > tol
+        if not bool(unfinished.any()):
             break
         step = here.step()
         slope = DECREASE * (here.gradient * step).sum(-1)
-        length = open_.to(z.dtype)
+        length = unfinished.to(z.dtype)
         while True:
             y = z + length[..., None] * step
             there = function(y)

@@ -77,7 +77,9 @@ class LowRankProblem:
         units = self.units[..., None, None].unbind(-3)
         parts = zip((self.cost.q, self.cost.k), (self.a, self.b), units, strict=True)
         dtype = self.a.dtype if self.a.device.type in SINGLE_ONLY else torch.float64
-        left, right = (Cloud((_centred(z, w) / unit).to(dtype), _whole(w.detach().to(dtype))) for z, w, unit in parts)
+        left, right = (
+            Cloud((_centred(z, w) / unit).to(dtype), _normalised(w.detach().to(dtype))) for z, w, unit in parts
+        )
         return left, right
 
     @torch.no_grad()
@@ -90,7 +92,7 @@ class LowRankProblem:
     def _duals(self, found: Iterate) -> tuple[Tensor, Tensor]:
         """The derivatives of the objective in the weights, with means zero."""
         q, k, u, v = self.cost.leaves
-        # The descent leaves out the part of the cost that is a sum of functions of one point; this adds it.
+        # The descent leaves out the terms of the cost that depend on one point; they are added here.
         f = u - (q @ (self.b[..., None, :] @ k).mT)[..., 0] - self.eps[..., None] * found.q.logs.to(u)
         g = v - (k @ (self.a[..., None, :] @ q).mT)[..., 0] - self.eps[..., None] * found.r.logs.to(v)
         return f - (self.a * f).sum(-1, keepdim=True), g - (self.b * g).sum(-1, keepdim=True)
@@ -114,7 +116,7 @@ def _centred(z: Tensor, w: Tensor) -> Tensor:
     return z - w[..., None, :] @ z
 
 
-def _whole(w: Tensor) -> Tensor:
+def _normalised(w: Tensor) -> Tensor:
     return w / w.sum(-1, keepdim=True)
 
 

@@ -1,4 +1,4 @@
-"""Minimisation of a batch of smooth functions by quasi-Newton steps with a way back."""
+"""Minimisation of a batch of smooth functions by quasi-Newton steps with backtracking."""
 
 from collections import deque
 from collections.abc import Callable

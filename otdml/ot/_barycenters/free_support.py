@@ -5,9 +5,9 @@ With equal weights :math:`1/m` of the points y and squared distances, the envelo
 .. math:: \frac{m}{2} \, \nabla_{y_j} \sum_k w_k S_\varepsilon(\beta, \alpha_k) = T_\beta(y_j) - \sum_k w_k T_k(y_j)
 
 where :math:`T_k` is the barycentric map of the entropic plan to cloud k, and :math:`T_\beta` that of :math:`\beta` to
-itself, the identity where nothing is debiased. A step of length one against it, to
-:math:`y + \sum_k w_k T_k(y) - T_\beta(y)`, is that of :cite:p:`cuturi:14`. Here it is the first of a quasi-Newton
-method, for plain steps take thousands where the objective is nearly flat.
+itself, or the identity without debiasing. The step of length one against this gradient, to
+:math:`y + \sum_k w_k T_k(y) - T_\beta(y)`, is that of :cite:p:`cuturi:14`. Here it is the first step of a quasi-Newton
+method, because thousands of plain steps are needed where the objective is nearly flat.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from otdml.ot._barycenters.adjoint import implicit
-from otdml.ot._barycenters.descent import NOISE, Evaluation, Found, minimised
 from otdml.ot._barycenters.measures import Measures
+from otdml.ot._barycenters.quasi_newton import NOISE, Evaluation, Found, minimised
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
@@ -31,7 +31,9 @@ INNER, LOOSEST = 0.05, 0.1
 
 @dataclass
 class _Objective:
-    """Half of the objective, and its steps, at points y; it remembers the potentials to start the next solves from.
+    """Half of the objective, and its steps, at points y.
+
+    The potentials of a solve are kept as the start of the next.
 
     Attributes:
         debias: Whether the divergence is meant, or the entropic cost.
@@ -61,7 +63,7 @@ class _Objective:
         return found
 
     def _options(self, tol: float) -> SolverOptions:
-        # Maps average over rounding as they do over the rest of the error.
+        # Rounding errors average out in the maps, as other errors do.
         return SolverOptions(tol, backend=self.backend, rounding=10 * tol)
 
     def step(self, y: Tensor, measures: Measures, tol: float) -> Tensor:
@@ -93,7 +95,7 @@ def free_points(measures: Measures, y: Tensor, rounding: Tensor, *, debias: bool
     Args:
         measures: The measures.
         y: Points to start from.
-        rounding: The distance to which points are known, shape (), to which they are moved if ``tol`` is less.
+        rounding: The rounding error of the points, shape (); a ``tol`` below it is not reached.
         debias: Whether the divergence is meant, or the entropic cost.
         options: When to stop, and how to compute.
     """

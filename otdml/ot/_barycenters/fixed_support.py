@@ -10,6 +10,7 @@ which one iteration restores after new potentials :math:`f_k, g_k` for the prese
 :math:`b / K d`. With d constant it is the iteration of :cite:p:`benamou:15`, whose barycentre is blurred.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +26,20 @@ from otdml.ot._barycenters.measures import Measures
 from otdml.ot._implicit import ConstantPlan, first_order
 from otdml.ot._iteration import iterate
 from otdml.ot._problem import Posed, Problem, SolverOptions
-from otdml.ot._updates import NotFinite, Step, Update
+from otdml.ot._updates import NotFinite, Potentials, Step, Update
 from otdml.ot.engines import SoftMin
 
 __all__ = ["Fixed", "fixed_weights"]
 
-# A potential that an iteration changes by more than this, and by more tolerances than the other, is still falling. As
-# the mean change, by the weights, is within the tolerance, points of a hundredth of the mass at most are taken for
-# such.
-LEAST_DRIFT, STILL = 0.01, 100.0
-# The mass, spread evenly, of which the growth of the logarithms of weights is part of the error: points without weight
-# that are to have some would not show in errors of marginals.
-SPREAD = 0.1
-# The least logarithm of a weight: without one, those of points that are to have no weight fall for ever, and lead the
-# acceleration astray.
-LEAST = -35.0
+# The logarithm of the weight of a point that is to have none falls for ever. It is told from the others by a change per
+# iteration above the first number, and above the second in units of the tolerance. The mean change, by the weights, is
+# within the tolerance at the end, so that points told so have a hundredth of the mass at most.
+LEAST_DRIFT, DRIFT_TOLERANCES = 0.01, 100.0
+# The growth of the logarithms of the weights is part of the error as if this mass were spread evenly: points without
+# weight that are to have some do not show in errors of marginals.
+EVEN_MASS = 0.1
+# The least logarithm of a weight. Logarithms that fall for ever would lead the acceleration astray.
+LEAST_LOG_WEIGHT = -35.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A cost, with its graph, and its engine, with rows and columns as they are or exchanged.
+class _PosedCost:
+    """The cost between two clouds with its engine, and soft minima that are differentiable in the cost.
 
     Attributes:
-        posed: The engine.
-        leaves: The tensors of the cost.
+        posed: The cost, with weights of one, and its engine.
+        leaves: The tensors of the cost, with their graph.
         offset: Offset of the columns over the temperature, shape (..., m).
         row_offset: The same of the rows, shape (..., n).
     """
@@ -87,7 +87,7 @@ class _Pair:
     row_offset: Tensor
 
     def unresolved(self, tol: float) -> bool:
-        """Whether costs are so many temperatures that single precision does not resolve the tolerance."""
+        """Whether single precision does not resolve the tolerance at this temperature."""
         largest = float(self.posed.engine.cost.largest())
         rounding = 2 * torch.finfo(self.offset.dtype).eps * largest
         return self.posed.problem.resolves_more and not rounding <= tol / 2
@@ -98,8 +98,8 @@ class _Pair:
 
     def column_softmin(self, f: Tensor, a: Tensor) -> Tensor:
         """Soft minimum over the rows of weights ``a``, differentiable."""
-        turned = self.posed.mT
-        return _Softmin.apply(turned, f, a, *turned.problem.cost.leaves)
+        transposed = self.posed.mT
+        return _Softmin.apply(transposed, f, a, *transposed.problem.cost.leaves)
 
 
 class _Softmin(torch.autograd.Function):
@@ -124,7 +124,7 @@ class _Softmin(torch.autograd.Function):
 
 
 class _Engines(SoftMin):
-    """The engines of all plans, as the loop prepares them."""
+    """The engines of all plans as one, which the loop prepares and refreshes."""
 
     def __init__(self, iteration: "_Iteration") -> None:
         self.iteration, self.between = iteration, iteration.between.posed.engine
@@ -151,11 +151,11 @@ class _Engines(SoftMin):
 
     def refresh(self, f: Tensor, g: Tensor, *, lost: bool = False) -> bool:
         state, own = self.iteration.state(g), self.iteration.own
-        made = self.between.refresh(f, state.g, lost=lost)
+        refreshed = self.between.refresh(f, state.g, lost=lost)
         if own is None:
-            return made
+            return refreshed
         h = self.iteration.average(state.g)
-        return own.posed.engine.refresh(h - own.row_offset, h - own.offset, lost=lost) or made
+        return own.posed.engine.refresh(h - own.row_offset, h - own.offset, lost=lost) or refreshed
 
 
 class _Iteration(Update):
@@ -165,12 +165,12 @@ class _Iteration(Update):
         x, m = measures.x, support.shape[-2]
         each = support[..., None, :, :].expand(*x.shape[:-2], *support.shape[-2:])
         self.measures, self.m = measures, m
-        self.between = _pair(x, each, measures, measures.temperatures, backend)
-        self.own = _pair(support, support, measures, measures.eps, backend) if debias else None
+        self.between = _posed_cost(x, each, measures, measures.temperatures, backend)
+        self.own = _posed_cost(support, support, measures, measures.eps, backend) if debias else None
         self.softmin = _Engines(self)
 
     def state(self, s: Tensor) -> _State:
-        """The potentials in one vector."""
+        """The potentials that one vector holds."""
         count = self.measures.x.shape[-3] * self.m
         g = s[..., :count].unflatten(-1, (-1, self.m))
         return _State(g, None if self.own is None else s[..., count:])
@@ -196,16 +196,16 @@ class _Iteration(Update):
         f = self.between.row_softmin(state.g, every)
         g = self.between.column_softmin(f, self.measures.a)
         error = torch.where(every > 0, every * torch.expm1((state.g - g).detach()).abs(), 0.0).sum(-1).amax(-1)
-        # A constant of each plan's potentials, which no marginal sees.
+        # Adding a constant to the potentials of a plan changes no marginal.
         new = _State(g - g.mean(-1, keepdim=True), state.d)
         if self.own is None or state.d is None:
             return new, f, error
         log_b = self.log_weights(new)
         over = self.own.row_softmin(state.d - self.own.offset, torch.ones_like(b)) + self.own.row_offset
-        change = torch.maximum(0.5 * (log_b + over - state.d), (LEAST - log_b).clamp(max=0))
+        change = torch.maximum(0.5 * (log_b + over - state.d), (LEAST_LOG_WEIGHT - log_b).clamp(max=0))
         shares = log_b.exp()
         own = torch.where(shares > 0, shares * torch.expm1(-2 * change.detach()).abs(), 0.0).sum(-1)
-        growth = SPREAD * change.detach().clamp(min=0).mean(-1)
+        growth = EVEN_MASS * change.detach().clamp(min=0).mean(-1)
         return _State(new.g, state.d + change), f, torch.stack((error, own, growth)).amax(0)
 
     def step(self, g: Tensor, times: int, tol: float = 0.0) -> Step:
@@ -213,7 +213,7 @@ class _Iteration(Update):
         return Step(g, f, new.flat[None], error[None])
 
 
-def _pair(x: Tensor, y: Tensor, measures: Measures, eps: Tensor, backend: str) -> _Pair:
+def _posed_cost(x: Tensor, y: Tensor, measures: Measures, eps: Tensor, backend: str) -> _PosedCost:
     cost: Ground = ground(x, y, measures.cost)
     weights = (cost.leaves[0].new_ones(cost.shape[:-1]), cost.leaves[0].new_ones((*cost.shape[:-2], cost.shape[-1])))
     posed = Posed.of(Problem(cost, *weights, eps), backend)
@@ -222,50 +222,73 @@ def _pair(x: Tensor, y: Tensor, measures: Measures, eps: Tensor, backend: str) -
         posed = Posed(Problem(cost, *weights, eps), posed.engine)
     over = 1 / eps[..., None]
     u, v = (torch.zeros_like(w) if t is None else t * over for t, w in zip((cost.u, cost.v), weights, strict=True))
-    return _Pair(posed, cost.leaves, v, u)
+    return _PosedCost(posed, cost.leaves, v, u)
 
 
 def fixed_weights(measures: Measures, support: Tensor, *, debias: bool, options: SolverOptions) -> Fixed:
     """The barycentre's weights of the points of ``support``, differentiable in the measures and in these."""
+    if not support.shape[:-2].numel():
+        # No problems, and so no iteration.
+        none = (0 * support).sum(-1)
+        return Fixed(none, none.detach().sum(-1), 0)
 
     def iteration(x: Tensor, a: Tensor, shares: Tensor, y: Tensor) -> _Iteration:
         return _Iteration(measures.of(x, a, shares), y, debias=debias, backend=options.backend)
 
     inputs = (*measures.tensors, support)
-    if not support.shape[:-2].numel():
-        # No problems, and so no iteration.
-        none = (0 * support).sum(-1)
-        return Fixed(none, none.detach().sum(-1), 0)
     with torch.no_grad():
         solver = iteration(*(t.detach() for t in inputs))
         if solver.between.unresolved(options.tol):
             finer = fixed_weights(measures.double(), support.double(), debias=debias, options=options)
             return Fixed(finer.weights.to(support.dtype), finer.error.to(support.dtype), finer.n_iter)
-        try:
-            found = iterate(solver, solver.start().flat, tol=options.tol, max_iter=options.max_iter)
-        except NotFinite as error:
-            got, remedy = "an iteration that is not finite", "Look for NaN or infinity in `clouds` and `support`."
-            raise argument_error("clouds", "give finite costs over `eps`", got, remedy) from error
+        found = _solved(solver, options)
+    final = iteration(*inputs)
+    state = _differentiable(found.g, iteration, inputs, _scaling(solver, found.g, options.tol), options.tol)
+    return Fixed(final.log_weights(final.state(state)).exp(), found.error, found.n_iter)
 
-    with torch.no_grad():
-        size, moving = _metric(solver, found.g, options.tol)
+
+def _solved(solver: _Iteration, options: SolverOptions) -> Potentials:
+    try:
+        return iterate(solver, solver.start().flat, tol=options.tol, max_iter=options.max_iter)
+    except NotFinite as error:
+        got, remedy = "an iteration that is not finite", "Look for NaN or infinity in `clouds` and `support`."
+        raise argument_error("clouds", "give finite costs over `eps`", got, remedy) from error
+
+
+def _differentiable(
+    g: Tensor, iteration: Callable[..., _Iteration], inputs: Sequence[Tensor], scaling: "_Scaling", tol: float
+) -> Tensor:
+    """The fixed point ``g`` as a function of what the iteration is made of."""
+    size, moving = scaling.size, scaling.moving
 
     def potentials(scaled: Tensor) -> Tensor:
-        return torch.where(moving, scaled / size, found.g)
+        return torch.where(moving, scaled / size, g)
 
     def residual(scaled: Tensor, *tensors: Tensor) -> Tensor:
         update, s = iteration(*tensors), potentials(scaled)
         return torch.where(moving, size * (update.next(update.state(s))[0].flat - s), 0.0)
 
-    s = potentials(implicit(size * found.g, residual, *inputs, tol=options.tol))
-    final = iteration(*inputs)
-    return Fixed(final.log_weights(final.state(s)).exp(), found.error, found.n_iter)
+    return potentials(implicit(size * g, residual, *inputs, tol=tol))
 
 
-def _metric(update: _Iteration, s: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """The unit of each potential in which the iteration is nearly symmetric, and which of them have a fixed point.
+@dataclass(frozen=True)
+class _Scaling:
+    """Units of the potentials, for the linear system of their derivatives.
 
-    Points that are to have no weight have none: the logarithm of theirs falls for ever.
+    Attributes:
+        size: The unit of each potential, in which the iteration is nearly symmetric.
+        moving: Which of them have a fixed point.
+    """
+
+    size: Tensor
+    moving: Tensor
+
+
+@torch.no_grad()
+def _scaling(update: _Iteration, s: Tensor, tol: float) -> _Scaling:
+    """The scaling at the fixed point ``s``.
+
+    The logarithm of the weight of a point that is to have none has no fixed point.
     """
     state = update.state(s)
     size = update.log_weights(state).exp().sqrt().clamp(min=torch.finfo(s.dtype).eps)
@@ -273,5 +296,5 @@ def _metric(update: _Iteration, s: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     moving = torch.ones_like(s, dtype=torch.bool)
     if state.d is not None:
         drift = (update.next(state)[0].flat - s)[..., -size.shape[-1] :].abs()
-        moving[..., -size.shape[-1] :] = drift <= max(LEAST_DRIFT, STILL * tol)
-    return size.repeat(*(1,) * (size.ndim - 1), count), moving
+        moving[..., -size.shape[-1] :] = drift <= max(LEAST_DRIFT, DRIFT_TOLERANCES * tol)
+    return _Scaling(size.repeat(*(1,) * (size.ndim - 1), count), moving)
