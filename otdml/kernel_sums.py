@@ -15,6 +15,7 @@ from otdml._checks import check_choice
 from otdml._derivatives import needs_derivative
 from otdml._fused.sums import check_fusible, fused_sums
 from otdml._precision import full_arithmetic, full_precision
+from otdml._transforms import batch_first
 from otdml.kernels import Kernel, RadialKernel
 from otdml.measures import expand
 
@@ -228,7 +229,7 @@ class _KernelSum(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], form: _Form, wanted: Any, *tensors: Tensor | None) -> Any:
-        return _KernelSum.apply(form, wanted, *_batch_first(info, dims[2:], tensors)), (0,) * 5
+        return _KernelSum.apply(form, wanted, *batch_first(info, dims[2:], tensors)), (0,) * 5
 
 
 class _Slopes(torch.autograd.Function):
@@ -260,7 +261,7 @@ class _Slopes(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], form: _Form, *tensors: Tensor | None) -> Any:
-        return _Slopes.apply(form, *_batch_first(info, dims[1:], tensors)), (0,) * 4
+        return _Slopes.apply(form, *batch_first(info, dims[1:], tensors)), (0,) * 4
 
 
 def _gradient(form: _Form, shift: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
@@ -272,14 +273,6 @@ def _gradient(form: _Form, shift: Tensor | None) -> Callable[..., tuple[Tensor, 
 
 def _to_rows(scale: Tensor, like: Tensor) -> Tensor:
     return scale[(...,) + (None,) * (like.ndim - scale.ndim)]
-
-
-def _batch_first(info: Any, dims: tuple[Any, ...], tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """The tensors with the dimension that ``vmap`` runs over as their first."""
-    return [
-        t if t is None else t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-        for t, dim in zip(tensors, dims, strict=True)
-    ]
 
 
 Sums = tuple[Tensor, Tensor, Tensor | None, Tensor | None]

@@ -15,6 +15,7 @@ from otdml._checks import (
     has_values,
 )
 from otdml._precision import full_precision
+from otdml._transforms import batch_first
 from otdml.measures import broadcast_measures, weights
 
 __all__ = ["check_exponent", "check_projections", "directions", "sliced", "wasserstein_1d"]
@@ -119,11 +120,7 @@ class _Places(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *given: Tensor) -> tuple[Tensor, int]:
-        moved = (
-            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip(given, dims, strict=True)
-        )
-        return _Places.apply(*moved), 0
+        return _Places.apply(*batch_first(info, dims, given)), 0
 
 
 @full_precision
