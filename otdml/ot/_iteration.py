@@ -71,6 +71,7 @@ def iterate(
     max_iter: int = 2000,
     prepared: bool = False,
     together: int | None = None,
+    first: Step | None = None,
 ) -> Potentials:
     """Iterations from ``g`` until the marginal error is within ``tol``.
 
@@ -82,6 +83,7 @@ def iterate(
         prepared: Whether the engine was prepared near ``g`` already.
         together: Most iterations that are made before they are judged and extrapolated; as many as are quick to make
             at once if None. Where ``max_iter`` is small for the problem an extrapolation is due after few.
+        first: Iterations from ``g`` that have been made already.
 
     Raises:
         NotFinite: If NaN or infinity comes up.
@@ -95,18 +97,25 @@ def iterate(
                 queue = _device_loop.Stream()
                 return _device_loop.solve(update, g, tol=tol, max_iter=max_iter, progress=progress, queue=queue)
         many, most = (min(times, together or times) for times in at_once(update.softmin.shape.numel()))
-        return _iterate(update, g, tol, max_iter, progress, (many, most))
+        return _iterate(update, g, first, tol, max_iter, progress, (many, most))
 
 
 def _iterate(
-    update: Update, g: Tensor, tol: float, max_iter: int, progress: Progress, together: tuple[int, int]
+    update: Update,
+    g: Tensor,
+    first: Step | None,
+    tol: float,
+    max_iter: int,
+    progress: Progress,
+    together: tuple[int, int],
 ) -> Potentials:
     accelerated, softmin = Anderson(), update.softmin
     best, spent, last = math.inf, 0, max_iter
     # Fewer where the kernel was made anew just now, and one where it had to be given up.
     many, most = together
     while True:
-        step = update.step(g, max(1, min(many if softmin.has_kernel else 1, last - spent)), tol)
+        step = first or update.step(g, max(1, min(many if softmin.has_kernel else 1, last - spent)), tol)
+        first = None
         spent += step.new.shape[0]
         if step.settled and not accelerated.extrapolated:
             return _reached(step, tol, spent, max_iter)

@@ -15,6 +15,7 @@ from otdml.ot._annealing import Init, Solved, resolution, solve
 from otdml.ot._partial import Mass, check_mass, extended, extended_options, restricted
 from otdml.ot._problem import Posed, Problem, Rho, SolverOptions, given_temperature
 from otdml.ot._result import OTResult
+from otdml.ot._small import small_sinkhorn
 from otdml.ot._solution import EntropicSolution
 from otdml.ot._transformed import transformable_result
 
@@ -92,8 +93,11 @@ def sinkhorn(
         tensor(25.)
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
-    options = SolverOptions(tol, max_iter, backend)
-    problem = Problem.between(x, y, a, b, cost=cost, eps=given_temperature(eps), rho=rho, partial=mass is not None)
+    options, eps = SolverOptions(tol, max_iter, backend), given_temperature(eps)
+    ordinary = cost == "sqeuclidean" and rho is None and mass is None and init is None
+    if ordinary and a is None and b is None and (found := small_sinkhorn(x, y, eps, options)) is not None:
+        return found
+    problem = Problem.between(x, y, a, b, cost=cost, eps=eps, rho=rho, partial=mass is not None)
     if mass is not None:
         return _partial(problem, mass, options, init=init, points=y)
     return entropic(problem, options, init=init, points=y)

@@ -1,9 +1,7 @@
 """Soft minima and plan products on a kernel matrix that is kept."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,28 +9,13 @@ from torch import Tensor
 
 from otdml._cost_forms import Mask
 from otdml.costs import Ground
-from otdml.ot.engines.base import Engine, Iterations, ScalingRule, exponential
+from otdml.ot.engines.base import DRIFT, NEGLIGIBLE, Engine, Iterations, ScalingRule, exponential
+from otdml.ot.engines.small import FIRST, SMALL, Array, Scaling, scaled, small_iterations
 
 __all__ = ["Dense"]
 
-Array = TypeVar("Array", Tensor, "np.ndarray[Any, Any]")
-Scaling = tuple[Array, Array | float | None]
-
-# Smaller kernel entries are set to zero: products with denormal numbers are ten times slower. Raised to this instead,
-# they would link points that have nothing to do with each other, and lead the acceleration astray.
-NEGLIGIBLE = 1e-25
-# Potentials may leave the kernel's centre by this much before what was set to zero could matter: the entry of
-# the plan is then less than 1e-25 exp(2 DRIFT) = 2e-8 of the independent coupling's. Likewise, a column whose largest
-# entry is smaller than the exponential of minus this gets a centre of its own.
-DRIFT = 20.0
-# The same for a kernel of which nothing was set to zero, where it is single precision that ends.
+# As DRIFT, for a kernel of which nothing was set to zero, where it is single precision that ends.
 SAFE = 60.0
-# Entries of a kernel up to which NumPy, whose calls take a third of torch's, is quicker on a CPU.
-SMALL = 2**16
-# Iterations of a small problem between two looks at the error; and those that are made anyway, as derivatives gain by
-# more of them than the marginals need. More are made where they will do and each look finds half of the error of the
-# last: where it falls slowly, what is within the tolerance may be far from the solution if it is not extrapolated.
-LOOK, FIRST = 4, 12
 # After so many centres that did not hold, or so many one after the other, there is none that does, as in unbalanced
 # problems at low temperatures, whose potentials are far from a hard minimum: no kernel is kept then.
 MOST_CENTRES, IN_A_ROW = 10, 3
@@ -55,6 +38,13 @@ class Dense(Engine):
         # kernel that stays as it is that their scalings, which are not shifted, would overflow.
         self.shifts = self.far = False
         self.centres, self.in_a_row = 1, 0
+
+    @classmethod
+    def centred(cls, cost: Ground, kernel: Tensor, f: Tensor, g: Tensor) -> "Dense":
+        """An engine whose kernel has been made already, centred at (f, g)."""
+        engine = cls(cost)
+        engine.kernel, engine.f, engine.g = kernel, f, g
+        return engine
 
     @property
     def mT(self) -> "Dense":
@@ -201,43 +191,18 @@ def _shifted(h: Tensor) -> tuple[Tensor, Tensor]:
     return h.sub_(top), top
 
 
-def _scaled(
-    kernel: Array, transposed: Array, rows: Scaling[Array], columns: Scaling[Array], v: Array
-) -> Iterator[tuple[Array, Array, Array]]:
-    """For each iteration the column scalings, and the kernel's products with these and with the row scalings."""
-    (a, power), (b, other_power) = rows, columns
-    while True:
-        by_row = v @ transposed
-        sums = (a / by_row if power is None else a * by_row**-power) @ kernel
-        yield v, by_row, sums
-        v = b / sums if other_power is None else b * sums**-other_power
-
-
 def _by_numpy(
     engine: Dense, g: Tensor, b: Tensor, rows: Scaling[Tensor], columns: Scaling[Tensor], times: int, tol: float
 ) -> Iterations:
     assert engine.kernel is not None
     left, right = _each(rows, Tensor.numpy), _each(columns, Tensor.numpy)
-    kernel, centre, weights, exact = engine.kernel.numpy(), engine.g.numpy(), b.numpy(), right[1] is None
-    mass, before, after, errors, settled, error = weights.sum(), [], [], None, False, math.inf
+    weights, centre = b.numpy(), engine.g.numpy()
     with np.errstate(all="ignore"):
         start = np.exp(g.numpy() - centre) * weights
-        made = itertools.islice(_scaled(kernel, kernel.T, left, right, start), times if exact else min(times, FIRST))
-        for v, by_row, sums in made:  # noqa: B007
-            before.append(v)
-            after.append(sums)
-            if exact and len(after) % LOOK == 0 and len(after) >= FIRST - LOOK:
-                last, error = error, np.abs(v * sums - weights).sum() / mass
-                rate, looks = error / last, (times - len(after)) // LOOK
-                if len(after) >= FIRST and (error <= tol or not (rate <= 0.5 and error * rate**looks <= tol)):
-                    break
-        over_f, over_g = np.log(by_row), np.log(after)
-        if exact:
-            found = np.abs(np.array(before) * after - weights).sum(-1) / mass
-            settled = bool(found[-1] <= tol and max(np.abs(over_f).max(), np.abs(over_g[-1]).max()) <= DRIFT)
-            errors = torch.from_numpy(found)
-    f, new = torch.from_numpy(engine.f.numpy() - over_f), torch.from_numpy(centre - over_g)
-    return Iterations(f, new, errors, settled)
+        found = small_iterations(engine.kernel.numpy(), left, right, weights, start, times=times, tol=tol)
+        f, new = engine.f.numpy() - np.log(found.by_row), centre - np.log(found.by_column)
+    errors = None if found.errors is None else torch.from_numpy(found.errors)
+    return Iterations(torch.from_numpy(f), torch.from_numpy(new), errors, found.settled)
 
 
 def _by_torch(
@@ -245,7 +210,7 @@ def _by_torch(
 ) -> tuple[Tensor, Tensor]:
     if kernel.ndim > 2:
         rows, columns, v = _each(rows, _as_rows), _each(columns, _as_rows), _as_rows(v)
-    made = list(itertools.islice(_scaled(kernel, kernel.mT, rows, columns, v), times))
+    made = list(itertools.islice(scaled(kernel, kernel.mT, rows, columns, v), times))
     by_row, sums = made[-1][1], torch.stack([sums for _, _, sums in made])
     return (by_row, sums) if kernel.ndim == 2 else (by_row[..., 0, :], sums[..., 0, :])
 

@@ -5,7 +5,7 @@ import torch
 
 from otdml.costs import Bilinear
 from otdml.ot._marginal import Marginal
-from otdml.ot.engines import Dense, dense
+from otdml.ot.engines import Dense, dense, small
 
 
 def problem(batch=(), n=7, m=9, seed=0):
@@ -133,7 +133,7 @@ def test_small_problems_stop_at_a_look_within_the_tolerance():
     _, columns, start, found = settled(1e-6)
     assert found.settled
     assert len(found.by_column) < 100
-    assert len(found.by_column) % dense.LOOK == 0
+    assert len(found.by_column) % small.LOOK == 0
     # Their errors are those of the potentials that they started from.
     old = torch.cat((start[None], found.by_column[:-1]))
     torch.testing.assert_close(found.errors, columns.error(old, found.by_column))
