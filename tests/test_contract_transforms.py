@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from draws import drawn, seeded
 from torch import Tensor
 from torch.autograd import forward_ad
 from transforms import REFUSED, TRANSFORMS
@@ -58,14 +59,6 @@ from otdml.sphere import angle, distinct_directions, length, unit
 pytestmark = TRANSFORMS
 
 TIGHT = {"eps": 1.0, "tol": 1e-9, "max_iter": 5000}
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 X, Y, Z = drawn(5, 3), drawn(4, 3, seed=1), drawn(5, 3, seed=2)

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from draws import seeded
 
 from otdml.dml import ClassBalancedBatchSampler, ProxyAnchor, ProxyNCA, SoftTriple, retrieval_metrics
 from otdml.kmeans import kmeans
@@ -38,11 +39,6 @@ from otdml.losses import (
 from otdml.losses.dispersion import spherical_code
 from otdml.neighbors import nearest_neighbors
 from otdml.ot import gromov, semidiscrete, sinkhorn, sinkhorn_matrix, sliced, wasserstein_1d
-
-
-def seeded():
-    return torch.Generator().manual_seed(0)
-
 
 X, Y, Z = (torch.randn(6, 3, generator=torch.Generator().manual_seed(i)) for i in range(3))
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])

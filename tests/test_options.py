@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin
 import numpy as np
 import pytest
 import torch
+from draws import drawn, seeded
 from signatures import parameters
 from torch import Tensor, nn
 
@@ -22,16 +23,11 @@ from otdml.language import TiedLanguageModel, Training
 from otdml.losses import SinkhornDivergence
 from otdml.neighbors import Gallery
 
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-X, Y, Z = drawn(6, 3), drawn(6, 3, seed=1), drawn(6, 3, seed=2)
+X, Y, Z = (
+    drawn(6, 3, dtype=torch.float32),
+    drawn(6, 3, seed=1, dtype=torch.float32),
+    drawn(6, 3, seed=2, dtype=torch.float32),
+)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 NAMES = [f"{group}/{name}" for group in "abc" for name in "xyz"]
 IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -54,7 +50,13 @@ NOT_OPTIONS = {
 # What a call needs besides the option, by the parameter's name or by both names.
 GIVEN: dict[str, Any] = {
     **{"x": X, "y": Y, "z": Z, "x0": X, "x1": Y, "z1": X, "z2": Y, "C": X @ Y.T, "C_x": X @ X.T, "C_y": Y @ Y.T},
-    **{"labels": LABELS, "proxies": drawn(3, 3), "clouds": torch.stack([X, Y]), "domains": LABELS, "like": X},
+    **{
+        "labels": LABELS,
+        "proxies": drawn(3, 3, dtype=torch.float32),
+        "clouds": torch.stack([X, Y]),
+        "domains": LABELS,
+        "like": X,
+    },
     **{"images": IMAGES, "views": IMAGES, "path": "nowhere.npz", "folder": "nowhere", "file": "nowhere"},
     **{"classes": NAMES, "split": "train", "train": NAMES, "test": ["u", "v"], "parts": {"head": nn.Linear(2, 2)}},
     **{"encoder": nn.Linear(3, 3), "loss": TripletMargin(), "plan": torch.ones(6, 6), "codes": Z, "kernel": gaussian()},
@@ -88,7 +90,7 @@ GIVEN: dict[str, Any] = {
     "Gallery.search self": lambda: Gallery(Z),
     "Autoencoder.forward self": Autoencoder,
     "ImageFolder root": "nowhere",
-    **{f"{name} proxies": drawn(3, 1, 3) for name in ("soft_triple", "potential_field")},
+    **{f"{name} proxies": drawn(3, 1, 3, dtype=torch.float32) for name in ("soft_triple", "potential_field")},
     "flow_nll proxies": Z,
 }
 # An admissible value where the default is None, or cannot be told from others, by the parameter's name or both names.

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from draws import drawn
 
 from otdml.losses import contrastive_alignment, gromov_monge_gap, kernel_dispersion, mmd, sinkhorn_divergence
 from otdml.ot import (
@@ -16,12 +17,7 @@ from otdml.ot import (
     soft_topk,
 )
 
-
-def drawn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-X, Y = drawn(6, 2), drawn(5, 2, seed=1)
+X, Y = drawn(6, 2, dtype=torch.float32), drawn(5, 2, seed=1, dtype=torch.float32)
 BOTH = torch.stack([X, X + 1])
 
 OPTIONS = {

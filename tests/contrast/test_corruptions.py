@@ -2,13 +2,10 @@
 
 import pytest
 import torch
+from draws import seeded
 
 from otdml.contrast import corrupted
 from otdml.contrast.corruptions import CORRUPTIONS
-
-
-def seeded():
-    return torch.Generator().manual_seed(0)
 
 
 def test_noise_has_its_size_and_its_generator():

@@ -2,13 +2,9 @@
 
 import pytest
 import torch
+from draws import seeded
 
 from otdml.contrast import Pairs, Views, spoiled
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
 
 STILL = {"crop": (1.0, 1.0), "ratio": 1.0, "colour": 0.0, "grey": 0.0}
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 zuko = pytest.importorskip("zuko")
 
-from flows import random_flow, seeded  # noqa: E402
+from draws import seeded  # noqa: E402
+from flows import random_flow  # noqa: E402
 
 from otdml.dml import reference_flow  # noqa: E402
 from otdml.dml.glow import GlowCouplings  # noqa: E402

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from draws import seeded
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from transforms import REFUSED, TRANSFORMS
@@ -110,10 +111,6 @@ class OfOwnFeatures(nn.Module):
 
     def extra_repr(self) -> str:
         return self.loss.extra_repr()
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 LOSSES = [

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from draws import seeded
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -73,10 +74,6 @@ class Solver:
                 return self.function(*given, **own, **self.options | changes)
 
         return self.read(solve, *tensors)
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def tilted(values: Tensor) -> Tensor:

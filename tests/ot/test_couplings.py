@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import seeded
 from scipy.optimize import linear_sum_assignment
 
 from otdml.costs import cost_matrix
@@ -11,10 +12,6 @@ from otdml.ot import couple, exact, sinkhorn
 def clouds(n=9, m=9, d=2, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     return (torch.randn(k, d, generator=generator, dtype=torch.float64).to(dtype) for k in (n, m))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

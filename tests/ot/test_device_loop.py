@@ -6,6 +6,7 @@ from collections import deque
 
 import pytest
 import torch
+from problems import alternating
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from otdml.costs import ground
@@ -31,10 +32,6 @@ def posed(backend="streamed", n=17, m=13, eps=0.3, rho=(None, None), batch=(), s
     a, b = (torch.rand(*batch, z.shape[-2], generator=generator, dtype=torch.float64) + 0.1 for z in (x, y))
     a, b = (w / w.sum(-1, keepdim=True) for w in ((a, a) if same else (a, b)))
     return Posed.of(Problem(ground(x, y), a, b, eps, rho), backend)
-
-
-def alternating(p):
-    return Alternating(p.engine, p.problem.rows, p.problem.columns)
 
 
 def start(p):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from problems import alternating
 
 from otdml.costs import Matrix
 from otdml.ot._anderson import Anderson
@@ -14,10 +15,6 @@ def posed(n=5, m=4, eps=0.3, backend="streamed"):
     generator = torch.Generator().manual_seed(0)
     C, a, b = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((n, m), n, m))
     return Posed.of(Problem(Matrix(C), a / a.sum(), b / b.sum(), eps), backend)
-
-
-def alternating(p):
-    return Alternating(p.engine, p.problem.rows, p.problem.columns)
 
 
 @pytest.mark.parametrize("backend", ["dense", "streamed"])

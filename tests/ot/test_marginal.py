@@ -1,15 +1,9 @@
 import pytest
 import torch
+from problems import offset_problem
 
-from otdml.costs import Matrix
 from otdml.ot._marginal import Marginal
-from otdml.ot._problem import Posed, Problem
-
-
-def problem(rho=(None, None), eps=0.5):
-    generator = torch.Generator().manual_seed(0)
-    C, a, b, u, v = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), 4, 3, 4, 3))
-    return Problem(Matrix(C, u, v), a / a.sum(), b / b.sum(), eps, rho)
+from otdml.ot._problem import Posed
 
 
 def plan(p, f, g):
@@ -18,7 +12,7 @@ def plan(p, f, g):
 
 @pytest.mark.parametrize("rho", [(None, None), (2.0, 0.3)])
 def test_the_error_is_the_distance_of_the_plan_s_marginal_to_its_target(rho):
-    p = problem(rho)
+    p = offset_problem(rho)
     f, g = torch.tensor([0.3, -0.2, 0.1, 0.5]).double(), torch.tensor([0.2, 0.9, -0.4]).double()
     softmin = Posed.of(p, "streamed").engine.row_softmin(g + p.columns.log)
     target = p.rows.target(f)
@@ -28,7 +22,7 @@ def test_the_error_is_the_distance_of_the_plan_s_marginal_to_its_target(rho):
 
 def test_the_target_of_a_penalised_marginal_is_that_of_its_optimality_condition():
     # The penalty rho KL(p | a) has the derivative rho log(p / a), and its optimum lies at minus the full potential.
-    p = problem((2.0, None))
+    p = offset_problem((2.0, None))
     f = torch.tensor([0.3, -0.2, 0.1, 0.5]).double()
     full = p.eps * f + p.cost.u
     torch.testing.assert_close(-2.0 * (p.rows.target(f) / p.a).log(), full)

@@ -3,19 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from problems import offset_problem
 
-from otdml.costs import Matrix
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 
 
-def problem(rho=(None, None), eps=0.5):
-    generator = torch.Generator().manual_seed(0)
-    C, a, b, u, v = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), 4, 3, 4, 3))
-    return Problem(Matrix(C, u, v), a / a.sum(), b / b.sum(), eps, rho)
-
-
 def test_a_transposed_problem_has_the_transposed_costs_marginals_and_mask():
-    p = problem((2.0, 0.3))
+    p = offset_problem((2.0, 0.3))
     forbidden = torch.zeros(4, 3, dtype=torch.bool)
     forbidden[1, 2] = True
     turned = Problem(p.cost, p.a, p.b, p.eps, p.rho, lambda rows, columns: forbidden[rows, columns]).mT
@@ -27,7 +21,7 @@ def test_a_transposed_problem_has_the_transposed_costs_marginals_and_mask():
 
 
 def test_a_problem_at_another_temperature_has_its_penalties_in_units_of_it():
-    p = problem((2.0, None), eps=torch.tensor(0.5).double())
+    p = offset_problem((2.0, None), eps=torch.tensor(0.5).double())
     assert float(p.rows.rho) == 4.0
     assert float(p.at(4.0).rows.rho) == 1.0
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import drawn
 from transforms import TRANSFORMS
 
 from otdml.ot import sinkhorn, soft_rank, soft_topk
@@ -9,10 +10,6 @@ from otdml.ot._ranks import _sorted_potential, topk_logits
 
 DOUBLE = torch.float64
 pytestmark = TRANSFORMS
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
 def ranks_of(x: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,11 @@
 import pytest
 import torch
+from problems import alternating
 
 from otdml.costs import Matrix
 from otdml.ot._iteration import iterate
 from otdml.ot._problem import Posed, Problem
-from otdml.ot._updates import Alternating, Symmetric
+from otdml.ot._updates import Symmetric
 
 
 def posed(n=5, m=4, eps=0.3, backend="streamed", symmetric=False):
@@ -13,10 +14,6 @@ def posed(n=5, m=4, eps=0.3, backend="streamed", symmetric=False):
     if symmetric:
         C, b = C + C.T, a
     return Posed.of(Problem(Matrix(C), a / a.sum(), b / b.sum(), eps), backend)
-
-
-def alternating(p):
-    return Alternating(p.engine, p.problem.rows, p.problem.columns)
 
 
 def by_hand(p, g, times):

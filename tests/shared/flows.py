@@ -1,14 +1,11 @@
 """Flows for tests, far from the identity."""
 
 import torch
+from draws import seeded
 
 from otdml.dml import reference_flow
 
-__all__ = ["random_flow", "seeded"]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+__all__ = ["random_flow"]
 
 
 def random_flow(dim, seed=0, gain=1.5):

@@ -5,16 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import drawn, seeded
 from scipy import integrate, stats
 
 from otdml.losses import MMDToGaussian, SIGReg, mmd, mmd_to_gaussian, sigreg
 from otdml.ot._sliced import directions
 
 DOUBLE = torch.float64
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 2.5])
@@ -76,10 +73,6 @@ def test_descent_leads_to_a_gaussian():
 
 
 # ---- on random lines
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def test_is_the_integral_of_characteristic_functions():

@@ -3,6 +3,7 @@
 import ot as pot
 import pytest
 import torch
+from draws import drawn
 
 from otdml.losses import sinkhorn_divergence
 from otdml.ot import pad_clouds, sinkhorn_barycenter
@@ -11,10 +12,6 @@ DOUBLE = torch.float64
 SIGMA, MEANS = torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE), torch.tensor([0.0, 1.0, 5.0], dtype=DOUBLE)
 SHARES = torch.tensor([0.2, 0.5, 0.3], dtype=DOUBLE)
 GRID = torch.linspace(-14, 18, 321, dtype=DOUBLE)[:, None]
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
 @pytest.mark.parametrize("eps", [0.05, 1.0, 20.0])
