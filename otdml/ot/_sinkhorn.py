@@ -1,6 +1,5 @@
 """Entropic optimal transport between point clouds, or for a cost matrix."""
 
-import dataclasses
 import math
 
 import torch
@@ -204,47 +203,14 @@ def solution(
     linked = problem.linked
     differentiable = torch.is_grad_enabled() and (linked or problem.cost.depends_on_parameters)
     if linked and not differentiable:
-        # Else what is read later, in another mode, would have a part of its derivative.
+        # Otherwise what is read later, in another mode, would have a part of its derivative.
         problem = problem.detach()
     posed = Posed.of(problem.double() if problem.loses_penalties else problem, options.backend)
     solved = solve(posed, options, init, symmetric=symmetric)
-    if not problem.balanced:
-        solved = _representable(solved, dtype)
-    if not quiet and not solved.done:
-        _warn(solved, options)
-    solved = _readable(solved)
-    versions = solved.posed.problem.cost.versions
-    return EntropicSolution(solved, differentiable, dtype, versions)
-
-
-@torch.no_grad()
-def _representable(solved: Solved, dtype: torch.dtype) -> Solved:
-    """The solution, unconverged where the dtype in which it is read does not hold the mass of its plan."""
-    problem, found = solved.posed.problem, solved.potentials
-    if dtype == found.g.dtype:
-        return solved
-    held = problem.mass_at(found.g) <= torch.finfo(dtype).max
-    error = found.error.where(held, torch.inf)
-    return dataclasses.replace(
-        solved, potentials=dataclasses.replace(found, error=error, converged=found.converged & held)
-    )
-
-
-def _readable(solved: Solved) -> Solved:
-    """The solution with its cost in a form that potentials and plans can be read, and differentiated, from."""
-    posed = solved.posed
-    cost = posed.problem.cost
-    if posed.engine.keeps_matrix:
-        # Evaluated once more, with its graph, which reaches what the function depends on.
-        cost = cost.evaluated()
-    elif cost.depends_on_parameters:
-        remedy = "Pass backend='dense', which has them, or detach the parameters."
-        must = "depend on nothing but the points on this backend"
-        raise argument_error("cost", must, "parameters with gradients", remedy)
-    if cost is posed.problem.cost:
-        return solved
-    problem = dataclasses.replace(posed.problem, cost=cost)
-    return dataclasses.replace(solved, posed=dataclasses.replace(posed, problem=problem))
+    found = EntropicSolution.of(solved, dtype, differentiable=differentiable)
+    if not quiet and not found.solved.done:
+        _warn(found.solved, options)
+    return found
 
 
 def _warn(solved: Solved, options: SolverOptions) -> None:

@@ -6,6 +6,7 @@ implicit function theorem (:mod:`otdml.ot._implicit`).
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._cost_forms import Gradients
+from otdml._checks import argument_error
+from otdml._cost_forms import Gradients, Ground
 from otdml._precision import full_arithmetic
 from otdml.ot._annealing import Solved
 from otdml.ot._high_temperature import Excess
@@ -59,6 +61,27 @@ class EntropicSolution(Coupling):
     differentiable: bool
     dtype: torch.dtype
     versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, solved: Solved, dtype: torch.dtype, *, differentiable: bool) -> "EntropicSolution":
+        """The solution of a solved problem, with its cost in a form that plans can be read and differentiated from.
+
+        Args:
+            solved: The problem and its potentials.
+            dtype: The dtype in which what is read comes back.
+            differentiable: Whether derivatives may be asked for.
+
+        Raises:
+            ValueError: If the cost depends on parameters that the engine does not reach.
+        """
+        if not solved.posed.problem.balanced:
+            solved = _representable(solved, dtype)
+        posed, problem = solved.posed, solved.posed.problem
+        cost = _differentiable_cost(posed)
+        if cost is not problem.cost:
+            posed = dataclasses.replace(posed, problem=dataclasses.replace(problem, cost=cost))
+            solved = dataclasses.replace(solved, posed=posed)
+        return cls(solved, differentiable, dtype, cost.versions)
 
     @property
     def posed(self) -> Posed:
@@ -219,6 +242,31 @@ class EntropicSolution(Coupling):
     def _terms(self, f: Tensor, g: Tensor) -> list[_DualTerm]:
         pairs = zip((self.problem.a, self.problem.b), (f, g), self.problem.rho, strict=True)
         return [_dual(weights, potential, rho) for weights, potential, rho in pairs]
+
+
+@torch.no_grad()
+def _representable(solved: Solved, dtype: torch.dtype) -> Solved:
+    """The solution, unconverged where the dtype in which it is read does not hold the mass of its plan."""
+    problem, found = solved.posed.problem, solved.potentials
+    if dtype == found.g.dtype:
+        return solved
+    held = problem.mass_at(found.g) <= torch.finfo(dtype).max
+    error = found.error.where(held, torch.inf)
+    potentials = dataclasses.replace(found, error=error, converged=found.converged & held)
+    return dataclasses.replace(solved, potentials=potentials)
+
+
+def _differentiable_cost(posed: Posed) -> Ground:
+    """The cost, with a graph that reaches everything it depends on."""
+    cost = posed.problem.cost
+    if posed.engine.keeps_matrix:
+        # The engine has evaluated a function without its graph.
+        return cost.evaluated()
+    if cost.depends_on_parameters:
+        remedy = "Pass backend='dense', which has them, or detach the parameters."
+        must = "depend on nothing but the points on this backend"
+        raise argument_error("cost", must, "parameters with gradients", remedy)
+    return cost
 
 
 class _Envelope(torch.autograd.Function):
