@@ -1,17 +1,28 @@
-r"""The temperature of a problem for which none is given: a share of the spread of its costs."""
+r"""The temperature of a problem: the given one, or a share of the spread of its costs."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, has_values, numbers, vanishing_costs
+from otdml._checks import argument_error, check_positive, has_values, numbers, vanishing_costs
 from otdml._cost_forms.base import Ground, Mask
 
-__all__ = ["check_spread", "default_temperature", "spread", "temperature_of_spread"]
+__all__ = ["check_spread", "default_temperature", "spread", "temperature_of", "temperature_of_spread"]
 
 # Share of the spread of the costs that is the temperature where none is given.
 _SHARE = 0.05
+
+
+def temperature_of(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor) -> Tensor | float:
+    """The temperature of a problem: ``eps``, a positive number or shape (...), or the default one if it is None."""
+    if eps is None:
+        return default_temperature(cost, a, b)
+    if isinstance(eps, Tensor):
+        return eps.detach()
+    if (eps := check_positive("eps", eps)) > torch.finfo(cost.dtype).max:
+        raise argument_error("eps", f"be a number of {cost.dtype}", eps)
+    return eps
 
 
 def default_temperature(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_fields, check_integer, check_positive
 from otdml._cost_forms import Mask
-from otdml.costs import Cost, Ground, Matrix, default_temperature, ground
+from otdml._cost_forms.temperature import temperature_of
+from otdml.costs import Cost, Ground, Matrix, ground
 from otdml.measures import weights
 from otdml.ot._idle import Idle, without_idle
 from otdml.ot._marginal import Marginal
@@ -89,7 +90,7 @@ class Problem:
         between = ground(y, x, cost).mT if columns_only else ground(x, y, cost)
         if callable(cost) and not (uniform and penalties == HARD and not partial):
             return cls._without_idle(between, a, b, penalties, eps, partial=partial)
-        return cls(between, a, b, _temperature(eps, between, a, b), penalties)
+        return cls(between, a, b, temperature_of(eps, between, a, b), penalties)
 
     @classmethod
     def with_itself(cls, x: Tensor, a: Tensor, *, cost: Cost, eps: Tensor | float, rho: Rho = None) -> "Problem":
@@ -118,7 +119,7 @@ class Problem:
         rows, columns = (p is not None for p in penalties)
         cost, a, b, idle = without_idle(cost, a, b, free=(rows, columns))
         a, b = _with_masses(a, b, penalties, partial=partial)
-        temperature = _temperature(eps, cost, a, b)
+        temperature = temperature_of(eps, cost, a, b)
         idle = idle and idle.priced(a, b, temperature, penalties)
         return cls(cost.near_zero(temperature), a, b, temperature, penalties, idle=idle)
 
@@ -285,17 +286,6 @@ def _where(bad: Tensor) -> str:
     indices = [tuple(index) if len(index) > 1 else index[0] for index in bad.nonzero().tolist()]
     shown = ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
     return f" in batch element{'s' if len(indices) > 1 else ''} {shown}"
-
-
-def _temperature(eps: Tensor | float | None, cost: Ground, a: Tensor, b: Tensor) -> Tensor | float:
-    """The temperature, a positive number or one per batch element; that of the costs' spread if None."""
-    if eps is None:
-        return default_temperature(cost, a, b)
-    if isinstance(eps, Tensor):
-        return eps.detach()
-    if (eps := check_positive("eps", eps)) > torch.finfo(cost.dtype).max:
-        raise argument_error("eps", f"be a number of {cost.dtype}", eps)
-    return eps
 
 
 def given_temperature(eps: float | None) -> float | None:
