@@ -85,13 +85,7 @@ def couple(
     """
     refuse_transforms("couple", x0, x1)
     check_choice("method", method, METHODS)
-    for name, x in (("x0", x0), ("x1", x1)):
-        if check_points(name, x).ndim != 2:
-            raise argument_error(name, "have shape (n, d)", tuple(x.shape), "Couple one batch at a time.")
-    if x1.shape[1] != x0.shape[1]:
-        raise argument_error("x1", f"have the features of `x0`, {x0.shape[1]}", x1.shape[1])
-    if x1.device != x0.device:
-        raise argument_error("x1", f"be on the device of `x0`, {x0.device}", x1.device)
+    _check_batches(x0, x1)
     if (rho is None) == (method == "unbalanced"):
         raise argument_error("rho", "be given with method='unbalanced' and with no other", rho)
     n_pairs = n_pairs if n_pairs is None else check_integer("n_pairs", n_pairs)
@@ -106,9 +100,20 @@ def couple(
     plan = uniform_plan(x0, x1, cost) if method == "exact" else exact(x0, x1, cost=cost, mass=mass).plan
     i = _rows(plan.sum(1), n_pairs, generator, all_rows=method == "exact")
     if method == "exact" and len(x0) == len(x1):
-        # A vertex of the polytope of plans, which is a permutation: nothing to draw.
+        # A vertex of the polytope of plans is a permutation, so nothing is drawn.
         return i, plan.argmax(1)[i]
     return i, torch.multinomial(plan[i], 1, generator=generator)[:, 0]
+
+
+def _check_batches(x0: Tensor, x1: Tensor) -> None:
+    """Raise unless these are two clouds of one space on one device, without batch dimensions."""
+    for name, x in (("x0", x0), ("x1", x1)):
+        if check_points(name, x).ndim != 2:
+            raise argument_error(name, "have shape (n, d)", tuple(x.shape), "Couple one batch at a time.")
+    if x1.shape[1] != x0.shape[1]:
+        raise argument_error("x1", f"have the features of `x0`, {x0.shape[1]}", x1.shape[1])
+    if x1.device != x0.device:
+        raise argument_error("x1", f"be on the device of `x0`, {x0.device}", x1.device)
 
 
 def _rows(mass: Tensor, n_pairs: int | None, generator: torch.Generator | None, *, all_rows: bool) -> Tensor:
@@ -116,7 +121,7 @@ def _rows(mass: Tensor, n_pairs: int | None, generator: torch.Generator | None, 
     if n_pairs is None and all_rows:
         return torch.arange(len(mass), device=mass.device)
     if n_pairs is None:
-        # Those of a partial plan that move at least half of their mass.
+        # Of a partial plan, the rows that move at least half of their mass.
         return (mass > 0.5 / len(mass)).nonzero()[:, 0]
     return torch.multinomial(mass, n_pairs, replacement=True, generator=generator)
 
@@ -124,7 +129,7 @@ def _rows(mass: Tensor, n_pairs: int | None, generator: torch.Generator | None, 
 def _from_potentials(
     problem: Problem, options: SolverOptions, n_pairs: int | None, generator: torch.Generator | None
 ) -> Pairs:
-    """Pairs of an entropic plan: rows by their mass, and in each a column by the Gumbel-max trick, block by block."""
+    """Pairs of an entropic plan: rows by their mass, and for each a column by the Gumbel-max trick, block by block."""
     result = entropic(problem, options)
     assert isinstance(result._coupling, EntropicSolution)
     solution = result._coupling

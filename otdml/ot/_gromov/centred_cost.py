@@ -20,7 +20,16 @@ from otdml._checks import argument_error, check_choice
 from otdml.costs import COSTS, cost_matrix
 from otdml.sphere import length
 
-__all__ = ["CentredCost", "ScaledCostLike", "WithinCost", "centred", "centred_matrix", "check_symmetric", "cost_block"]
+__all__ = [
+    "CentredCost",
+    "ScaledCostLike",
+    "WithinCost",
+    "centred",
+    "centred_matrix",
+    "check_symmetric",
+    "cost_block",
+    "scale_and_cost",
+]
 
 
 @runtime_checkable
@@ -33,7 +42,8 @@ class ScaledCostLike(Protocol):
     def scale(self) -> Tensor: ...
 
 
-WithinCost = str | ScaledCostLike | Callable[[Tensor, Tensor], Tensor]
+Function = Callable[[Tensor, Tensor], Tensor]
+WithinCost = str | ScaledCostLike | Function
 
 
 @dataclass(frozen=True)
@@ -108,14 +118,19 @@ def centred(name: str, x: Tensor, a: Tensor, cost: WithinCost) -> CentredCost:
         a: Weights, shape (..., n).
         cost: The cost.
     """
-    scale = a.new_ones(())
-    if not isinstance(cost, str) and isinstance(cost, ScaledCostLike):
-        scale, cost = cost.scale.to(a), check_choice(name, cost.cost, COSTS)
+    scale, cost = scale_and_cost(cost, a)
     total = a.sum(-1, keepdim=True)
     if isinstance(cost, str) and COSTS[check_choice(name, cost, COSTS)].products is not None:
         form = _from_features if x.shape[-2] > x.shape[-1] else _from_products
         return form(x.to(a.dtype), a / total, cost, scale)
     return centred_matrix(scale * cost_block(name, x, x, cost, a.dtype), a)
+
+
+def scale_and_cost(cost: WithinCost, like: Tensor) -> tuple[Tensor, str | Function]:
+    """The scale of a cost, in the dtype of ``like``, and the cost without it."""
+    if not isinstance(cost, str) and isinstance(cost, ScaledCostLike):
+        return cost.scale.to(like), cost.cost
+    return like.new_ones(()), cost
 
 
 def centred_matrix(matrix: Tensor, a: Tensor) -> CentredCost:

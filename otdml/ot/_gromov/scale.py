@@ -14,7 +14,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml.costs import COSTS
-from otdml.ot._gromov.centred_cost import CentredCost, ScaledCostLike, WithinCost
+from otdml.ot._gromov.centred_cost import CentredCost, WithinCost, scale_and_cost
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._problem import SINGLE_ONLY
 
@@ -88,7 +88,7 @@ def vanishing_squares(name: str, dtype: torch.dtype) -> Exception:
 @torch.no_grad()
 def size_within(x: Tensor, cost: WithinCost, centred: CentredCost) -> Tensor:
     """The logarithm, base two, of the size of the costs within a cloud, in a dtype that holds it, shape (...)."""
-    scale, name = (cost.scale.to(x), cost.cost) if isinstance(cost, ScaledCostLike) else (x.new_ones(()), cost)
+    scale, name = scale_and_cost(cost, x)
     if not isinstance(name, str) or COSTS[name].products is None or COSTS[name].unit:
         K = centred.sigma.abs().amax((-2, -1)) if centred.matrix is None else centred.matrix.abs().amax((-2, -1))
         return torch.stack([centred.mean.abs(), centred.alpha.abs().amax(-1), K.expand_as(centred.mean)]).amax(0).log2()

@@ -81,13 +81,8 @@ def low_rank_sinkhorn(
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
     refuse_transforms("low_rank_sinkhorn", x, y, a, b)
-    if not isinstance(check_cost(cost), str) or COSTS[str(cost)].products is None:
-        got = cost if isinstance(cost, str) else "a function"
-        must = "be 'sqeuclidean', 'cosine' or 'inner', which have factors"
-        raise argument_error("cost", must, got, "Take `sinkhorn` for other costs.")
-    most = min(x.shape[-2], y.shape[-2])
-    if (rank := check_integer("rank", rank)) > most:
-        raise argument_error("rank", f"be at most the number of points of each cloud, {most}", rank)
+    _check_factors(cost)
+    rank = _check_rank(rank, min(x.shape[-2], y.shape[-2]))
     tol, max_iter = check_positive("tol", tol), check_integer("max_iter", max_iter)
     problem = LowRankProblem.between(x, y, a, b, cost, None if eps is None else check_positive("eps", eps))
     found, n_iter = descend(start(*problem.clouds, rank, problem.temperature), tol=tol, max_iter=max_iter)
@@ -109,3 +104,18 @@ def low_rank_sinkhorn(
         divergence=problem.mass.detach() * found.divergence.to(plan.a),
         error=found.error.to(plan.a),
     )
+
+
+def _check_factors(cost: Cost) -> None:
+    """Raise unless the cost is a scalar product of factors, up to terms of one point."""
+    if not isinstance(check_cost(cost), str) or COSTS[str(cost)].products is None:
+        got = cost if isinstance(cost, str) else "a function"
+        must = "be 'sqeuclidean', 'cosine' or 'inner', which have factors"
+        raise argument_error("cost", must, got, "Take `sinkhorn` for other costs.")
+
+
+def _check_rank(rank: int, most: int) -> int:
+    """The rank, if both clouds have as many points."""
+    if (rank := check_integer("rank", rank)) > most:
+        raise argument_error("rank", f"be at most the number of points of each cloud, {most}", rank)
+    return rank
