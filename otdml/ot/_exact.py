@@ -18,7 +18,8 @@ from otdml._precision import full_arithmetic, full_precision
 from otdml._transforms import batch_first
 from otdml.costs import Cost, cost_matrix, ground
 from otdml.measures import broadcast_matrix, broadcast_measures, weights
-from otdml.ot._partial import Mass, check_mass, extended_weights
+from otdml.ot._partial import Mass, check_mass
+from otdml.ot._problem import extended_weights
 from otdml.ot._result import Coupling, OTResult
 
 __all__ = ["exact", "exact_matrix"]

@@ -16,12 +16,12 @@ from otdml._checks import argument_error, check_batches, check_positive, has_val
 from otdml._cost_forms import with_zero_row
 from otdml._fused.barred import Barred
 from otdml.ot._implicit import conditional_product
-from otdml.ot._problem import Posed, Problem, SolverOptions
+from otdml.ot._problem import Posed, Problem, SolverOptions, extended_weights
 from otdml.ot._result import Coupling, OTResult
 from otdml.ot._solution import EntropicSolution
 from otdml.ot.engines import Streamed
 
-__all__ = ["Mass", "RestrictedPlan", "check_mass", "extended", "extended_options", "extended_weights", "restricted"]
+__all__ = ["Mass", "RestrictedPlan", "check_mass", "extended", "extended_options", "restricted"]
 
 Mass = float | Tensor
 
@@ -50,19 +50,13 @@ def _shown(t: Tensor) -> str:
     return f"{float(t.detach().amin()):g}" if t.numel() else "none"
 
 
-def extended_weights(a: Tensor, b: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights with those of the added points, shapes (..., n + 1) and (..., m + 1)."""
-    added = [(w.sum(-1, keepdim=True) - mass[..., None]).clamp(min=0) for w in (b, a)]
-    return torch.cat([a, added[0]], -1), torch.cat([b, added[1]], -1)
-
-
 def extended(problem: Problem, mass: Tensor) -> Problem:
     """The balanced problem with a point more on each side."""
     a, b = extended_weights(problem.a, problem.b, mass)
     below = [torch.arange(1 - w.shape[-1], 1, device=w.device) for w in (a, b)]
     # Numbers below zero on one side and above on the other, so that only the two added points share one.
     barred = Barred(own=(below[0], -below[1]))
-    return dataclasses.replace(problem, cost=problem.cost.extended(), a=a, b=b, mask=barred, extended=True)
+    return dataclasses.replace(problem, cost=problem.cost.extended(), a=a, b=b, mask=barred, moved=mass)
 
 
 def extended_options(options: SolverOptions, problem: Problem, mass: Tensor) -> SolverOptions:

@@ -26,6 +26,7 @@ __all__ = [
     "Rho",
     "SolverOptions",
     "check_rho",
+    "extended_weights",
     "given_rho",
     "given_temperature",
     "with_mass",
@@ -52,7 +53,8 @@ class Problem:
         rho: Penalties of the two marginals; None for a hard constraint.
         mask: Forbidden pairs, or None.
         idle: Points without admissible partner that have been taken out, or None.
-        extended: Whether the last row and the last column are the added points of a partial problem.
+        moved: Mass that moves in a partial problem, whose last row and last column are the added points, shape (...);
+            None of others.
     """
 
     cost: Ground
@@ -62,7 +64,7 @@ class Problem:
     rho: Penalties = HARD
     mask: Mask | None = None
     idle: Idle | None = None
-    extended: bool = False
+    moved: Tensor | None = None
 
     @classmethod
     def between(
@@ -136,6 +138,11 @@ class Problem:
         return self.rho == HARD
 
     @property
+    def extended(self) -> bool:
+        """Whether the last row and the last column are the added points of a partial problem."""
+        return self.moved is not None
+
+    @property
     def linked(self) -> bool:
         """Whether some input of the problem has a gradient."""
         return any(t.requires_grad for t in (self.a, self.b, *self.cost.leaves))
@@ -185,11 +192,18 @@ class Problem:
     def double(self) -> "Problem":
         """The problem in double precision, its cost computed anew from the points."""
         eps = self.eps.double() if isinstance(self.eps, Tensor) else self.eps
-        return dataclasses.replace(self, cost=self.cost.double(), a=_doubled(self.a), b=_doubled(self.b), eps=eps)
+        if self.moved is None:
+            return dataclasses.replace(self, cost=self.cost.double(), a=_doubled(self.a), b=_doubled(self.b), eps=eps)
+        # What stays behind was rounded, perhaps by more than what moves.
+        moved = self.moved.double()
+        a, b = extended_weights(self.a[..., :-1].double(), self.b[..., :-1].double(), moved)
+        a, b = (torch.where(rounded == 0, 0.0, w) for rounded, w in ((self.a, a), (self.b, b)))
+        return dataclasses.replace(self, cost=self.cost.double(), a=a, b=b, eps=eps, moved=moved)
 
     def detach(self) -> "Problem":
         """The problem without gradients."""
-        return dataclasses.replace(self, cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach())
+        moved = None if self.moved is None else self.moved.detach()
+        return dataclasses.replace(self, cost=self.cost.detach(), a=self.a.detach(), b=self.b.detach(), moved=moved)
 
     def mass_at(self, g: Tensor) -> Tensor:
         """The mass of the plan at a column potential that is optimal given the row potential, shape (...)."""
@@ -238,6 +252,12 @@ def check_rho(rho: Rho, name: str = "rho") -> Penalties:
         for value in pair
     )
     return first, second
+
+
+def extended_weights(a: Tensor, b: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of a partial problem with those of the added points, shapes (..., n + 1) and (..., m + 1)."""
+    added = [(w.sum(-1, keepdim=True) - mass[..., None]).clamp(min=0) for w in (b, a)]
+    return torch.cat([a, added[0]], -1), torch.cat([b, added[1]], -1)
 
 
 def _doubled(w: Tensor) -> Tensor:
