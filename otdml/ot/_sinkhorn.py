@@ -214,17 +214,19 @@ def solution(
 
 
 def _warn(solved: Solved, options: SolverOptions) -> None:
-    found = solved.potentials
-    rounding, dtype = float(resolution(solved.posed, found).max()), found.g.dtype
+    found, problem = solved.potentials, solved.posed.problem
+    # Of a partial plan errors are relative to the mass that moves.
+    mass = torch.ones(()) if problem.moved is None else problem.moved.detach() / problem.rows.mass
+    error, rounding = (float((t / mass).max()) for t in (found.error, resolution(solved.posed, found)))
+    tol, dtype = options.tol / float(mass.min()), found.g.dtype
     stopped, remedy = f"at `max_iter`={options.max_iter}", "Raise `max_iter` or `eps`, or accept a larger `tol`."
-    if rounding > options.tol / 2:
+    if rounding > tol / 2:
         other = "" if dtype == torch.float64 else ", or pass float64"
         stopped = f"where {dtype} resolves {rounding:.1g} at this temperature,"
-        problem = solved.posed.problem
         steepness = torch.finfo(dtype).eps * torch.as_tensor(problem.rows.steepness + problem.columns.steepness)
         raised = "`rho`" if float(steepness.max()) > rounding / 2 else "`eps`"
+        raised = raised if problem.moved is None else "`mass` or `eps`"
         remedy = f"Raise {raised}, or accept a larger `tol`{other}."
-    if math.isinf(float(found.error.max())):
+    if math.isinf(error):
         stopped, remedy = "at a plan of a mass beyond all numbers,", "Raise `eps` or `rho`, or pass float64."
-    error = f"a marginal error of {float(found.error.max()):.2g} > `tol`={options.tol:g}"
-    warn_caller(f"Sinkhorn stopped {stopped} with {error}. {remedy}")
+    warn_caller(f"Sinkhorn stopped {stopped} with a marginal error of {error:.2g} > `tol`={tol:g}. {remedy}")

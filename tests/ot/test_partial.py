@@ -196,3 +196,36 @@ def test_errors_name_the_argument():
         sinkhorn(x, y, a, b)
     C = cost_matrix(x, y)
     torch.testing.assert_close(exact_matrix(C, a, b, mass=0.5).plan, exact(x, y, a, b, mass=0.5).plan)
+
+
+@pytest.mark.parametrize("share", [1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("form", ["points", "matrix", "batch"])
+def test_a_small_share_in_single_precision_is_that_of_double(form, share):
+    """What stays behind is rounded by more than what moves, so it must follow from what moves."""
+    x, y, a, b = problem(dtype=torch.float32)
+    if form == "batch":
+        x, y, a, b = torch.stack([x, 1.5 * x]), torch.stack([y, y]), torch.stack([a, a]), torch.stack([b, b])
+    mass = torch.tensor([share, 0.3] if form == "batch" else share, dtype=torch.float64)
+
+    def solved(dtype):
+        points = [t.to(dtype).requires_grad_() for t in (x, y, a, b, mass)]
+        first, second, *weights = points[:4]
+        if form == "matrix":
+            result = sinkhorn_matrix(cost_matrix(first, second), *weights, eps=0.05, mass=points[4])
+        else:
+            result = sinkhorn(*points[:4], eps=0.05, mass=points[4])
+        assert result.converged.all()
+        value = result.value[0] if form == "batch" else result.value
+        # Those of the weights are potentials of double precision up to a constant, read in single precision.
+        return [result.plan.detach(), value.detach(), *torch.autograd.grad(value, points)]
+
+    for single, double in zip(solved(torch.float32), solved(torch.float64), strict=True):
+        assert single.dtype == torch.float32
+        assert (single - double).abs().sum() <= 1e-3 * double.abs().sum()
+
+
+def test_a_small_share_that_double_precision_does_not_resolve_says_what_helps():
+    x, y, a, b = problem()
+    with pytest.warns(RuntimeWarning, match=r"float64 resolves .* > `tol`=0\.001\. Raise `mass` or `eps`, or accept"):
+        result = sinkhorn(x, y, a, b, eps=1e-3, mass=1e-11)
+    assert not result.converged
