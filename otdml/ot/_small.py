@@ -36,6 +36,9 @@ __all__ = ["small_sinkhorn"]
 # Iterations of a problem that is solved here, the number after which others are approached from higher temperatures.
 MOST = 96
 
+# Multiples of the tolerance within which derivatives gain nothing that is seen by more iterations.
+ENOUGH = 1e-2
+
 _CHANGED = "The points were changed in place after they had been transported, so there are no derivatives any more."
 
 Pair = tuple[Tensor, Tensor]
@@ -59,12 +62,13 @@ def small_sinkhorn(x: Tensor, y: Tensor, eps: float | None, options: SolverOptio
     if found is None:
         return None
     f, g = _in_cost(cost, found)
-    value = _tensor(f.mean() + g.mean())
+    number = f.mean() + g.mean()
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
         coupling = _SmallCoupling(x, y, (x._version, y._version), cost, found, None)
-        value = _Value.apply(coupling, value, x, y)
+        value = _Value.apply(coupling, number, x, y)
     else:
         coupling = _SmallCoupling(x, y, (0, 0), cost, found, _halved(f, g))
+        value = _tensor(number)
     return OTResult(value, _true(), found.n_iter, _tensor(found.error), coupling, y, value)
 
 
@@ -154,6 +158,12 @@ class _Centred(NamedTuple):
         return Dense.centred(cost.detach().scaled(1 / eps), entries, f, g)
 
 
+def _product(a: NumPyArray, b: NumPyArray) -> NumPyArray:
+    """The product of two matrices, by torch: the threads of NumPy would wait for those of torch, and these for them."""
+    found: NumPyArray = torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return found
+
+
 class _Found(NamedTuple):
     """What NumPy has found.
 
@@ -182,7 +192,7 @@ class _Found(NamedTuple):
 
 def _solved(cost: _Factors, eps: float | None, options: SolverOptions) -> _Found | None:
     """The solution, or None where it takes higher temperatures on the way, or another form."""
-    products = cost.x @ cost.y.T
+    products = _product(cost.x, cost.y.T)
     if eps is None:
         eps = float(temperature_of_spread(torch.tensor(cost.spread(products), dtype=torch.float64)))
     # Where no cost of a row exceeds the temperature there may be a form with more digits; NaN belongs there as well.
@@ -199,7 +209,7 @@ def _iterated(cost: _Factors, eps: float, kernel: _Centred, tol: float) -> _Foun
     """The solution by a few iterations with the kernel, or by more of them in the loop that other problems take."""
     times, _ = at_once(kernel.entries.size)
     a, b = kernel.weights
-    made = small_iterations(kernel.entries, (a, None), (b, None), b, b, times=times, tol=tol)
+    made = small_iterations(kernel.entries, (a, None), (b, None), b, b, times=times, tol=tol, enough=ENOUGH * tol)
     assert made.errors is not None
     f, states = kernel.f - np.log(made.by_row), kernel.g - np.log(made.by_column)
     if made.settled:
@@ -319,24 +329,20 @@ class _SmallCoupling(Coupling):
     def slopes(self, grad: float, needs: Sequence[bool]) -> list[Tensor | None]:
         r"""The gradients in the points, :math:`2 \sum_j P_{ij} (x_i - y_j)` and its counterpart, times ``grad``."""
         cost, kernel, (left, right) = self.cost, self.found.kernel.entries, self.found.scalings
-        sides = (
-            (kernel, cost.x + cost.shift, cost.y, left, right),
-            (kernel.T, cost.y - cost.shift, cost.x, right, left),
-        )
-        return [_slope(grad, *side) if needed else None for side, needed in zip(sides, needs, strict=True)]
+        plan = kernel * right
+        plan *= left[:, None]
+        dx = _slope(grad, plan, left * (kernel @ right), cost.x + cost.shift, cost.y) if needs[0] else None
+        return [dx, _slope(grad, plan.T, right * (left @ kernel), cost.y - cost.shift, cost.x) if needs[1] else None]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _as_it_is, (self.solution,)
 
 
-def _slope(
-    grad: float, kernel: NumPyArray, points: NumPyArray, others: NumPyArray, left: NumPyArray, right: NumPyArray
-) -> Tensor:
-    left = 2 * grad * left
-    slope = kernel @ (others * right[:, None])
-    slope *= -left[:, None]
-    slope += points * (left * (kernel @ right))[:, None]
-    return torch.from_numpy(slope)
+def _slope(grad: float, plan: NumPyArray, mass: NumPyArray, points: NumPyArray, others: NumPyArray) -> Tensor:
+    # One call for the difference of the two sums.
+    points *= mass[:, None]
+    sums, entries, factors = map(torch.from_numpy, (points, plan, others))
+    return torch.addmm(sums, entries, factors, beta=2 * grad, alpha=-2 * grad)
 
 
 def _as_it_is(solution: EntropicSolution) -> EntropicSolution:
@@ -347,17 +353,18 @@ class _Value(torch.autograd.Function):
     """The value; its gradient in the points is that with the plan held fixed."""
 
     @staticmethod
-    def forward(ctx: Any, coupling: _SmallCoupling, value: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, coupling: _SmallCoupling, value: Any, x: Tensor, y: Tensor) -> Tensor:
         ctx.coupling = coupling
         ctx.save_for_backward(x, y)
-        return value.clone()
+        return _tensor(value)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Read in any case, for this is when torch looks whether they have been changed.
         points, coupling, needs = ctx.saved_tensors, ctx.coupling, ctx.needs_input_grad[2:]
         if not torch.is_grad_enabled():
-            return None, None, *coupling.slopes(float(grad), needs)
+            with full_arithmetic("cpu"):
+                return None, None, *coupling.slopes(float(grad), needs)
         # As two tensors where both are one, whose gradient would be counted twice.
         x, y = (t.view_as(t) for t in points)
         value = coupling.solution_at(x, y).value()

@@ -66,6 +66,7 @@ def small_iterations(
     *,
     times: int,
     tol: float,
+    enough: float = 0.0,
 ) -> ArrayIterations:
     """At most ``times`` iterations, and fewer where the error is within ``tol`` or will not be.
 
@@ -77,15 +78,18 @@ def small_iterations(
         start: Column scalings to start from, shape (m,).
         times: Most iterations.
         tol: Relative L1 error of the column marginal.
+        enough: One within which fewer than the first iterations will do.
     """
     mass, before, after, error, exact = weights.sum(), [], [], math.inf, columns[1] is None
     made = itertools.islice(scaled(kernel, kernel.T, rows, columns, start), times if exact else min(times, FIRST))
     for v, by_row, sums in made:  # noqa: B007
         before.append(v)
         after.append(sums)
-        if exact and len(after) % LOOK == 0 and len(after) >= FIRST - LOOK:
+        if exact and len(after) % LOOK == 0:
             last, error = error, np.abs(v * sums - weights).sum() / mass
             rate, looks = error / last, (times - len(after)) // LOOK
+            if error <= enough:
+                break
             if len(after) >= FIRST and (error <= tol or not (rate <= 0.5 and error * rate**looks <= tol)):
                 break
     by_column = np.array(after)
