@@ -116,8 +116,7 @@ class _Factors(NamedTuple):
     @classmethod
     def of(cls, x: NumPyArray, y: NumPyArray) -> "_Factors":
         p, q = (np.add.reduce(points, 0) / len(points) for points in (x, y))
-        x, z, y = x - p, y - p, y - q
-        shift = p - q
+        x, z, y, shift = x - p, y - p, y - q, p - q
         u, v = np.einsum("ij,ij->i", x, x + 2 * shift), np.einsum("ij,ij->i", z, z)
         return cls(x, y, shift, u, v)
 
@@ -342,7 +341,7 @@ def _slope(grad: float, plan: NumPyArray, mass: NumPyArray, points: NumPyArray, 
     # One call for the difference of the two sums.
     points *= mass[:, None]
     sums, entries, factors = map(torch.from_numpy, (points, plan, others))
-    return torch.addmm(sums, entries, factors, beta=2 * grad, alpha=-2 * grad)
+    return sums.addmm_(entries, factors, beta=2 * grad, alpha=-2 * grad)
 
 
 def _as_it_is(solution: EntropicSolution) -> EntropicSolution:
