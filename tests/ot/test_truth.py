@@ -20,7 +20,7 @@ TOL = 1e-3
 
 @dataclass(frozen=True)
 class Problem:
-    """Two weighted clouds, their costs in float64, and the arguments of the solver."""
+    """Two weighted clouds, their costs in float64, and the arguments of the solver; weights that are equal are None."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -28,6 +28,11 @@ class Problem:
     b: torch.Tensor
     C: torch.Tensor
     options: dict[str, Any]
+    equal: bool = False
+
+    @property
+    def measures(self):
+        return (self.x, self.y, None, None) if self.equal else (self.x, self.y, self.a, self.b)
 
     @property
     def penalties(self):
@@ -63,6 +68,16 @@ def drawn(seed, engines=("dense", "streamed", "auto"), features=6):
     rho = one(None, None, None, penalties[0], (penalties[0], None), (None, penalties[1]), tuple(penalties))
     options = {"cost": cost, "eps": mean * 10 ** uniform(-9, 3), "rho": rho, "backend": one(*engines)}
     return Problem(x, y, a, b, C, options)
+
+
+def drawn_equal(seed):
+    """The clouds and the temperature of a draw, of squared distances between points of equal weights."""
+    problem = drawn(seed)
+    a, b = (torch.full_like(w, 1 / len(w)) for w in (problem.a, problem.b))
+    C = cost_matrix(problem.x.double(), problem.y.double(), "sqeuclidean")
+    share = problem.options["eps"] / (float(problem.C.abs().mean()) or 1.0)
+    options = {"eps": share * (float(C.mean()) or 1.0)}
+    return Problem(problem.x, problem.y, a, b, C, {**options, "rho": None}, equal=True)
 
 
 def kl(p, q):
@@ -144,7 +159,7 @@ def verdict(problem):
     """What is false of what the solver reports, or "true", or why it is unconverged."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        result = sinkhorn(problem.x, problem.y, problem.a, problem.b, tol=TOL, **problem.options)
+        result = sinkhorn(*problem.measures, tol=TOL, **problem.options)
     if not bool(result.converged):
         return reason(problem, result, str(caught[-1].message) if caught else "")
     errors = relative_errors(problem, result)
@@ -166,10 +181,10 @@ def verdict(problem):
     return "true"
 
 
-def verdicts(seeds, **kinds):
+def verdicts(seeds, draw=drawn, **kinds):
     found = collections.Counter()
     for seed in seeds:
-        said = verdict(drawn(seed, **kinds))
+        said = verdict(draw(seed, **kinds))
         assert said in ("true", *EXPLAINED), f"seed {seed}: {said}"
         found[said] += 1
     return found
@@ -178,6 +193,10 @@ def verdicts(seeds, **kinds):
 def test_what_is_reported_is_true():
     found = verdicts(range(150))
     assert found["true"] > 130
+
+
+def test_what_is_reported_is_true_between_points_of_equal_weights():
+    assert verdicts(range(150), drawn_equal)["true"] > 130
 
 
 @pytest.mark.slow
@@ -227,8 +246,8 @@ def gradient_error(problem):
     """How far the gradient in the points is from that of the finely solved problem in float64, relative to it."""
     found = []
     for dtype, tol in ((problem.x.dtype, 1e-4), (torch.float64, 1e-9)):
-        x, y, a, b = (t.to(dtype) for t in (problem.x, problem.y, problem.a, problem.b))
-        a, b = a / a.sum(), b / b.sum()
+        x, y, a, b = (t if t is None else t.to(dtype) for t in problem.measures)
+        a, b = (w if w is None else w / w.sum() for w in (a, b))
         result = sinkhorn(x.requires_grad_(), y, a, b, tol=tol, max_iter=20000, **problem.options)
         (gradient,) = torch.autograd.grad(result.value, x)
         found.append((gradient.double(), bool(result.converged)))
@@ -237,8 +256,9 @@ def gradient_error(problem):
 
 
 @pytest.mark.filterwarnings("ignore:Sinkhorn stopped")
-def test_gradients_are_those_of_the_optimum():
-    problems = [p for p in map(drawn, range(150)) if p.options["eps"] > 1e-4 * float(p.C.abs().mean())]
+@pytest.mark.parametrize("draw", [drawn, drawn_equal])
+def test_gradients_are_those_of_the_optimum(draw):
+    problems = [p for p in map(draw, range(150)) if p.options["eps"] > 1e-4 * float(p.C.abs().mean())]
     errors = [error for error in map(gradient_error, problems) if error is not None]
     assert len(errors) > 70
     assert sorted(errors)[len(errors) // 2] < 1e-4
