@@ -125,7 +125,8 @@ class _Factors(NamedTuple):
         C = (self.u - self.u.mean())[:, None] + (self.v - self.v.mean()) - 2 * products
         least, mean = C.min(), C.mean()
         noise = 64 * np.finfo(C.dtype).eps * max(abs(mean), abs(least))
-        return float(mean - least) if mean - least > noise else math.nan
+        # Costs that are equal, or vanish, are for the ordinary way to judge.
+        return float(mean - least) if mean - least > max(noise, np.finfo(C.dtype).tiny) else math.nan
 
     def bilinear(self) -> Bilinear:
         """The cost as solvers know it."""

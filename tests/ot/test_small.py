@@ -194,3 +194,9 @@ def test_temperatures_at_the_ends_of_all_numbers(eps):
     fast, slow = (sinkhorn(x, y, eps=eps, tol=0.5, backend=backend) for backend in ("auto", "dense"))
     assert fast.converged == slow.converged
     torch.testing.assert_close(fast.value, slow.value)
+
+
+def test_costs_that_vanish_are_refused_as_elsewhere():
+    x, y = (t.detach() * 3e-21 for t in clouds(dtype=torch.float32))
+    with pytest.raises(ValueError, match="Rescale them"):
+        sinkhorn(x, y)
