@@ -304,11 +304,24 @@ class _SmallCoupling(Coupling):
             return self._between(ground(x, y))
 
     def _between(self, cost: Ground) -> EntropicSolution:
-        found = self.found
+        found = self.found._replace(**self._reduced(cost))
         f, g, a, b = map(torch.from_numpy, (found.f, found.g, *found.kernel.weights))
         posed = Posed(Problem(cost, a, b, found.eps), found.kernel.engine(cost, found.eps))
         potentials = Potentials(f, g, _tensor(found.error), found.n_iter, _true())
         return EntropicSolution(Solved(posed, potentials), self.constants is None, f.dtype, cost.versions)
+
+    def _reduced(self, cost: Ground) -> dict[str, Any]:
+        """The potentials without what this cost has in common, and the kernel at such ones.
+
+        Centres of clouds far from the origin are rounded, in torch to others than here.
+        """
+        found, own = self.found, (self.cost.u, self.cost.v)
+        assert cost.u is not None
+        assert cost.v is not None
+        changes = [(u - v.detach().numpy()) / found.eps for u, v in zip(own, (cost.u, cost.v), strict=True)]
+        centre = found.kernel.f + changes[0], found.kernel.g + changes[1]
+        kernel = _Centred(found.kernel.entries, *centre)
+        return {"kernel": kernel, "f": found.f + changes[0], "g": found.g + changes[1]}
 
     @property
     def potentials(self) -> Pair:

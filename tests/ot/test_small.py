@@ -200,3 +200,18 @@ def test_costs_that_vanish_are_refused_as_elsewhere():
     x, y = (t.detach() * 3e-21 for t in clouds(dtype=torch.float32))
     with pytest.raises(ValueError, match="Rescale them"):
         sinkhorn(x, y)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_far_from_the_origin_the_plan_that_has_derivatives_is_that_which_was_found(offset):
+    """Centres are rounded there, and differently by every way of summing."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(n, 4, generator=generator) + offset for n in (26, 32))
+    result = sinkhorn(x.requires_grad_(), y, eps=1.5)
+    assert is_small(result)
+    plan = result.plan.detach().double()
+    error = (plan.sum(1) - 1 / 26).abs().sum() + (plan.sum(0) - 1 / 32).abs().sum()
+    assert error <= 1.5 * result.marginal_error + 1e-6
+    torch.testing.assert_close(result.f.mean() + result.g.mean(), result.value, rtol=1e-5, atol=1e-5)
+    given = sinkhorn(x, y, torch.full((26,), 1 / 26), torch.full((32,), 1 / 32), eps=1.5)
+    torch.testing.assert_close(result.plan, given.plan, rtol=1e-2, atol=1e-6)
