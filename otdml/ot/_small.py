@@ -115,7 +115,7 @@ class _Factors(NamedTuple):
 
     @classmethod
     def of(cls, x: NumPyArray, y: NumPyArray) -> "_Factors":
-        p, q = (np.add.reduce(points, 0) / len(points) for points in (x, y))
+        p, q = _means(x), _means(y)
         x, z, y, shift = x - p, y - p, y - q, p - q
         u, v = np.einsum("ij,ij->i", x, x + 2 * shift), np.einsum("ij,ij->i", z, z)
         return cls(x, y, shift, u, v)
@@ -132,6 +132,13 @@ class _Factors(NamedTuple):
         """The cost as solvers know it."""
         q, k, u, v = map(torch.from_numpy, (2 * self.x, self.y, self.u, self.v))
         return Bilinear(q, k, u, v)
+
+
+def _means(values: NumPyArray) -> NumPyArray:
+    """The means of columns, by a product with a vector, which takes a third of the time of a sum along them."""
+    n = len(values)
+    found: NumPyArray = np.full(n, 1 / n, values.dtype) @ values
+    return found
 
 
 class _Centred(NamedTuple):
@@ -242,7 +249,7 @@ def _kernel(cost: _Factors, products: NumPyArray, eps: float) -> _Centred:
     The column potential is that of :meth:`~otdml._cost_forms.bilinear.Bilinear.gaussian_potential`.
     """
     squares = cost.y * cost.y
-    s, t = np.einsum("ij,ij->j", cost.x, cost.x) / len(cost.x), np.add.reduce(squares, 0) / len(cost.y)
+    s, t = _means(cost.x * cost.x), _means(squares)
     # Twice, as the square of a number of Python is an error where it overflows.
     s = s * (2 / eps) * (2 / eps)
     g = squares @ (s / (-1 - np.sqrt(1 + 4 * s * t)))
