@@ -37,7 +37,8 @@ class MassKeeping(Alternating):
         shift = torch.where(far, mass.log() - self._log_moved(step.f, new), 0.0)[..., None]
         f = torch.cat((step.f[..., :-1], step.f[..., -1:] - shift), -1)
         new = torch.cat((new[..., :-1] + shift, new[..., -1:]), -1)
-        if not g.is_cuda:
+        # A kernel that had to be given up stays so: made anew and given up again, it would keep a batch where it is.
+        if self.softmin.has_kernel and not g.is_cuda:
             self.softmin.prepare(new)
         return dataclasses.replace(step, f=f, new=torch.cat((step.new[:-1], new[None])))
 
