@@ -56,9 +56,7 @@ class ResNet(nn.Module):
             raise argument_error("depths", f"name one number per width, {len(widths)}", tuple(depths))
         in_channels = check_integer("in_channels", in_channels)
         kernel, stride = (3, 1) if check_boolean("small_images", small_images) else (7, 2)
-        self.conv1 = nn.Conv2d(
-            check_integer("in_channels", in_channels), widths[0], kernel, stride, kernel // 2, bias=False
-        )
+        self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.pool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, 1)
         self.stages = len(widths)
