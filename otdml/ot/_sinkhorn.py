@@ -74,7 +74,9 @@ def sinkhorn(
             at first use, for few features; "multiscale" is "streamed" from potentials of GeomLoss, for balanced
             problems without batch and three features at most; "triton" is for CUDA devices, fused kernels in single
             precision. "auto" is dense where the matrix takes at most 1 GiB, and streamed beyond; on a CUDA device with
-            triton it is "triton" beyond, and from 2,048 points on where these have at most 16 features. On tensor cores
+            triton it is "triton" beyond, and from 2,048 points on where these have at most 16 features. On a CPU it
+            first tries some iterations on NumPy arrays, which are quicker, for squared distances of points of equal
+            weights, up to 2^16 pairs without a batch. On tensor cores
             "triton-tf32x3" multiplies the points of bilinear costs nearly as exactly; with "triton-tf32" an entry of
             the cost is off by up to 2e-3, with "triton-bf16" by up to 8e-3 of the product of two points' lengths, and
             by twice that for "sqeuclidean", whose points are centred before.
