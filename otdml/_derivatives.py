@@ -1,5 +1,6 @@
 """Which derivatives of a tensor may be requested, and functions that raise for those that would be wrong."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from otdml._transforms import transforming
 
-__all__ = ["fixed", "needs_derivative", "once", "refuse_transforms"]
+__all__ = ["fixed", "for_each_value", "needs_derivative", "once", "refuse_several", "refuse_transforms"]
 
 
 def needs_derivative(x: Tensor) -> bool:
@@ -33,6 +34,32 @@ def once(x: Tensor, what: str) -> Tensor:
 def fixed(value: Tensor, what: str, *sources: Tensor) -> Tensor:
     """``value``, whose dependence on ``sources`` is not known; ``what`` is the text of the error for a derivative."""
     return _Fixed.apply(what, value, *sources)
+
+
+def refuse_several(*gradients: Tensor | None) -> None:
+    """Raise if several incoming gradients are given at once, which ``vectorize`` of ``torch.autograd`` asks for."""
+    if any(map(_are_several, gradients)):
+        raise RuntimeError(
+            "What a solver finds, its value apart, has no gradients for several incoming ones at once. Leave out "
+            "`is_grads_batched` or `vectorize`, or take `torch.func.jacrev`."
+        )
+
+
+def for_each_value(grad: Tensor, gradients: Callable[[Tensor], Sequence[Tensor | None]]) -> tuple[Tensor | None, ...]:
+    """The gradients of one value per batch element, on which nothing but its element of the inputs depends.
+
+    Args:
+        grad: The incoming gradient, or several of them at once.
+        gradients: Those for one incoming gradient.
+    """
+    if not _are_several(grad):
+        return tuple(gradients(grad))
+    found = gradients(torch.ones(grad.shape, dtype=grad.dtype, device=grad.device))
+    return tuple(g if g is None else grad[(..., *(None,) * (g.ndim - grad.ndim))] * g for g in found)
+
+
+def _are_several(grad: Tensor | None) -> bool:
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 class _Once(torch.autograd.Function):

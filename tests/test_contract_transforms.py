@@ -312,3 +312,25 @@ def test_semidiscrete_is_refused_in_a_sentence():
             found(lambda transform=transform: transform(value)(Y if transform is not torch.func.vmap else Y[None]))
             is None
         )
+
+
+@every
+def test_several_gradients_at_once(name):
+    function, tensors = entry(name)
+    value = function(*tensors)
+    slopes = torch.autograd.grad(value, tensors, retain_graph=True)
+    factors = torch.tensor([1.0, -2.0], dtype=value.dtype)
+    result = found(lambda: torch.autograd.grad(value, tensors, factors, is_grads_batched=True))
+    same(result, *(torch.stack([g, -2 * g]) for g in slopes))
+
+
+@every
+def test_hessian_by_several_gradients_at_once(name):
+    function, tensors = entry(name)
+    try:
+        expected = torch.autograd.functional.hessian(function, tensors)
+    except (RuntimeError, NotImplementedError) as error:
+        assert re.search(REFUSED, str(error)), error  # noqa: PT017 -- then nothing else is to be asked.
+        return
+    result = found(lambda: sum(torch.autograd.functional.hessian(function, tensors, vectorize=True), ()))
+    same(result, *sum(expected, ()))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from otdml._cost_forms import Gradients
-from otdml._derivatives import fixed
+from otdml._derivatives import fixed, refuse_several
 from otdml._precision import full_arithmetic
 from otdml.ot._linearised import adjoint
 from otdml.ot._problem import Posed
@@ -106,6 +106,7 @@ def _unless(linked: Callable[..., Gradients]) -> Callable[[Callable[..., Gradien
     def decorator(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
         @functools.wraps(backward)
         def wrapper(ctx: Any, *grads: Tensor | None) -> Gradients:
+            refuse_several(*grads)
             with full_arithmetic(ctx.saved_tensors[0].device.type):
                 if torch.is_grad_enabled() and ctx.posed.engine.keeps_matrix:
                     return linked(ctx, *grads)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from otdml._cost_forms import Gradients
-from otdml._derivatives import once
+from otdml._derivatives import once, refuse_several
 from otdml.ot._linearised import adjoint, tangent
 from otdml.ot._problem import Posed, Problem
 
@@ -88,6 +88,7 @@ class _Solution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, dcolumns: Tensor) -> Gradients:
+        refuse_several(drows, dcolumns)
         f, g = ctx.saved_tensors
         with torch.no_grad():
             return None, None, None, *tangent(ctx.posed, f, g, drows, dcolumns)

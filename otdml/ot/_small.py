@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otdml._derivatives import fixed
+from otdml._derivatives import fixed, for_each_value
 from otdml._precision import full_arithmetic
 from otdml.costs import Bilinear, Ground, ground, temperature_of_spread
 from otdml.ot._annealing import Solved
@@ -384,7 +384,7 @@ class _Value(torch.autograd.Function):
         points, coupling, needs = ctx.saved_tensors, ctx.coupling, ctx.needs_input_grad[2:]
         if not torch.is_grad_enabled():
             with full_arithmetic("cpu"):
-                return None, None, *coupling.slopes(float(grad), needs)
+                return None, None, *for_each_value(grad, lambda g: coupling.slopes(float(g), needs))
         # As two tensors where both are one, whose gradient would be counted twice.
         x, y = (t.view_as(t) for t in points)
         value = coupling.solution_at(x, y).value()

@@ -7,9 +7,9 @@ implicit function theorem (:mod:`otdml.ot._implicit`).
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml._cost_forms import Gradients, Ground
+from otdml._derivatives import for_each_value
 from otdml._precision import full_arithmetic
 from otdml.ot._annealing import Solved
 from otdml.ot._high_temperature import Excess
@@ -291,10 +292,14 @@ class _Envelope(torch.autograd.Function):
             if torch.is_grad_enabled() and any(leaves):
                 found = cost.linked_pullback(DifferentiablePlan(solution.posed, *solution.exponents), tensors, grad)
             else:
-                plan = ConstantPlan(solution.posed, *solution.constant_exponents)
-                left = grad[..., None, None].expand(*plan.hf.shape, 1)
-                found = cost.pullback(plan, left, torch.ones_like(plan.hg)[..., None], leaves)
+                found = for_each_value(grad, partial(_constant_pullback, solution, leaves))
             return None, None, *to_weights, *found
+
+
+def _constant_pullback(solution: EntropicSolution, needs: Sequence[bool], grad: Tensor) -> Gradients:
+    plan = ConstantPlan(solution.posed, *solution.constant_exponents)
+    left = grad[..., None, None].expand(*plan.hf.shape, 1)
+    return solution.problem.cost.pullback(plan, left, torch.ones_like(plan.hg)[..., None], needs)
 
 
 def _log(a: Tensor, marginal: Marginal) -> Tensor:

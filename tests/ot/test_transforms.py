@@ -109,3 +109,32 @@ def test_results_tell_convergence():
     converged, error = vmap(solved)(clouds(3))
     assert converged.all()
     assert (error <= TIGHT["tol"]).all()
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "function"])
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("shared", ["nothing", "first", "second"])
+def test_rows_of_a_jacobian_at_once(cost, backend, shared):
+    def value(x, y):
+        return entropic_ot(x, y, cost=c, backend=backend, **TIGHT)
+
+    c = cost if cost != "function" else lambda x, y: (x[..., :, None, :] - y[..., None, :, :]).abs().sum(-1)
+    x, y = clouds(*() if shared == "first" else (3,)), clouds(*() if shared == "second" else (3,), n=4, seed=1)
+    one_by_one = torch.autograd.functional.jacobian(value, (x, y))
+    torch.testing.assert_close(torch.autograd.functional.jacobian(value, (x, y), vectorize=True), one_by_one)
+
+
+def test_rows_of_a_jacobian_at_once_of_small_problems():
+    def values(x):
+        return torch.stack([sinkhorn(x, Y).value, sinkhorn(Y, 2 * x).value])
+
+    rows = torch.autograd.functional.jacobian(values, clouds(), vectorize=True)
+    torch.testing.assert_close(rows, torch.autograd.functional.jacobian(values, clouds()))
+
+
+def test_several_gradients_at_once_of_what_is_read_are_refused_in_a_sentence():
+    x = clouds().requires_grad_()
+    images = sinkhorn(x, Y, **TIGHT).barycentric_map()
+    several = torch.ones(2, *images.shape, dtype=images.dtype)
+    with pytest.raises(RuntimeError, match=r"has no gradients for several incoming ones at once\. Leave"):
+        torch.autograd.grad(images, x, several, is_grads_batched=True)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otdml._derivatives import refuse_several
 from otdml.ot._implicit import first_order
 
 __all__ = ["implicit", "krylov_solution"]
@@ -44,6 +45,7 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_several(grad)
         saved = ctx.saved_tensors
         found = first_order(_pulled_back(ctx, grad.detach(), saved), (grad, *saved))
         return None, None, None, *found

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error
 from otdml._cost_forms import Gradients, Ground
+from otdml._derivatives import refuse_several
 from otdml._precision import full_arithmetic
 from otdml.costs import ground
 from otdml.ot._barycenters.adjoint import implicit
@@ -114,6 +115,7 @@ class _Softmin(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
+        refuse_several(grad)
         f, g, b = ctx.saved_tensors
         with torch.no_grad(), full_arithmetic(grad.device.type):
             db = -ctx.posed.mT.engine.plan_product(g, f, grad[..., None])[..., 0]
