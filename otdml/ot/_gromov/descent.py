@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from otdml.ot._iteration import iterate
 from otdml.ot._marginal import Marginal
 from otdml.ot._updates import Alternating
 from otdml.ot.engines import Engine, engine
+from otdml.ot.engines.small import Array
 
 __all__ = ["DescentState", "descend", "settled"]
 
@@ -31,6 +33,8 @@ COOLING, QUICK_COOLING = 0.8, 0.3
 
 # Scalings per linearisation: while it cools down, at first at the last temperature, and at most.
 COOLING_SWEEPS, SWEEPS, MOST_SWEEPS = 3, 6, 16
+# Those of the best start where NumPy makes them, at next to no cost.
+QUICK_SWEEPS = 40
 # Linearisations per check of convergence, which forces a device synchronisation.
 CHECK = 2
 
@@ -42,13 +46,16 @@ EXTRAPOLATION = 0.5
 # problems are left to the engines, one start after another in the same memory.
 SMALL = 2**20
 
+# Entries of a kernel up to which NumPy scales it in less time than calls into torch take, on a CPU.
+QUICK = 2**14
+
 # Starts are compared where their steps, over the temperature, are below LOOSE, or after that many steps at the last
 # temperature: a start that has not converged by then is seldom the best.
 LOOSE, COMPARE = 1.0, 24
 
 # The best start is followed until its steps, over the temperature, are below CLOSE, or for this share of the steps that
-# are left. Plans that meet their marginals do the rest.
-CLOSE, SHARE = 0.01, 0.5
+# are left. Plans that meet their marginals do the rest, of which little remains below QUICKLY_CLOSE.
+CLOSE, QUICKLY_CLOSE, SHARE = 0.01, 1e-3, 0.5
 
 # Smaller logarithms of a kernel's entries are raised to this, so that a column far from all rows keeps its mass, and no
 # entry is denormal.
@@ -97,7 +104,25 @@ def descend(
     groups = [starts] if small else [[start] for start in starts]
     cooled = [_cooled(problem, group, eps, ratio, max_iter, backend) for group in groups]
     state = _best(cooled[0].each() if small and len(starts) > 1 else cooled)
-    return _followed(problem, state, eps, max(options.tol, CLOSE), int(SHARE * (max_iter - state.n_iter)), backend)
+    quick = _by_numpy(problem.a, problem.a.numel() * problem.b.shape[-1])
+    close, sweeps = (QUICKLY_CLOSE, (QUICK_SWEEPS, QUICK_SWEEPS)) if quick else (CLOSE, (SWEEPS, MOST_SWEEPS))
+    pace = _Pace(max(options.tol, close), int(SHARE * (max_iter - state.n_iter)), sweeps)
+    return _followed(problem, state, eps, pace, backend)
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How starts are followed at one temperature.
+
+    Attributes:
+        tol: The step of a cost, over the temperature, at which they end.
+        most: Most steps.
+        sweeps: Scalings per step, at first and at most.
+    """
+
+    tol: float
+    most: int
+    sweeps: tuple[int, int]
 
 
 def settled(problem: GromovObjective, slope: Tensor, new: Tensor, eps: Tensor, tol: float) -> Tensor:
@@ -125,19 +150,18 @@ def _cooled(
         slope, ratio = torch.where(cooling_on[..., None, None] & ~fixed_cost, step.slope, slope), cooler
         del step
     state = DescentState(slope.new_zeros(slope.shape[:-2]), slope, g, steps)
-    return _followed(problem, state, eps, LOOSE, min(COMPARE, max_iter - steps), backend)
+    pace = _Pace(LOOSE, min(COMPARE, max_iter - steps), (SWEEPS, MOST_SWEEPS))
+    return _followed(problem, state, eps, pace, backend)
 
 
-def _followed(
-    problem: GromovObjective, state: DescentState, eps: Tensor, tol: float, most: int, backend: str
-) -> DescentState:
-    """At most ``most`` steps, until no start's cost moves by more than ``tol`` times the temperature."""
-    slope, g = state.slope, state.g
+def _followed(problem: GromovObjective, state: DescentState, eps: Tensor, pace: _Pace, backend: str) -> DescentState:
+    """Steps until no start's cost moves by more than the tolerance times the temperature."""
+    slope, g, most, (least, many) = state.slope, state.g, pace.most, pace.sweeps
     for iteration in range(1, most + 1):
-        step = _step(problem, slope, g, eps, min(SWEEPS + iteration // CHECK, MOST_SWEEPS), backend)
+        step = _step(problem, slope, g, eps, min(least + iteration // CHECK, many), backend)
         new = step.slope + EXTRAPOLATION * (step.slope - slope), step.g
         if iteration == most or iteration % CHECK == 0:
-            done = settled(problem, slope, step.slope, eps, tol)
+            done = settled(problem, slope, step.slope, eps, pace.tol)
             # The starts of one problem are compared together, and each problem of a batch on its own.
             done = done.all(0) if done.ndim > problem.mass.ndim else done
             if iteration == most or bool(done.all()):
@@ -222,10 +246,7 @@ class _ScaledKernel:
         scores = problem.cost(slope).scaled(eps.reciprocal()).scores(slice(None), g + problem.log_b)
         self.top = scores.amax(-1)
         self.kernel = scores.sub_(self.top[..., None]).clamp_(min=NEGLIGIBLE).exp_()
-        self.u = a / self.kernel.sum(-1)[..., None, :]
-        for _ in range(sweeps):
-            self.v = b / (self.u @ self.kernel)
-            self.u = a / (self.v @ self.kernel.mT)
+        self.u, self.v = _scalings(self.kernel, a, b, sweeps)
         self.g = (g + self.v[..., 0, :].log()).masked_fill_(problem.absent, 0.0)
 
     @property
@@ -245,6 +266,28 @@ class _ScaledKernel:
 
     def apply_transpose(self, v: Tensor) -> Tensor:
         return self.v.mT * (self.kernel.mT @ (self.u.mT * v))
+
+
+def _by_numpy(like: Tensor, entries: int) -> bool:
+    """Whether NumPy scales kernels of so many entries in less time."""
+    return like.device.type == "cpu" and entries <= QUICK and not torch.compiler.is_compiling()
+
+
+def _scalings(kernel: Tensor, a: Tensor, b: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """What the rows, whose masses are exact, and the columns of the kernel are multiplied by."""
+    if not _by_numpy(kernel, kernel.numel()):
+        return _scaled_in_turns(kernel, kernel.mT, a, b, sweeps)
+    with np.errstate(all="ignore"):
+        u, v = _scaled_in_turns(kernel.numpy(), kernel.mT.numpy(), a.numpy(), b.numpy(), sweeps)
+    return torch.from_numpy(u), torch.from_numpy(v)
+
+
+def _scaled_in_turns(kernel: Array, transposed: Array, a: Array, b: Array, sweeps: int) -> tuple[Array, Array]:
+    u = a / kernel.sum(-1)[..., None, :]
+    for _ in range(sweeps):
+        v = b / (u @ kernel)
+        u = a / (v @ transposed)
+    return u, v
 
 
 class _FewIterations:
