@@ -17,7 +17,7 @@ SMALL = {"images": 200, "steps": 4, "train": 150, "test": 50, "rounds": 1, "read
         ("sprites-weights", "gap decoder cosine 300"),
         ("sprites-tc", "tc 4"),
         ("sprites-free", "gap sqeuclidean 0.1"),
-        ("scenes-weights", "distortion encoder sqeuclidean 0.03"),
+        ("scenes-weights", "distortion decoder cosine 30"),
     ],
 )
 def test_a_cell_scores_on_the_way_and_repeats_with_its_seed(study, arm):

@@ -8,16 +8,18 @@ from otdml.studies.disentanglement import TUNING, run
 NAMES = ("sprites-gap", "sprites-gap-tc", "scenes-gap")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_claim_differs_in_one_setting_from_what_it_is_compared_with(name):
+@pytest.mark.parametrize(
+    ("name", "arms", "pairs"), [(NAMES[0], 9, 8 + 4 + 2 + 2), (NAMES[1], 4, 3 + 2), (NAMES[2], 4, 3 + 2)]
+)
+def test_every_claim_differs_in_one_setting_from_what_it_is_compared_with(name, arms, pairs):
     study = studies.named(name)
     for arm in study.arms:
         for against in set(arm.against) - {"none"}:
             other = study.arm(against).settings
             assert len({key for key in other if arm.settings[key] != other[key]} - {"weight"}) == 1
     claims = {frozenset({arm.name, other}) for arm in study.arms for other in arm.against}
-    assert len(study.arms) == 9
-    assert len(claims) == 8 + 4 + 2 + 2
+    assert len(study.arms) == arms
+    assert len(claims) == pairs
     assert not set(study.seeds) & set(TUNING)
 
 
