@@ -1,6 +1,7 @@
 """The figure of a study: how its answer came about in the course of training, and where each seed ended."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from otdml.plot import COLORS
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["draw"]
+
+# Letters of a line of a label, which has no more place beside the axes.
+LETTERS = 30
 
 
 def draw(found: Report, path: Path) -> None:
@@ -31,9 +35,13 @@ def draw(found: Report, path: Path) -> None:
         values = [run.scores[score.name] for run in found.of(arm)]
         ends.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
         ends.plot([found.mean(arm, score.name).mean] * 2, [place - 0.3, place + 0.3], color=color)
-    curves.set(xlabel="step", ylabel=score.title)
+    curves.set(xlabel="step", ylabel=fill(score.title, LETTERS))
     curves.spines[["top", "right"]].set_visible(False)
-    ends.set(yticks=range(len(present)), yticklabels=present, xlabel=f"{score.title} at the end, a dot per seed")
+    ends.set(
+        yticks=range(len(present)),
+        yticklabels=present,
+        xlabel=fill(f"{score.title} at the end, a dot per seed", LETTERS),
+    )
     ends.invert_yaxis()
     ends.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

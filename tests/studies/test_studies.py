@@ -1,5 +1,6 @@
 """Studies whose cells are arithmetic: what is kept, what goes on after a stop, and what the report says."""
 
+import dataclasses
 import json
 import math
 import re
@@ -204,6 +205,23 @@ def test_the_figure_has_a_line_and_dots_for_every_arm(study, tmp_path):
     assert text.startswith("<?xml")
     # Matplotlib 3.9 calls an area PolyCollection, and later ones FillBetweenPolyCollection.
     assert len(re.findall('id="(FillBetween)?PolyCollection', text)) == 4
+
+
+def test_the_figure_holds_its_labels(study, tmp_path, monkeypatch):
+    Figure = pytest.importorskip("matplotlib.figure").Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    long = [dataclasses.replace(score, title="linear probe of the class, unseen domain") for score in study.scores]
+    draw(done(dataclasses.replace(study, scores=tuple(long)), tmp_path), tmp_path / "toy.svg")
+    (found,) = drawn
+    found.draw_without_rendering()
+    left, low, right, high = found.bbox.extents
+    left_axes, right_axes = found.axes
+    for label in (left_axes.xaxis.label, left_axes.yaxis.label, right_axes.xaxis.label):
+        x0, y0, x1, y1 = label.get_window_extent().extents
+        assert left <= x0 < x1 <= right
+        assert low <= y0 < y1 <= high
 
 
 @pytest.mark.parametrize("name", studies.names())
