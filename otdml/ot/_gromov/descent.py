@@ -104,7 +104,7 @@ def descend(
     groups = [starts] if small else [[start] for start in starts]
     cooled = [_cooled(problem, group, eps, ratio, max_iter, backend) for group in groups]
     state = _best(cooled[0].each() if small and len(starts) > 1 else cooled)
-    quick = _by_numpy(problem.a, problem.a.numel() * problem.b.shape[-1])
+    quick = backend != "streamed" and _numpy_is_quicker(problem.a, problem.a.numel() * problem.b.shape[-1])
     close, sweeps = (QUICKLY_CLOSE, (QUICK_SWEEPS, QUICK_SWEEPS)) if quick else (CLOSE, (SWEEPS, MOST_SWEEPS))
     pace = _Pace(max(options.tol, close), int(SHARE * (max_iter - state.n_iter)), sweeps)
     return _followed(problem, state, eps, pace, backend)
@@ -268,14 +268,14 @@ class _ScaledKernel:
         return self.v.mT * (self.kernel.mT @ (self.u.mT * v))
 
 
-def _by_numpy(like: Tensor, entries: int) -> bool:
+def _numpy_is_quicker(like: Tensor, entries: int) -> bool:
     """Whether NumPy scales kernels of so many entries in less time."""
     return like.device.type == "cpu" and entries <= QUICK and not torch.compiler.is_compiling()
 
 
 def _scalings(kernel: Tensor, a: Tensor, b: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
     """What the rows, whose masses are exact, and the columns of the kernel are multiplied by."""
-    if not _by_numpy(kernel, kernel.numel()):
+    if not _numpy_is_quicker(kernel, kernel.numel()):
         return _scaled_in_turns(kernel, kernel.mT, a, b, sweeps)
     with np.errstate(all="ignore"):
         u, v = _scaled_in_turns(kernel.numpy(), kernel.mT.numpy(), a.numpy(), b.numpy(), sweeps)
