@@ -33,7 +33,8 @@ def weights(x: Tensor, a: Tensor | None) -> Tensor:
         >>> weights(torch.zeros(4, 2), None)
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    return x.new_full(x.shape[:-1], 1 / x.shape[-2]) if a is None else a.to(x.dtype)
+    # NumPy reads no view whose negation is due.
+    return x.new_full(x.shape[:-1], 1 / x.shape[-2]) if a is None else a.to(x.dtype).resolve_neg()
 
 
 def expand(x: Tensor, batch: torch.Size, own: int) -> Tensor:

@@ -311,6 +311,14 @@ def test_a_gallery_looks_at_its_items_once(monkeypatch, generator):
     assert looks == ["y", "x", 50, "x", "x"]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_views_whose_negation_is_due(backend, generator):
+    x = torch.randn(20, 3, generator=generator)
+    view = torch.complex(x, -x).conj().imag
+    for found, expected in zip(nearest_neighbors(view, view, 3, backend=backend), nearest_neighbors(x, x, 3), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_queries_and_items_of_two_precisions(generator):
     y = torch.randn(20, 4, generator=generator)
     gallery = Gallery(y)

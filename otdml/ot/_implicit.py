@@ -203,7 +203,7 @@ def _through_cost(posed: Posed, potentials: Pair, multipliers: Pair, needs: Sequ
     a, b, lam = problem.rows.weights * problem.scale(1), problem.columns.weights, lam * problem.scale(1)
     if not problem.balanced:
         shifts = over_f - f, over_g - g
-        if not bool(torch.maximum(*(t.abs().amax() for t in shifts)) <= MODERATE):
+        if not bool(torch.stack([(t.abs() <= MODERATE).all() for t in shifts]).all()):
             first = cost.pullback(ConstantPlan(posed, over_f, g), lam[..., None], b[..., None], needs)
             second = cost.pullback(ConstantPlan(posed, f, over_g), a[..., None], mu[..., None], needs)
             return tuple(None if s is None or t is None else s + t for s, t in zip(first, second, strict=True))

@@ -234,6 +234,15 @@ def test_a_batch_of_no_problems_has_no_values(solver):
     assert solver(*points_of(solver, (0,))).shape == (0,)
 
 
+@obeys("layout")
+def test_layout_in_memory_is_immaterial(solver):
+    points = points_of(solver)
+    tensors = points + weights_of(solver, points)
+    close(solver(*(torch.stack([t, -t], -1)[..., 0] for t in tensors)), solver(*tensors))
+    # A negation that is due, of which NumPy knows nothing.
+    close(solver(*(torch.complex(t, -t).conj().imag for t in tensors)), solver(*tensors))
+
+
 @obeys("order", "measures")
 def test_order_of_points_is_immaterial(solver):
     x, y = points_of(solver)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from otdml.losses import sinkhorn_divergence
-from otdml.ot import exact, gromov, sinkhorn, sinkhorn_matrix
+from otdml.ot import OTResult, exact, gromov, sinkhorn, sinkhorn_matrix
 
 
 def uniform(*shape, seed=0, dtype=torch.float64):
@@ -156,6 +156,16 @@ def test_a_batch_of_no_problems_has_no_values():
     assert torch.autograd.grad(result.value.sum(), x)[0].shape == x.shape
     assert sinkhorn_divergence(x, y).shape == (0,)
     assert sinkhorn_matrix(torch.zeros(0, 3, 4)).value.shape == (0,)
+
+
+@pytest.mark.parametrize("options", [{}, {"rho": 2.0}, {"rho": (2.0, None)}, {"mass": 0.5}, {"backend": "streamed"}])
+@pytest.mark.parametrize("read", [OTResult.barycentric_map, lambda result: result.plan, lambda result: result.f])
+def test_what_is_read_of_a_batch_of_no_problems_has_derivatives(options, read):
+    # One cloud and its weights are shared by none.
+    shared = [torch.ones(5, 2, requires_grad=True), torch.full((5,), 0.2, requires_grad=True)]
+    result = sinkhorn(shared[0], torch.zeros(0, 4, 2), shared[1], **options)
+    for gradient in torch.autograd.grad(read(result).sum(), shared):
+        assert not gradient.any()
 
 
 # What is off the scale

@@ -231,7 +231,7 @@ def fixed_weights(measures: Measures, support: Tensor, *, debias: bool, options:
     """The barycentre's weights of the points of ``support``, differentiable in the measures and in these."""
     if not support.shape[:-2].numel():
         # No problems, and so no iteration.
-        none = (0 * support).sum(-1)
+        none = (0 * support).sum(-1) + sum(t.sum() for t in measures.tensors)
         return Fixed(none, none.detach().sum(-1), 0)
 
     def iteration(x: Tensor, a: Tensor, shares: Tensor, y: Tensor) -> _Iteration:
@@ -240,10 +240,10 @@ def fixed_weights(measures: Measures, support: Tensor, *, debias: bool, options:
     inputs = (*measures.tensors, support)
     with torch.no_grad():
         solver = iteration(*(t.detach() for t in inputs))
-        if solver.between.unresolved(options.tol):
-            finer = fixed_weights(measures.double(), support.double(), debias=debias, options=options)
-            return Fixed(finer.weights.to(support.dtype), finer.error.to(support.dtype), finer.n_iter)
-        found = _solved(solver, options)
+        found = None if solver.between.unresolved(options.tol) else _solved(solver, options)
+    if found is None:
+        finer = fixed_weights(measures.double(), support.double(), debias=debias, options=options)
+        return Fixed(finer.weights.to(support.dtype), finer.error.to(support.dtype), finer.n_iter)
     final = iteration(*inputs)
     state = _differentiable(found.g, iteration, inputs, _scaling(solver, found.g, options.tol), options.tol)
     return Fixed(final.log_weights(final.state(state)).exp(), found.error, found.n_iter)

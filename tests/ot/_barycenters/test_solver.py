@@ -250,6 +250,30 @@ def test_single_precision_that_does_not_resolve_the_problem_is_left():
     torch.testing.assert_close(found.weights.double(), double.weights, rtol=0, atol=1e-5)
 
 
+def test_double_precision_inside_keeps_the_gradient():
+    grid, a, w = (t.requires_grad_() for t in histograms())
+    slopes = torch.linspace(0, 1, len(grid), dtype=DOUBLE).square()
+
+    def gradients(*tensors):
+        support, clouds, masses, shares = tensors
+        options = {"support": support, "eps": 1e-3, "debias": False, "tol": 1e-5, "max_iter": 5000}
+        found = sinkhorn_barycenter(clouds.expand(2, -1, -1), shares, masses, **options)
+        return torch.autograd.grad(found.weights @ slopes.to(found.weights), tensors)
+
+    double = (grid, grid.detach().clone().requires_grad_(), a, w)
+    single = tuple(t.detach().float().requires_grad_() for t in double)
+    for found, expected in zip(gradients(*single), gradients(*double), strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_a_batch_of_no_problems_on_a_support_has_gradients():
+    clouds = torch.zeros(0, 2, 5, 3, requires_grad=True)
+    found = sinkhorn_barycenter(clouds, support=torch.zeros(4, 3))
+    assert found.weights.shape == (0, 4)
+    assert torch.autograd.grad(found.weights.sum(), clouds)[0].shape == clouds.shape
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_solved_in_single(dtype):
     x = drawn(2, 5, 2).to(dtype)
