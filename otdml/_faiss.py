@@ -50,7 +50,7 @@ def faiss_search(x: Tensor, y: Tensor, k: int, metric: str) -> tuple[Tensor, Ten
 
     kind = faiss.METRIC_INNER_PRODUCT if metric == "inner" else faiss.METRIC_L2
     with threads_of_torch():
-        values, indices = faiss.knn(*(t.resolve_neg().numpy() for t in (x, y)), k, metric=kind)
+        values, indices = faiss.knn(x.resolve_neg().numpy(), y.resolve_neg().numpy(), k, metric=kind)
     return torch.from_numpy(values if metric == "inner" else -values), torch.from_numpy(indices)
 
 

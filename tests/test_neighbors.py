@@ -315,7 +315,9 @@ def test_a_gallery_looks_at_its_items_once(monkeypatch, generator):
 def test_views_whose_negation_is_due(backend, generator):
     x = torch.randn(20, 3, generator=generator)
     view = torch.complex(x, -x).conj().imag
-    for found, expected in zip(nearest_neighbors(view, view, 3, backend=backend), nearest_neighbors(x, x, 3), strict=True):
+    for found, expected in zip(
+        nearest_neighbors(view, view, 3, backend=backend), nearest_neighbors(x, x, 3), strict=True
+    ):
         torch.testing.assert_close(found, expected)
 
 

@@ -278,6 +278,9 @@ def sinkhorn_divergence_matrix(
     batch = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2])
     C, C_x, C_y, a, b = (expand(t, batch, own) for t, own in ((C, 2), (C_x, 2), (C_y, 2), (a, 1), (b, 1)))
     between = Problem.of_matrix(C, a, b, eps=given_temperature(eps), rho=rho)
+    if between.idle is None:
+        # Of equal mass, which rounding may have left them without.
+        a, b = between.a, between.b
     first = Problem.of_matrix(C_x, a, a, eps=between.eps, rho=rho)
     last = Problem.of_matrix(C_y, b, b, eps=between.eps, rho=rho)
     return _Divergence(between, first, last, last.b).value(SolverOptions(tol, max_iter, "dense"))

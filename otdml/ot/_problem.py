@@ -193,7 +193,10 @@ class Problem:
         """The problem in double precision, its cost computed anew from the points."""
         eps = self.eps.double() if isinstance(self.eps, Tensor) else self.eps
         if self.moved is None:
-            return dataclasses.replace(self, cost=self.cost.double(), a=_doubled(self.a), b=_doubled(self.b), eps=eps)
+            a, b = _doubled(self.a), _doubled(self.b)
+            # What masses of single precision differ by is more than rounding there.
+            b = _of_equal_mass(a, b) if self.balanced else b
+            return dataclasses.replace(self, cost=self.cost.double(), a=a, b=b, eps=eps)
         # What stays behind was rounded, perhaps by more than what moves.
         moved = self.moved.double()
         a, b = extended_weights(self.a[..., :-1].double(), self.b[..., :-1].double(), moved)
@@ -284,10 +287,16 @@ def _with_masses(a: Tensor, b: Tensor, penalties: Penalties, *, partial: bool) -
     if least == 0:
         return with_mass("a", a, balanced=balanced), with_mass("b", b, balanced=balanced)
     if balanced and not difference <= 1e-3:
-        remedy = "Normalise the weights, or pass `rho` for unbalanced transport."
+        remedy = "Normalise the weights in float32 or float64, or pass `rho` for unbalanced transport."
         got = f"a relative difference of {difference:.3g}{_where(~(apart <= 1e-3))}"
         raise argument_error("b", "have the mass of `a`", got, remedy)
-    return a, b
+    return a, _of_equal_mass(a, b) if balanced and difference else b
+
+
+def _of_equal_mass(a: Tensor, b: Tensor) -> Tensor:
+    """``b`` with the mass of ``a``, as no plan has marginals whose masses differ, be it by rounding of the weights."""
+    masses = [w.detach().sum(-1, keepdim=True) for w in (a, b)]
+    return b * (masses[0] / masses[1])
 
 
 def with_mass(name: str, w: Tensor, *, balanced: bool) -> Tensor:

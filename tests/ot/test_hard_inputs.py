@@ -8,7 +8,8 @@ import statistics
 import pytest
 import torch
 
-from otdml.losses import sinkhorn_divergence
+from otdml.costs import cost_matrix
+from otdml.losses import sinkhorn_divergence, sinkhorn_divergence_matrix
 from otdml.ot import OTResult, exact, gromov, sinkhorn, sinkhorn_matrix
 
 
@@ -166,6 +167,48 @@ def test_what_is_read_of_a_batch_of_no_problems_has_derivatives(options, read):
     result = sinkhorn(shared[0], torch.zeros(0, 4, 2), shared[1], **options)
     for gradient in torch.autograd.grad(read(result).sum(), shared):
         assert not gradient.any()
+
+
+# Masses that rounding of the weights has made unequal
+
+
+def rounded_weights(dtype=torch.float64):
+    """Weights whose masses differ by the eighth part of a thousandth, as those of half precision do."""
+    a, b = (0.5 + uniform(n, seed=n) for n in (30, 40))
+    return (a / a.sum()).to(dtype), (b / b.sum() * (1 + 1.25e-4)).to(dtype)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masses_that_differ_by_rounding_are_solved_as_equal_ones(dtype, backend):
+    x, y, (a, b) = normal(30, 2, dtype=dtype), normal(40, 2, seed=1, dtype=dtype), rounded_weights(dtype)
+    a, b = a.requires_grad_(), b.requires_grad_()
+    result = sinkhorn(x, y, a, b, tol=1e-5, backend=backend)
+    assert result.converged
+    equal = (b / b.sum() * a.sum()).detach().requires_grad_()
+    other = sinkhorn(x, y, a, equal, tol=1e-5, backend=backend)
+    torch.testing.assert_close(result.value, other.value, rtol=1e-5, atol=0)
+    torch.testing.assert_close(result.f, other.f, rtol=1e-4, atol=1e-4)
+    found, expected = torch.autograd.grad(result.value, (a, b)), torch.autograd.grad(other.value, (a, equal))
+    for slope, true in zip(found, expected, strict=True):
+        torch.testing.assert_close(slope - slope.mean(), true - true.mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_divergences_of_masses_that_differ_by_rounding():
+    x, y, (a, b) = normal(30, 2), normal(40, 2, seed=1), rounded_weights()
+    expected = sinkhorn_divergence(x, y, a, b / b.sum(), eps=0.5, tol=1e-7)
+    assert float(sinkhorn_divergence(x, y, a, b, eps=0.5, tol=1e-7)) == pytest.approx(float(expected), rel=1e-7)
+    matrices = (cost_matrix(*pair) for pair in ((x, y), (x, x), (y, y)))
+    found = sinkhorn_divergence_matrix(*matrices, a, b, eps=0.5, tol=1e-7)
+    assert float(found) == pytest.approx(float(expected), rel=1e-7)
+
+
+def test_weights_of_half_precision_have_finite_gradients():
+    x, y, (a, b) = normal(30, 2, dtype=torch.float32), normal(40, 2, seed=1, dtype=torch.float32), rounded_weights()
+    a, b = a.half().requires_grad_(), b.half().requires_grad_()
+    result = sinkhorn(x, y, a, b, tol=1e-4)
+    assert result.converged
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(result.value, (a, b)))
 
 
 # What is off the scale
