@@ -42,7 +42,7 @@ def test_gradient_of_the_input():
     encoder = network()
     MultiSimilarity()(encoder(x), LABELS).backward()
     MultiSimilarity()(GradCache(encoder, size=7)(y), LABELS).backward()
-    torch.testing.assert_close(y.grad, x.grad, rtol=1e-5, atol=1e-8)
+    assert (y.grad - x.grad).norm() <= 1e-5 * x.grad.norm()
 
 
 def in_pieces(encoder, size):
