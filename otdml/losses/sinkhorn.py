@@ -269,8 +269,7 @@ def sinkhorn_divergence_matrix(
         tensor(4.)
     """
     C, a, b = broadcast_matrix(C, a, b)
-    within = {"C_x": (C_x, a), "C_y": (C_y, b)}
-    for name, (cost, w) in within.items():
+    for name, (cost, w) in {"C_x": (C_x, a), "C_y": (C_y, b)}.items():
         if not isinstance(cost, Tensor) or cost.shape[-2:] != (w.shape[-1],) * 2:
             got = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
             raise argument_error(name, f"have shape (..., {w.shape[-1]}, {w.shape[-1]}), as `C` says", got)
@@ -278,9 +277,7 @@ def sinkhorn_divergence_matrix(
     batch = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2])
     C, C_x, C_y, a, b = (expand(t, batch, own) for t, own in ((C, 2), (C_x, 2), (C_y, 2), (a, 1), (b, 1)))
     between = Problem.of_matrix(C, a, b, eps=given_temperature(eps), rho=rho)
-    if between.idle is None:
-        # Of equal mass, which rounding may have left them without.
-        a, b = between.a, between.b
+    a, b = (a, b) if between.idle else (between.a, between.b)
     first = Problem.of_matrix(C_x, a, a, eps=between.eps, rho=rho)
     last = Problem.of_matrix(C_y, b, b, eps=between.eps, rho=rho)
     return _Divergence(between, first, last, last.b).value(SolverOptions(tol, max_iter, "dense"))

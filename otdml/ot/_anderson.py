@@ -27,11 +27,15 @@ class Anderson:
     damping = 1e-6
     # A single point may move further for a while, and the others profit.
     overshoot = 16.0
+    # Iterations without effect, whose errors differ by this part of themselves, after which steps are lengthened.
+    idle, level = 200, 0.05
 
     def __init__(self) -> None:
         self._trail: deque[tuple[Tensor, Tensor]] = deque()
         self._reach = 1.0
         self._plain = 0
+        self._errors: deque[float] = deque(maxlen=self.idle)
+        self._length = 1.0
         # Whether the last iterate is an extrapolated one.
         self.extrapolated = False
 
@@ -59,6 +63,28 @@ class Anderson:
         weights = torch.linalg.solve_ex(gram, along).result
         return new[-1].sub((weights.mT @ (new[1:] - new[:-1]).movedim(0, -2))[..., 0, :], alpha=self._reach)
 
+    def stride(self, start: Tensor, new: Tensor, errors: Tensor, worst: list[float]) -> Tensor | None:
+        """The next iterate where neither iterations nor extrapolations have had an effect for long; None elsewhere.
+
+        A point of one admissible partner, whose potential has hundreds of temperatures to go, moves on by steps of one
+        length: residuals that do not differ tell nothing of where they vanish. So each step is twice as long as the
+        last one, until one leads astray.
+
+        Args:
+            start: The state that the last iteration started from, shape (..., m).
+            new: The state that it ended at.
+            errors: The errors of the batch at ``start``, shape (...).
+            worst: The largest errors of the batch in the last iterations.
+        """
+        self._errors.extend(worst)
+        if len(self._errors) < self.idle or min(self._errors) < (1 - self.level) * max(self._errors):
+            self._length = 1.0
+            return None
+        self._length *= 2
+        self._plain, self.extrapolated = 0, True
+        slow = errors >= (1 - self.level) * worst[-1]
+        return new + self._length * torch.where(slow[..., None], new - start, 0.0)
+
     def overshot(self, residual: Tensor) -> bool:
         """Whether the extrapolation has led to where the map moves far; without it, it moves ever less."""
         last = self._trail[-1][0][-1]
@@ -66,6 +92,9 @@ class Anderson:
 
     def retreat(self) -> Tensor:
         """The plain iterate in place of the extrapolated one."""
-        self._reach /= 4
+        if self._length > 1:
+            self._length = max(1.0, self._length / 8)
+        else:
+            self._reach /= 4
         self._plain, self.extrapolated = 0, False
         return self._trail[-1][1][-1]

@@ -134,7 +134,12 @@ def _iterate(
         if verdict is not Verdict.ONWARD:
             return _reached(step, tol, spent, max_iter)
         best, many = min(best, *step.worst), min(most, 2 * many)
-        g = accelerated.step(step.old, step.new) if update.accelerates else step.new[-1]
+        if not update.accelerates:
+            g = step.new[-1]
+            continue
+        g = accelerated.step(step.old, step.new)
+        longer = accelerated.stride(step.last, step.new[-1], step.errors[-1], step.worst)
+        g = g if longer is None else longer
 
 
 def _reached(step: Step, tol: float, spent: int, max_iter: int) -> Potentials:

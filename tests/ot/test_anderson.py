@@ -71,3 +71,38 @@ def test_it_is_seen_when_the_map_moves_far_at_an_extrapolated_iterate():
     assert not accelerated.overshot(torch.full((3,), 1.5))
     assert accelerated.overshot(torch.tensor([0.0, 0.0, 1.7]))
     assert accelerated.overshot(torch.tensor([0.0, 0.0, torch.nan]))
+
+
+def strides(accelerated, x, step, times=8):
+    """Whether the next iterate is further than the plain one, after so many iterations from ``x``, and that iterate."""
+    old, new = iterates(step, x, times)
+    accelerated.step(old, new)
+    longer = accelerated.stride(old[-1], new[-1], torch.ones(()), [1.0] * times)
+    return longer is not None, new[-1] if longer is None else longer
+
+
+def test_where_residuals_do_not_change_steps_are_lengthened_until_one_leads_astray():
+    # Steps of 0.01 to a point 100 away: 10,000 plain ones.
+    accelerated, x, spent = Anderson(), torch.zeros(1), 0
+    while float(x) < 100:
+        longer, x = strides(accelerated, x, lambda x: x + 0.01)
+        spent += 8
+        assert longer == (spent >= Anderson.idle)
+    assert spent < 320
+    accelerated.retreat()
+    # An eighth of the length, then twice that.
+    before = float(x)
+    assert float(strides(accelerated, x, lambda x: x + 0.01)[1]) - before < 0.3 * before
+
+
+def test_where_errors_change_steps_are_plain():
+    accelerated, x = Anderson(), torch.zeros(2)
+    for i in range(2 * Anderson.idle):
+        error = 0.999**i
+        assert accelerated.stride(x, x + 1, torch.tensor(error), [error]) is None
+
+
+def test_elements_of_a_batch_that_are_nearer_keep_their_iterates():
+    accelerated, x = Anderson(), torch.zeros(2, 3)
+    longer = accelerated.stride(x, x + 1, torch.tensor([1e-6, 1.0]), [1.0] * Anderson.idle)
+    torch.testing.assert_close(longer, torch.tensor([[1.0] * 3, [3.0] * 3]))

@@ -10,7 +10,7 @@ import torch
 
 from otdml.costs import cost_matrix
 from otdml.losses import sinkhorn_divergence, sinkhorn_divergence_matrix
-from otdml.ot import OTResult, exact, gromov, sinkhorn, sinkhorn_matrix
+from otdml.ot import OTResult, exact, exact_matrix, gromov, sinkhorn, sinkhorn_matrix
 
 
 def uniform(*shape, seed=0, dtype=torch.float64):
@@ -209,6 +209,24 @@ def test_weights_of_half_precision_have_finite_gradients():
     result = sinkhorn(x, y, a, b, tol=1e-4)
     assert result.converged
     assert all(slope.isfinite().all() for slope in torch.autograd.grad(result.value, (a, b)))
+
+
+# What a kernel does not see
+
+
+@pytest.mark.parametrize("seed", range(30, 40))
+def test_a_pair_of_nearly_equal_weights_that_costs_much_less_than_all_others(seed):
+    # What the pair leaves of the larger weight goes elsewhere at exp(-955), and the potential has as far to go.
+    a = torch.tensor([0.3929, 0.2406, 0.0339, 0.3326], dtype=torch.float64)
+    b = torch.tensor([0.0772, 0.2397, 0.0239, 0.3918, 0.2674], dtype=torch.float64)
+    C = 1e-3 * normal(4, 5, seed=seed)
+    C[0, 3] = -9.55
+    expected = exact_matrix(C, a, b).value
+    for dtype in (torch.float32, torch.float64):
+        result = sinkhorn_matrix(C.to(dtype), a.to(dtype), b.to(dtype), eps=0.01, max_iter=10_000)
+        assert result.converged
+        assert float((result.plan.sum(-1).double() - a).abs().sum()) <= 1e-3
+        assert float(result.value) == pytest.approx(float(expected), abs=0.03)
 
 
 # What is off the scale
