@@ -10,16 +10,16 @@ __all__ = ["STUDIES"]
 
 Weights = Mapping[Kind, float]
 
-# By regularizer, place and cost. That of the gap on the decoder, of cosines, is the best one of the study of weights;
-# the others are its middle ones until it has tried them.
+# By regularizer, place and cost. Those of cosines are the best ones of the study of weights; those of squared distances
+# are its middle ones until it has tried them.
 SPRITES: Weights = {
     ("distortion", "decoder", "cosine"): 30.0,
     ("distortion", "decoder", "sqeuclidean"): 0.03,
-    ("distortion", "encoder", "cosine"): 30.0,
+    ("distortion", "encoder", "cosine"): 3.0,
     ("distortion", "encoder", "sqeuclidean"): 0.03,
     ("gap", "decoder", "cosine"): 3.0,
     ("gap", "decoder", "sqeuclidean"): 0.03,
-    ("gap", "encoder", "cosine"): 30.0,
+    ("gap", "encoder", "cosine"): 3.0,
     ("gap", "encoder", "sqeuclidean"): 0.03,
 }
 SCENES: Weights = dict.fromkeys(CLAIMED, 30.0)
