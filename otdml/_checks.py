@@ -52,6 +52,7 @@ __all__ = [
     "check_several",
     "check_share",
     "check_signs",
+    "check_tensor",
     "check_views",
     "check_weight_shape",
     "check_weights",
@@ -105,13 +106,18 @@ def check_in_range(name: str, value: float, dtype: torch.dtype) -> float:
     return value
 
 
-def _check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None:
+def check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None:
     """Raise unless ``x`` is a floating-point tensor that holds numbers."""
     if not isinstance(x, Tensor):
         remedy = "Convert it with `torch.as_tensor`." if isinstance(x, (np.ndarray, Sequence)) else ""
         raise argument_error(name, must, type(x).__name__, remedy, TypeError)
     if not x.is_floating_point():
         raise argument_error(name, "be of floating point", x.dtype, "Convert it with `.float()`.", TypeError)
+    if x.dtype.itemsize < 2:
+        raise argument_error(name, "be of half precision or finer", x.dtype, "Convert it with `.float()`.", TypeError)
+    if x.is_nested:
+        remedy = "Make one of its parts with `otdml.ot.pad_clouds`."
+        raise argument_error(name, "be a dense tensor", "a nested tensor", remedy, TypeError)
     if x.layout != torch.strided:
         raise argument_error(name, "be a dense tensor", x.layout, "Convert it with `.to_dense()`.", TypeError)
     if x.is_meta:
@@ -120,7 +126,7 @@ def _check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None
 
 def check_points(name: str, x: Tensor) -> Tensor:
     """``x``, if it is a floating-point point cloud of shape (..., n, d) with n, d >= 1."""
-    _check_tensor(name, x)
+    check_tensor(name, x)
     if x.ndim < 2 or 0 in x.shape[-2:]:
         remedy = f"Write `{name}[:, None]` for points on a line." if x.ndim == 1 and len(x) else ""
         raise argument_error(name, "have shape (..., n, d) with n, d >= 1", tuple(x.shape), remedy)
@@ -176,7 +182,7 @@ def check_weights(name: str, a: Tensor | None, x: Tensor) -> None:
 
 def check_weight_shape(name: str, a: Tensor, points: torch.Size, device: torch.device) -> None:
     """Raise unless ``a`` is a tensor of weights for points of shape (..., n), whose batches may be others."""
-    _check_tensor(name, a, "be a torch.Tensor or None")
+    check_tensor(name, a, "be a torch.Tensor or None")
     if a.shape[-1:] != points[-1:]:
         must = f"hold one weight per point, shape {tuple(points)}"
         raise argument_error(name, must, tuple(a.shape), "Pass None for uniform weights.")

@@ -35,7 +35,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             value
             for argument in (*args, *[value for name, value in kwargs.items() if name != START])
             for value in (argument if type(argument) is tuple else (argument,))
-            if isinstance(value, Tensor) and value.is_floating_point()
+            if isinstance(value, Tensor) and _has_numbers(value)
         ]
         if not values:
             return function(*args, **kwargs)
@@ -48,7 +48,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             def cast(value: Any) -> Any:
                 if type(value) is tuple:
                     return tuple(map(cast, value))
-                if not (isinstance(value, Tensor) and value.is_floating_point()):
+                if not (isinstance(value, Tensor) and _has_numbers(value)):
                     return value
                 return value.to(dtype if value.ndim else torch.promote_types(value.dtype, dtype))
 
@@ -58,6 +58,11 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def _has_numbers(x: Tensor) -> bool:
+    """Whether the tensor's dtype is one to compute from: those of a byte are refused by the checks of arguments."""
+    return x.is_floating_point() and x.dtype.itemsize > 1
 
 
 def full_arithmetic(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._checks import check_choice, has_values
+from otdml._checks import argument_error, check_choice, check_points, has_values
 from otdml._cost_forms import Bilinear, Ground, Matrix, Pointwise
 from otdml._cost_forms.temperature import default_temperature, temperature_of_spread
 from otdml._distances import angle, centres, distance, excess_distance, squared_distance
@@ -202,6 +202,9 @@ def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:
         >>> cost_matrix(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "euclidean")
         tensor([[5., 0.]])
     """
+    check_points("x", x), check_points("y", y)
+    if isinstance(cost, str) and x.shape[-1] != y.shape[-1]:
+        raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1])
     c = Bilinear(*squared_distance(x, y, every_mode=True)) if cost == "sqeuclidean" else ground(x, y, cost)
     values = c.block(slice(None))
     values = values if c.u is None else values + c.u[..., :, None]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_batches, check_points, check_signs, check_weight_shape
+from otdml._checks import argument_error, check_batches, check_points, check_signs, check_tensor, check_weight_shape
 
 __all__ = [
     "broadcast_clouds",
@@ -155,12 +155,8 @@ def broadcast_matrix(
         >>> C.shape, a.shape, b.shape
         (torch.Size([5, 2, 3]), torch.Size([5, 2]), torch.Size([5, 3]))
     """
-    if not isinstance(C, Tensor):
-        raise argument_error(
-            name, "be a torch.Tensor", type(C).__name__, "Convert it with `torch.as_tensor`.", TypeError
-        )
-    if not C.is_floating_point() or C.ndim < 2 or 0 in C.shape[-2:]:
-        got = f"{tuple(C.shape)} of {C.dtype}"
-        raise argument_error(name, "be a floating-point tensor of shape (..., n, m) with n, m >= 1", got)
+    check_tensor(name, C)
+    if C.ndim < 2 or 0 in C.shape[-2:]:
+        raise argument_error(name, "have shape (..., n, m) with n, m >= 1", tuple(C.shape))
     C, transposed, a, b = broadcast_clouds(C, C.mT, a, b)
     return C, weights(C, a), weights(transposed, b)

@@ -152,7 +152,8 @@ def _all_distinct(keys: Tensor, order: Tensor, none: Tensor, eps: float) -> bool
 
 def _coincident(x: Tensor, order: Tensor) -> Tensor:
     """Whether a row coincides with one of lower index, from an order that keeps equal rows together."""
-    ordered = x.take_along_dim(order.unsqueeze(-1), -2)
+    # Not by `take_along_dim`, for which the compiler makes a graph for each number of rows.
+    ordered = x.gather(-2, order.unsqueeze(-1).expand_as(x))
     gap = torch.linalg.vector_norm(ordered[..., 1:, :] - ordered[..., :-1, :], dim=-1)
     apart = ~(gap <= _COINCIDENT * torch.finfo(x.dtype).eps)
     # The order within a run of equal rows depends on rounding. The row that is kept must not: it is the first.

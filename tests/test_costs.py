@@ -1,12 +1,15 @@
 """Ground costs: their values, their reduced form, and their gradients."""
 
 import math
+import re
 
 import pytest
 import torch
 from transforms import TRANSFORMS
 
 from otdml.costs import COSTS, Bilinear, Matrix, Pointwise, cost_matrix, default_temperature, ground
+from otdml.losses import mmd
+from otdml.ot import sinkhorn, sinkhorn_matrix
 
 
 def points(n=5, m=4, d=3):
@@ -192,3 +195,34 @@ def test_an_extended_matrix_with_offsets_has_zeros_too():
     C, u, v = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 20.0]), torch.tensor([5.0, 7.0])
     extended = Matrix(C, u, v).extended()
     torch.testing.assert_close(_whole(extended), torch.tensor([[16.0, 19.0, 0.0], [28.0, 31.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([[0.0, 1.0]], "`x` must be a torch.Tensor, got list. Convert it with `torch.as_tensor`."),
+        (torch.zeros(3, 2, dtype=torch.long), "`x` must be of floating point, got torch.int64."),
+        (torch.zeros(3, 2, dtype=torch.complex64), "`x` must be of floating point, got torch.complex64."),
+        (torch.zeros(3), "`x` must have shape (..., n, d) with n, d >= 1, got (3,)."),
+        (torch.zeros(3, 4), "`y` must have the features of `x`, 4, got 2."),
+        (torch.zeros(3, 2).to(torch.float8_e4m3fn), "`x` must be of half precision or finer, got torch.float8_e4m3fn."),
+    ],
+)
+def test_what_are_no_points_is_refused_in_a_sentence(points, message):
+    for function in (cost_matrix, mmd, sinkhorn):
+        with pytest.raises((TypeError, ValueError), match="^" + re.escape(message)):
+            function(points, torch.zeros(3, 2))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused_in_a_sentence():
+    nested = torch.nested.nested_tensor([torch.zeros(2, 2), torch.zeros(3, 2)])
+    for function in (cost_matrix, mmd, sinkhorn):
+        with pytest.raises(TypeError, match=r"`x` must be a dense tensor, got a nested tensor. .*pad_clouds"):
+            function(nested, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("C", [[[0.0]], torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, dtype=torch.long)])
+def test_what_is_no_matrix_of_costs_is_refused_in_a_sentence(C):
+    with pytest.raises(TypeError, match=r"^`C` must be"):
+        sinkhorn_matrix(C)

@@ -93,6 +93,9 @@ PAIRS = dict.fromkeys(
     ("zero on equal measures", "nonnegative", "doubled point", "one point"),
     "the U-statistic leaves out the pairs of a point with itself, which the law counts",
 )
+PAIRS_BY_INDEX = (
+    "the scale is found from pairs by index, or in blocks of rows, of which the compiler takes the number as fixed"
+)
 MEDIAN = "the median distance is one of points, and does not look at the size of their weights"
 FROZEN = "the bandwidth carries no gradient; see test_mmd.py"
 PLAIN = {"repr": "it has no parameter"}
@@ -192,7 +195,7 @@ LOSSES = [
         "mmd_imq",
         "measures",
         lambda: MMD(kernel="imq", bandwidth="median"),
-        {"doubled point": MEDIAN, "gradient": FROZEN, "second derivatives": FROZEN},
+        {"doubled point": MEDIAN, "gradient": FROZEN, "second derivatives": FROZEN, "compile once": PAIRS_BY_INDEX},
     ),
     Loss("mmd_unbiased", "measures", lambda: MMD(unbiased=True), PAIRS),
     Loss(
@@ -202,7 +205,12 @@ LOSSES = [
         PAIRS | TRACED,
     ),
     Loss("kernel_dispersion", "points", KernelDispersion),
-    Loss("kernel_dispersion_riesz", "points", lambda: KernelDispersion(kernel="riesz", distance="geodesic", log=True)),
+    Loss(
+        "kernel_dispersion_riesz",
+        "points",
+        lambda: KernelDispersion(kernel="riesz", distance="geodesic", log=True),
+        {"compile once": PAIRS_BY_INDEX},
+    ),
     Loss("mmd_to_uniform", "points", lambda: MMDToUniform(kernel="laplacian")),
     Loss("mmd_to_gaussian", "points", MMDToGaussian),
     Loss("mmd_to_gaussian_unbiased", "points", lambda: MMDToGaussian(bandwidth=(0.7, 2.0), unbiased=True)),
@@ -553,6 +561,22 @@ def test_compiles_in_one_graph(loss):
     points = points_of(loss, dtype=torch.float32)
     compiled = torch.compile(loss.make(), fullgraph=True, backend="aot_eager")
     close(compiled(*points), loss(*points), tol=1e-5)
+
+
+@obeys("compile once")
+@pytest.mark.slow
+def test_compiles_once_for_all_numbers_of_points(loss):
+    if "compile" in loss.without:
+        pytest.skip(loss.without["compile"])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    points = points_of(loss, dtype=torch.float32)
+    compiled = torch.compile(loss.make(), fullgraph=True, backend="aot_eager")
+    for left_out in range(4):
+        fewer = [p[left_out:] for p in points]
+        close(compiled(*fewer), loss(*fewer), tol=1e-5)
+    # One for the first number, and one for all others.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @obeys("compile with breaks")
