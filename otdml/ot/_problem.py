@@ -25,10 +25,12 @@ __all__ = [
     "Problem",
     "Rho",
     "SolverOptions",
+    "check_mass_of",
     "check_rho",
     "extended_weights",
     "given_rho",
     "given_temperature",
+    "of_equal_mass",
     "with_mass",
 ]
 
@@ -195,7 +197,7 @@ class Problem:
         if self.moved is None:
             a, b = _doubled(self.a), _doubled(self.b)
             # What masses of single precision differ by is more than rounding there.
-            b = _of_equal_mass(a, b) if self.balanced else b
+            b = of_equal_mass(a, b) if self.balanced else b
             return dataclasses.replace(self, cost=self.cost.double(), a=a, b=b, eps=eps)
         # What stays behind was rounded, perhaps by more than what moves.
         moved = self.moved.double()
@@ -290,10 +292,10 @@ def _with_masses(a: Tensor, b: Tensor, penalties: Penalties, *, partial: bool) -
         remedy = "Normalise the weights in float32 or float64, or pass `rho` for unbalanced transport."
         got = f"a relative difference of {difference:.3g}{_where(~(apart <= 1e-3))}"
         raise argument_error("b", "have the mass of `a`", got, remedy)
-    return a, _of_equal_mass(a, b) if balanced and difference else b
+    return a, of_equal_mass(a, b) if balanced and difference else b
 
 
-def _of_equal_mass(a: Tensor, b: Tensor) -> Tensor:
+def of_equal_mass(a: Tensor, b: Tensor) -> Tensor:
     """``b`` with the mass of ``a``, as no plan has marginals whose masses differ, be it by rounding of the weights."""
     masses = [w.detach().sum(-1, keepdim=True) for w in (a, b)]
     return b * (masses[0] / masses[1])
@@ -302,10 +304,19 @@ def _of_equal_mass(a: Tensor, b: Tensor) -> Tensor:
 def with_mass(name: str, w: Tensor, *, balanced: bool) -> Tensor:
     """Weights of mass next to nothing where they have none, which is an error without penalties."""
     empty = w.detach().sum(-1) == 0
-    if balanced and bool(empty.any()):
-        remedy = "Leave that problem out, or pass `rho` for unbalanced transport, which has a value there."
-        raise argument_error(name, "have mass", f"weights that are all zero{_where(empty)}", remedy)
+    if balanced:
+        _refuse(empty, name, "Leave that problem out, or pass `rho` for unbalanced transport, which has a value there.")
     return w + torch.where(empty, NEXT_TO_NOTHING, 0.0)[..., None].to(w.dtype)
+
+
+def check_mass_of(name: str, w: Tensor) -> None:
+    """Raise unless the weights have a mass, where no problem without any has a value."""
+    _refuse(w.detach().sum(-1) == 0, name, "Leave that problem out.")
+
+
+def _refuse(empty: Tensor, name: str, remedy: str) -> None:
+    if bool(empty.any()):
+        raise argument_error(name, "have mass", f"weights that are all zero{_where(empty)}", remedy)
 
 
 def _where(bad: Tensor) -> str:

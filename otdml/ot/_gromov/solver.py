@@ -31,6 +31,7 @@ from otdml.ot._gromov.scale import Scale, size_of_matrix, size_within
 from otdml.ot._gromov.solution import constrained
 from otdml.ot._gromov.starts import STARTS, Init
 from otdml.ot._partial import Mass, check_mass
+from otdml.ot._problem import check_mass_of, of_equal_mass
 from otdml.ot._result import OTResult
 
 __all__ = ["GROMOV_BACKENDS", "STARTS", "GromovResult", "gromov", "gromov_matrix"]
@@ -208,8 +209,11 @@ def gromov_matrix(
 def _marginals(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *, equal: bool) -> Marginals:
     shared = _shared_weights(x, y, a, b)
     a, b = _first_order(weights(x, a)), _first_order(weights(y, b))
+    check_mass_of("a", a)
+    check_mass_of("b", b)
     if shared is None and equal:
         check_equal_mass(a, b)
+        b = of_equal_mass(a, b)
     return Marginals(a, b, shared)
 
 

@@ -12,7 +12,7 @@ from otdml.measures import weights
 from otdml.ot._low_rank.coupling import LowRankCoupling, rounded
 from otdml.ot._low_rank.descent import Iterate
 from otdml.ot._low_rank.hubs import Cloud
-from otdml.ot._problem import SINGLE_ONLY
+from otdml.ot._problem import SINGLE_ONLY, check_mass_of
 
 __all__ = ["LowRankProblem"]
 
@@ -48,9 +48,8 @@ class LowRankProblem:
         """The problem between two weighted clouds with equal batch dimensions."""
         x, y, a, b = (once(t, _NO_SECOND) for t in (x, y, weights(x, a), weights(y, b)))
         check_equal_mass(a, b)
+        check_mass_of("a", a)
         masses = torch.stack([a.sum(-1), b.sum(-1)], -1)
-        if not bool((masses > 0).all()):
-            raise argument_error("a", "have mass", "weights that are all zero", "Leave that problem out.")
         a, b = a / masses[..., :1], b / masses[..., 1:]
         between = ground(x, y, cost)
         assert isinstance(between, Bilinear)

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from otdml.losses import ScaledCost
-from otdml.ot import gromov, sinkhorn
+from otdml.ot import gromov, gromov_matrix, sinkhorn
 from otdml.ot._gromov.centred_cost import cost_block
 
 NAMED = ["sqeuclidean", "cosine", "inner"]
@@ -402,3 +402,26 @@ def test_not_a_number_is_not_hidden():
     x[0, 0] = torch.nan
     with pytest.raises(ValueError, match="finite"):
         gromov(x, y)
+
+
+@pytest.mark.parametrize("solve", [gromov, gromov_matrix])
+def test_masses_that_differ_by_rounding_are_solved_as_equal_ones(solve):
+    x, y, a, b = clouds(12, 10, dx=2, dy=3)
+    x, y = (x, y) if solve is gromov else (x @ x.mT, y @ y.mT)
+    b = b / b.sum() * a.sum()
+    a, more, b = (w.requires_grad_() for w in (a, (1 + 4e-4) * b, b))
+    options = {"eps": 1.0, "tol": 1e-6, "init": "product"}
+    found, expected = solve(x, y, a, more, **options), solve(x, y, a, b, **options)
+    assert found.converged
+    torch.testing.assert_close(found.value, expected.value)
+    slopes, wanted = torch.autograd.grad(found.value, (a, more)), torch.autograd.grad(expected.value, (a, b))
+    for slope, true in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(slope, true, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"rho": 1.0}])
+def test_weights_that_are_all_zero_are_named(options):
+    x, y, a, none = clouds(6, 5, dx=2, dy=3, batch=(2,))
+    none[1] = 0
+    with pytest.raises(ValueError, match="`b` must have mass, got weights that are all zero in batch element 1"):
+        gromov(x, y, a, none, **options)
