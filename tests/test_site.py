@@ -250,9 +250,11 @@ def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     assert "* beta 8: DCI-D is higher than with beta 1 (+0.310, 95% interval +0.285 to +0.335, 3 seeds)." in text
     assert "0.460 ± 0.149" in text
     assert text.startswith("**sprites-base.** ")
-    assert "DCI-D is higher with beta 8 than with beta 1 (+0.310, 95% interval +0.285 to +0.335, 3 seeds) (runn" in text
+    assert "With 3 seeds, DCI-D is higher with beta 8 (+0.310, +0.285 to +0.335) than with beta 1 (running: " in text
     assert "Running: 6 of 30 cells; 0.60 hours one after the other, 0.30 of them on a processor" in text
     assert "All 6 cells together worked 0.30 hours on one processor core, 0.15 on two." in text
+    assert "). Not run yet: beta 2, beta 4, " in text
+    assert "* - beta 4" not in text
     assert "``scenes-base``" in text.partition("Not run yet")[2]
     assert "``sprites-base``" not in text.partition("Not run yet")[2]
 

@@ -26,22 +26,24 @@ def section(found: Report, figure: str | None) -> str:
 
 
 def table(found: Report) -> str:
-    """The mean of every score over the seeds, with its 95% interval."""
+    """The mean of every score over the seeds, with its 95% interval, of the arms that have been run."""
     heads = ("arm", "seeds", *(score.title for score in found.scores))
     rows = [
-        (arm.name, f"{len(found.of(arm.name))} of {len(found.seeds)}", *cells(found, arm.name)) for arm in found.arms
+        (arm.name, f"{len(found.of(arm.name))} of {len(found.seeds)}", *cells(found, arm.name))
+        for arm in found.arms
+        if found.of(arm.name)
     ]
     widths = " ".join(["24", "8", *["10"] * len(found.scores)])
     return list_table(heads, rows, widths, "stacked labelled")
 
 
 def cells(found: Report, arm: str) -> Iterator[str]:
-    """A figure for every score; nothing where the arm has not been run."""
+    """A figure for every score of an arm that has been run."""
     for score in found.scores:
-        value = found.mean(arm, score.name) if found.of(arm) else None
-        width = math.nan if value is None else half_width(value)
+        value = found.mean(arm, score.name)
+        width = half_width(value)
         spread = "" if math.isnan(width) else f" ± {width:.{score.digits}f}"
-        yield "" if value is None else f"{value.mean:.{score.digits}f}{spread}"
+        yield f"{value.mean:.{score.digits}f}{spread}"
 
 
 def told(found: Report) -> str:
@@ -49,7 +51,8 @@ def told(found: Report) -> str:
     places = dict.fromkeys(machine(dict(run.environment)) for run in found.runs)
     hours = f"{found.hours:.2f} hours one after the other, {found.processor_hours:.2f} of them on a processor"
     standing = f"{found.standing.capitalize()}; {hours} ({'; '.join(places)})"
-    return f"± is half the 95% interval over the seeds. {standing}."
+    absent = ", ".join(arm.name for arm in found.arms if not found.of(arm.name))
+    return f"± is half the 95% interval over the seeds. {standing}." + (f" Not run yet: {absent}." if absent else "")
 
 
 def spent(reports: list[Report]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,19 @@ class Difference:
 
     @property
     def interval(self) -> str:
-        """The mean, its 95% interval, and the number of seeds."""
-        mean, low, high = (f"{value:+.{self.score.digits}f}" for value in (self.mean, self.low, self.high))
+        """The mean, its 95% interval, and the number of seeds, in words."""
+        mean, low, high = self._written
         return f"{mean}, 95% interval {low} to {high}, {self.n} seeds"
+
+    @property
+    def figures(self) -> str:
+        """The mean and its 95% interval."""
+        mean, low, high = self._written
+        return f"{mean}, {low} to {high}"
+
+    @property
+    def _written(self) -> list[str]:
+        return [f"{value:+.{self.score.digits}f}" for value in (self.mean, self.low, self.high)]
 
 
 @dataclass(frozen=True)
@@ -120,28 +130,32 @@ class Report:
         return f"all {count} cells have been run" if self.complete else f"running: {len(self.runs)} of {count} cells"
 
     def finding(self) -> str:
-        """All comparisons in one sentence, those that differ first, and how much has been run if not all has."""
-        differences = self.differences()
-        parts = [told for verdict in VERDICTS if (told := _told(verdict, differences))]
-        nothing = "one seed shows nothing" if differences else "nothing can be said yet"
-        text = f"{self.scores[0].title} is {'; '.join(parts)}" if parts else nothing
+        """All comparisons in one sentence, those that differ first, and how much has been run if not all has.
+
+        In brackets are the mean difference and its 95% interval, and the number of seeds where not all have as many.
+        """
+        compared = self.differences()
+        shown = [one for one in compared if one.verdict in VERDICTS]
+        counts = {one.n for one in shown}
+        parts = [told for verdict in VERDICTS for told in _told(verdict, shown, with_seeds=len(counts) > 1)]
+        title = f"with {counts.pop()} seeds, {self.scores[0].title}" if len(counts) == 1 else self.scores[0].title
+        nothing = "one seed shows nothing" if compared else "nothing can be said yet"
+        text = f"{title} is {'; '.join(parts)}" if parts else nothing
         sentence = text[0].upper() + text[1:]
         return sentence + ("." if self.complete else f" ({self.standing}).")
 
 
-# In the order of a finding, with the words before an arm and before the one it is compared with.
-VERDICTS = {
-    "higher": ("higher with", "than with"),
-    "lower": ("lower with", "than with"),
-    "not shown": ("not shown to differ between", "and"),
-}
+# In the order of a finding.
+VERDICTS = ("higher", "lower", "not shown")
 
 
-def _told(verdict: str, differences: Sequence[Difference]) -> str:
-    """The part of a finding on the comparisons with one verdict; empty if there are none."""
-    before, between = VERDICTS[verdict]
-    named = [f"{one.arm} {between} {one.against} ({one.interval})" for one in differences if one.verdict == verdict]
-    return f"{before} {', '.join(named)}" if named else ""
+def _told(verdict: str, differences: Sequence[Difference], *, with_seeds: bool) -> Iterator[str]:
+    """The parts of a finding on the comparisons with one verdict, one for each arm that others are compared with."""
+    for against in dict.fromkeys(one.against for one in differences if one.verdict == verdict):
+        those = [one for one in differences if (one.verdict, one.against) == (verdict, against)]
+        listed = ", ".join(f"{one.arm} ({one.figures}{f', {one.n} seeds' if with_seeds else ''})" for one in those)
+        shown = f"{verdict} with {listed} than with {against}"
+        yield f"not shown to differ from {against} with {listed}" if verdict == "not shown" else shown
 
 
 def report(study: Study, runs: Sequence[Finished], seeds: Sequence[int] = ()) -> Report:

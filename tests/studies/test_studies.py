@@ -71,12 +71,16 @@ def test_means_and_differences(study, tmp_path):
 def test_a_finding_is_one_sentence_and_says_how_much_has_been_run(study, tmp_path):
     assert report(study, []).finding() == "Nothing can be said yet (running: 0 of 12 cells)."
     assert done(study, tmp_path, seeds=(0,)).finding() == "One seed shows nothing (running: 4 of 12 cells)."
-    better, unclear, worse = (one.interval for one in done(study, tmp_path).differences())
+    better, unclear, worse = (one.figures for one in done(study, tmp_path).differences())
+    assert re.fullmatch(r"\+0\.533, \+0\.\d{3} to \+0\.\d{3}", better)
     found = report(study, finished(cells(study, tmp_path)))
     assert found.finding() == (
-        f"Answer is higher with better than with control ({better}); lower with worse than with control ({worse}); "
-        f"not shown to differ between unclear and control ({unclear})."
+        f"With 3 seeds, answer is higher with better ({better}) than with control; lower with worse ({worse}) than "
+        f"with control; not shown to differ from control with unclear ({unclear})."
     )
+    fewer = dataclasses.replace(found, runs=tuple(r for r in found.runs if (r.arm, r.seed) != ("worse", 2)))
+    assert fewer.finding().startswith(f"Answer is higher with better ({better}, 3 seeds) than with control; ")
+    assert ", 2 seeds)" in fewer.finding()
     assert found.standing == "all 12 cells have been run"
 
 
