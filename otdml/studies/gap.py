@@ -10,13 +10,13 @@ __all__ = ["STUDIES"]
 
 Weights = Mapping[Kind, float]
 
-# By regularizer, place and cost. Those of cosines are the best ones of the study of weights; those of squared distances
-# are its middle ones until it has tried them.
+# By regularizer, place and cost: the best ones of the study of weights, but for the gap of squared distances, whose
+# middle ones are there until it has tried the others.
 SPRITES: Weights = {
     ("distortion", "decoder", "cosine"): 30.0,
-    ("distortion", "decoder", "sqeuclidean"): 0.03,
+    ("distortion", "decoder", "sqeuclidean"): 0.003,
     ("distortion", "encoder", "cosine"): 3.0,
-    ("distortion", "encoder", "sqeuclidean"): 0.03,
+    ("distortion", "encoder", "sqeuclidean"): 0.003,
     ("gap", "decoder", "cosine"): 3.0,
     ("gap", "decoder", "sqeuclidean"): 0.03,
     ("gap", "encoder", "cosine"): 3.0,
