@@ -747,8 +747,10 @@ def test_errors_name_the_argument():
         sinkhorn(x, y, backend="fast")
     with pytest.raises(ValueError, match="`init` must hold potentials"):
         sinkhorn(x, y, init=(None, a))
-    with pytest.raises(ValueError, match="`C` must be a floating-point tensor"):
+    with pytest.raises(ValueError, match=r"`C` must have shape \(\.\.\., n, m\) with n, m >= 1, got \(3,\)"):
         sinkhorn_matrix(torch.zeros(3))
+    with pytest.raises(TypeError, match="`C` must be of floating point"):
+        sinkhorn_matrix(torch.zeros(3, 3, dtype=torch.int64))
 
 
 def test_unfinished_business_is_said_once():
