@@ -10,17 +10,16 @@ __all__ = ["STUDIES"]
 
 Weights = Mapping[Kind, float]
 
-# By regularizer, place and cost: the best ones of the study of weights, but for the gap of squared distances, whose
-# middle ones are there until it has tried the others.
+# By regularizer, place and cost: the best ones that the study of weights has tried.
 SPRITES: Weights = {
     ("distortion", "decoder", "cosine"): 30.0,
     ("distortion", "decoder", "sqeuclidean"): 0.003,
     ("distortion", "encoder", "cosine"): 3.0,
     ("distortion", "encoder", "sqeuclidean"): 0.003,
     ("gap", "decoder", "cosine"): 3.0,
-    ("gap", "decoder", "sqeuclidean"): 0.03,
+    ("gap", "decoder", "sqeuclidean"): 0.003,
     ("gap", "encoder", "cosine"): 3.0,
-    ("gap", "encoder", "sqeuclidean"): 0.03,
+    ("gap", "encoder", "sqeuclidean"): 0.003,
 }
 SCENES: Weights = dict.fromkeys(CLAIMED, 30.0)
 # The scores of the plain autoencoder of sprites with β = 16, the best of the study of its base, have stopped rising by
