@@ -42,7 +42,7 @@ def test_gradient_of_the_input():
     encoder = network()
     MultiSimilarity()(encoder(x), LABELS).backward()
     MultiSimilarity()(GradCache(encoder, size=7)(y), LABELS).backward()
-    assert (y.grad - x.grad).norm() <= 1e-5 * x.grad.norm()
+    assert (y.grad - x.grad).norm() <= 2e-6 * x.grad.norm()
 
 
 def in_pieces(encoder, size):
