@@ -21,6 +21,7 @@ SPRITES: Weights = {
     ("gap", "encoder", "cosine"): 3.0,
     ("gap", "encoder", "sqeuclidean"): 0.003,
 }
+# The middle ones until a study of weights has tried them.
 SCENES: Weights = dict.fromkeys(CLAIMED, 30.0)
 # The scores of the plain autoencoder of sprites with β = 16, the best of the study of its base, have stopped rising by
 # then with six seeds of seven; with β = 8 they still rose with one of two.
