@@ -47,6 +47,16 @@ def test_a_part_can_be_run_and_shown(toy, tmp_path):
     assert len(list(tmp_path.rglob("result.json"))) == 1
 
 
+def test_a_study_goes_on_from_its_report(toy, tmp_path):
+    kept = tmp_path / "toy.json"
+    call("toy", "--out", tmp_path / "old", "--json", kept, "--seeds", 5)
+    found = call("toy", "--out", tmp_path / "new", "--from", kept)
+    assert found.exit_code == 0, found.output
+    assert "✓ gap [decoder], seed 7" in found.output
+    assert "seed 5:" not in found.output
+    assert len(list((tmp_path / "new").rglob("result.json"))) == 4
+
+
 def test_studies_are_listed(toy, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert call("toy", "--seeds", 5).exit_code == 0
@@ -61,6 +71,8 @@ def test_wrong_arguments_are_named_before_anything_is_run(toy, tmp_path):
         (("toy", "--arm", "gab"), "gab"),
         (("toy", "--data", tmp_path), "draws its own data"),
         (("toy", "--json", tmp_path), "is a folder"),
+        (("toy", "--from", __file__), "is no report of a study"),
+        (("--from", __file__), "need the name of a study"),
     ):
         found = call(*words, *(("--out", tmp_path / "cells") if "toy" in words else ()))
         assert found.exit_code == 2

@@ -20,6 +20,7 @@ __all__ = ["study"]
     "otdml study",
     "otdml study sprites-base --seeds 100 --arm 'beta 1' --arm 'beta 8'",
     "otdml study sprites-base --show --json docs/figures/studies/sprites-base.json",
+    "otdml study sprites-base --from docs/figures/studies/sprites-base.json",
     "otdml study dsprites-base --data dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
 )
 def study(
@@ -29,6 +30,9 @@ def study(
     seeds: Annotated[list[int] | None, typer.Option("--seeds", help="A seed; repeat for more. Default: all.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Its data set, for the studies that need one.")] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", help="Threads of this command.", callback=between(1))] = 1,
+    report: Annotated[
+        Path | None, typer.Option("--from", help="A report that --json has written: its cells are taken, not repeated.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Run nothing; show what has been run.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
     figure: Annotated[Path | None, typer.Option("--figure", help="Draw it; the suffix is the format.")] = None,
@@ -36,12 +40,13 @@ def study(
     """Answer one question about a loss by its fixed protocol: arms × seeds, with a control and intervals.
 
     Every finished cell is a file, so the same command goes on where it was stopped; given twice, the two share the
-    cells. A table is printed at the end, of all cells that are there.
+    cells. A report holds all its cells, from which --from goes on, on another machine say. A table is printed at the
+    end, of all cells that are there.
     """
     from otdml.studies.display import show_studies, show_study
 
     with arguments():
-        if not name and (out or arm or seeds or data or show or json or figure):
+        if not name and (out or arm or seeds or data or report or show or json or figure):
             raise ValueError("these options need the name of a study. `otdml study` lists them.")
         for option, path in (("--json", json), ("--figure", figure)):
             if path is not None:
@@ -55,6 +60,8 @@ def study(
         chosen = studies.named(name)
         wanted = _cells(chosen, out, arm, seeds)
         path = None if show else chosen.data(data)
+        if report is not None:
+            _restore(report, chosen, out)
     if not show:
         _run(chosen, wanted, path, threads)
     found = _report(chosen, out)
@@ -66,6 +73,13 @@ def _cells(study: "Study", out: Path | None, arms: list[str] | None, seeds: list
     from otdml.studies.cells import cells
 
     return cells(study, out or Path("runs") / study.name, arms or (), seeds or ())
+
+
+def _restore(path: Path, study: "Study", out: Path | None) -> None:
+    """Take all cells of a report that has them."""
+    from otdml.studies.report import restore
+
+    restore(path, study, _cells(study, out, None, None))
 
 
 def _run(study: "Study", wanted: "list[Cell]", data: Path | None, threads: int) -> None:

@@ -70,20 +70,32 @@ class Cell:
             found = Finished(**content)
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{self.path} is damaged ({error}). Delete it to repeat that cell.") from error
-        differences = "; ".join(_differences(settings, self.arm.settings))
+        differences = "; ".join(self.differences(settings))
         if differences:
             raise ValueError(
                 f"{self.path} is of other settings ({differences}). Choose another folder with --out, or delete it."
             )
         return found
 
+    def differences(self, settings: Mapping[str, Any]) -> Iterator[str]:
+        """Where settings, as they are read from a file, are not those of the arm, in words."""
+        here = json.loads(json.dumps(dict(self.arm.settings)))
+        for key in sorted({*settings, *here}):
+            if settings.get(key) != here.get(key):
+                yield f"{key}: {settings.get(key)} there, {here.get(key)} here"
+
     def write(self, curve: Sequence[Reading], seconds: float, processor_seconds: float) -> Finished:
-        """Keep the result: from now on the cell is finished, and is not repeated."""
+        """Keep the result of a run that has ended here."""
         rows = [{"step": one.step, **one.scores} for one in curve]
         last = dict(curve[-1].scores)
         found = Finished(self.arm.name, self.seed, last, rows, seconds, processor_seconds, environment())
-        write_text(self.path, json.dumps(vars(found) | {"settings": dict(self.arm.settings)}, indent=1))
+        self.keep(found)
         return found
+
+    def keep(self, found: Finished) -> None:
+        """Keep a result: from now on the cell is finished, and is not repeated."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps(vars(found) | {"settings": dict(self.arm.settings)}, indent=1))
 
 
 @dataclass(frozen=True)
@@ -152,10 +164,3 @@ def _run(study: Study, cell: Cell, data: Path | None) -> Iterator[Progress]:
     if not curve:
         raise ValueError(f"the study {study.name} yielded no scores for {cell.title}.")
     yield Progress(cell, curve[-1], cell.write(curve, time.perf_counter() - started, time.process_time() - worked))
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    here = json.loads(json.dumps(dict(here)))
-    for key in sorted({*there, *here}):
-        if there.get(key) != here.get(key):
-            yield f"{key}: {there.get(key)} there, {here.get(key)} here"

@@ -9,10 +9,10 @@ from typing import Any
 
 from otdml._files import write_text
 from otdml.benchmarks.results import Figure, figure, half_width
-from otdml.studies.cells import Finished
+from otdml.studies.cells import Cell, Finished
 from otdml.studies.protocol import Arm, Score, Study
 
-__all__ = ["Difference", "Report", "load", "report", "save"]
+__all__ = ["Difference", "Report", "load", "report", "restore", "save"]
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,35 @@ def load(path: Path) -> Report:
         tuple(content["seeds"]),
         tuple(Finished(**run) for run in content["runs"]),
     )
+
+
+def restore(path: Path, study: Study, wanted: Sequence[Cell]) -> None:
+    """Keep the cells of a saved report, so that the study goes on from there; those that are finished stay.
+
+    Args:
+        path: What :func:`save` has written.
+        study: What the cells are of.
+        wanted: The cells that are taken from it, if it has them.
+
+    Raises:
+        ValueError: It is no report, or one of another study or of other settings; nothing has been kept then.
+    """
+    try:
+        published = load(path)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no report of a study ({error}). `otdml study NAME --json FILE` writes one."
+        ) from error
+    if published.name != study.name:
+        raise ValueError(f"{path} is a report of {published.name}, not of {study.name}.")
+    settings = {arm.name: arm.settings for arm in published.arms}
+    runs = {(run.arm, run.seed): run for run in published.runs}
+    there = [(cell, run) for cell in wanted if (run := runs.get((cell.arm.name, cell.seed))) and cell.read() is None]
+    for cell, run in there:
+        if differences := "; ".join(cell.differences(settings[run.arm])):
+            raise ValueError(f"{path} is of other settings ({run.arm}: {differences}). The study has changed since.")
+    for cell, run in there:
+        cell.keep(run)
 
 
 def _finite(content: Any) -> Any:

@@ -12,7 +12,7 @@ from otdml.benchmarks.results import figure, half_width
 from otdml.studies import Arm, Reading, Score, Study
 from otdml.studies.cells import cells, finished, run_cells
 from otdml.studies.figure import draw
-from otdml.studies.report import load, report, save
+from otdml.studies.report import load, report, restore, save
 
 
 class Stopped(Exception):
@@ -184,6 +184,42 @@ def test_a_report_comes_back_from_its_file(study, tmp_path):
     row = next(row for row in content["differences"] if row["arm"] == "better" and row["score"] == "answer")
     assert row["mean"] == pytest.approx(1.6 / 3)
     assert content["means"][0] == {"arm": "control", "score": "answer", "mean": 2.0, "std": 1.0, "n": 3}
+
+
+def test_a_study_goes_on_from_a_report(study, calls, tmp_path):
+    found = done(study, tmp_path / "old", seeds=(0, 1))
+    save(tmp_path / "toy.json", found)
+    done(study, tmp_path / "new", arms=("worse",), seeds=(2,))
+    calls.clear()
+    restore(tmp_path / "toy.json", study, cells(study, tmp_path / "new"))
+    taken = report(study, finished(cells(study, tmp_path / "new")))
+    assert [run for run in taken.runs if run.seed < 2] == list(found.runs)
+    assert done(study, tmp_path / "new").complete
+    assert {seed for *_, seed in calls} == {2}
+    assert len(calls) == 3
+
+
+def test_a_report_does_not_replace_what_is_finished(study, tmp_path):
+    save(tmp_path / "toy.json", done(study, tmp_path / "old", seeds=(0,)))
+    later = done(study, tmp_path / "new", seeds=(0,))
+    restore(tmp_path / "toy.json", study, cells(study, tmp_path / "new"))
+    assert finished(cells(study, tmp_path / "new", seeds=(0,))) == list(later.runs)
+
+
+def test_a_report_of_something_else_is_refused_and_nothing_is_kept(study, tmp_path):
+    wanted = cells(study, tmp_path / "new")
+    path = tmp_path / "toy.json"
+    save(path, done(study, tmp_path / "old", seeds=(0,)))
+    with pytest.raises(ValueError, match="is a report of toy, not of other"):
+        restore(path, dataclasses.replace(study, name="other"), wanted)
+    study.arms[3].settings["level"] = 0.25
+    with pytest.raises(ValueError, match=r"other settings \(worse: level: 0.0 there, 0.25 here\)"):
+        restore(path, study, wanted)
+    for content in ("{", "[]", "{}", json.dumps({"name": "toy"})):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"toy.json is no report of a study .* `otdml study NAME --json FILE`"):
+            restore(path, study, wanted)
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_scores_is_an_error(study, tmp_path):
