@@ -15,6 +15,7 @@ __all__ = ["Arm", "Reading", "Score", "Study", "named", "names"]
 _HOMES = {
     "sprites-base": "disentanglement",
     "sprites-weights": "disentanglement",
+    "sprites-settings": "disentanglement",
     "sprites-gap": "gap",
     "sprites-gap-tc": "gap",
     "scenes-gap": "gap",

@@ -15,6 +15,7 @@ SMALL = {"images": 200, "steps": 4, "train": 150, "test": 50, "rounds": 1, "read
     [
         ("sprites-base", "beta 8, falling rate of 1e-3"),
         ("sprites-weights", "gap decoder cosine 300"),
+        ("sprites-settings", "falling rate of 1e-3, gap 3"),
         ("sprites-tc", "tc 4"),
         ("sprites-free", "gap sqeuclidean 0.1"),
         ("scenes-weights", "distortion decoder cosine 30"),
@@ -35,3 +36,13 @@ def test_arms_of_one_seed_begin_alike():
     plain = {**study.arm("none").settings, **SMALL}
     asked = {**study.arm("distortion decoder cosine 3").settings, **SMALL, "weight": 0.0}
     assert list(run(plain, 0)) == list(run(asked, 0))
+
+
+def test_the_gap_is_compared_with_the_settings_it_is_tried_under():
+    study = studies.named("sprites-settings")
+    asked = [arm for arm in study.arms if arm.against]
+    assert len(asked) == 6
+    for arm in asked:
+        base = study.arm(*arm.against).settings
+        assert {key for key in base if arm.settings[key] != base[key]} == {"regularizer", "weight"}
+    assert {arm.settings["batch"] * arm.settings["steps"] for arm in study.arms} == {64 * 20_000}
