@@ -1,11 +1,11 @@
-"""The training loop of small models: an optimiser, and a learning rate that falls to zero like a cosine."""
+"""What training loops share: pixels as numbers, rows that are drawn, and the loop of small models."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["drawn_rows", "minimised"]
+__all__ = ["as_float", "drawn_rows", "minimised"]
 
 
 def minimised(
@@ -41,3 +41,10 @@ def minimised(
 def drawn_rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
     """So many rows of a table, in a random order; all of them as they are if None."""
     return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Stored pixels, uint8, in [0, 1]; what is floating already, in float32 at least."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    return images.float() if images.dtype == torch.float16 else images

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from otdml._files import write_text
+from otdml._training import as_float
 from otdml.benchmarks.models import image_transform, load_checkpoint
 from otdml.benchmarks.pages import picture_uri, template
 from otdml.data.images import open_image, thumbnail, transformed
 from otdml.dml.cache import network_key
 from otdml.dml.index import EmbeddingIndex
-from otdml.dml.loading import as_float
 
 if TYPE_CHECKING:
     from PIL import Image

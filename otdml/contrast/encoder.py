@@ -16,7 +16,7 @@ from otdml._checks import (
     check_several,
     check_share,
 )
-from otdml._training import minimised
+from otdml._training import as_float, minimised
 from otdml.contrast.views import SPOILS, Views, spoiled
 from otdml.dml.backbones import ResNet
 
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         """Features to evaluate: pooled maps of undistorted pictures, uint8 or float, in evaluation mode, in batches."""
         was, _ = self.training, self.eval()
         with half():
-            parts = [self.pooled(_floats(part)).float() for part in images.split(500)]
+            parts = [self.pooled(as_float(part)).float() for part in images.split(500)]
         self.train(was)
         return torch.cat(parts)
 
@@ -132,7 +132,7 @@ def training(
     def value() -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=generator)
         with half():
-            z = encoder(torch.cat(pairs(_floats(images[rows]), generator)))
+            z = encoder(torch.cat(pairs(as_float(images[rows]), generator)))
         first, second = F.normalize(z.float(), dim=-1).chunk(2)
         return loss(first, second) if domains is None else loss(first, second, domains[rows])
 
@@ -142,7 +142,3 @@ def training(
 def half() -> torch.autocast:
     """Convolutions in bfloat16, which processors that multiply in it do in half the time."""
     return torch.autocast("cpu", torch.bfloat16)
-
-
-def _floats(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images

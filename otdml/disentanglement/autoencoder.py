@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from otdml._arguments import argument_error, check_choice
 from otdml._checks import check_boolean, check_fields, check_generator, check_integer, check_nonnegative, check_positive
-from otdml._training import minimised
+from otdml._training import as_float, minimised
 from otdml.losses import MMD
 
 __all__ = ["Autoencoder", "Objective", "Schedule", "fit", "total_correlation", "training"]
@@ -208,7 +208,7 @@ def training(
 
     def loss() -> Tensor:
         batch = images[torch.randint(len(images), (schedule.batch,), generator=generator)]
-        return objective(model, batch.float() / 255 if batch.dtype == torch.uint8 else batch, generator)
+        return objective(model, as_float(batch), generator)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
     return minimised(loss, optimizer, schedule.steps, cosine=schedule.cosine)

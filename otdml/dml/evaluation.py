@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from otdml._checks import check_boolean
+from otdml._training import as_float
 from otdml.distributed import from_first, gather
-from otdml.dml.loading import EvaluationBatches, as_float
+from otdml.dml.loading import EvaluationBatches
 from otdml.dml.protocols import LabelledImages, queries
 from otdml.dml.retrieval import retrieval_metrics
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from otdml._checks import argument_error, check_integer
+from otdml._training import as_float
 from otdml.dml.protocols import BatchedImages, ImagesInTurn, LabelledImages, queries
 from otdml.dml.sampling import ClassBalancedBatchSampler
 
@@ -21,7 +22,6 @@ __all__ = [
     "EvaluationBatches",
     "OrderedCrops",
     "TrainingBatches",
-    "as_float",
     "epoch_seed",
     "loaded_places",
     "loaded_queries",
@@ -211,13 +211,6 @@ def loaded_queries(loader: Any, index: Tensor | None) -> Tensor | None:
         remedy = "Leave out `shuffle`, `sampler` and `batch_sampler`."
         raise argument_error("val_dataloaders", "read a set with queries in its order", type(loader).__name__, remedy)
     return None if asked is None or index is None else asked.to(index.device)[index]
-
-
-def as_float(images: Tensor) -> Tensor:
-    """Stored pixels, uint8, in [0, 1]; what is floating already, in float32 at least."""
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    return images.float() if images.dtype == torch.float16 else images
 
 
 def epoch_seed(seed: int, epoch: int, stream: int = 0, rank: int = 0) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from otdml._training import drawn_rows, minimised
+from otdml._training import as_float, drawn_rows, minimised
 from otdml.dml.backbones import ConvNet
 from otdml.sphere import uniform_points
 
@@ -16,17 +16,18 @@ __all__ = ["PrototypeClassifier", "Training", "training"]
 
 
 class PrototypeClassifier(nn.Module):
-    """A convolutional network to few coordinates, and one learnt direction there per class: its prototype.
+    """A network to few coordinates, and one learnt direction there per class: its prototype.
 
-    A picture belongs to the class whose prototype has the largest cosine with its embedding :cite:p:`mettes:19`.
-    Cosines times a learnt scale are the logits.
+    A picture, or a row of features of one, belongs to the class whose prototype has the largest cosine with its
+    embedding :cite:p:`mettes:19`. Cosines times a learnt scale are the logits.
 
     Args:
         classes: Number of classes.
         dim: Coordinates.
         seed: Of the weights and prototypes; the global generator is left as it was.
         size: Height and width of the pictures.
-        widths: Channels of each layer of the network.
+        widths: Channels of each convolution of the network.
+        features: How many features a row has; the network is a linear map of them then. None for pictures.
         scale: First value of the scale.
 
     Example:
@@ -45,28 +46,29 @@ class PrototypeClassifier(nn.Module):
         seed: int,
         size: int = 20,
         widths: tuple[int, ...] = (16, 32, 64, 64),
+        features: int | None = None,
         scale: float = 8.0,
     ) -> None:
         super().__init__()
-        features = widths[-1] * (size >> (len(widths) - 1)) ** 2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = ConvNet(widths)
+            self.network = ConvNet(widths) if features is None else nn.Identity()
+            features = widths[-1] * (size >> (len(widths) - 1)) ** 2 if features is None else features
             # Coordinates are centred: otherwise all embeddings start in nearly one direction.
             self.project = nn.Sequential(nn.Linear(features, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
             self.prototypes = nn.Parameter(uniform_points(classes, dim))
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, shape (n, classes); images in [0, 1], shape (n, 1, h, w)."""
+        """Logits, shape (n, classes); images in [0, 1], shape (n, 1, h, w), or features, shape (n, features)."""
         z = F.normalize(self.project(self.network(images).flatten(1)), dim=-1)
         return self.log_scale.exp() * z @ F.normalize(self.prototypes, dim=-1).mT
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """The share of pictures, as bytes, that belong to their class; in evaluation mode, some at a time."""
+        """The share of pictures, as bytes, or rows of features that belong to their class; some at a time."""
         was, _ = self.training, self.eval()
-        found = torch.cat([self(part.float() / 255).argmax(1) for part in images.split(500)])
+        found = torch.cat([self(as_float(part)).argmax(1) for part in images.split(500)])
         self.train(was)
         return float((found == labels).float().mean())
 
@@ -105,7 +107,7 @@ def training(
 
     Args:
         model: Changed in place.
-        images: Bytes, shape (n, 1, h, w).
+        images: Bytes, shape (n, 1, h, w), or features, shape (n, f).
         labels: Their classes, shape (n,).
         how: Regulariser and schedule.
         generator: Of batches, distortions and rows, so that regularisers of all rows are compared on the same pictures.
@@ -113,7 +115,7 @@ def training(
 
     def loss() -> Tensor:
         index = torch.randint(len(images), (how.batch,), generator=generator)
-        batch = images[index].float() / 255
+        batch = as_float(images[index])
         batch = batch if how.distort is None else how.distort(batch, generator)
         value = F.cross_entropy(model(batch), labels[index])
         if how.regulariser is None:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_boolean
 from otdml._files import folder_lock
+from otdml._training import as_float
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import embed, evaluate
-from otdml.dml.loading import Augment, TrainingBatches, as_float, epoch_seed, seeded
+from otdml.dml.loading import Augment, TrainingBatches, epoch_seed, seeded
 from otdml.dml.maps import keep_maps
 from otdml.dml.module import ProxyDML
 from otdml.dml.processes import make_trainer

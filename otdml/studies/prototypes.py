@@ -1,6 +1,6 @@
 """Does it help a classifier of many classes in few coordinates to part its prototypes, and by which regulariser?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from otdml.dml.prototypes import PrototypeClassifier, Training, training
 from otdml.losses.dispersion import LloydDispersion, SlicedDispersion, nearest_angles
 from otdml.studies.protocol import Arm, Reading, Score, Study
 
-__all__ = ["MIDDLE", "STUDIES", "regulariser", "run"]
+__all__ = ["MIDDLE", "SHARED", "STUDIES", "arm", "chosen", "fitted", "regulariser", "run", "tried"]
 
 SCORES = (
     Score("accuracy", "accuracy"),
@@ -60,11 +60,23 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
         data: Folder of Omniglot.
     """
     images, labels = _drawings(Path(data or "."))
-    known, rest = _split(labels, settings["known"], seed)
     model = PrototypeClassifier(int(labels.max()) + 1, settings["dim"], seed=seed)
+    return fitted(model, images, labels, settings, seed, Distort())
+
+
+def fitted(
+    model: PrototypeClassifier,
+    images: Tensor,
+    labels: Tensor,
+    settings: Mapping[str, Any],
+    seed: int,
+    distort: Distort | None = None,
+) -> Iterator[Reading]:
+    """Train a classifier on some pictures of each class, and score it on the others."""
+    known, rest = _split(labels, settings["known"], seed)
     every = max(1, settings["steps"] // settings["readings"])
     generator = torch.Generator().manual_seed(seed)
-    for step in training(model, images[known], labels[known], _training(settings, seed), generator):
+    for step in training(model, images[known], labels[known], _training(settings, seed, distort), generator):
         if step % every == 0 or step == settings["steps"]:
             angles = nearest_angles(model.prototypes.detach())
             accuracies = [model.accuracy(images[part], labels[part]) for part in (rest, known[: len(rest)])]
@@ -82,7 +94,7 @@ def _drawings(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def _split(labels: Tensor, known: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the first ``known`` drawings of each class in a random order, and of the others; both in random order."""
+    """Rows of the first ``known`` pictures of each class in a random order, and of the others; both in random order."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = order[labels[order].argsort(stable=True)]
     place = torch.cat([torch.arange(n) for n in labels.bincount().tolist()])
@@ -90,9 +102,9 @@ def _split(labels: Tensor, known: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[is_known[order]], order[~is_known[order]]
 
 
-def _training(settings: Mapping[str, Any], seed: int) -> Training:
+def _training(settings: Mapping[str, Any], seed: int, distort: Distort | None) -> Training:
     options = {name: settings[name] for name in ("weight", "rows", "decay", "steps", "batch", "rate", "faster")}
-    return Training(regulariser(settings["regulariser"], seed), distort=Distort(), **options)
+    return Training(regulariser(settings["regulariser"], seed), distort=distort, **options)
 
 
 def regulariser(name: str, seed: int) -> nn.Module | None:
@@ -117,33 +129,44 @@ def _study(name: str, question: str, arms: tuple[Arm, ...], seeds: tuple[int, ..
     )
 
 
-def _arm(name: str, **own: Any) -> Arm:
-    return Arm(name, {**SHARED, **own}, () if name == "none" else ("none",))
+def arm(name: str, shared: Mapping[str, Any] = SHARED, **own: Any) -> Arm:
+    """An arm that is compared with the one without a regulariser."""
+    return Arm(name, {**shared, **own}, () if name == "none" else ("none",))
+
+
+def tried(make: Callable[..., Arm]) -> Iterator[Arm]:
+    """Three weights of every regulariser, and of weight decay."""
+    yield make("none")
+    yield from (make(f"decay {decay:g}", decay=decay) for decay in (0.01, 0.1, 1.0))
+    for name, middle in MIDDLE.items():
+        for weight in (0.1 * middle, middle, 10.0 * middle):
+            yield make(f"{name} {weight:g}", regulariser=name, weight=weight)
+
+
+def chosen(make: Callable[..., Arm], decay: float, weights: Mapping[str, float]) -> Iterator[Arm]:
+    """Every regulariser with its chosen weight, against weight decay and none."""
+    yield make("none")
+    yield make("decay", decay=decay)
+    yield from (make(name, regulariser=name, weight=weight) for name, weight in weights.items())
 
 
 def _weights() -> Study:
     """Short runs, of a third of the steps, which tell too weak from too strong."""
-    tried = partial(_arm, steps=500, readings=1)
-    arms = [tried("none"), *(tried(f"decay {decay:g}", decay=decay) for decay in (0.01, 0.1, 1.0))]
-    for name, middle in MIDDLE.items():
-        arms += [tried(f"{name} {m * middle:g}", regulariser=name, weight=m * middle) for m in (0.1, 1.0, 10.0)]
     question = "Which weight of each regulariser of prototypes is best in 8 coordinates?"
-    return _study("prototypes-weights", question, tuple(arms), TUNING)
+    return _study("prototypes-weights", question, tuple(tried(partial(arm, steps=500, readings=1))), TUNING)
 
 
 def _coordinates(dim: int) -> Study:
-    """Every regulariser with its chosen weight, against weight decay and none."""
-    arms = [_arm("none", dim=dim), _arm("decay", dim=dim, decay=DECAY)]
-    arms += [_arm(name, dim=dim, regulariser=name, weight=weight) for name, weight in CHOSEN.items()]
     question = f"Does parting the prototypes of 964 classes help in {dim} coordinates?"
-    return _study(f"prototypes-{dim}", question, tuple(arms), (0, 1, 2, 3, 4))
+    arms = tuple(chosen(partial(arm, dim=dim), DECAY, CHOSEN))
+    return _study(f"prototypes-{dim}", question, arms, (0, 1, 2, 3, 4))
 
 
 def _rows() -> Study:
     """Regularisers of all prototypes, or of some of them in each step."""
-    arms = [_arm("none")]
+    arms = [arm("none")]
     for name in ("koleo", "uniformity", "mmd", "sliced"):
-        of = partial(_arm, regulariser=name, weight=CHOSEN[name])
+        of = partial(arm, regulariser=name, weight=CHOSEN[name])
         arms += [of(name), of(f"{name}, 256 rows", rows=256), of(f"{name}, 64 rows", rows=64)]
     question = "Does it matter how many of the 964 prototypes a regulariser sees in a step?"
     return _study("prototypes-rows", question, tuple(arms), (0, 1, 2, 3, 4))

@@ -44,6 +44,15 @@ def test_classes_are_learnt():
     assert model.training
 
 
+def test_features_are_classified_by_a_linear_map():
+    labels = torch.arange(90) % 3
+    rows = torch.eye(3)[labels] + 0.1 * torch.randn(90, 3, generator=torch.Generator().manual_seed(0))
+    model = PrototypeClassifier(3, 2, seed=0, features=3)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2 * 3 + 3 * 2 + 1
+    list(training(model, rows, labels, Training(steps=60, batch=32), torch.Generator().manual_seed(0)))
+    assert model.accuracy(rows, labels) == 1.0
+
+
 def test_a_strong_regulariser_parts_the_prototypes():
     plain, parted = (
         float(nearest_angles(fitted(**how).prototypes.detach()).min())
