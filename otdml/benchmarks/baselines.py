@@ -82,7 +82,7 @@ def _features(run: Run, images: Any) -> "Tensor":
     module = ProxyDML(2, dim=1, **chosen)
     # Pooled features, without the random projection.
     module.head.linear = nn.Identity()
-    return embed(module, images, batch_size=8)
+    return embed(module, images)
 
 
 def _pixels(images: Any) -> "Tensor":

@@ -10,7 +10,7 @@ from torch import Tensor
 from otdml._checks import check_boolean
 from otdml._training import as_float
 from otdml.distributed import from_first, gather
-from otdml.dml.loading import EvaluationBatches
+from otdml.dml.loading import EvaluationBatches, portions
 from otdml.dml.protocols import LabelledImages, queries
 from otdml.dml.retrieval import retrieval_metrics
 
@@ -67,7 +67,7 @@ def embeddings(
         for images, _ in EvaluationBatches(dataset, batch_size=batch_size, workers=workers, rows=rows):
             # Around this step alone: the caller runs code of its own between two batches, perhaps with gradients.
             with torch.no_grad():
-                z = module(as_float(_moved(images, module.device))).cpu()
+                z = torch.cat([module(as_float(part)) for part in portions(_moved(images, module.device))]).cpu()
             yield z
     finally:
         for part, mode in modes.items():

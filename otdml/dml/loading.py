@@ -25,8 +25,12 @@ __all__ = [
     "epoch_seed",
     "loaded_places",
     "loaded_queries",
+    "portions",
     "seeded",
 ]
+
+# Pixels of a portion: four images of 224 by 224.
+PIXELS = 4 * 224**2
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -185,6 +189,17 @@ class OrderedCrops:
             floats = as_float(images.to(self.device))
             generator = torch.Generator(self.device).manual_seed(epoch_seed(self.number, place))
             yield floats if self.augment is None else self.augment(floats, generator)
+
+
+def portions(images: Tensor) -> tuple[Tensor, ...]:
+    """Parts of a batch, one after the other, where that is faster than all at once: on a CPU.
+
+    Maps of few images stay in its cache and in memory that the process has already. Those of a hundred photographs are
+    new pages of the system for every layer, which takes three times as long as the network.
+    """
+    if images.ndim < 4 or images.device.type != "cpu":
+        return (images,)
+    return images.split(max(1, PIXELS // max(1, images.shape[-2] * images.shape[-1])))
 
 
 def loaded_places(loader: Any, count: int) -> Tensor | None:

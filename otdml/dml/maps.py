@@ -15,14 +15,13 @@ from otdml._checks import argument_error, check_integer
 from otdml._files import FolderLockedError, folder_lock, replacing
 from otdml.dml.backbones.cut import cut
 from otdml.dml.cache import maps_key
-from otdml.dml.loading import Augment, OrderedCrops, epoch_seed
+from otdml.dml.loading import Augment, OrderedCrops, epoch_seed, portions
 from otdml.dml.module import ProxyDML
 from otdml.dml.protocols import LabelledImages, queries
 
 __all__ = ["KeptMaps", "keep_maps"]
 
-# Images loaded at a time, and pixels whose maps a processor computes at once: few enough that these stay in its cache.
-BATCH, PIXELS = 8, 100_000
+BATCH = 8  # Images loaded at a time.
 
 
 class KeptMaps:
@@ -149,18 +148,12 @@ def _maps(lower: nn.Module, images: OrderedCrops) -> Iterator[Tensor]:
     modes = {part: part.training for part in lower.modules()}
     lower.eval()
     try:
-        for batch in (part for loaded in images for part in loaded.split(_at_once(loaded))):
+        for batch in (part for loaded in images for part in portions(loaded)):
             maps = lower(batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch)
             yield (maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps).cpu()
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-def _at_once(batch: Tensor) -> int:
-    if batch.ndim < 4 or batch.device.type != "cpu":
-        return len(batch)
-    return max(1, PIXELS // (batch.shape[-2] * batch.shape[-1]))
 
 
 def _write(file: Path, maps: Iterator[Tensor], count: int, dtype: np.dtype[Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from otdml.data import CUB200
 from otdml.data.images import CenterCrop
 from otdml.dml.backbones import efficientnet_lite0
-from otdml.dml.loading import EvaluationBatches
+from otdml.dml.loading import EvaluationBatches, portions
 from otdml.dml.prototypes import PrototypeClassifier
 from otdml.studies.protocol import Arm, Reading, Score, Study
 from otdml.studies.prototypes import SHARED, arm, chosen, fitted, tried
@@ -56,8 +56,8 @@ def _features(folder: Path) -> tuple[Tensor, Tensor]:
     features, labels, classes = [], [], 0
     for half in ("trainval", "test"):
         photographs = CUB200(folder, half, crop, allow_partial=True)
-        for images, numbers in EvaluationBatches(photographs, batch_size=16):
-            features.append(network(images).mean((2, 3)))
+        for images, numbers in EvaluationBatches(photographs, batch_size=64):
+            features += [network(part).mean((2, 3)) for part in portions(images)]
             labels.append(numbers + classes)
         classes += len(photographs.classes)
     return torch.cat(features), torch.cat(labels)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from otdml.dml import ClassBalancedBatchSampler
-from otdml.dml.loading import EvaluationBatches, TrainingBatches
+from otdml.dml.loading import EvaluationBatches, TrainingBatches, portions
 
 LABELS = torch.arange(24) % 4
 
@@ -101,3 +101,24 @@ def test_what_sets_offer_is_declared():
         for kind in (ImageFiles, TensorImages)
     }
     assert offered == {ImageFiles: {"ShownImages"}, TensorImages: {"BatchedImages", "ShownImages"}}
+
+
+@pytest.mark.parametrize(
+    ("shape", "counts"),
+    [
+        ((10, 3, 224, 224), [4, 4, 2]),
+        ((300, 1, 28, 28), [256, 44]),
+        ((2, 3, 999, 999), [1, 1]),
+        ((500, 8), [500]),
+        ((0, 3, 32, 32), [0]),
+    ],
+)
+def test_portions_of_large_images_are_small_and_keep_their_order(shape, counts):
+    images = torch.arange(shape[0], dtype=torch.uint8).view(-1, *[1] * (len(shape) - 1)).expand(shape)
+    parts = portions(images)
+    assert [len(part) for part in parts] == counts
+    assert torch.equal(torch.cat(parts), images)
+
+
+def test_other_devices_take_a_batch_at_once():
+    assert [len(part) for part in portions(torch.empty(10, 3, 224, 224, device="meta"))] == [10]
