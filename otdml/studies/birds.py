@@ -19,7 +19,7 @@ from otdml.studies.prototypes import SHARED, arm, chosen, fitted, tried
 __all__ = ["STUDIES", "run"]
 
 SCORES = (
-    Score("accuracy", "accuracy"),
+    Score("accuracy", "accuracy", digits=4),
     Score("smallest", "smallest angle", 0, 2),
     Score("median", "median nearest angle", 0, 2),
     Score("train", "accuracy on training photographs"),

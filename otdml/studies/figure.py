@@ -14,6 +14,8 @@ __all__ = ["draw"]
 
 # Letters of a line of a label, which has no more place beside the axes.
 LETTERS = 30
+# Arms whose ranges over the seeds can be told apart; the dots beside show the seeds of more.
+FEW = 5
 
 
 def draw(found: Report, path: Path) -> None:
@@ -31,7 +33,7 @@ def draw(found: Report, path: Path) -> None:
     curves, ends = figure.subplots(1, 2, width_ratios=(3, 2))
     for place, arm in enumerate(present):
         color = COLORS[place % len(COLORS)]
-        _curve(curves, found, arm, color, "-" if place < len(COLORS) else "--")
+        _curve(curves, found, arm, color, "-" if place < len(COLORS) else "--", with_range=len(present) <= FEW)
         values = [run.scores[score.name] for run in found.of(arm)]
         ends.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
         ends.plot([found.mean(arm, score.name).mean] * 2, [place - 0.3, place + 0.3], color=color)
@@ -48,11 +50,14 @@ def draw(found: Report, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _curve(ax: "Axes", found: Report, arm: str, color: str, style: str) -> None:
-    """The mean over the seeds at each step that all of them have, and the range of the seeds."""
+def _curve(ax: "Axes", found: Report, arm: str, color: str, style: str, *, with_range: bool) -> None:
+    """The mean over the seeds at each step that all of them have, and the range of the seeds if asked for."""
     name = found.scores[0].name
     seeds = [{row["step"]: row[name] for row in run.curve} for run in found.of(arm)]
     steps = sorted(set.intersection(*(set(one) for one in seeds)))
     values = [[one[step] for one in seeds] for step in steps]
     ax.plot(steps, [sum(row) / len(row) for row in values], style, color=color, marker=".", label=arm)
-    ax.fill_between(steps, [min(row) for row in values], [max(row) for row in values], color=color, alpha=0.12, lw=0)
+    if with_range:
+        ax.fill_between(
+            steps, [min(row) for row in values], [max(row) for row in values], color=color, alpha=0.12, lw=0
+        )
