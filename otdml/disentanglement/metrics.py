@@ -13,6 +13,9 @@ from otdml._checks import check_integer
 
 __all__ = ["DCI", "dci", "dci_scores", "importances", "mutual_information_gap"]
 
+# Of all importances together: what may lie below zero.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class DCI:
@@ -34,7 +37,7 @@ def dci_scores(importance: Tensor) -> tuple[float, float]:
     complete if one code captures it.
 
     Args:
-        importance: R, non-negative, shape (codes, factors).
+        importance: R, non-negative but for rounding, shape (codes, factors).
 
     Returns:
         The two scores, in [0, 1]; zero where nothing matters at all.
@@ -46,9 +49,13 @@ def dci_scores(importance: Tensor) -> tuple[float, float]:
         >>> dci_scores(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
         (0.0, 0.0)
     """
-    if importance.ndim != 2 or bool((importance < 0).any()):
-        raise argument_error("importance", "be a non-negative matrix (codes, factors)", tuple(importance.shape))
+    if importance.ndim != 2:
+        raise argument_error("importance", "be a matrix (codes, factors)", tuple(importance.shape))
     R = importance.double()
+    # The importances of trees are sums of differences of variances: of codes that tell nothing, zero but for rounding.
+    if not bool((R + ROUNDING * R.abs().sum() >= 0).all()):
+        raise argument_error("importance", "have no negative numbers and no NaN", float(R.min()))
+    R = R.clamp(min=0)
     return _concentration(R), _concentration(R.mT)
 
 

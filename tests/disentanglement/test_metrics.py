@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from otdml.disentanglement import dci, dci_scores, mutual_information_gap
+from otdml.disentanglement.metrics import importances
 
 
 def test_one_code_per_factor_is_perfect():
@@ -37,8 +38,32 @@ def test_codes_count_by_their_importance():
 
 
 def test_negative_importance_is_an_error():
-    with pytest.raises(ValueError, match="`importance` must be a non-negative matrix"):
-        dci_scores(-torch.eye(3))
+    for wrong in (-1.0, -1e-06, math.nan):
+        R = torch.eye(3, dtype=torch.float64)
+        R[0, 1] = wrong
+        with pytest.raises(ValueError, match=f"`importance` must have no negative numbers and no NaN, got {wrong}"):
+            dci_scores(R)
+    with pytest.raises(ValueError, match=r"`importance` must be a matrix \(codes, factors\)"):
+        dci_scores(torch.ones(3))
+
+
+def test_rounding_below_zero_is_nothing():
+    R = torch.tensor([[3.0, -1e-16], [0.5, 0.5], [-1e-17, 0.0]], dtype=torch.float64)
+    assert dci_scores(R) == dci_scores(R.clamp(min=0))
+
+
+def test_codes_that_tell_nothing_beside_one_that_tells_all():
+    """The gains of splits of dead codes are differences of equal numbers, and some come out below zero."""
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    def trees():
+        return GradientBoostingClassifier(n_estimators=20, random_state=0)
+
+    codes = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+    factors = torch.bucketize(codes[:, :1].contiguous(), torch.tensor([-1.0, 0.0, 1.0]))
+    matrix, _ = importances(codes[:500], factors[:500], trees)
+    assert float(matrix.min()) < 0  # Or else this shows nothing.
+    assert dci(codes, factors, n_train=500, classifier=trees).disentanglement > 0.99
 
 
 def test_dci_of_factors_is_perfect_and_of_their_rotation_less():
