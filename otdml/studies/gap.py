@@ -67,7 +67,9 @@ STUDIES = {
     study.name: study
     for study in (
         _study("sprites-gap", "β-VAE", SPRITES, pictures="sprites", beta=16.0),
-        _study("sprites-gap-tc", "β-TCVAE", {k: SPRITES[k] for k in CLAIMED}, pictures="sprites", beta=6.0, prior="tc"),
+        _study(
+            "sprites-gap-tc", "β-TCVAE", {k: SPRITES[k] for k in CLAIMED}, pictures="sprites", beta=10.0, prior="tc"
+        ),
         _study("scenes-gap", "β-VAE", SCENES, pictures="scenes", beta=8.0),
     )
 }
