@@ -1,14 +1,15 @@
 """Benchmarks on the terminal: progress bars, the table of results, the catalogue."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement as Width
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from otdml._tables import fitting
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.finished import Finished
 from otdml.benchmarks.methods import ARMS, METHODS
@@ -72,8 +73,8 @@ def _ending(state: RunState) -> str:
 
 def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None = None) -> None:
     """The results in percent as mean ± standard deviation over seeds, what the literature has, and what NIR does."""
-    for columns in _fitting(console, runs, metric_names(runs)):
-        console.print(_figures(runs, columns))
+    for table in fitting(console, metric_names(runs), partial(_figures, runs)):
+        console.print(table)
     for some in _by_source(preset.published if preset else ()):
         pairs = [
             f"{_value(one)} (here {'not run' if ours is None else percent(ours)})" for one, ours in beside(some, runs)
@@ -87,21 +88,6 @@ def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None
         return
     for one in found:
         console.print(f"[bold]{one.method}[/] against {one.against}: {statement(one)}", highlight=False)
-
-
-def _fitting(console: Console, runs: Sequence[Finished], metrics: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The metrics in as many tables, below one another, as it takes for no figure to be cut off or folded."""
-    while metrics:
-        fitting = [
-            n for n in range(1, len(metrics) + 1) if _width(console, _figures(runs, metrics[:n])) <= console.width
-        ]
-        count = max(fitting, default=1)
-        yield metrics[:count]
-        metrics = metrics[count:]
-
-
-def _width(console: Console, table: Table) -> int:
-    return Width.get(console, console.options.update(max_width=10_000), table).maximum
 
 
 def _figures(runs: Sequence[Finished], metrics: Sequence[str]) -> Table:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from otdml._tables import fitting
 from otdml.benchmarks.results import half_width
 from otdml.studies import cells
 from otdml.studies.protocol import Score, Study
@@ -53,18 +55,27 @@ def show_study(console: Console, found: Report) -> None:
     """The question, the mean of each score with its 95% interval, and the answer as one sentence per arm."""
     console.print(f"[bold]{escape(found.question)}[/]", highlight=False)
     console.print(escape(found.method), highlight=False)
-    table = Table("arm", "seeds", box=None, pad_edge=False, header_style="dim")
-    for score in found.scores:
-        table.add_column(score.title, justify="right")
-    for arm in found.arms:
-        count = len(found.of(arm.name))
-        figures = [_value(found, arm.name, score) if count else "" for score in found.scores]
-        table.add_row(escape(arm.name), f"{count} of {len(found.seeds)}", *figures)
-    console.print(table)
+    for table in fitting(console, found.scores if found.runs else (), partial(_figures, found)):
+        console.print(table)
     for difference in found.differences():
         console.print(escape(difference.sentence()), highlight=False)
+    if absent := [arm.name for arm in found.arms if not found.of(arm.name)]:
+        console.print(f"[dim]Not run yet: {escape(', '.join(absent))}.[/]", highlight=False)
     spent = f"{found.hours:.2f} hours, {found.processor_hours:.2f} of them on a processor"
     console.print(f"[dim]{len(found.runs)} cells: {spent}.[/]", highlight=False)
+
+
+def _figures(found: Report, scores: Sequence[Score]) -> Table:
+    """A row per arm that has been run, and a column per score. Only names are wrapped."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("arm", overflow="fold")
+    for name in ("seeds", *(score.title for score in scores)):
+        table.add_column(name, justify="right", no_wrap=True, overflow="fold")
+    for arm in found.arms:
+        if count := len(found.of(arm.name)):
+            figures = [_value(found, arm.name, score) for score in scores]
+            table.add_row(escape(arm.name), f"{count} of {len(found.seeds)}", *figures)
+    return table
 
 
 def _value(found: Report, arm: str, score: Score) -> str:

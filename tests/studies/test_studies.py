@@ -6,11 +6,13 @@ import math
 import re
 
 import pytest
+from rich.console import Console
 
 from otdml import studies
 from otdml.benchmarks.results import figure, half_width
 from otdml.studies import Arm, Reading, Score, Study
 from otdml.studies.cells import cells, finished, run_cells
+from otdml.studies.display import show_study
 from otdml.studies.figure import draw
 from otdml.studies.report import load, report, restore, save
 
@@ -220,6 +222,28 @@ def test_a_report_of_something_else_is_refused_and_nothing_is_kept(study, tmp_pa
         with pytest.raises(ValueError, match=r"toy.json is no report of a study .* `otdml study NAME --json FILE`"):
             restore(path, study, wanted)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_figure_is_cut_off_however_narrow_the_terminal(study, tmp_path, width):
+    found = done(study, tmp_path, arms=("control", "better"))
+    console = Console(width=width, record=True, force_terminal=False, color_system=None)
+    show_study(console, found)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    half = half_width(found.mean("better", "answer"))
+    assert all(one in text for one in ("2.000 ± 2.484", f"2.533 ± {half:.3f}", "2.000 ± 0.000", "3 of 3"))
+    assert "Not run yet: unclear, worse." in text
+    assert "…" not in text
+
+
+def test_nothing_has_been_run_yet(study, tmp_path):
+    console = Console(width=80, record=True, force_terminal=False, color_system=None)
+    show_study(console, report(study, []))
+    assert console.export_text().splitlines()[2:] == [
+        "Not run yet: control, better, unclear, worse.",
+        "0 cells: 0.00 hours, 0.00 of them on a processor.",
+    ]
 
 
 def test_no_scores_is_an_error(study, tmp_path):
