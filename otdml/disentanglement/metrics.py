@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
-from otdml._checks import check_integer
+from otdml._checks import check_integer, check_integers, check_matrix
 
 __all__ = ["DCI", "dci", "dci_scores", "importances", "mutual_information_gap"]
 
@@ -49,12 +49,11 @@ def dci_scores(importance: Tensor) -> tuple[float, float]:
         >>> dci_scores(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
         (0.0, 0.0)
     """
-    if importance.ndim != 2:
-        raise argument_error("importance", "be a matrix (codes, factors)", tuple(importance.shape))
-    R = importance.double()
+    R = check_matrix("importance", importance).double()
     # The importances of trees are sums of differences of variances: of codes that tell nothing, zero but for rounding.
-    if not bool((R + ROUNDING * R.abs().sum() >= 0).all()):
-        raise argument_error("importance", "have no negative numbers and no NaN", float(R.min()))
+    least, rounding = float(R.min()), ROUNDING * float(R.abs().sum())
+    if least < -rounding:
+        raise argument_error("importance", "have no negative numbers", least)
     R = R.clamp(min=0)
     return _concentration(R), _concentration(R.mT)
 
@@ -70,7 +69,14 @@ def _concentration(R: Tensor) -> float:
 
 
 def importances(codes: Tensor, factors: Tensor, classifier: Callable[[], Any]) -> tuple[Tensor, list[Any]]:
-    """Feature importances of one classifier per factor, shape (codes, factors), and the fitted classifiers."""
+    """Feature importances of one classifier per factor, shape (codes, factors), and the fitted classifiers.
+
+    Args:
+        codes: Shape (n, codes).
+        factors: Integers, two values or more of each, shape (n, factors).
+        classifier: Makes one classifier with ``feature_importances_``.
+    """
+    codes, factors = _checked(codes, factors)
     fitted = [classifier().fit(codes.numpy(), column.numpy()) for column in factors.unbind(1)]
     return torch.stack([torch.as_tensor(model.feature_importances_) for model in fitted], 1), fitted
 
@@ -82,7 +88,7 @@ def dci(codes: Tensor, factors: Tensor, *, n_train: int, classifier: Callable[[]
 
     Args:
         codes: Shape (n, codes); for a variational encoder the posterior means.
-        factors: Integer factors, shape (n, factors).
+        factors: Integers, shape (n, factors).
         n_train: How many rows train the classifiers; the others give the informativeness.
         classifier: Makes one classifier with ``feature_importances_``. scikit-learn's ``GradientBoostingClassifier``
             of the source if None, which takes minutes for thousands of rows.
@@ -91,15 +97,28 @@ def dci(codes: Tensor, factors: Tensor, *, n_train: int, classifier: Callable[[]
         The three scores.
 
     Raises:
-        ValueError: If no row is left to test on.
+        ValueError: If no row is left to test on, or a factor has one value in the rows that train.
     """
     if (n_train := check_integer("n_train", n_train)) >= len(codes):
         raise argument_error("n_train", f"lie between 0 and the number of rows, {len(codes)}", n_train)
-    codes, factors = codes.detach().cpu(), factors.cpu()
+    codes, factors = _checked(codes, factors)
     matrix, fitted = importances(codes[:n_train], factors[:n_train], classifier or _boosted_trees())
     rest = codes[n_train:].numpy()
     accuracy = [m.score(rest, f.numpy()) for m, f in zip(fitted, factors[n_train:].unbind(1), strict=True)]
     return DCI(*dci_scores(matrix), float(np.mean(accuracy)))
+
+
+def _checked(codes: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and factors on the CPU, where there is something to tell."""
+    codes = check_matrix("codes", codes).detach().cpu()
+    factors = check_integers("factors", factors).cpu()
+    if factors.ndim != 2 or len(factors) != len(codes) or not factors.shape[1]:
+        raise argument_error("factors", f"have shape (n, factors) with n = {len(codes)}", tuple(factors.shape))
+    constant = (factors == factors[0]).all(0).nonzero()[:, 0].tolist()
+    if constant:
+        found = f"one value alone in column {constant[0]}"
+        raise argument_error("factors", "take two values or more each", found, "Leave that factor out.")
+    return codes if codes.dtype.itemsize > 2 else codes.float(), factors
 
 
 def _boosted_trees() -> Callable[[], Any]:
@@ -114,8 +133,8 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) ->
     I1 and I2 are the two largest mutual informations of factor j with a code, each cut into ``bins`` equal bins.
 
     Args:
-        codes: Shape (n, codes).
-        factors: Integer factors, shape (n, factors).
+        codes: Two or more, shape (n, codes).
+        factors: Integers, two values or more of each, shape (n, factors).
         bins: Number of bins of each code.
 
     Returns:
@@ -128,15 +147,19 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) ->
         1.0
     """
     bins = check_integer("bins", bins)
+    codes, factors = _checked(codes, factors)
+    if codes.shape[1] < 2:
+        raise argument_error("codes", "be two or more, as the second best one of each factor counts", codes.shape[1])
+    codes = codes.double()
     low, high = codes.amin(0), codes.amax(0)
     width = torch.where(high > low, high - low, torch.ones_like(high))
     cells = ((codes - low) / width * bins).long().clamp(max=bins - 1)
     gaps = []
     for factor in factors.unbind(1):
-        top = (
-            torch.tensor([_mutual_information(c, factor) for c in cells.unbind(1)], dtype=torch.float64).topk(2).values
-        )
-        gaps.append(float(top[0] - top[1]) / _mutual_information(factor, factor))
+        values = factor.unique(return_inverse=True)[1]
+        told = torch.tensor([_mutual_information(c, values) for c in cells.unbind(1)], dtype=torch.float64)
+        first, second = told.topk(2).values.tolist()
+        gaps.append((first - second) / _mutual_information(values, values))
     return sum(gaps) / len(gaps)
 
 

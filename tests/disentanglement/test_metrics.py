@@ -38,12 +38,12 @@ def test_codes_count_by_their_importance():
 
 
 def test_negative_importance_is_an_error():
-    for wrong in (-1.0, -1e-06, math.nan):
+    for wrong, message in ((-1.0, "no negative numbers, got -1.0"), (-1e-06, "got -1e-06"), (math.nan, "be finite")):
         R = torch.eye(3, dtype=torch.float64)
         R[0, 1] = wrong
-        with pytest.raises(ValueError, match=f"`importance` must have no negative numbers and no NaN, got {wrong}"):
+        with pytest.raises(ValueError, match=f"`importance` must .*{message}"):
             dci_scores(R)
-    with pytest.raises(ValueError, match=r"`importance` must be a matrix \(codes, factors\)"):
+    with pytest.raises(ValueError, match="`importance` must have shape"):
         dci_scores(torch.ones(3))
 
 
@@ -92,3 +92,47 @@ def test_gap_of_shared_information():
     codes = torch.stack([factor.float(), (factor // 2).float()], 1)
     # The second code holds one of the factor's two bits.
     assert math.isclose(mutual_information_gap(codes, factor[:, None]), 0.5, abs_tol=1e-9)
+
+
+CODES = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+INDICES = torch.randint(3, (60, 2), generator=torch.Generator().manual_seed(1))
+WRONG = {
+    "one value": (CODES, INDICES * torch.tensor([1, 0]), "`factors` must take two values .* in column 1. Leave that"),
+    "one value in the rows that train": (CODES, INDICES * (torch.arange(60) > 40)[:, None], "`factors` must take two"),
+    "not finite": (CODES.clone().index_fill_(0, torch.tensor(7), math.nan), INDICES, "`codes` must be finite.* 7"),
+    "floats": (CODES, INDICES.float(), "`factors` must be a tensor of integers"),
+    "truth values": (CODES, INDICES > 0, "`factors` must be a tensor of integers"),
+    "other rows": (CODES, INDICES[:30], r"`factors` must have shape \(n, factors\) with n = [46]0, got \(30, 2\)"),
+    "one factor": (CODES, INDICES[:, 0], r"`factors` must have shape \(n, factors\)"),
+    "no factor": (CODES, INDICES[:, :0], r"`factors` must have shape \(n, factors\)"),
+    "a row of codes": (CODES[:, 0], INDICES, "`codes` must have shape"),
+    "an array": (CODES.numpy(), INDICES, "`codes` must be a torch.Tensor, got ndarray"),
+}
+
+
+@pytest.mark.parametrize(("codes", "factors", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_scored_is_named(codes, factors, message):
+    tree = pytest.importorskip("sklearn.tree").DecisionTreeClassifier
+    with pytest.raises((ValueError, TypeError), match=message):
+        dci(codes, factors, n_train=40, classifier=tree)
+    with pytest.raises((ValueError, TypeError), match=message):
+        mutual_information_gap(codes[:40], factors[:40])
+
+
+def test_the_gap_takes_two_codes_and_factors_of_any_values_in_any_precision():
+    with pytest.raises(ValueError, match="`codes` must be two or more"):
+        mutual_information_gap(CODES[:, :1], INDICES)
+    expected = mutual_information_gap(CODES.half().double(), INDICES)
+    assert mutual_information_gap(CODES.half(), INDICES) == expected
+    assert mutual_information_gap(CODES.half(), 7 - 4 * INDICES) == pytest.approx(expected)
+    far = CODES / CODES.abs().max() * 3e38  # Their range is beyond single precision.
+    assert mutual_information_gap(far, INDICES) == pytest.approx(mutual_information_gap(CODES, INDICES))
+
+
+def test_trees_take_codes_in_bfloat16():
+    tree = pytest.importorskip("sklearn.tree").DecisionTreeClassifier
+    found = [
+        dci(codes, INDICES, n_train=40, classifier=lambda: tree(random_state=0))
+        for codes in (CODES.bfloat16(), CODES.bfloat16().float())
+    ]
+    assert found[0] == found[1]
