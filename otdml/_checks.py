@@ -39,6 +39,7 @@ __all__ = [
     "check_finite",
     "check_fraction",
     "check_generator",
+    "check_images",
     "check_in_range",
     "check_integer",
     "check_integers",
@@ -47,6 +48,7 @@ __all__ = [
     "check_matrix",
     "check_nonnegative",
     "check_number",
+    "check_pixels",
     "check_points",
     "check_positive",
     "check_several",
@@ -149,6 +151,37 @@ def check_matrix(name: str, x: Tensor) -> Tensor:
     if check_points(name, x).ndim != 2:
         raise argument_error(name, "have shape (n, d)", tuple(x.shape))
     return check_finite(name, x)
+
+
+def check_images(
+    name: str,
+    x: Tensor,
+    *,
+    channels: int | None = None,
+    sides: tuple[int, ...] | None = None,
+    stored: bool = False,
+) -> Tensor:
+    """``x``, if it holds images of floating point, or bytes where they are ``stored``; shape (n, channels, h, w)."""
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        if not stored:
+            raise argument_error(name, "be of floating point", "bytes", f"Write `{name}.float() / 255`.", TypeError)
+    else:
+        check_tensor(name, x, "be a torch.Tensor of images")
+    if x.ndim != 4 or 0 in x.shape or channels not in (None, x.shape[1]) or sides not in (None, x.shape[2:]):
+        wanted = ", ".join(map(str, ("n", channels or "channels", *(sides or "hw"))))
+        remedy = f"Write `{name}[None]` for one image." if x.ndim == 3 else ""
+        raise argument_error(name, f"have shape ({wanted}), none of them 0", tuple(x.shape), remedy)
+    return x
+
+
+def check_pixels(name: str, x: Tensor) -> Tensor:
+    """``x``, if its pixels are bytes or lie in [0, 1]."""
+    if x.dtype != torch.uint8:
+        low, high = map(float, x.detach().aminmax())
+        if not 0 <= low <= high <= 1:
+            got, remedy = f"numbers from {low:g} to {high:g}", "Divide by their largest value."
+            raise argument_error(name, "lie in [0, 1]", got, "" if math.isnan(low) else remedy)
+    return x
 
 
 def has_values(x: Tensor) -> bool:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from otdml._arguments import check_choice
-from otdml._checks import check_generator
+from otdml._arguments import argument_error, check_choice
+from otdml._checks import check_generator, check_images, check_pixels
 
 __all__ = ["CORRUPTIONS", "corrupted"]
 
@@ -16,9 +16,10 @@ def corrupted(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Pictures corrupted in one way, as those of CIFAR-10-C are :cite:p:`hendrycks:19`.
 
     Args:
-        images: In [0, 1], shape (n, channels, h, w), h and w even.
+        images: In [0, 1], shape (n, channels, h, w).
         kind: ``"none"``; ``"noise"``: Gaussian, of standard deviation 0.15; ``"blur"``: the mean of 3 × 3 pixels, two
-            times; ``"contrast"``: three tenths of it; ``"pixels"``: squares of 2 × 2 pixels have their mean.
+            times; ``"contrast"``: three tenths of it; ``"pixels"``: squares of 2 × 2 pixels have their mean, for which
+            height and width must be even.
         generator: Of the noise.
 
     Returns:
@@ -30,6 +31,9 @@ def corrupted(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     check_choice("kind", kind, CORRUPTIONS), check_generator(generator)
+    check_pixels("images", check_images("images", images))
+    if kind == "pixels" and (images.shape[-1] % 2 or images.shape[-2] % 2):
+        raise argument_error("images", "have an even height and width", tuple(images.shape))
     if kind == "noise":
         images = images + 0.15 * torch.randn(images.shape, generator=generator)
     elif kind == "blur":

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otdml._arguments import argument_error
 from otdml._checks import (
     check_choice,
     check_fields,
     check_generator,
+    check_images,
     check_integer,
+    check_pixels,
     check_positive,
     check_several,
     check_share,
@@ -56,6 +59,8 @@ class Encoder(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """The mean of the maps over their points, shape (n, widths[-1]); images in [0, 1], shape (n, 3, h, w)."""
+        if any(side % 2 for side in check_images("images", images, channels=3).shape[2:]):
+            raise argument_error("images", "have an even height and width", tuple(images.shape))
         standard = ((images - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
         return self.trunk(standard).mean((2, 3))
 
@@ -66,6 +71,7 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Features to evaluate: pooled maps of undistorted pictures, uint8 or float, in evaluation mode, in batches."""
+        check_pixels("images", check_images("images", images, channels=3, stored=True))
         was, _ = self.training, self.eval()
         with half():
             parts = [self.pooled(as_float(part)).float() for part in images.split(500)]
@@ -127,6 +133,7 @@ def training(
     """
 
     check_generator(generator)
+    check_pixels("images", check_images("images", images, channels=3, stored=True))
     steps, batch, rate = check_integer("steps", steps), check_integer("batch", batch), check_positive("rate", rate)
 
     def value() -> Tensor:

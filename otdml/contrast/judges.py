@@ -2,10 +2,12 @@
 
 import warnings
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from otdml._checks import check_integer
+from otdml._arguments import argument_error
+from otdml._checks import check_integer, check_labels, check_matrix
 
 __all__ = ["linear_probe", "neighbours"]
 
@@ -20,6 +22,9 @@ def linear_probe(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor,
         test_labels: Their classes, shape (m,).
         steps: Most iterations of L-BFGS.
     """
+    z, labels, test_z, test_labels = _checked(z, labels, test_z, test_labels)
+    if len(labels.unique()) < 2:
+        raise argument_error("labels", "be of two classes or more", "one class")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -43,10 +48,23 @@ def neighbours(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor, *
         >>> neighbours(z, torch.tensor([0, 1]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([0, 1]), k=1)
         1.0
     """
-    k = check_integer("k", k)
+    z, labels, test_z, test_labels = _checked(z, labels, test_z, test_labels)
+    if (k := check_integer("k", k)) > len(z):
+        raise argument_error("k", f"be at most the number of training rows, {len(z)}", k)
     z, right = F.normalize(z, dim=-1), 0
+    classes, labels = labels.unique(return_inverse=True)
     for part, truth in zip(test_z.split(1000), test_labels.split(1000), strict=True):
         nearest = (F.normalize(part, dim=-1) @ z.mT).topk(k).indices
-        votes = F.one_hot(labels[nearest], int(labels.max()) + 1).sum(1)
-        right += int((votes.argmax(1) == truth).sum())
+        votes = F.one_hot(labels[nearest], len(classes)).sum(1)
+        right += int((classes[votes.argmax(1)] == truth).sum())
     return right / len(test_z)
+
+
+def _checked(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows in single precision at least, without a graph, and their labels."""
+    z, test_z = (check_matrix(name, x).detach() for name, x in (("z", z), ("test_z", test_z)))
+    if z.shape[1] != test_z.shape[1]:
+        raise argument_error("test_z", f"have as many features as `z`, {z.shape[1]}", test_z.shape[1])
+    dtype = torch.promote_types(torch.promote_types(z.dtype, test_z.dtype), torch.float32)
+    labels, test_labels = check_labels("labels", labels, len(z)), check_labels("test_labels", test_labels, len(test_z))
+    return z.to(dtype), labels, test_z.to(dtype), test_labels

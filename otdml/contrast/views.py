@@ -12,7 +12,9 @@ from otdml._checks import (
     check_fields,
     check_fraction,
     check_generator,
+    check_images,
     check_nonnegative,
+    check_pixels,
     check_positive,
     check_several,
     check_share,
@@ -57,7 +59,8 @@ class Views:
             raise argument_error("crop", "be two shares of the area in (0, 1], the smaller one first", self.crop)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """One view of each picture, float, shape (n, 3, h, w)."""
+        """One view of each picture, float; images in [0, 1], shape (n, 3, h, w)."""
+        check_pixels("images", check_images("images", images, channels=3))
         grid = F.affine_grid(self._crops(len(images), generator), list(images.shape), align_corners=False)
         return self._coloured(F.grid_sample(images, grid, padding_mode="border", align_corners=False), generator)
 
@@ -103,6 +106,7 @@ def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) 
         tensor([2., 0., 1.])
     """
     check_choice("kind", kind, SPOILS)
+    check_images("views", views)
     share = check_share("share", share)
     check_generator(generator)
     bad = torch.rand(len(views), 1, 1, 1, generator=generator) < share

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from otdml._arguments import argument_error, check_choice
-from otdml._checks import check_boolean, check_fields, check_generator, check_integer, check_nonnegative, check_positive
+from otdml._checks import (
+    check_boolean,
+    check_fields,
+    check_generator,
+    check_images,
+    check_integer,
+    check_nonnegative,
+    check_pixels,
+    check_points,
+    check_positive,
+)
+from otdml._precision import full_precision
 from otdml._training import as_float, minimised
 from otdml.losses import MMD
 
@@ -34,6 +45,7 @@ class Autoencoder(nn.Module):
         if size % 8:
             raise argument_error("size", "be a multiple of 8", size)
         side, deep = size // 8, 2 * width
+        self.channels, self.size = channels, size
         self.encoder = nn.Sequential(
             *_down(channels, width), *_down(width, deep), *_down(deep, deep),
             nn.Flatten(), nn.Linear(deep * side**2, 128),
@@ -46,7 +58,8 @@ class Autoencoder(nn.Module):
         )  # fmt: skip
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior means and log-variances, each of shape (n, codes)."""
+        """Posterior means and log-variances, each of shape (n, codes); images in [0, 1], shape (n, channels, h, w)."""
+        check_images("images", images, channels=self.channels, sides=(self.size, self.size))
         mean, log_variance = self.posterior(self.encoder(images)).chunk(2, -1)
         return mean, log_variance
 
@@ -76,6 +89,7 @@ def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
 
 
+@full_precision
 def total_correlation(codes: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     r"""Total correlation of the codes of a batch, estimated from the batch.
 
@@ -99,6 +113,9 @@ def total_correlation(codes: Tensor, mean: Tensor, log_variance: Tensor) -> Tens
         >>> total_correlation(z, z, torch.zeros(2, 2))
         tensor(0.6931)
     """
+    for name, one in (("codes", codes), ("mean", mean), ("log_variance", log_variance)):
+        if check_points(name, one).shape != mean.shape or one.ndim != 2:
+            raise argument_error(name, "have shape (n, d), as the two others", tuple(one.shape))
     error = codes[:, None] - mean
     density = -0.5 * (error.square() * (-log_variance).exp() + log_variance)
     n = torch.tensor(float(len(codes)))
@@ -205,10 +222,12 @@ def training(
     """
 
     check_generator(generator)
+    sides = model.size, model.size
+    check_pixels("images", check_images("images", images, channels=model.channels, sides=sides, stored=True))
 
     def loss() -> Tensor:
         batch = images[torch.randint(len(images), (schedule.batch,), generator=generator)]
-        return objective(model, as_float(batch), generator)
+        return objective(model, as_float(batch).float(), generator)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
     return minimised(loss, optimizer, schedule.steps, cosine=schedule.cosine)
@@ -225,6 +244,7 @@ def fit(
         schedule: For how long.
         seed: Of the weights, batches and draws; two fits with one seed start from the same network and see the same.
     """
+    check_images("images", images, stored=True)
     model = seeded(seed, size=images.shape[-1], channels=images.shape[1])
     steps = training(
         model, images, objective or Objective(), schedule or Schedule(), torch.Generator().manual_seed(seed)

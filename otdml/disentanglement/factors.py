@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
-from otdml._checks import check_integer
+from otdml._checks import check_integer, check_integers
 
 __all__ = ["FactorSet", "coarse"]
 
@@ -44,12 +44,22 @@ def coarse(factors: Tensor, counts: Tensor, *, values: int = 8) -> Tensor:
         counts: Number of values of each factor, shape (factors,).
         values: Most values of a factor.
 
+    Raises:
+        ValueError: The shapes do not agree, or an index is none of its factor.
+
     Example:
         >>> import torch
         >>> coarse(torch.tensor([[2, 5, 39, 0, 17]]), torch.tensor([3, 6, 40, 32, 32]))
         tensor([[2, 5, 7, 0, 4]])
     """
+    factors, counts = check_integers("factors", factors), check_integers("counts", counts)
+    if counts.ndim != 1 or bool((counts < 1).any()):
+        raise argument_error("counts", "be a vector of positive integers", counts.tolist())
     if factors.ndim != 2 or factors.shape[1:] != counts.shape:
         raise argument_error("factors", f"have shape (n, {len(counts)})", tuple(factors.shape))
+    if outside := ((factors < 0) | (factors >= counts)).any(0).nonzero()[:, 0].tolist():
+        column, count = factors[:, outside[0]], int(counts[outside[0]])
+        found = f"{int(column.min())} to {int(column.max())} in column {outside[0]}"
+        raise argument_error("factors", f"be indices below their counts, {count} there", found)
     values = check_integer("values", values)
     return torch.where(counts > values, factors * values // counts, factors)

@@ -8,6 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otdml._checks import (
+    argument_error,
+    check_fields,
+    check_generator,
+    check_images,
+    check_integer,
+    check_labels,
+    check_matrix,
+    check_nonnegative,
+    check_pixels,
+    check_positive,
+)
 from otdml._training import as_float, drawn_rows, minimised
 from otdml.dml.backbones import ConvNet
 from otdml.sphere import uniform_points
@@ -50,6 +62,10 @@ class PrototypeClassifier(nn.Module):
         scale: float = 8.0,
     ) -> None:
         super().__init__()
+        classes, dim = check_integer("classes", classes), check_integer("dim", dim)
+        seed, size = check_integer("seed", seed, least=None), check_integer("size", size)
+        scale = check_positive("scale", scale)
+        features = features if features is None else check_integer("features", features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = ConvNet(widths) if features is None else nn.Identity()
@@ -64,9 +80,20 @@ class PrototypeClassifier(nn.Module):
         z = F.normalize(self.project(self.network(images).flatten(1)), dim=-1)
         return self.log_scale.exp() * z @ F.normalize(self.prototypes, dim=-1).mT
 
+    def _checked(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The labels, if they are classes of this classifier, one for each of the images or rows."""
+        if isinstance(self.network, nn.Identity):
+            features = self.project[0].in_features
+            if check_matrix("images", images).shape[1] != features:
+                raise argument_error("images", f"have {features} features", images.shape[1])
+        else:
+            check_pixels("images", check_images("images", images, channels=1, stored=True))
+        return check_labels("labels", labels, len(images), len(self.prototypes))
+
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """The share of pictures, as bytes, or rows of features that belong to their class; some at a time."""
+        labels = self._checked(images, labels)
         was, _ = self.training, self.eval()
         found = torch.cat([self(as_float(part)).argmax(1) for part in images.split(500)])
         self.train(was)
@@ -99,6 +126,12 @@ class Training:
     faster: float = 30.0
     distort: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self, weight=check_nonnegative, decay=check_nonnegative)
+        check_fields(self, rate=check_positive, faster=check_positive, steps=check_integer, batch=check_integer)
+        if self.rows is not None:
+            check_fields(self, rows=check_integer)
+
 
 def training(
     model: PrototypeClassifier, images: Tensor, labels: Tensor, how: Training, generator: torch.Generator
@@ -112,6 +145,8 @@ def training(
         how: Regulariser and schedule.
         generator: Of batches, distortions and rows, so that regularisers of all rows are compared on the same pictures.
     """
+    check_generator(generator)
+    labels = model._checked(images, labels)
 
     def loss() -> Tensor:
         index = torch.randint(len(images), (how.batch,), generator=generator)

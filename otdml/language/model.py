@@ -13,6 +13,8 @@ from otdml._checks import (
     check_fields,
     check_generator,
     check_integer,
+    check_integers,
+    check_labels,
     check_nonnegative,
     check_positive,
 )
@@ -88,9 +90,18 @@ class TiedLanguageModel(nn.Module):
         """Mean negative log-likelihood of all tokens but the first ones, in nats; shape (n, length)."""
         return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
+    def _checked(self, tokens: Tensor) -> Tensor:
+        """A text, if it is one of this vocabulary, and a sequence long."""
+        tokens = check_integers("tokens", tokens)
+        if tokens.ndim != 1 or len(tokens) <= self.context:
+            must = f"be a text of more than {self.context} tokens, shape (n,)"
+            raise argument_error("tokens", must, tuple(tokens.shape))
+        return check_labels("tokens", tokens, len(tokens), len(self.table))
+
     @torch.no_grad()
     def perplexity(self, tokens: Tensor) -> float:
         """The exponential of the loss on a text, shape (n,), cut into sequences; the rest of its end is not used."""
+        tokens = self._checked(tokens)
         was, _ = self.training, self.eval()
         rows = tokens.unfold(0, self.context + 1, self.context)
         losses = torch.stack([self.loss(part) * len(part) for part in rows.split(64)])
@@ -138,6 +149,7 @@ def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator:
             same sequences.
     """
     check_generator(generator)
+    tokens = model._checked(tokens)
     others = [parameter for name, parameter in model.named_parameters() if name != "table"]
     groups = [{"params": [model.table], "weight_decay": how.decay}, {"params": others, "weight_decay": 0.0}]
     sequences = tokens.unfold(0, model.context + 1, 1)
