@@ -20,7 +20,7 @@ def section(found: Report, figure: str | None) -> str:
     parts = [f"{found.question}\n{'~' * len(found.question)}", found.method]
     parts += ["\n".join(f"* {one.sentence()}" for one in found.differences())]
     parts += [table(found)]
-    parts += [f".. image:: {figure}\n   :alt: Curves of {found.scores[0].title} by training step"] if figure else []
+    parts += [f".. image:: {figure}\n   :alt: {found.scores[0].title} of every arm and seed"] if figure else []
     parts += [f".. code-block:: console\n\n   $ otdml study {found.name} --json docs/figures/studies/{found.name}.json"]
     return "\n\n".join([*parts, told(found)]) + "\n\n"
 

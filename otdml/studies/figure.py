@@ -21,6 +21,8 @@ FEW = 5
 def draw(found: Report, path: Path) -> None:
     """Draw the first score of a report into a file: its curves on the left, the last value of every seed on the right.
 
+    Runs that are read once, at their end, have no curves.
+
     Args:
         found: The report.
         path: The file; its suffix is the format.
@@ -30,24 +32,32 @@ def draw(found: Report, path: Path) -> None:
     score = found.scores[0]
     present = [arm.name for arm in found.arms if found.of(arm.name)]
     figure = Figure(figsize=(10, 1.6 + 0.28 * max(6, len(present))), layout="constrained")
-    curves, ends = figure.subplots(1, 2, width_ratios=(3, 2))
+    if any(len(run.curve) > 1 for run in found.runs):
+        curves, ends = figure.subplots(1, 2, width_ratios=(3, 2))
+        for place, arm in enumerate(present):
+            style = "-" if place < len(COLORS) else "--"
+            _curve(curves, found, arm, _color(place), style, with_range=len(present) <= FEW)
+        curves.set(xlabel="step", ylabel=fill(score.title, LETTERS))
+    else:
+        ends = figure.subplots()
     for place, arm in enumerate(present):
-        color = COLORS[place % len(COLORS)]
-        _curve(curves, found, arm, color, "-" if place < len(COLORS) else "--", with_range=len(present) <= FEW)
         values = [run.scores[score.name] for run in found.of(arm)]
-        ends.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
-        ends.plot([found.mean(arm, score.name).mean] * 2, [place - 0.3, place + 0.3], color=color)
-    curves.set(xlabel="step", ylabel=fill(score.title, LETTERS))
-    curves.spines[["top", "right"]].set_visible(False)
+        ends.plot(values, [place] * len(values), "o", color=_color(place), alpha=0.6, markersize=5)
+        ends.plot([found.mean(arm, score.name).mean] * 2, [place - 0.3, place + 0.3], color=_color(place))
     ends.set(
         yticks=range(len(present)),
         yticklabels=present,
         xlabel=fill(f"{score.title} at the end, a dot per seed", LETTERS),
     )
     ends.invert_yaxis()
-    ends.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _color(place: int) -> str:
+    return COLORS[place % len(COLORS)]
 
 
 def _curve(ax: "Axes", found: Report, arm: str, color: str, style: str, *, with_range: bool) -> None:

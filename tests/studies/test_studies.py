@@ -271,14 +271,36 @@ def test_the_figure_has_a_line_and_dots_for_every_arm(study, tmp_path):
     assert len(re.findall('id="(FillBetween)?PolyCollection', text)) == 4
 
 
-def test_the_figure_holds_its_labels(study, tmp_path, monkeypatch):
+def drawn(found, tmp_path, monkeypatch):
+    """The figure, instead of its file."""
     Figure = pytest.importorskip("matplotlib.figure").Figure
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    draw(found, tmp_path / "toy.svg")
+    return figures.pop()
 
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+
+def test_ranges_are_drawn_where_they_can_be_told_apart(study, tmp_path, monkeypatch):
+    twice = [dataclasses.replace(arm, name=f"{arm.name} again", against=()) for arm in study.arms]
+    crowded = dataclasses.replace(study, arms=(*study.arms, *twice))
+    curves, ends = drawn(done(crowded, tmp_path), tmp_path, monkeypatch).axes
+    assert len(curves.lines) == 8
+    assert not curves.collections
+    assert [label.get_text() for label in ends.get_yticklabels()][:2] == ["control", "better"]
+
+
+def test_runs_that_are_read_once_have_no_curves(study, tmp_path, monkeypatch):
+    found = done(study, tmp_path)
+    once = tuple(dataclasses.replace(run, curve=run.curve[-1:]) for run in found.runs)
+    (ends,) = drawn(dataclasses.replace(found, runs=once), tmp_path, monkeypatch).axes
+    assert [line.get_xdata()[0] for line in ends.lines[1::2]] == [
+        found.mean(arm.name, "answer").mean for arm in found.arms
+    ]
+
+
+def test_the_figure_holds_its_labels(study, tmp_path, monkeypatch):
     long = [dataclasses.replace(score, title="linear probe of the class, unseen domain") for score in study.scores]
-    draw(done(dataclasses.replace(study, scores=tuple(long)), tmp_path), tmp_path / "toy.svg")
-    (found,) = drawn
+    found = drawn(done(dataclasses.replace(study, scores=tuple(long)), tmp_path), tmp_path, monkeypatch)
     found.draw_without_rendering()
     left, low, right, high = found.bbox.extents
     left_axes, right_axes = found.axes
