@@ -22,7 +22,7 @@ def linear_probe(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor,
         test_labels: Their classes, shape (m,).
         steps: Most iterations of L-BFGS.
     """
-    z, labels, test_z, test_labels = _checked(z, labels, test_z, test_labels)
+    z, labels, test_z, test_labels = (x.cpu() for x in _checked(z, labels, test_z, test_labels))
     if len(labels.unique()) < 2:
         raise argument_error("labels", "be of two classes or more", "one class")
     from sklearn.exceptions import ConvergenceWarning

@@ -195,7 +195,7 @@ def portions(images: Tensor) -> tuple[Tensor, ...]:
     """Parts of a batch, one after the other, where that is faster than all at once: on a CPU.
 
     Maps of few images stay in its cache and in memory that the process has already. Those of a hundred photographs are
-    new pages of the system for every layer, which takes three times as long as the network.
+    new pages of the system for every layer, which can take longer than the network.
     """
     if images.ndim < 4 or images.device.type != "cpu":
         return (images,)
