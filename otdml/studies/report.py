@@ -132,7 +132,8 @@ class Report:
     def finding(self) -> str:
         """All comparisons in one sentence, those that differ first, and how much has been run if not all has.
 
-        In brackets are the mean difference and its 95% interval, and the number of seeds where not all have as many.
+        In brackets are the mean difference and its 95% interval, and the number of seeds where not all have as many;
+        of many arms that are not shown to differ one range that holds their intervals.
         """
         compared = self.differences()
         shown = [one for one in compared if one.verdict in VERDICTS]
@@ -154,8 +155,22 @@ def _told(verdict: str, differences: Sequence[Difference], *, with_seeds: bool) 
     for against in dict.fromkeys(one.against for one in differences if one.verdict == verdict):
         those = [one for one in differences if (one.verdict, one.against) == (verdict, against)]
         listed = ", ".join(f"{one.arm} ({one.figures}{f', {one.n} seeds' if with_seeds else ''})" for one in those)
-        shown = f"{verdict} with {listed} than with {against}"
-        yield f"not shown to differ from {against} with {listed}" if verdict == "not shown" else shown
+        if verdict != "not shown":
+            yield f"{verdict} with {listed} than with {against}"
+        else:
+            yield f"not shown to differ from {against} with {listed if len(those) <= FEW else _together(those)}"
+
+
+# Arms that differ by nothing that is shown, whose figures a reader of one sentence still wants.
+FEW = 2
+
+
+def _together(differences: Sequence[Difference]) -> str:
+    """The arms by name, and one range that holds all their intervals."""
+    digits = differences[0].score.digits
+    low, high = min(one.low for one in differences), max(one.high for one in differences)
+    names = ", ".join(one.arm for one in differences)
+    return f"{names} (all intervals within {low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def report(study: Study, runs: Sequence[Finished], seeds: Sequence[int] = ()) -> Report:

@@ -86,6 +86,16 @@ def test_a_finding_is_one_sentence_and_says_how_much_has_been_run(study, tmp_pat
     assert found.standing == "all 12 cells have been run"
 
 
+def test_many_arms_that_are_not_shown_to_differ_have_one_range(study, tmp_path):
+    same = [Arm(f"same {i}", {"level": 1.0, "wobble": 0.1 * i}, ("control",)) for i in (1, 2, 3)]
+    found = done(dataclasses.replace(study, arms=(study.arms[0], *same)), tmp_path)
+    low, high = ([getattr(one, end) for one in found.differences()] for end in ("low", "high"))
+    assert found.finding() == (
+        "With 3 seeds, answer is not shown to differ from control with same 1, same 2, same 3 (all intervals within "
+        f"{min(low):+.3f} to {max(high):+.3f})."
+    )
+
+
 def test_an_arm_can_be_compared_with_several(study, tmp_path):
     arms = (*study.arms[:2], Arm("both", {"level": 2.0, "wobble": 0.0}, ("control", "better")))
     found = done(Study("two", "?", "", arms, study.seeds, study.scores, study.run), tmp_path)
