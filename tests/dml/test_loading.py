@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from otdml.dml import ClassBalancedBatchSampler
+from otdml.dml import ClassBalancedBatchSampler, ProxyDML, embed
+from otdml.dml.backbones import ConvNet
 from otdml.dml.loading import EvaluationBatches, TrainingBatches, portions
 
 LABELS = torch.arange(24) % 4
@@ -122,3 +123,23 @@ def test_portions_of_large_images_are_small_and_keep_their_order(shape, counts):
 
 def test_other_devices_take_a_batch_at_once():
     assert [len(part) for part in portions(torch.empty(10, 3, 224, 224, device="meta"))] == [10]
+
+
+def test_embeddings_are_computed_in_portions_and_are_those_of_the_whole():
+    class Photographs:
+        images = torch.rand(7, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        labels, classes = torch.zeros(7, dtype=torch.long), ["a"]
+
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, index):
+            return self.images[index], 0
+
+    sizes = []
+    module = ProxyDML(2, dim=3, backbone=ConvNet((2,), in_channels=3), seed=0).eval()
+    module.backbone.register_forward_hook(lambda _, inputs, output: sizes.append(len(inputs[0])))
+    z = embed(module, Photographs(), batch_size=6)
+    assert sizes == [4, 2, 1]
+    with torch.no_grad():
+        assert torch.allclose(z, module(Photographs.images), atol=1e-6)
