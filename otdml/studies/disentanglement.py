@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -205,15 +205,24 @@ def _weights(pictures: str, beta: float, kinds: Iterable[Kind]) -> Study:
     )
 
 
+class _Tried(NamedTuple):
+    """Settings of an autoencoder, and the weights of the gap that are tried under them."""
+
+    title: str
+    settings: Mapping[str, Any]
+    weights: tuple[float, ...]
+
+
 def _settings(pictures: str, beta: float) -> Study:
     """The gap under other settings of the autoencoder, each beside the autoencoder of these settings."""
 
     def arms() -> Iterator[Arm]:
-        for title, own, weights in _TRIED:
-            settings = {"pictures": pictures, "beta": beta, **own}
-            yield arm(title, **settings)
-            for weight in weights:
-                yield arm(f"{title}, gap {weight:g}", title, regularizer="gap", weight=weight, **settings)
+        for tried in _TRIED:
+            settings = {"pictures": pictures, "beta": beta, **tried.settings}
+            yield arm(tried.title, **settings)
+            for weight in tried.weights:
+                title = f"{tried.title}, gap {weight:g}"
+                yield arm(title, tried.title, regularizer="gap", weight=weight, **settings)
 
     return Study(
         name=f"{pictures}-settings",
@@ -227,13 +236,13 @@ def _settings(pictures: str, beta: float) -> Study:
     )
 
 
-# Settings under which the gap is tried, besides its weight, its cost and its place, with the weights it has there.
+# What is tried besides the weight of the gap, its cost and its place.
 # With β = 16 all but three codes are silent, which leaves little to gain; with less more of them speak.
-_TRIED: tuple[tuple[str, dict[str, Any], tuple[float, ...]], ...] = (
-    ("beta 1", {"beta": 1.0}, (3.0, 30.0)),
-    ("beta 4", {"beta": 4.0}, (3.0, 30.0)),
-    ("batch 128", {"batch": 128, "steps": 10_000}, (3.0,)),
-    ("falling rate of 1e-3", {"rate": 1e-3, "cosine": True}, (3.0,)),
+_TRIED = (
+    _Tried("beta 1", {"beta": 1.0}, (3.0, 30.0)),
+    _Tried("beta 4", {"beta": 4.0}, (3.0, 30.0)),
+    _Tried("batch 128", {"batch": 128, "steps": 10_000}, (3.0,)),
+    _Tried("falling rate of 1e-3", {"rate": 1e-3, "cosine": True}, (3.0,)),
 )
 # What keeps the plain autoencoder of sprites from disentangling, one setting at a time.
 _REASONS = (
