@@ -236,8 +236,9 @@ def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     from otdml.studies.report import report
     from otdml.studies.report import save as save_report
 
-    page = extension("study_reports").page
+    page, findings = extension("study_reports").page, extension("study_reports").findings
     assert page(tmp_path).startswith("Not run yet")
+    assert findings(tmp_path) == ""
     study = studies.named("sprites-base")
     values = {"beta 1": (0.1, 0.2, 0.15), "beta 8": (0.4, 0.52, 0.46)}
     runs = [
@@ -249,14 +250,18 @@ def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     text = page(tmp_path)
     assert "* beta 8: DCI-D is higher than with beta 1 (+0.310, 95% interval +0.285 to +0.335, 3 seeds)." in text
     assert "0.460 ± 0.149" in text
-    assert text.startswith("**sprites-base.** ")
-    assert "With 3 seeds, DCI-D is higher with beta 8 (+0.310, +0.285 to +0.335) than with beta 1 (running: " in text
     assert "Running: 6 of 30 cells; 0.60 hours one after the other, 0.30 of them on a processor" in text
     assert "All 6 cells together worked 0.30 hours on one processor core, 0.15 on two." in text
     assert "). Not run yet: beta 2, beta 4, " in text
     assert "* - beta 4" not in text
-    assert "``scenes-base``" in text.partition("Not run yet")[2]
-    assert "``sprites-base``" not in text.partition("Not run yet")[2]
+    assert "``scenes-base``" in text.rpartition("Not run yet")[2]
+    assert "``sprites-base``" not in text.rpartition("Not run yet")[2]
+    # The sentence stands under the topic, and leads to the section.
+    topic, sentence = findings(tmp_path).strip().split("\n\n")
+    assert topic == ".. rubric:: The Gromov-Monge gap and disentanglement"
+    assert sentence.startswith(f":ref:`sprites-base <study-sprites-base>`. {study.question} ")
+    assert "DCI-D is higher with beta 8 (+0.310, +0.285 to +0.335) than with beta 1 (running: " in sentence
+    assert f".. _study-sprites-base:\n\n{study.question}" in text
 
 
 def test_the_table_of_features_has_the_times_of_who_is_right(extension, tmp_path):

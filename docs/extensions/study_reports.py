@@ -1,4 +1,7 @@
-"""The directive ``study-reports``: what every study found, from the JSON that ``otdml study`` has written."""
+"""What every study found, from the JSON that ``otdml study`` has written.
+
+The directive ``study-findings`` holds one sentence per study, and ``study-reports`` their tables and figures.
+"""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ from otdml.studies.report import Report, load
 
 def section(found: Report, figure: str | None) -> str:
     """The question, one sentence per comparison, the table, the curves, and where and how long it ran."""
-    parts = [f"{found.question}\n{'~' * len(found.question)}", found.method]
+    parts = [f".. _study-{found.name}:", f"{found.question}\n{'^' * len(found.question)}", found.method]
     parts += ["\n".join(f"* {one.sentence()}" for one in found.differences())]
     parts += [table(found)]
     parts += [f".. image:: {figure}\n   :alt: {found.scores[0].title} of every arm and seed"] if figure else []
@@ -61,29 +64,57 @@ def spent(reports: list[Report]) -> str:
     return f"All {cells} cells together worked {hours:.2f} hours on one processor core, {hours / 2:.2f} on two."
 
 
+def reports(folder: Path) -> dict[str, list[Report]]:
+    """The reports in a folder on each topic that has some."""
+    paths = {topic: [folder / f"{name}.json" for name in names] for topic, names in studies.topics().items()}
+    found = {topic: [load(path) for path in of_topic if path.is_file()] for topic, of_topic in paths.items()}
+    return {topic: of_topic for topic, of_topic in found.items() if of_topic}
+
+
+def findings(folder: Path) -> str:
+    """The reStructuredText of one sentence for each study with a report in a folder, by topic."""
+    parts = []
+    for topic, found in reports(folder).items():
+        parts.append(f".. rubric:: {topic}")
+        parts += [f":ref:`{one.name} <study-{one.name}>`. {one.question} {one.finding()}" for one in found]
+    return "".join(f"{part}\n\n" for part in parts)
+
+
 def page(folder: Path) -> str:
-    """The reStructuredText of all studies that have a report in a folder, and the names of the others."""
-    there = [name for name in studies.names() if (folder / f"{name}.json").is_file()]
-    absent = [f"``{name}``" for name in studies.names() if name not in there]
-    reports = [load(folder / f"{name}.json") for name in there]
-    text = "".join(f"**{found.name}.** {found.question} {found.finding()}\n\n" for found in reports)
-    text += f"{spent(reports)}\n\n" if reports else ""
-    for found in reports:
-        figure = f"figures/studies/{found.name}.svg" if (folder / f"{found.name}.svg").is_file() else None
-        text += section(found, figure)
-    return text + (f"Not run yet\n~~~~~~~~~~~\n\n{', '.join(absent)}.\n\n" if absent else "")
+    """The reStructuredText of all studies that have a report in a folder, by topic, and the names of the others."""
+    found = reports(folder)
+    text = ""
+    for topic, of_topic in found.items():
+        text += f"{topic}\n{'~' * len(topic)}\n\n"
+        for one in of_topic:
+            figure = f"figures/studies/{one.name}.svg" if (folder / f"{one.name}.svg").is_file() else None
+            text += section(one, figure)
+    there = [one for of_topic in found.values() for one in of_topic]
+    names = {one.name for one in there}
+    absent = [f"``{name}``" for name in studies.names() if name not in names]
+    text += f"What is behind\n~~~~~~~~~~~~~~\n\n{spent(there)}\n\n" if there else ""
+    return text + (f"Not run yet: {', '.join(absent)}.\n\n" if absent else "")
 
 
-class StudyReports(SphinxDirective):
-    """All studies that have a report in ``docs/figures/studies``."""
+class StudyFindings(SphinxDirective):
+    """What the studies that have a report in ``docs/figures/studies`` found, in a sentence each."""
+
+    write = staticmethod(findings)
 
     def run(self) -> list[nodes.Node]:
         folder = Path(self.env.srcdir) / "figures" / "studies"
         for name in studies.names():
             self.env.note_dependency(str(folder / f"{name}.json"))
-        return self.parse_text_to_nodes(page(folder), allow_section_headings=True)
+        return self.parse_text_to_nodes(self.write(folder), allow_section_headings=True)
+
+
+class StudyReports(StudyFindings):
+    """Their tables and figures."""
+
+    write = staticmethod(page)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("study-findings", StudyFindings)
     app.add_directive("study-reports", StudyReports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

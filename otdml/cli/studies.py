@@ -54,7 +54,8 @@ def study(
     from otdml import studies
 
     if not name:
-        show_studies(console, [studies.named(one) for one in studies.names()], Path("runs"))
+        topics = {topic: [studies.named(one) for one in names] for topic, names in studies.topics().items()}
+        show_studies(console, topics, Path("runs"))
         return
     with arguments():
         chosen = studies.named(name)

@@ -1,12 +1,13 @@
 """A study in the terminal: the list of studies, the progress of one, and its table."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -19,16 +20,20 @@ from otdml.studies.report import Report
 __all__ = ["show_studies", "show_study", "watch_study"]
 
 
-def show_studies(console: Console, studies: Iterable[Study], folder: Path) -> None:
-    """The studies there are, with how much of each has been run in ``folder``."""
-    table = Table("study", "cells", "question", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    table.columns[0].no_wrap = True
-    for study in studies:
-        wanted = cells.cells(study, folder / study.name)
-        done = sum(cell.path.exists() for cell in wanted)
-        needs = f" [dim]Needs --data: {escape(study.needs)}.[/]" if study.needs else ""
-        table.add_row(study.name, f"{done} of {len(wanted)}", escape(study.question) + needs)
-    console.print(table)
+def show_studies(console: Console, topics: Mapping[str, Sequence[Study]], folder: Path) -> None:
+    """The studies on each topic, with how much of each has been run in ``folder``."""
+    longest = max(len(study.name) for studies in topics.values() for study in studies)
+    for topic, studies in topics.items():
+        table = Table(title=f"[bold]{escape(topic)}[/]", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("study", no_wrap=True, header_style="dim", min_width=longest)
+        table.add_column("cells", no_wrap=True, header_style="dim")
+        table.add_column("question", header_style="dim")
+        for study in studies:
+            wanted = cells.cells(study, folder / study.name)
+            done = sum(cell.path.exists() for cell in wanted)
+            needs = f" [dim]Needs --data: {escape(study.needs)}.[/]" if study.needs else ""
+            table.add_row(study.name, f"{done} of {len(wanted)}", escape(study.question) + needs)
+        console.print(Padding(table, (0, 0, 1, 0)))
 
 
 def watch_study(console: Console, wanted: Sequence[cells.Cell], progress: Iterable[cells.Progress]) -> None:

@@ -133,17 +133,28 @@ class Report:
         """All comparisons in one sentence, those that differ first, and how much has been run if not all has.
 
         In brackets are the mean difference and its 95% interval, and the number of seeds where not all have as many;
-        of many arms that are not shown to differ one range that holds their intervals.
+        of many arms that are not shown to differ one range that holds their intervals. Of one seed it is the best
+        arm.
         """
         compared = self.differences()
         shown = [one for one in compared if one.verdict in VERDICTS]
         counts = {one.n for one in shown}
         parts = [told for verdict in VERDICTS for told in _told(verdict, shown, with_seeds=len(counts) > 1)]
-        title = f"with {counts.pop()} seeds, {self.scores[0].title}" if len(counts) == 1 else self.scores[0].title
-        nothing = "one seed shows nothing" if compared else "nothing can be said yet"
-        text = f"{title} is {'; '.join(parts)}" if parts else nothing
+        if parts:
+            seeds = f"with {counts.pop()} seeds, " if len(counts) == 1 else ""
+            text = f"{seeds}{self.scores[0].title} is {'; '.join(parts)}"
+        else:
+            text = self._of_one_seed() if compared else "nothing can be said yet"
         sentence = text[0].upper() + text[1:]
         return sentence + ("." if self.complete else f" ({self.standing}).")
+
+    def _of_one_seed(self) -> str:
+        """The best arm, by which settings are chosen."""
+        score = self.scores[0]
+        means = {arm.name: self.mean(arm.name, score.name).mean for arm in self.arms if self.of(arm.name)}
+        best, extreme = (min, "lowest") if score.better < 0 else (max, "highest")
+        arm = best(means, key=means.__getitem__)
+        return f"one seed shows nothing; {score.title} is {extreme} with {arm} ({means[arm]:.{score.digits}f})"
 
 
 # In the order of a finding.

@@ -72,7 +72,11 @@ def test_means_and_differences(study, tmp_path):
 
 def test_a_finding_is_one_sentence_and_says_how_much_has_been_run(study, tmp_path):
     assert report(study, []).finding() == "Nothing can be said yet (running: 0 of 12 cells)."
-    assert done(study, tmp_path, seeds=(0,)).finding() == "One seed shows nothing (running: 4 of 12 cells)."
+    one = done(study, tmp_path, seeds=(0,))
+    best = "One seed shows nothing; answer is highest with better (1.500) (running: 4 of 12 cells)."
+    assert one.finding() == best
+    less = dataclasses.replace(one, scores=(dataclasses.replace(study.scores[0], better=-1),))
+    assert less.finding() == best.replace("highest with better (1.500)", "lowest with worse (0.000)")
     better, unclear, worse = (one.figures for one in done(study, tmp_path).differences())
     assert re.fullmatch(r"\+0\.533, \+0\.\d{3} to \+0\.\d{3}", better)
     found = report(study, finished(cells(study, tmp_path)))
