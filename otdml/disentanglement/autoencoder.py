@@ -25,7 +25,7 @@ from otdml.losses import MMD
 __all__ = ["Autoencoder", "Objective", "Schedule", "fit", "total_correlation", "training"]
 
 PRIORS = ("kl", "tc", "energy")
-PLACES = ("decoder", "encoder")
+PLACES = ("decoder", "encoder", "posterior")
 
 
 class Autoencoder(nn.Module):
@@ -140,11 +140,17 @@ class Objective:
         regularizer: R, a loss of a map: of points (n, d) and their images (n, e).
         weight: :math:`\lambda`.
         place: Which map: the ``"decoder"``, from codes to pictures, or the ``"encoder"``, from pictures to means
-            :cite:p:`uscidda:24`.
+            :cite:p:`uscidda:24`, or the ``"posterior"``, from pictures to codes that are drawn from it.
         reconstruction: Without it no picture is decoded, and the first term is left out.
 
+    Without a decoder only noise tells the axes of the codes from other directions. Costs between means, the energy
+    distance and the divergence's part of the means stay as they are when all means are rotated: the factors of what
+    minimises them may lie along any directions. Noise is drawn along the axes, and a regularised posterior has less of
+    it along directions in which means vary more, which therefore become axes.
+
     Raises:
-        ValueError: The objective would not reach the network: a regularised decoder that is not there.
+        ValueError: The objective would not reach the network: a regularised decoder that is not there, or a posterior
+            without noise.
     """
 
     beta: float = 1.0
@@ -160,20 +166,28 @@ class Objective:
         check_boolean("reconstruction", self.reconstruction)
         check_fields(self, beta=check_nonnegative, weight=check_nonnegative)
         if self.regularizer is not None and self.place == "decoder" and not self.reconstruction:
-            raise argument_error("place", "be 'encoder' where nothing is decoded", self.place)
+            raise argument_error("place", "be 'encoder' or 'posterior' where nothing is decoded", self.place)
+        if self.regularizer is not None and self.place == "posterior" and not self.noisy:
+            raise argument_error("place", "be 'encoder' where the prior is 'energy'", self.place, "It has no noise.")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether codes are drawn from the posterior; they are its means otherwise."""
+        return self.prior != "energy"
 
     def __call__(self, model: Autoencoder, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The objective on a batch; images in [0, 1], shape (n, channels, size, size)."""
         mean, log_variance = model.encode(images)
-        noisy = self.prior != "energy"
-        codes = drawn(mean, log_variance, generator) if noisy else mean
+        codes = drawn(mean, log_variance, generator) if self.noisy else mean
         loss = self._prior(codes, mean, log_variance, generator)
-        logits = model.decoder(codes) if self.reconstruction else images
+        maps = {"encoder": (images, mean), "posterior": (images, codes)}
         if self.reconstruction:
+            logits = model.decoder(codes)
             error = nn.functional.binary_cross_entropy_with_logits(logits, images, reduction="sum")
             loss = loss + error / len(images)
+            maps["decoder"] = (codes, logits.sigmoid())
         if self.regularizer is not None:
-            points, mapped = (codes, logits.sigmoid()) if self.place == "decoder" else (images, mean)
+            points, mapped = maps[self.place]
             loss = loss + self.weight * self.regularizer(points.flatten(1), mapped.flatten(1))
         return loss
 

@@ -19,6 +19,7 @@ _TOPICS = {
         "sprites-gap-tc": "gap",
         "scenes-gap": "gap",
         "sprites-free": "disentanglement",
+        "scenes-free": "disentanglement",
         "sprites-stability": "stability",
         "sprites-base": "disentanglement",
         "sprites-tc": "disentanglement",

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from otdml.disentanglement import Autoencoder, Objective, Schedule, fit, sprites, total_correlation
-from otdml.losses import Distortion
+from otdml.losses import MMD, Distortion
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +135,89 @@ def test_the_aggregate_prior_needs_no_noise_and_no_decoder(images):
     assert all(p.grad is None for p in model.decoder.parameters())
 
 
-@pytest.mark.parametrize("place", ["decoder", "encoder"])
-def test_regularizer_keeps_geometry_where_it_is_asked_to(images, place):
+class Rotation(torch.nn.Module):
+    """An encoder whose means are points times a matrix, with the same noise everywhere."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.matrix = torch.nn.Parameter(matrix)
+        self.log_variance = torch.nn.Parameter(torch.tensor([-1.0, 0.5]))
+
+    def encode(self, points):
+        means = points @ self.matrix
+        return means, self.log_variance.expand_as(means)
+
+
+def rotation(angle):
+    return torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+def test_only_noise_tells_axes_from_other_directions():
+    """Rotated means leave every objective without a decoder as it is, but for those of codes that are drawn."""
+    points = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 1.0])
+
+    def change(place, prior, cost):
+        objective = Objective(0.7, prior, Distortion(cost_x=cost, cost_y=cost), 0.3, place, reconstruction=False)
+        values = [
+            objective(Rotation(rotation(angle)), points, torch.Generator().manual_seed(1)).item()
+            for angle in (0.0, math.pi / 2)
+        ]
+        return abs(values[1] - values[0]) / abs(values[0])
+
+    for cost in ("cosine", "sqeuclidean"):
+        assert change("encoder", "kl", cost) < 1e-5
+        assert change("posterior", "kl", cost) > 1e-3
+    # The prior's own draws are those of a rotated prior, but for chance: rotated too, they leave it as it was.
+    energy, draws = MMD(kernel="energy"), torch.randn(40, 2, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(energy(points @ rotation(0.6), draws @ rotation(0.6)), energy(points, draws))
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_regularised_posterior_finds_the_axes_and_means_do_not(seed):
+    """Of two factors of unequal variance, each is one code in the end, or any mixture of both."""
+
+    def alignment(place, prior):
+        generator = torch.Generator().manual_seed(seed)
+        spread = torch.tensor([2.0, 1.0])
+        model = Rotation(torch.linalg.qr(torch.randn(2, 2, generator=generator))[0])
+        regularizer = Distortion(cost_x="sqeuclidean", cost_y="sqeuclidean")
+        objective = Objective(1.0, prior, regularizer, 0.3, place, reconstruction=False)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+        for _ in range(1500):
+            optimizer.zero_grad()
+            objective(model, torch.randn(64, 2, generator=generator) * spread, generator).backward()
+            optimizer.step()
+        shares = model.matrix.detach() * spread[:, None]
+        return float((shares.abs() / shares.norm(dim=0)).amax(0).min())
+
+    assert alignment("posterior", "kl") > 0.99
+    assert alignment("encoder", "energy") < 0.95
+
+
+# Geometry is kept by draws where the posterior has little noise, which the prior would have.
+@pytest.mark.parametrize(("place", "asked"), [("decoder", 50.0), ("encoder", 50.0), ("posterior", 5000.0)])
+def test_regularizer_keeps_geometry_where_it_is_asked_to(images, place, asked):
     found = {}
-    for weight in (0.0, 50.0):
+    for weight in (0.0, asked):
         model = fit(images, Objective(1.0, "kl", Distortion(), weight, place), Schedule(steps=150))
         with torch.no_grad():
             codes, logits, _ = model(images[:200], torch.Generator().manual_seed(0))
             mean = model.encode(images[:200])[0]
-        maps = {"decoder": (codes, logits.sigmoid().flatten(1)), "encoder": (images[:200].flatten(1), mean)}
+        points = images[:200].flatten(1)
+        maps = {
+            "decoder": (codes, logits.sigmoid().flatten(1)),
+            "encoder": (points, mean),
+            "posterior": (points, codes),
+        }
         found[weight] = float(Distortion()(*maps[place]))
-    assert found[50.0] < 0.7 * found[0.0]
+    assert found[asked] < 0.8 * found[0.0]
 
 
 def test_a_decoder_that_is_not_there_cannot_be_regularised():
-    with pytest.raises(ValueError, match="`place` must be 'encoder' where nothing is decoded"):
+    with pytest.raises(ValueError, match="`place` must be 'encoder' or 'posterior' where nothing is decoded"):
         Objective(regularizer=Distortion(), reconstruction=False)
+    with pytest.raises(ValueError, match="`place` must be 'encoder' where the prior is 'energy', got posterior"):
+        Objective(prior="energy", regularizer=Distortion(), place="posterior")
     with pytest.raises(ValueError, match="`prior` must be one of"):
         Objective(prior="uniform")
 

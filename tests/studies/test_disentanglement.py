@@ -18,6 +18,7 @@ SMALL = {"images": 200, "steps": 4, "train": 150, "test": 50, "rounds": 1, "read
         ("sprites-settings", "falling rate of 1e-3, gap 3"),
         ("sprites-tc", "tc 4"),
         ("sprites-free", "gap sqeuclidean 0.1"),
+        ("scenes-free", "posterior gap cosine 1000"),
         ("scenes-weights", "distortion decoder cosine 30"),
     ],
 )
