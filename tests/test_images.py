@@ -51,6 +51,7 @@ TAKERS = {
     "Encoder": (lambda x: Encoder(seed=0, widths=(2,), dim=2)(x), 3, False, False),
     "Encoder.features": (lambda x: Encoder(seed=0, widths=(2,), dim=2).features(x), 3, True, True),
     "contrast.training": (contrast, 3, True, True),
+    "PrototypeClassifier": (lambda x: PrototypeClassifier(3, 2, seed=0, size=16, widths=(2, 2))(x), 1, False, False),
     "PrototypeClassifier.accuracy": (accuracy, 1, True, True),
     "prototypes.training": (classify, 1, True, True),
 }
@@ -151,7 +152,7 @@ def test_a_probe_of_one_class_is_refused():
 def test_features_have_the_classifier_s_number_and_labels_its_classes():
     model = PrototypeClassifier(3, 2, seed=0, features=5)
     for rows, labels, message in (
-        (ROWS, LABELS, "`images` must have 5 features, got 4"),
+        (ROWS, LABELS, r"`images` must have shape \(n, 5\), a row of features each, got \(50, 4\)"),
         (torch.zeros(50, 5), LABELS + 1, r"`labels` must lie in \[0, 3\)"),
         (torch.zeros(50, 5), LABELS[:4], r"`labels` must have shape \(50,\)"),
         (torch.zeros(50, 5) * math.nan, LABELS, "`images` must be finite"),
@@ -160,6 +161,14 @@ def test_features_have_the_classifier_s_number_and_labels_its_classes():
             model.accuracy(rows, labels)
         with pytest.raises(ValueError, match=message):
             training(model, rows, labels, Training(steps=1), generator())
+    with pytest.raises(ValueError, match="`images` must have shape"):
+        model(ROWS)
+
+
+def test_pictures_have_the_classifier_s_sides():
+    model = PrototypeClassifier(3, 2, seed=0, size=16, widths=(2, 2))
+    with pytest.raises(ValueError, match=r"`images` must have shape \(n, 1, 16, 16\), none of them 0"):
+        model(torch.rand(2, 1, 17, 17))
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from otdml._checks import (
     argument_error,
     check_fields,
+    check_finite,
     check_generator,
     check_images,
     check_integer,
     check_labels,
-    check_matrix,
     check_nonnegative,
     check_pixels,
+    check_points,
     check_positive,
 )
 from otdml._training import as_float, drawn_rows, minimised
@@ -64,7 +65,7 @@ class PrototypeClassifier(nn.Module):
         super().__init__()
         classes, dim = check_integer("classes", classes), check_integer("dim", dim)
         seed, size = check_integer("seed", seed, least=None), check_integer("size", size)
-        scale = check_positive("scale", scale)
+        scale, self.size = check_positive("scale", scale), size
         features = features if features is None else check_integer("features", features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -77,17 +78,23 @@ class PrototypeClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, shape (n, classes); images in [0, 1], shape (n, 1, h, w), or features, shape (n, features)."""
-        z = F.normalize(self.project(self.network(images).flatten(1)), dim=-1)
+        inputs = self.network(self._of_its_shape(images)).flatten(1)
+        z = F.normalize(self.project(inputs), dim=-1)
         return self.log_scale.exp() * z @ F.normalize(self.prototypes, dim=-1).mT
+
+    def _of_its_shape(self, images: Tensor, *, stored: bool = False) -> Tensor:
+        """``images``, if they have the shape of those that this classifier is for; bytes only where ``stored``."""
+        if not isinstance(self.network, nn.Identity):
+            return check_images("images", images, channels=1, sides=(self.size, self.size), stored=stored)
+        features = self.project[0].in_features
+        if check_points("images", images).ndim != 2 or images.shape[1] != features:
+            raise argument_error("images", f"have shape (n, {features}), a row of features each", tuple(images.shape))
+        return images
 
     def _checked(self, images: Tensor, labels: Tensor) -> Tensor:
         """The labels, if they are classes of this classifier, one for each of the images or rows."""
-        if isinstance(self.network, nn.Identity):
-            features = self.project[0].in_features
-            if check_matrix("images", images).shape[1] != features:
-                raise argument_error("images", f"have {features} features", images.shape[1])
-        else:
-            check_pixels("images", check_images("images", images, channels=1, stored=True))
+        check = check_finite if isinstance(self.network, nn.Identity) else check_pixels
+        check("images", self._of_its_shape(images, stored=True))
         return check_labels("labels", labels, len(images), len(self.prototypes))
 
     @torch.no_grad()
