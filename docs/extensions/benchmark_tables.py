@@ -182,13 +182,19 @@ def readme_table(results: Sequence[Results], larger: Sequence[Results]) -> str:
     """R@1 and MAP@R of every method on every set, as Markdown; below, those of larger images."""
     titles = [f"{short(one)} {metric_title(m)}" for one in results for m in COMPARED]
     lines = [f"| method | {' | '.join(titles)} |", f"|---{'|---' * len(titles)}|"]
-    untrained = dict.fromkeys(name for one in results for name in one.baselines)
-    for name in sorted(untrained, key=lambda name: name != PIXELS):
-        cells = [f"{100 * one.baselines[name][m]:.1f}" for one in results for m in COMPARED]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += rows_of(results, results)
-    lines += [line.replace("` |", "`, 224 pixels |", 1) for line in rows_of(larger, results)]
-    return "\n".join(lines) + "\n"
+    lines += [*untrained_rows(results, results), *rows_of(results, results)]
+    scaled = [row for row in untrained_rows(larger, results) if not row.startswith(f"| {PIXELS}")]
+    scaled += rows_of(larger, results)
+    return "\n".join([*lines, *(row.replace(" |", ", 224 pixels |", 1) for row in scaled)]) + "\n"
+
+
+def untrained_rows(results: Sequence[Results], columns: Sequence[Results]) -> Iterator[str]:
+    """A line for each score of what was not trained, pixels first."""
+    there = {one.preset.dataset: one.baselines for one in results}
+    names = dict.fromkeys(name for baselines in there.values() for name in baselines)
+    for name in sorted(names, key=lambda name: name != PIXELS):
+        known = [(there.get(one.preset.dataset, {}).get(name), m) for one, m in pairs(columns)]
+        yield f"| {name} | {' | '.join(f'{100 * row[m]:.1f}' if row else '' for row, m in known)} |"
 
 
 def rows_of(results: Sequence[Results], columns: Sequence[Results]) -> Iterator[str]:

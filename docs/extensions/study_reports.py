@@ -24,7 +24,10 @@ def section(found: Report, figure: str | None) -> str:
     parts += ["\n".join(f"* {one.sentence()}" for one in found.differences())]
     parts += [table(found)]
     parts += [f".. image:: {figure}\n   :alt: {found.scores[0].title} of every arm and seed"] if figure else []
-    parts += [f".. code-block:: console\n\n   $ otdml study {found.name} --json docs/figures/studies/{found.name}.json"]
+    data = " --data PATH" if studies.named(found.name).needs else ""
+    parts += [
+        f".. code-block:: console\n\n   $ otdml study {found.name}{data} --json docs/figures/studies/{found.name}.json"
+    ]
     return "\n\n".join([*parts, told(found)]) + "\n\n"
 
 
