@@ -1,15 +1,17 @@
 """Files that are replaced atomically, and folders that one process locks."""
 
 import glob
+import json
+import math
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["FolderLockedError", "folder_lock", "replacing", "writable_file", "write_text"]
+__all__ = ["FolderLockedError", "folder_lock", "replacing", "writable_file", "write_json", "write_text"]
 
 # Locks of this process: closing a second handle of a file would release its lock.
 _LOCKED: set[tuple[Path, int]] = set()
@@ -88,6 +90,19 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write ``content`` to ``path`` as JSON, whole or not at all, with null for NaN and infinity, which JSON lacks."""
+    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class FolderLockedError(ValueError):

@@ -1,6 +1,7 @@
 """The command that runs a study."""
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ def toy(monkeypatch):
     arms = (Arm("plain", {"level": 0.0}), Arm("gap [decoder]", {"level": 1.0}, ("plain",)))
     study = Study("toy", "Is one more than none?", "Adding.", arms, (5, 7), (Score("answer", "answer"),), run)
     monkeypatch.setattr(studies, "named", lambda name: study)
-    monkeypatch.setattr(studies, "names", lambda: ["toy"])
+    monkeypatch.setattr(studies, "topics", lambda: {"Numbers [all]": ["toy"]})
     return study
 
 
@@ -60,9 +61,9 @@ def test_a_study_goes_on_from_its_report(toy, tmp_path):
 def test_studies_are_listed(toy, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert call("toy", "--seeds", 5).exit_code == 0
-    found = call()
-    assert "toy" in found.output
-    assert "2 of 4" in found.output
+    title, _, row = (line.rstrip() for line in call().output.splitlines()[:3])
+    assert title == "Numbers [all]"
+    assert re.fullmatch(r"toy +2 of 4 +Is one more than none\?", row)
 
 
 def test_wrong_arguments_are_named_before_anything_is_run(toy, tmp_path):
@@ -72,9 +73,16 @@ def test_wrong_arguments_are_named_before_anything_is_run(toy, tmp_path):
         (("toy", "--data", tmp_path), "draws its own data"),
         (("toy", "--json", tmp_path), "is a folder"),
         (("toy", "--from", __file__), "is no report of a study"),
+        (("toy", "--from", tmp_path), "is no report of a study"),
+        (("toy", "--seeds", 99), "unknown seed of toy"),
+        (("toy", "--figure", tmp_path / "toy.foo"), "must end in the format of a figure, one of "),
+        (("toy", "--figure", tmp_path / "toy"), "must end in the format of a figure, one of "),
+        (("toy", "--json", tmp_path / "toy.svg", "--figure", tmp_path / "toy.svg"), "are one file"),
+        (("toy", "--out", __file__), "must be a folder, and is a file"),
         (("--from", __file__), "need the name of a study"),
     ):
-        found = call(*words, *(("--out", tmp_path / "cells") if "toy" in words else ()))
+        out = ("--out", tmp_path / "cells") if "toy" in words and "--out" not in words else ()
+        found = call(*words, *out)
         assert found.exit_code == 2
         assert message in found.output
     assert not (tmp_path / "cells").exists()

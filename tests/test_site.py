@@ -232,7 +232,7 @@ def test_the_readme_says_of_photographs_what_the_files_say(extension):
 def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     """A sentence and a figure for what was run; a name alone for what was not."""
     from otdml import studies
-    from otdml.studies.cells import Finished
+    from otdml.studies.finished import Finished
     from otdml.studies.report import report
     from otdml.studies.report import save as save_report
 
@@ -250,7 +250,7 @@ def test_findings_come_from_the_files_of_studies(extension, tmp_path):
     text = page(tmp_path)
     assert "* beta 8: DCI-D is higher than with beta 1 (+0.310, 95% interval +0.285 to +0.335, 3 seeds)." in text
     assert "0.460 ± 0.149" in text
-    assert "Running: 6 of 30 cells; 0.60 hours one after the other, 0.30 of them on a processor" in text
+    assert "Running: 6 of 30 cells; 0.60 hours one after the other, 0.30 hours of a processor" in text
     assert "All 6 cells together worked 0.30 hours on one processor core, 0.15 on two." in text
     assert "). Not run yet: beta 2, beta 4, " in text
     assert "* - beta 4" not in text

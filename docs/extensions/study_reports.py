@@ -3,8 +3,6 @@
 The directive ``study-findings`` holds one sentence per study, and ``study-reports`` their tables and figures.
 """
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from otdml import studies
-from otdml.benchmarks.results import half_width
 from otdml.studies.report import Report, load
 
 
@@ -35,7 +32,11 @@ def table(found: Report) -> str:
     """The mean of every score over the seeds, with its 95% interval, of the arms that have been run."""
     heads = ("arm", "seeds", *(score.title for score in found.scores))
     rows = [
-        (arm.name, f"{len(found.of(arm.name))} of {len(found.seeds)}", *cells(found, arm.name))
+        (
+            arm.name,
+            f"{len(found.of(arm.name))} of {len(found.seeds)}",
+            *(found.text(arm.name, score) for score in found.scores),
+        )
         for arm in found.arms
         if found.of(arm.name)
     ]
@@ -43,19 +44,10 @@ def table(found: Report) -> str:
     return list_table(heads, rows, widths, "stacked labelled")
 
 
-def cells(found: Report, arm: str) -> Iterator[str]:
-    """A figure for every score of an arm that has been run."""
-    for score in found.scores:
-        value = found.mean(arm, score.name)
-        width = half_width(value)
-        spread = "" if math.isnan(width) else f" ± {width:.{score.digits}f}"
-        yield f"{value.mean:.{score.digits}f}{spread}"
-
-
 def told(found: Report) -> str:
     """How much has been run, for how long, and where."""
     places = dict.fromkeys(machine(dict(run.environment)) for run in found.runs)
-    hours = f"{found.hours:.2f} hours one after the other, {found.processor_hours:.2f} of them on a processor"
+    hours = f"{found.hours:.2f} hours one after the other, {found.processor_hours:.2f} hours of a processor"
     standing = f"{found.standing.capitalize()}; {hours} ({'; '.join(places)})"
     absent = ", ".join(arm.name for arm in found.arms if not found.of(arm.name))
     return f"± is half the 95% interval over the seeds. {standing}." + (f" Not run yet: {absent}." if absent else "")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from otdml._files import write_text
+from otdml._files import write_json, write_text
 from otdml.benchmarks.baselines import PIXELS, kept_baselines
 from otdml.benchmarks.finished import Finished, collect
 from otdml.benchmarks.methods import parts
@@ -64,9 +63,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``"better"``, ``"worse"``, ``"no difference shown"`` (the interval holds zero), or ``"one seed"``."""
-        if math.isnan(self.low):
+        """``"better"``, ``"worse"``, ``"no difference shown"`` (the interval holds zero), ``"one seed"``, or
+        ``"not a number"``."""
+        if self.n < 2:
             return "one seed"
+        if math.isnan(self.low):
+            return "not a number"
         if self.low <= 0 <= self.high:
             return "no difference shown"
         return "better" if self.difference > 0 else "worse"
@@ -83,8 +85,9 @@ def metric_names(runs: Iterable[Finished]) -> list[str]:
 
 
 def figure(values: Sequence[float]) -> Figure:
-    """Mean and sample standard deviation of ``values``."""
-    std = statistics.stdev(values) if len(values) > 1 else math.nan
+    """Mean and sample standard deviation of ``values``; NaN where one of them is, or where there are too few."""
+    known = all(map(math.isfinite, values))
+    std = statistics.stdev(values) if known and len(values) > 1 else math.nan
     return Figure(statistics.fmean(values) if values else math.nan, std, len(values))
 
 
@@ -169,7 +172,7 @@ def export(out: Path) -> list[Finished]:
         "baselines": untrained,
         "environments": [{"runs": names, "environment": made} for names, made in environments(runs)],
     }
-    write_text(out / "results.json", json.dumps(_finite(content), indent=1))
+    write_json(out / "results.json", content)
     return runs
 
 
@@ -201,12 +204,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _finite(content: Any) -> Any:
-    """``content`` with None for NaN, which JSON does not have."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

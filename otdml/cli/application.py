@@ -19,6 +19,7 @@ __all__ = [
     "DEBUG",
     "app",
     "arguments",
+    "check_folder",
     "check_writable",
     "command",
     "console",
@@ -105,6 +106,19 @@ def check_writable(option: str, path: Path) -> None:
         raise ValueError(f"{option} {path} is a device or a pipe. Name a file.")
     path = Path(os.path.realpath(path))
     place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"{option} {path}: nothing can be written in {place}.")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raise unless files can be written into the folder, which may have to be made.
+
+    Raises:
+        ValueError: The message names the option and the path.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{option} {path} must be a folder, and is a file.")
+    place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ValueError(f"{option} {path}: nothing can be written in {place}.")
 

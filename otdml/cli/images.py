@@ -1,6 +1,5 @@
 """Commands that use a trained model: on a data set, or on any images."""
 
-import os
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from otdml._arguments import check_known
-from otdml.cli.application import arguments, check_writable, command, console, errors, notes, plain
+from otdml.cli.application import arguments, check_folder, check_writable, command, console, errors, notes, plain
 from otdml.cli.options import Protocol, Root, SkipCorrupt
 from otdml.cli.ranges import between
 
@@ -115,7 +114,7 @@ def embed(
     """
     from otdml.benchmarks.runs import checkpoint_file
 
-    _check_folder("--out", out)
+    check_folder("--out", out)
     checkpoint_file(checkpoint)
     _check_there("image file or folder", images)
     if find_spec("faiss") is None:
@@ -161,7 +160,7 @@ def export(
         if out.suffix:
             check_writable("--out", out)
         else:
-            _check_folder("--out", out)
+            check_folder("--out", out)
     checkpoint_file(checkpoint)
     from otdml.benchmarks.models import exported
 
@@ -210,15 +209,6 @@ def _policy(skip_corrupt: bool) -> str:
 def _name(skipped: Mapping[str, str]) -> None:
     for path, reason in skipped.items():
         errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
-
-
-def _check_folder(option: str, path: Path) -> None:
-    """Raise unless files can be written into the folder, which may have to be made."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{option} {path} must be a folder, and is a file.")
-    place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(f"{option} {path}: nothing can be written in {place}.")
 
 
 def _check_there(what: str, paths: Iterable[Path]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otdml.cli.application import arguments, check_writable, command, console
+from otdml.cli.application import arguments, check_folder, check_writable, command, console
 from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def study(
     with arguments():
         if not name and (out or arm or seeds or data or report or show or json or figure):
             raise ValueError("these options need the name of a study. `otdml study` lists them.")
-        for option, path in (("--json", json), ("--figure", figure)):
-            if path is not None:
-                check_writable(option, path)
+        _check_files(json, figure)
     from otdml import studies
 
     if not name:
@@ -58,6 +56,7 @@ def study(
         show_studies(console, topics, Path("runs"))
         return
     with arguments():
+        check_folder("--out", out or Path("runs"))
         chosen = studies.named(name)
         wanted = _cells(chosen, out, arm, seeds)
         path = None if show else chosen.data(data)
@@ -68,6 +67,19 @@ def study(
     found = _report(chosen, out)
     show_study(console, found)
     _keep(found, json, figure)
+
+
+def _check_files(json: Path | None, figure: Path | None) -> None:
+    """Raise unless both files can be written, before anything that takes long."""
+    for option, path in (("--json", json), ("--figure", figure)):
+        if path is not None:
+            check_writable(option, path)
+    if figure is not None:
+        from otdml.studies.figure import check_format
+
+        check_format(figure)
+    if json is not None and json == figure:
+        raise ValueError(f"--json and --figure are one file, {json}. Name two.")
 
 
 def _cells(study: "Study", out: Path | None, arms: list[str] | None, seeds: list[int] | None) -> "list[Cell]":

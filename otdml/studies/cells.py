@@ -3,38 +3,18 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from otdml._files import FolderLockedError, folder_lock, write_text
+from otdml._arguments import check_known
+from otdml._files import FolderLockedError, folder_lock, write_json
 from otdml.benchmarks.environment import environment
+from otdml.studies.finished import Finished
 from otdml.studies.protocol import Arm, Reading, Study
 
-__all__ = ["Cell", "Finished", "Progress", "cells", "finished", "run_cells"]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a finished cell holds.
-
-    Attributes:
-        arm: Name of the arm.
-        seed: The seed.
-        scores: The result.
-        curve: The scores on the way, each with its ``step``; the last ones are the result.
-        seconds: From beginning to end.
-        processor_seconds: Time that processors worked on it, which other programs on the machine do not lengthen.
-        environment: Where it was run.
-    """
-
-    arm: str
-    seed: int
-    scores: Mapping[str, float]
-    curve: Sequence[Mapping[str, float]]
-    seconds: float
-    processor_seconds: float
-    environment: Mapping[str, str]
+__all__ = ["Cell", "Progress", "cells", "finished", "run_cells"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +25,13 @@ class Cell:
         arm: The arm.
         seed: The seed.
         path: The file, which is there if the cell is finished.
+        scores: Names of scores that the result must have.
     """
 
     arm: Arm
     seed: int
     path: Path
+    scores: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -66,10 +48,16 @@ class Cell:
             return None
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            settings = content.pop("settings")
-            found = Finished(**content)
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            found = Finished.of(content)
+            settings = content["settings"]
+            if not isinstance(settings, dict):
+                raise ValueError(f"settings is {settings!r}")
+        except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self.path} is damaged ({error}). Delete it to repeat that cell.") from error
+        if (found.arm, found.seed) != (self.arm.name, self.seed):
+            raise ValueError(f"{self.path} is of {found.arm}, seed {found.seed}. Delete it to repeat that cell.")
+        if missing := [name for name in self.scores if name not in found.scores]:
+            raise ValueError(f"{self.path} lacks {', '.join(missing)}. Delete it to repeat that cell.")
         differences = "; ".join(self.differences(settings))
         if differences:
             raise ValueError(
@@ -92,10 +80,22 @@ class Cell:
         self.keep(found)
         return found
 
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether the cell is to be done here: it is not finished, and no other process is working on it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(folder_lock(self.path.parent))
+            except FolderLockedError:
+                yield False
+                return
+            yield self.read() is None
+
     def keep(self, found: Finished) -> None:
         """Keep a result: from now on the cell is finished, and is not repeated."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(vars(found) | {"settings": dict(self.arm.settings)}, indent=1))
+        write_json(self.path, vars(found) | {"settings": dict(self.arm.settings)})
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,18 @@ def cells(study: Study, folder: Path, arms: Sequence[str] = (), seeds: Sequence[
         study: The study.
         folder: Of its files.
         arms: Names of the arms to take; all if empty.
-        seeds: Seeds to take instead of the study's.
+        seeds: Some of its seeds; all if empty.
+
+    Raises:
+        ValueError: An arm or a seed is not the study's; the message has those that are.
     """
-    chosen = [study.arm(name) for name in arms] or study.arms
-    places = {arm.name: folder / arm.name.replace(" ", "-") for arm in chosen}
+    chosen = [study.arm(name) for name in dict.fromkeys(arms)] or study.arms
+    for seed in seeds:
+        check_known(f"seed of {study.name}", str(seed), [str(one) for one in study.seeds])
+    scores = tuple(score.name for score in study.scores)
     return [
-        Cell(arm, seed, places[arm.name] / f"seed-{seed}" / "result.json")
-        for seed in seeds or study.seeds
+        Cell(arm, seed, folder / arm.folder / f"seed-{seed}" / "result.json", scores)
+        for seed in dict.fromkeys(seeds) or study.seeds
         for arm in chosen
     ]
 
@@ -145,13 +150,9 @@ def run_cells(study: Study, wanted: Sequence[Cell], data: Path | None = None) ->
     """
     finished(wanted)  # Raises for cells of other settings, before hours of work.
     for cell in wanted:
-        cell.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with folder_lock(cell.path.parent):
-                if cell.read() is None:
-                    yield from _run(study, cell, data)
-        except FolderLockedError:
-            continue
+        with cell.claimed() as mine:
+            if mine:
+                yield from _run(study, cell, data)
 
 
 def _run(study: Study, cell: Cell, data: Path | None) -> Iterator[Progress]:

@@ -1,6 +1,5 @@
 """A study in the terminal: the list of studies, the progress of one, and its table."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from otdml._tables import fitting
-from otdml.benchmarks.results import half_width
 from otdml.studies import cells
 from otdml.studies.protocol import Score, Study
 from otdml.studies.report import Report
@@ -27,7 +25,7 @@ def show_studies(console: Console, topics: Mapping[str, Sequence[Study]], folder
         table = Table(title=f"[bold]{escape(topic)}[/]", title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column("study", no_wrap=True, header_style="dim", min_width=longest)
         table.add_column("cells", no_wrap=True, header_style="dim")
-        table.add_column("question", header_style="dim")
+        table.add_column("question", header_style="dim", overflow="fold")
         for study in studies:
             wanted = cells.cells(study, folder / study.name)
             done = sum(cell.path.exists() for cell in wanted)
@@ -66,7 +64,7 @@ def show_study(console: Console, found: Report) -> None:
         console.print(escape(difference.sentence()), highlight=False)
     if absent := [arm.name for arm in found.arms if not found.of(arm.name)]:
         console.print(f"[dim]Not run yet: {escape(', '.join(absent))}.[/]", highlight=False)
-    spent = f"{found.hours:.2f} hours, {found.processor_hours:.2f} of them on a processor"
+    spent = f"{found.hours:.2f} hours, {found.processor_hours:.2f} hours of a processor"
     console.print(f"[dim]{len(found.runs)} cells: {spent}.[/]", highlight=False)
 
 
@@ -78,12 +76,6 @@ def _figures(found: Report, scores: Sequence[Score]) -> Table:
         table.add_column(name, justify="right", no_wrap=True, overflow="fold")
     for arm in found.arms:
         if count := len(found.of(arm.name)):
-            figures = [_value(found, arm.name, score) for score in scores]
+            figures = [found.text(arm.name, score) for score in scores]
             table.add_row(escape(arm.name), f"{count} of {len(found.seeds)}", *figures)
     return table
-
-
-def _value(found: Report, arm: str, score: Score) -> str:
-    value = found.mean(arm, score.name)
-    width = half_width(value)
-    return f"{value.mean:.{score.digits}f}" + ("" if math.isnan(width) else f" ± {width:.{score.digits}f}")

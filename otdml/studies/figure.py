@@ -10,12 +10,21 @@ from otdml.studies.report import Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
+__all__ = ["check_format", "draw"]
 
 # Letters of a line of a label, which has no more place beside the axes.
 LETTERS = 30
 # Arms whose ranges over the seeds can be told apart; the dots beside show the seeds of more.
 FEW = 5
+
+
+def check_format(path: Path) -> None:
+    """Raise unless the suffix of a file is a format that figures can have."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"{path} must end in the format of a figure, one of {', '.join(sorted(formats))}.")
 
 
 def draw(found: Report, path: Path) -> None:

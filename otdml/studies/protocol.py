@@ -34,7 +34,7 @@ class Arm:
     """One side of a comparison.
 
     Attributes:
-        name: As in tables. A folder has this name too, so it has no slash.
+        name: As in tables. A folder has this name too, so it has no slash and is not a dot or two.
         settings: Every setting that the run of this arm reads, numbers and words.
         against: The arms it is compared with, seed by seed; none for a control.
     """
@@ -42,6 +42,11 @@ class Arm:
     name: str
     settings: Mapping[str, Any]
     against: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of its cells."""
+        return self.name.replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,18 @@ class Study:
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names):
-            raise argument_error("arms", "have different names", names)
-        if any("/" in name for name in names):
-            raise argument_error("arms", "have names without a slash, which are those of folders", names)
+        folders = {arm.folder.casefold() for arm in self.arms}
+        if len(folders) < len(names):
+            raise argument_error("arms", "have different names, not in spaces and capitals alone", names)
+        if any("/" in name or name.strip(". ") == "" for name in names):
+            raise argument_error("arms", "have names that folders can have, without a slash", names)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise argument_error("seeds", "be different ones", self.seeds)
+        if not (self.arms and self.seeds and self.scores):
+            raise argument_error("arms", "be one or more, as the seeds and the scores", names)
         for arm in self.arms:
             for control in arm.against:
-                check_known("control arm", control, names)
+                check_known("control arm", control, [name for name in names if name != arm.name])
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""

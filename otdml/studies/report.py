@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from otdml._files import write_text
+from otdml._files import write_json
 from otdml.benchmarks.results import Figure, figure, half_width
-from otdml.studies.cells import Cell, Finished
+from otdml.studies.cells import Cell
+from otdml.studies.finished import Finished
 from otdml.studies.protocol import Arm, Score, Study
 
 __all__ = ["Difference", "Report", "load", "report", "restore", "save"]
@@ -29,9 +29,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"higher"``, ``"lower"``, ``"not shown"`` (the interval holds zero), or ``"one seed"``."""
-        if math.isnan(self.low):
+        """``"higher"``, ``"lower"``, ``"not shown"`` (the interval holds 0), ``"one seed"``, or ``"not a number"``."""
+        if self.n < 2:
             return "one seed"
+        if math.isnan(self.low):
+            return "not a number"
         if self.low <= 0 <= self.high:
             return "not shown"
         return "higher" if self.mean > 0 else "lower"
@@ -42,6 +44,8 @@ class Difference:
         if self.verdict == "one seed":
             figures = f"{self.mean:+.{self.score.digits}f}"
             return f"{self.arm}: {title} {figures} against {self.against}, one seed, which shows nothing."
+        if self.verdict == "not a number":
+            return f"{self.arm}: {title} is not a number with some seed, or it is not with {self.against}."
         if self.verdict == "not shown":
             return f"{self.arm}: no difference in {title} to {self.against} is shown ({self.interval})."
         return f"{self.arm}: {title} is {self.verdict} than with {self.against} ({self.interval})."
@@ -60,7 +64,12 @@ class Difference:
 
     @property
     def _written(self) -> list[str]:
-        return [f"{value:+.{self.score.digits}f}" for value in (self.mean, self.low, self.high)]
+        """The three numbers, with as many more digits as it takes for no bound but zero to be written as zero."""
+        numbers = [self.mean, self.low, self.high]
+        digits = self.score.digits
+        while digits < 12 and any(value and round(value, digits) == 0 for value in numbers[1:]):
+            digits += 1
+        return [f"{value:+.{digits}f}" for value in numbers]
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ class Report:
     @property
     def complete(self) -> bool:
         """Whether every arm has been run with every seed."""
-        return len(self.runs) >= len(self.arms) * len(self.seeds)
+        wanted = {(arm.name, seed) for arm in self.arms for seed in self.seeds}
+        return wanted <= {(run.arm, run.seed) for run in self.runs}
 
     @property
     def hours(self) -> float:
@@ -107,6 +117,12 @@ class Report:
     def mean(self, arm: str, score: str) -> Figure:
         """Mean and standard deviation of a score over the seeds of an arm."""
         return figure([run.scores[score] for run in self.of(arm)])
+
+    def text(self, arm: str, score: Score) -> str:
+        """The mean of a score over the seeds of an arm, with half its 95% interval where there is one."""
+        value = self.mean(arm, score.name)
+        width = half_width(value)
+        return f"{value.mean:.{score.digits}f}" + ("" if math.isnan(width) else f" ± {width:.{score.digits}f}")
 
     def difference(self, arm: str, against: str, score: Score) -> Difference | None:
         """One arm less another; None where no seed is common to both."""
@@ -142,19 +158,25 @@ class Report:
         parts = [told for verdict in VERDICTS for told in _told(verdict, shown, with_seeds=len(counts) > 1)]
         if parts:
             seeds = f"with {counts.pop()} seeds, " if len(counts) == 1 else ""
-            text = f"{seeds}{self.scores[0].title} is {'; '.join(parts)}"
+            text = f"{seeds}{self.scores[0].title} is {'; '.join([*parts, *_unshown(compared)])}"
         else:
             text = self._of_one_seed() if compared else "nothing can be said yet"
         sentence = text[0].upper() + text[1:]
         return sentence + ("." if self.complete else f" ({self.standing}).")
 
     def _of_one_seed(self) -> str:
-        """The best arm, by which settings are chosen."""
-        score = self.scores[0]
-        means = {arm.name: self.mean(arm.name, score.name).mean for arm in self.arms if self.of(arm.name)}
+        """The best arm on the seeds that all arms which have been run have in common, by which settings are chosen."""
+        score, nothing = self.scores[0], "one seed shows nothing"
+        values = {arm.name: {run.seed: run.scores[score.name] for run in self.of(arm.name)} for arm in self.arms}
+        present = {name: of_seeds for name, of_seeds in values.items() if of_seeds}
+        common = set.intersection(*map(set, present.values()))
+        means = {name: figure([of_seeds[seed] for seed in common]).mean for name, of_seeds in present.items()}
+        known = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        if not known:
+            return nothing
         best, extreme = (min, "lowest") if score.better < 0 else (max, "highest")
-        arm = best(means, key=means.__getitem__)
-        return f"one seed shows nothing; {score.title} is {extreme} with {arm} ({means[arm]:.{score.digits}f})"
+        arm = best(known, key=known.__getitem__)
+        return f"{nothing}; {score.title} is {extreme} with {arm} ({known[arm]:.{score.digits}f})"
 
 
 # In the order of a finding.
@@ -169,18 +191,26 @@ def _told(verdict: str, differences: Sequence[Difference], *, with_seeds: bool) 
         if verdict != "not shown":
             yield f"{verdict} with {listed} than with {against}"
         else:
-            yield f"not shown to differ from {against} with {listed if len(those) <= FEW else _together(those)}"
+            listed = listed if len(those) <= FEW else _together(those, with_seeds=with_seeds)
+            yield f"not shown to differ from {against} with {listed}"
+
+
+def _unshown(differences: Sequence[Difference]) -> Iterator[str]:
+    """The parts of a finding on the comparisons that have no interval."""
+    for verdict, text in (("one seed", "one seed alone of"), ("not a number", "not a number with some seed of")):
+        if names := [one.arm for one in differences if one.verdict == verdict]:
+            yield f"{text} {', '.join(dict.fromkeys(names))}"
 
 
 # Arms that differ by nothing that is shown, whose figures a reader of one sentence still wants.
 FEW = 2
 
 
-def _together(differences: Sequence[Difference]) -> str:
+def _together(differences: Sequence[Difference], *, with_seeds: bool) -> str:
     """The arms by name, and one range that holds all their intervals."""
     digits = differences[0].score.digits
     low, high = min(one.low for one in differences), max(one.high for one in differences)
-    names = ", ".join(one.arm for one in differences)
+    names = ", ".join(f"{one.arm}{f' with {one.n} seeds' if with_seeds else ''}" for one in differences)
     return f"{names} (all intervals within {low:+.{digits}f} to {high:+.{digits}f})"
 
 
@@ -207,21 +237,36 @@ def save(path: Path, found: Report) -> None:
     content["finding"] = found.finding()
     content |= {"hours": found.hours, "processor_hours": found.processor_hours}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
 
 
 def load(path: Path) -> Report:
-    """The report that :func:`save` has written. Means and differences are computed again from its cells."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Report(
-        content["name"],
-        content["question"],
-        content["method"],
-        tuple(Arm(arm["name"], arm["settings"], tuple(arm["against"])) for arm in content["arms"]),
-        tuple(Score(**score) for score in content["scores"]),
-        tuple(content["seeds"]),
-        tuple(Finished(**run) for run in content["runs"]),
-    )
+    """The report that :func:`save` has written. Means and differences are computed again from its cells.
+
+    Raises:
+        ValueError: The file holds no report; the message says why.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = Report(
+            content["name"],
+            content["question"],
+            content["method"],
+            tuple(Arm(arm["name"], dict(arm["settings"]), tuple(arm["against"])) for arm in content["arms"]),
+            tuple(Score(**score) for score in content["scores"]),
+            tuple(content["seeds"]),
+            tuple(map(Finished.of, content["runs"])),
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no report of a study ({error}). `otdml study NAME --json FILE` writes one."
+        ) from error
+    arms, runs = {arm.name for arm in found.arms}, [(run.arm, run.seed) for run in found.runs]
+    if strangers := [arm for arm, _ in runs if arm not in arms]:
+        raise ValueError(f"{path} is no report of a study: it has a cell of {strangers[0]}, which is no arm of it.")
+    if len(set(runs)) < len(runs):
+        raise ValueError(f"{path} is no report of a study: it has a cell twice.")
+    return found
 
 
 def restore(path: Path, study: Study, wanted: Sequence[Cell]) -> None:
@@ -230,17 +275,12 @@ def restore(path: Path, study: Study, wanted: Sequence[Cell]) -> None:
     Args:
         path: What :func:`save` has written.
         study: What the cells are of.
-        wanted: The cells that are taken from it, if it has them.
+        wanted: The cells that are taken from it, if it has them. One that a process is working on is left to it.
 
     Raises:
         ValueError: It is no report, or one of another study or of other settings; nothing has been kept then.
     """
-    try:
-        published = load(path)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is no report of a study ({error}). `otdml study NAME --json FILE` writes one."
-        ) from error
+    published = load(path)
     if published.name != study.name:
         raise ValueError(f"{path} is a report of {published.name}, not of {study.name}.")
     settings = {arm.name: arm.settings for arm in published.arms}
@@ -249,14 +289,9 @@ def restore(path: Path, study: Study, wanted: Sequence[Cell]) -> None:
     for cell, run in there:
         if differences := "; ".join(cell.differences(settings[run.arm])):
             raise ValueError(f"{path} is of other settings ({run.arm}: {differences}). The study has changed since.")
+        if missing := [name for name in cell.scores if name not in run.scores]:
+            raise ValueError(f"{path} lacks {', '.join(missing)} of {cell.title}. The study has changed since.")
     for cell, run in there:
-        cell.keep(run)
-
-
-def _finite(content: Any) -> Any:
-    """``content`` with None for NaN, which JSON does not have."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        with cell.claimed() as free:
+            if free:
+                cell.keep(run)

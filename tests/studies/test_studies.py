@@ -14,6 +14,7 @@ from otdml.studies import Arm, Reading, Score, Study
 from otdml.studies.cells import cells, finished, run_cells
 from otdml.studies.display import show_study
 from otdml.studies.figure import draw
+from otdml.studies.finished import Finished
 from otdml.studies.report import load, report, restore, save
 
 
@@ -151,12 +152,118 @@ def test_cells_of_other_settings_are_refused_before_anything_is_run(study, calls
     assert not calls
 
 
-def test_a_damaged_cell_is_named(study, tmp_path):
+CELL = {
+    "arm": "control", "seed": 0, "scores": {"answer": 1.0, "other": 2.0}, "curve": [{"step": 1, "answer": 1.0}],
+    "seconds": 1.0, "processor_seconds": 1.0, "environment": {}, "settings": {"level": 1.0, "wobble": 0.0},
+}  # fmt: skip
+
+
+WRONG = {
+    "settings": ([], None), "scores": ({}, None, {"answer": "1"}), "seconds": ("1",), "curve": (None, [3]),
+    "environment": (1,), "seed": ("0", True), "arm": (3,),
+}  # fmt: skip
+DAMAGED = [
+    *(b"{", b"\xff\xfe", b"[]"),
+    *(json.dumps(CELL | {key: value}).encode() for key, values in WRONG.items() for value in values),
+    *(json.dumps({name: value for name, value in CELL.items() if name != key}).encode() for key in CELL),
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((content, "is damaged") for content in DAMAGED),
+        (json.dumps(CELL | {"seed": 7}).encode(), "is of control, seed 7"),
+        (json.dumps(CELL | {"arm": "worse"}).encode(), "is of worse, seed 0"),
+        (json.dumps(CELL | {"scores": {"answer": 1.0}}).encode(), "lacks other"),
+    ],
+)
+def test_a_damaged_cell_is_named(study, tmp_path, content, message):
     path = tmp_path / "control" / "seed-0" / "result.json"
     path.parent.mkdir(parents=True)
-    path.write_text("{")
-    with pytest.raises(ValueError, match=r"result.json is damaged .* Delete it to repeat that cell"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"result.json {message}.* Delete it to repeat that cell"):
         finished(cells(study, tmp_path))
+    path.write_text(json.dumps(CELL))
+    assert finished(cells(study, tmp_path))[0].scores == CELL["scores"]
+
+
+def test_a_folder_in_place_of_a_cell_is_named(study, tmp_path):
+    (tmp_path / "control" / "seed-0" / "result.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"result\.json is damaged"):
+        finished(cells(study, tmp_path))
+
+
+def of(study, values):
+    """The report of cells with these answers, by arm and seed."""
+    runs = [
+        Finished(arm, seed, {"answer": value, "other": 0.0}, [{"step": 1, "answer": value}], 1.0, 1.0, {})
+        for (arm, seed), value in values.items()
+    ]
+    return report(study, runs)
+
+
+def test_what_is_no_number_is_told_and_kept(study, tmp_path):
+    values = {("control", seed): 1.0 for seed in range(3)} | {("better", seed): 2.0 + 0.1 * seed for seed in range(3)}
+    found = of(study, values | {("worse", 0): 1.0, ("worse", 1): math.nan, ("worse", 2): 0.5})
+    assert [one.verdict for one in found.differences()] == ["higher", "not a number"]
+    assert found.finding().endswith("than with control; not a number with some seed of worse (running: 9 of 12 cells).")
+    assert "worse: answer is not a number with some seed" in found.differences()[1].sentence()
+    save(tmp_path / "toy.json", found)
+    again = load(tmp_path / "toy.json")
+    assert math.isnan(again.of("worse")[1].scores["answer"])
+    assert again.finding() == found.finding()
+    alone = of(study, {("control", 0): math.nan, ("better", 0): 2.0})
+    assert alone.finding().startswith("One seed shows nothing; answer is highest with better (2.000)")
+
+
+def test_the_best_arm_is_best_on_the_seeds_that_all_have(study):
+    found = of(study, {("control", 0): 1.0, ("control", 1): 5.0, ("control", 2): 9.0, ("better", 0): 2.0})
+    assert found.finding().startswith("One seed shows nothing; answer is highest with better (2.000)")
+    apart = of(study, {("control", 1): 5.0, ("better", 0): 2.0, ("worse", 1): 3.0})
+    assert apart.finding().startswith("One seed shows nothing (running")
+
+
+def test_a_finding_leaves_no_comparison_out(study):
+    values = {(arm, seed): 1.0 + seed for arm in ("control", "unclear") for seed in range(3)}
+    found = of(study, values | {("better", 0): 3.0, ("worse", 0): 0.0, ("worse", 1): 5.0})
+    told = found.finding()
+    assert "unclear (+0.000, +0.000 to +0.000, 3 seeds)" in told
+    assert "worse (+1.000, " in told
+    assert "one seed alone of better (running" in told
+
+
+def test_no_bound_but_zero_is_written_as_zero(study):
+    values = {("control", seed): 0.0 for seed in range(3)}
+    width = 2.4841 * 1e-3  # Half the interval of -1, 0 and 1 thousandths.
+    shift = width + 1e-5
+    found = of(study, values | {("worse", seed): (seed - 1) * 1e-3 - shift for seed in range(3)})
+    (worse,) = found.differences()
+    assert worse.verdict == "lower"
+    assert re.fullmatch(r"-0\.00249, -0\.0049\d to -0\.00001", worse.figures)
+
+
+def test_a_report_that_cannot_be_is_refused_and_nothing_is_kept(study, tmp_path):
+    save(tmp_path / "toy.json", of(study, {("control", 0): 1.0, ("better", 0): 2.0}))
+    good = json.loads((tmp_path / "toy.json").read_text())
+    for change, message in (
+        ({"runs": [good["runs"][0] | {"arm": "x"}]}, "it has a cell of x"),
+        ({"runs": good["runs"] + good["runs"][:1]}, "it has a cell twice"),
+        ({"runs": [good["runs"][0] | {"scores": {}}]}, "is no report"),
+        ({"runs": [good["runs"][0] | {"seed": [1]}]}, "is no report"),
+        ({"arms": [one | {"settings": None} for one in good["arms"]]}, "is no report"),
+        ({"runs": [good["runs"][0] | {"scores": {"answer": 1.0}}]}, "lacks other of control, seed 0"),
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps(good | change))
+        with pytest.raises(ValueError, match=message):
+            restore(tmp_path / "bad.json", study, cells(study, tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_cells_are_of_known_seeds_and_once_each(study, tmp_path):
+    assert len(cells(study, tmp_path, arms=("worse", "worse"), seeds=(1, 1))) == 1
+    with pytest.raises(ValueError, match=r"unknown seed of toy '9'\. Known: 0, 1, 2"):
+        cells(study, tmp_path, seeds=(9,))
 
 
 def test_a_cell_that_another_command_runs_is_left_to_it(study, calls, tmp_path):
@@ -256,7 +363,7 @@ def test_nothing_has_been_run_yet(study, tmp_path):
     show_study(console, report(study, []))
     assert console.export_text().splitlines()[2:] == [
         "Not run yet: control, better, unclear, worse.",
-        "0 cells: 0.00 hours, 0.00 of them on a processor.",
+        "0 cells: 0.00 hours, 0.00 hours of a processor.",
     ]
 
 
@@ -267,10 +374,20 @@ def test_no_scores_is_an_error(study, tmp_path):
 
 
 def test_arms_have_different_names_and_controls_that_exist(study):
-    with pytest.raises(ValueError, match="`arms` must have different names"):
+    with pytest.raises(ValueError, match="`arms` must have different names, not in spaces and capitals alone"):
         Study("toy", "?", "", (study.arms[0], study.arms[0]), (0,), study.scores, study.run)
-    with pytest.raises(ValueError, match="`arms` must have names without a slash"):
+    with pytest.raises(ValueError, match="`arms` must have names that folders can have"):
         Study("toy", "?", "", (Arm("a/b", {}),), (0,), study.scores, study.run)
+    with pytest.raises(ValueError, match="`arms` must have different names"):
+        Study("toy", "?", "", (Arm("a b", {}), Arm("A-b", {})), (0,), study.scores, study.run)
+    with pytest.raises(ValueError, match="`arms` must have names that folders can have"):
+        Study("toy", "?", "", (Arm("..", {}),), (0,), study.scores, study.run)
+    with pytest.raises(ValueError, match="`seeds` must be different ones"):
+        Study("toy", "?", "", study.arms, (0, 0), study.scores, study.run)
+    with pytest.raises(ValueError, match="`arms` must be one or more"):
+        Study("toy", "?", "", (), (0,), study.scores, study.run)
+    with pytest.raises(ValueError, match="unknown control arm 'a'"):
+        Study("toy", "?", "", (study.arms[0], Arm("a", {}, ("a",))), (0,), study.scores, study.run)
     with pytest.raises(ValueError, match="controll"):
         Study("toy", "?", "", (study.arms[0], Arm("a", {}, ("controll",))), (0,), study.scores, study.run)
 
