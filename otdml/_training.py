@@ -25,7 +25,7 @@ def minimised(
         cosine: Whether learning rates fall to zero; they are constant otherwise.
         clip: Largest norm of the gradient, None for any.
     """
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
     for step in range(steps):
         value = loss()
         optimizer.zero_grad()
@@ -33,7 +33,7 @@ def minimised(
         if clip is not None:
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
         optimizer.step()
-        if cosine:
+        if rates is not None:
             rates.step()
         yield step + 1
 
@@ -47,4 +47,4 @@ def as_float(images: Tensor) -> Tensor:
     """Stored pixels, uint8, in [0, 1]; what is floating already, in float32 at least."""
     if images.dtype == torch.uint8:
         return images.float() / 255
-    return images.float() if images.dtype == torch.float16 else images
+    return images.float() if images.dtype.itemsize < 4 else images

@@ -219,10 +219,15 @@ def test_ranges_are_of_indices_below_their_counts():
 
 def test_total_correlation_takes_three_matrices_of_one_shape():
     z = torch.randn(6, 3, generator=generator())
-    with pytest.raises(ValueError, match=r"`log_variance` must have shape \(n, d\), as the two others, got \(6, 2\)"):
+    with pytest.raises(ValueError, match=r"`log_variance` must have the shape of `codes`, \(6, 3\), got \(6, 2\)"):
         total_correlation(z, z, z[:, :2])
-    with pytest.raises(ValueError, match="`codes` must have shape"):
+    with pytest.raises(ValueError, match="`mean` must have the shape of `codes`"):
         total_correlation(z, z[:2], z[:2])
+    with pytest.raises(ValueError, match="`codes` must have shape"):
+        total_correlation(z[None], z, z)
+    with pytest.raises(TypeError, match="`mean` must be a torch.Tensor, got list"):
+        total_correlation(z, z.tolist(), z)
+    assert abs(total_correlation(z.double(), 0 * z.double(), 0 * z.double())) < 1e-15
     half = total_correlation(z.half(), z.half(), z.half())
     assert half.dtype == torch.float32
     assert torch.equal(half, total_correlation(*[z.half().float()] * 3))

@@ -47,7 +47,7 @@ def scenes(
     factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in SCENE_FACTORS.values()], 1)
     floor, wall, thing, scale, shape, orientation = factors.unbind(1)
     # A picture is linear in its three colours, so that shading is computed once for all colours.
-    shades = _shades(size, supersampling)[scale, shape, orientation]
+    shades = _shades(size, supersampling, torch.get_default_dtype())[scale, shape, orientation]
     colours = _hues(10)[torch.stack([floor, wall, thing], 1)]
     return torch.einsum("npc,nphw->nchw", colours, shades), factors
 
@@ -59,8 +59,11 @@ def _hues(n: int) -> Tensor:
 
 
 @cache
-def _shades(size: int, supersampling: int) -> Tensor:
-    """The light on floor, wall and object at each pixel, shape (scales, shapes, orientations, 3, size, size)."""
+def _shades(size: int, supersampling: int, dtype: torch.dtype) -> Tensor:
+    """The light on floor, wall and object at each pixel, shape (scales, shapes, orientations, 3, size, size).
+
+    The dtype is the default one, in which they are computed: those of another are not taken for them.
+    """
     views = SCENE_FACTORS["orientation"]
     angles = torch.pi / 180 * (45 + torch.linspace(-30, 30, views))
     rays = [_rays(angle, size * supersampling) for angle in angles]
@@ -69,7 +72,7 @@ def _shades(size: int, supersampling: int) -> Tensor:
         for solid in _SOLIDS:
             pictures = torch.stack([_light(*ray, float(scale), solid) for ray in rays])
             found.append(torch.nn.functional.avg_pool2d(pictures, supersampling))
-    return torch.stack(found).unflatten(0, (SCENE_FACTORS["scale"], SCENE_FACTORS["shape"]))
+    return torch.stack(found).to(dtype).unflatten(0, (SCENE_FACTORS["scale"], SCENE_FACTORS["shape"]))
 
 
 def _rays(angle: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
 """Sprites with known factors, drawn here or read from the archive of dSprites."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
-from otdml._checks import check_generator, check_integer, check_positive
+from otdml._checks import check_generator, check_integer, check_pixels, check_positive
 from otdml.disentanglement.factors import FactorSet
 
 __all__ = ["FACTORS", "SPRITES", "load_dsprites", "sprites"]
@@ -79,17 +80,35 @@ def load_dsprites(path: str | Path, n: int, *, generator: torch.Generator | None
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else.
+        ValueError: If it is damaged or holds something else, or fewer images.
     """
     n = check_integer("n", n)
     check_generator(generator)
-    with np.load(path) as archive:
-        if not {"imgs", "latents_classes"} <= set(archive.files):
-            raise argument_error("path", "hold the arrays 'imgs' and 'latents_classes'", archive.files)
-        images, classes = archive["imgs"], archive["latents_classes"]
+    images, classes = _archived(path)
+    if images.ndim != 3 or classes.shape != (len(images), 1 + len(FACTORS)) or images.dtype != np.uint8:
+        got = f"{images.dtype} of shape {images.shape} and classes of shape {classes.shape}"
+        raise argument_error("path", f"hold bytes of shape (n, h, w), and {1 + len(FACTORS)} classes of each", got)
+    if n > len(images):
+        raise argument_error("n", f"be at most {len(images)}, the number of images", n)
     chosen = torch.randperm(len(images), generator=generator)[:n].numpy()
     # The first latent is the colour, of which there is one.
-    return torch.from_numpy(images[chosen])[:, None].float(), torch.from_numpy(classes[chosen, 1:]).long()
+    pictures = check_pixels("path", torch.from_numpy(images[chosen])[:, None].float())
+    return pictures, torch.from_numpy(classes[chosen, 1:]).long()
+
+
+def _archived(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The images of the archive and their classes. Its metadata are pickled, and never read."""
+    names = ("imgs", "latents_classes")
+    try:
+        with open(path, "rb") as file, np.load(file) as archive:
+            if set(names) <= set(archive.files):
+                return archive[names[0]], archive[names[1]]
+    except FileNotFoundError:
+        raise
+    # NumPy has an error of its own for each way in which a file can be damaged, or another kind of file.
+    except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
+        raise argument_error("path", "be the archive of dSprites", f"{path} ({error})") from error
+    raise argument_error("path", f"hold the arrays {names[0]!r} and {names[1]!r}", f"{path}")
 
 
 # The sprites as a set of pictures.

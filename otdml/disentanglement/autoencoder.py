@@ -1,5 +1,6 @@
 """Variational autoencoders with a penalty on the geometry of the encoder or the decoder."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -113,14 +114,16 @@ def total_correlation(codes: Tensor, mean: Tensor, log_variance: Tensor) -> Tens
         >>> total_correlation(z, z, torch.zeros(2, 2))
         tensor(0.6931)
     """
-    for name, one in (("codes", codes), ("mean", mean), ("log_variance", log_variance)):
-        if check_points(name, one).shape != mean.shape or one.ndim != 2:
-            raise argument_error(name, "have shape (n, d), as the two others", tuple(one.shape))
+    if check_points("codes", codes).ndim != 2:
+        raise argument_error("codes", "have shape (n, d)", tuple(codes.shape))
+    for name, one in (("mean", mean), ("log_variance", log_variance)):
+        if check_points(name, one).shape != codes.shape:
+            raise argument_error(name, f"have the shape of `codes`, {tuple(codes.shape)}", tuple(one.shape))
     error = codes[:, None] - mean
     density = -0.5 * (error.square() * (-log_variance).exp() + log_variance)
-    n = torch.tensor(float(len(codes)))
-    joint = density.sum(-1).logsumexp(1) - n.log()
-    marginals = density.logsumexp(1) - n.log()
+    n = len(codes)
+    joint = density.sum(-1).logsumexp(1) - math.log(n)
+    marginals = density.logsumexp(1) - math.log(n)
     return (joint - marginals.sum(-1)).mean()
 
 
@@ -143,10 +146,11 @@ class Objective:
             :cite:p:`uscidda:24`, or the ``"posterior"``, from pictures to codes that are drawn from it.
         reconstruction: Without it no picture is decoded, and the first term is left out.
 
-    Without a decoder only noise tells the axes of the codes from other directions. Costs between means, the energy
-    distance and the divergence's part of the means stay as they are when all means are rotated: the factors of what
-    minimises them may lie along any directions. Noise is drawn along the axes, and a regularised posterior has less of
-    it along directions in which means vary more, which therefore become axes.
+    Without a decoder, costs between means, the energy distance and the divergence's part of the means stay as they are
+    when all means are rotated: of the factors of what minimises them none needs to be an axis. The noise of a posterior
+    is drawn along the axes, and tells apart directions in which means vary unequally: under squared distances it is
+    less where they vary more, and these directions become the axes (cosines leave noise along the radius free, which
+    blurs that). Of factors of equal variance it finds no axes. The marginals of a total correlation do.
 
     Raises:
         ValueError: The objective would not reach the network: a regularised decoder that is not there, or a posterior

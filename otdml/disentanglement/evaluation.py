@@ -8,26 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from otdml._arguments import check_known
-from otdml._checks import check_fields, check_integer
+from otdml._checks import check_fields, check_images, check_integer, check_pixels
 from otdml.disentanglement.autoencoder import Autoencoder, divergence, drawn
 from otdml.disentanglement.factors import coarse
-from otdml.disentanglement.metrics import dci, mutual_information_gap
+from otdml.disentanglement.metrics import boosted_trees, dci, mutual_information_gap
 from otdml.losses import Distortion, GromovMongeGap
 
 __all__ = ["REGULARIZERS", "Scores", "Trees", "posterior", "regularizer", "scores"]
 
 
-def _gap(cost: str) -> nn.Module:
-    # During training many plans need hundreds of linearisations to converge.
-    return GromovMongeGap(cost_x=cost, cost_y=cost, tol=1e-2, max_iter=40)
-
-
-def _distortion(cost: str) -> nn.Module:
-    return Distortion(cost_x=cost, cost_y=cost)
-
-
-# Losses of a map that an encoder or decoder can be asked to keep small.
-REGULARIZERS: dict[str, Callable[[str], nn.Module]] = {"distortion": _distortion, "gap": _gap}
+# Losses of a map that an encoder or decoder can be asked to keep small. During training many plans of the gap would
+# need hundreds of linearisations to converge.
+REGULARIZERS: dict[str, Callable[[str], nn.Module]] = {
+    "distortion": lambda cost: Distortion(cost_x=cost, cost_y=cost),
+    "gap": lambda cost: GromovMongeGap(cost_x=cost, cost_y=cost, tol=1e-2, max_iter=40),
+}
 
 
 def regularizer(name: str, cost: str = "cosine") -> nn.Module:
@@ -59,9 +54,7 @@ class Trees:
 
     def __call__(self) -> Any:
         """A classifier that is not fitted yet."""
-        from sklearn.ensemble import GradientBoostingClassifier
-
-        return GradientBoostingClassifier(n_estimators=self.rounds, random_state=0)
+        return boosted_trees(self.rounds)
 
 
 @dataclass(frozen=True)
@@ -109,17 +102,19 @@ def scores(
         images: In [0, 1], shape (n, channels, size, size).
         factors: Indices, shape (n, factors).
         counts: Number of values of each factor.
-        trees: How DCI is measured; the result depends on it.
+        trees: How DCI is measured; the result depends on it. They are fitted to fewer rows than there are images.
         seed: Of the draws from the posterior.
     """
     trees, seed = trees or Trees(), check_integer("seed", seed, least=None)
+    check_pixels("images", check_images("images", images))
     means, log_variances = posterior(model, images)
     found = dci(means, coarse(factors, counts, values=trees.values), n_train=trees.train, classifier=trees)
     rates = divergence(means, log_variances).mean(0)
     error = (model.decoder(means[:1000]).sigmoid() - images[:1000]).square().sum((1, 2, 3)).mean()
     codes = drawn(means[:256], log_variances[:256], torch.Generator().manual_seed(seed))
     pictures = model.decoder(codes).sigmoid().flatten(1)
-    batches = [tensor[: len(tensor) // 64 * 64].unflatten(0, (-1, 64)) for tensor in (codes, pictures)]
+    size = min(64, len(codes))
+    batches = [tensor[: len(tensor) // size * size].unflatten(0, (-1, size)) for tensor in (codes, pictures)]
     kept, gap = (float(regularizer(name)(*batches).mean()) for name in ("distortion", "gap"))
     return Scores(
         found.disentanglement,

@@ -173,23 +173,26 @@ class _Geometry(NamedTuple):
 def _without_decoder(pictures: str, asked: Iterable[_Geometry]) -> Study:
     """An encoder alone, kept to the prior, and to the geometry of the pictures by a loss."""
     tried = partial(arm, pictures=pictures, reconstruction=False, beta=1.0, readings=4)
-    control = tried("prior alone", prior="energy", place="encoder")
+    # By place: the prior, and the name of the control.
+    priors = {"encoder": ("energy", "prior alone"), "posterior": ("kl", "posterior alone")}
+    places = dict.fromkeys(one.place for one in asked)
+    controls = [tried(priors[place][1], prior=priors[place][0], place=place) for place in places]
     arms = [
         tried(
-            one.title, "prior alone",
-            prior="kl" if one.place == "posterior" else "energy",
-            place=one.place, regularizer=one.regularizer, cost=one.cost, weight=one.weight,
+            one.title, priors[one.place][1],
+            prior=priors[one.place][0], place=one.place,
+            regularizer=one.regularizer, cost=one.cost, weight=one.weight,
         )
         for one in asked
     ]  # fmt: skip
     return Study(
         name=f"{pictures}-free",
         question=f"Does an encoder without a decoder disentangle {pictures} when it keeps their geometry?",
-        method="No picture is decoded. The energy distance of the means to the normal prior keeps the encoder from"
-        " collapsing, and the control has nothing else; no rotation of the means changes either, so that axes are left"
-        " to chance. Posteriors are kept to the prior by their divergence, and their noise tells axes from other"
-        " directions. DCI as for the plain autoencoder.",
-        arms=(control, *arms),
+        method="No picture is decoded. Means are kept to the normal prior by an energy distance, posteriors by their"
+        " divergence; the controls have nothing else. No rotation of the means changes the energy distance or their"
+        " geometry, so that their axes are left to chance; the noise of posteriors tells apart directions of unequal"
+        " variance. DCI as for the plain autoencoder.",
+        arms=(*controls, *arms),
         seeds=TUNING,
         scores=tuple(score for score in SCORES if score.name not in _DECODED),
         run=run,

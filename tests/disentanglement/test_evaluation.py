@@ -1,10 +1,14 @@
 """Scores of an autoencoder whose codes are known."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from otdml.disentanglement import Trees, coarse, regularizer, scores
+from otdml.disentanglement import SPRITES, Trees, coarse, regularizer, scores
+from otdml.disentanglement.autoencoder import seeded
 from otdml.losses import Distortion, GromovMongeGap, distortion
 
 pytest.importorskip("sklearn")
@@ -30,7 +34,7 @@ class Known(nn.Module):
 def test_codes_that_are_the_factors():
     factors = torch.stack([torch.arange(600) % 3, torch.arange(600) // 3 % 4], 1)
     images = torch.zeros(600, 16)
-    images[:, 0], images[:, 1] = factors[:, 0], factors[:, 1]
+    images[:, 0], images[:, 1] = factors[:, 0] / 3, factors[:, 1] / 3
     images = images.reshape(600, 1, 4, 4)
     found = scores(Known(3), images, factors, torch.tensor([3, 4]), trees=Trees(train=400, rounds=3))
     assert found.disentanglement == pytest.approx(1.0)
@@ -61,3 +65,13 @@ def test_ranges_of_factors_are_equal():
     assert found[:32, 3].bincount().tolist() == 8 * [4]
     with pytest.raises(ValueError, match="`factors` must have shape"):
         coarse(torch.zeros(3, 2).long(), counts)
+
+
+def test_few_pictures_are_scored_too():
+    pytest.importorskip("sklearn")
+    model = seeded(0, size=8, width=2)
+    images, factors = SPRITES.draw(50, size=8, generator=torch.Generator().manual_seed(0))
+    found = scores(model, images, factors, SPRITES.counts, trees=Trees(40, 1))
+    assert all(map(math.isfinite, dataclasses.astuple(found)))
+    with pytest.raises(ValueError, match=r"`images` must lie in \[0, 1\]"):
+        scores(model, 255 * images, factors, SPRITES.counts, trees=Trees(40, 1))

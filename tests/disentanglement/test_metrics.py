@@ -82,6 +82,26 @@ def test_default_classifier_is_boosted_trees():
     assert dci(factors.float(), factors, n_train=40).disentanglement > 0.99
 
 
+def test_trees_choose_between_equal_codes_by_their_seed():
+    pytest.importorskip("sklearn")
+    factor = torch.arange(60) % 3
+    codes = torch.stack([factor, factor, torch.arange(60) % 7], 1).float()
+    first, *others = (dci(codes, factor[:, None], n_train=40) for _ in range(3))
+    assert others == [first, first]
+
+
+def test_importances_of_any_size_have_scores():
+    assert dci_scores(1e308 * torch.eye(3, dtype=torch.float64)) == (1.0, 1.0)
+    assert dci_scores(1e-308 * torch.eye(3, dtype=torch.float64)) == (1.0, 1.0)
+
+
+def test_the_gap_is_one_at_most():
+    """Of a factor with unequal values, which one code tells, rounding led beyond."""
+    for n in range(5, 60):
+        factor = torch.arange(n) % 5
+        assert mutual_information_gap(torch.stack([factor.float(), torch.zeros(n)], 1), factor[:, None]) <= 1.0
+
+
 def test_no_rows_to_test_on_is_an_error():
     with pytest.raises(ValueError, match="`n_train` must lie between 0 and the number of rows, 5, got 5"):
         dci(torch.zeros(5, 2), torch.zeros(5, 2).long(), n_train=5)

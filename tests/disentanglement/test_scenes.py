@@ -37,7 +37,7 @@ def test_floor_and_wall_have_their_hues(drawn):
 
 def test_each_pixel_is_lit_once():
     """Without supersampling a pixel belongs to one of floor, wall and object, and has light between 0.4 and 1."""
-    shades = _shades(32, 1)
+    shades = _shades(32, 1, torch.float32)
     assert shades.shape == (8, 4, 15, 3, 32, 32)
     assert ((shades > 0).sum(3) == 1).all()
     light = shades.sum(3)
@@ -46,14 +46,14 @@ def test_each_pixel_is_lit_once():
 
 
 def test_objects_grow_with_their_scale():
-    area = (_shades(32, 1)[:, :, :, 2] > 0).sum((-2, -1)).float().mean(2)
+    area = (_shades(32, 1, torch.float32)[:, :, :, 2] > 0).sum((-2, -1)).float().mean(2)
     assert (area[1:] >= area[:-1]).all()
     # Lengths grow from 3/4 to 5/4; perspective makes the near side of large objects larger still.
     assert ((area[-1] / area[0] > 2.2) & (area[-1] / area[0] < 4.5)).all()
 
 
 def test_turning_moves_walls_and_cubes_but_no_ball():
-    shades = _shades(32, 1)
+    shades = _shades(32, 1, torch.float32)
     cube, ball = (shades[4, shape, :, 2] > 0 for shape in (0, 2))
     assert not torch.equal(cube[0], cube[7])
     assert (ball[0] ^ ball[7]).sum() <= 4
@@ -73,3 +73,15 @@ def test_every_factor_changes_the_picture(drawn):
 def test_scenes_repeat_with_their_seed():
     first, second = (scenes(5, size=16, generator=torch.Generator().manual_seed(3))[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_scenes_have_the_default_dtype():
+    first = scenes(2, size=8, generator=torch.Generator().manual_seed(0))[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        second = scenes(2, size=8, generator=torch.Generator().manual_seed(0))[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert second.dtype == torch.float64
+    torch.testing.assert_close(second.float(), first)
+    assert torch.equal(scenes(2, size=8, generator=torch.Generator().manual_seed(0))[0], first)

@@ -34,7 +34,8 @@ def test_dsprites_archive(tmp_path):
     images = np.zeros((6, 64, 64), dtype=np.uint8)
     images[3] = 1
     classes = np.arange(36).reshape(6, 6)
-    np.savez(tmp_path / "dsprites.npz", imgs=images, latents_classes=classes)
+    # The published archive has pickled metadata, too.
+    np.savez(tmp_path / "dsprites.npz", imgs=images, latents_classes=classes, metadata=np.array({"a": 1}))
     loaded, factors = load_dsprites(tmp_path / "dsprites.npz", 6)
     assert loaded.shape == (6, 1, 64, 64)
     bright = loaded.sum((1, 2, 3)).argmax()
@@ -42,6 +43,39 @@ def test_dsprites_archive(tmp_path):
     np.savez(tmp_path / "other.npz", imgs=images)
     with pytest.raises(ValueError, match="`path` must hold the arrays 'imgs' and 'latents_classes'"):
         load_dsprites(tmp_path / "other.npz", 1)
+    with pytest.raises(ValueError, match="`n` must be at most 6, the number of images, got 7"):
+        load_dsprites(tmp_path / "dsprites.npz", 7)
+    with pytest.raises(FileNotFoundError):
+        load_dsprites(tmp_path / "absent.npz", 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"imgs": np.full((6, 8, 8), 255, np.uint8)}, "lie in"),
+        ({"imgs": np.zeros((6, 64), np.uint8)}, "hold bytes of shape"),
+        ({"imgs": np.zeros((6, 8, 8))}, "hold bytes of shape"),
+        ({"latents_classes": np.zeros(6, int)}, "6 classes of each"),
+        ({"latents_classes": np.zeros((5, 6), int)}, "6 classes of each"),
+    ],
+)
+def test_another_archive_is_named(tmp_path, wrong, message):
+    arrays = {"imgs": np.zeros((6, 8, 8), np.uint8), "latents_classes": np.zeros((6, 6), int)} | wrong
+    np.savez(tmp_path / "dsprites.npz", **arrays)
+    with pytest.raises(ValueError, match=f"`path` must .*{message}"):
+        load_dsprites(tmp_path / "dsprites.npz", 6)
+
+
+@pytest.mark.parametrize("content", [b"", b"a text", b"PK\x03\x04", "one array"])
+def test_another_file_is_named(tmp_path, content):
+    path = tmp_path / "dsprites.npz"
+    if isinstance(content, str):
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="`path` must be the archive of dSprites"):
+        load_dsprites(path, 1)
 
 
 def test_the_radius_scales_areas():
