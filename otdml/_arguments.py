@@ -21,6 +21,7 @@ __all__ = [
     "check_known",
     "check_nonnegative",
     "check_number",
+    "check_optional_function",
     "check_positive",
     "check_several",
     "check_share",
@@ -126,6 +127,13 @@ def check_fields(record: Any, **checks: Callable[[str, Any], Any]) -> None:
     """Put in place of fields of a frozen dataclass what their checks make of them."""
     for name, check in checks.items():
         object.__setattr__(record, name, check(name, getattr(record, name)))
+
+
+def check_optional_function(name: str, value: Any) -> Any:
+    """``value``, if it can be called, or None."""
+    if not (value is None or callable(value)):
+        raise argument_error(name, "be a function or None", repr(value), kind=TypeError)
+    return value
 
 
 def check_boolean(name: str, value: bool) -> bool:

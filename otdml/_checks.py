@@ -23,6 +23,7 @@ from otdml._arguments import (
     check_known,
     check_nonnegative,
     check_number,
+    check_optional_function,
     check_positive,
     check_several,
     check_share,
@@ -48,6 +49,7 @@ __all__ = [
     "check_matrix",
     "check_nonnegative",
     "check_number",
+    "check_optional_function",
     "check_pixels",
     "check_points",
     "check_positive",
@@ -65,11 +67,11 @@ __all__ = [
 ]
 
 
-def check_generator(generator: torch.Generator | None) -> torch.Generator | None:
-    """``generator``, if it is one of torch, or None."""
-    if not (generator is None or isinstance(generator, torch.Generator)):
-        remedy = "Pass `torch.Generator().manual_seed(0)` for a seed of 0."
-        raise argument_error("generator", "be a torch.Generator or None", repr(generator), remedy, TypeError)
+def check_generator(generator: torch.Generator | None, *, needed: bool = False) -> torch.Generator | None:
+    """``generator``, if it is one of torch, or None where none is ``needed``."""
+    if not (isinstance(generator, torch.Generator) or (generator is None and not needed)):
+        must, remedy = "be a torch.Generator", "Pass `torch.Generator().manual_seed(0)` for a seed of 0."
+        raise argument_error("generator", must if needed else f"{must} or None", repr(generator), remedy, TypeError)
     return generator
 
 

@@ -1,11 +1,12 @@
-"""What training loops share: pixels as numbers, rows that are drawn, and the loop of small models."""
+"""What training loops share: pixels as numbers, rows that are drawn, evaluation, and the loop of small models."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_float", "drawn_rows", "minimised"]
+__all__ = ["as_float", "drawn_rows", "evaluating", "inputs_of", "minimised"]
 
 
 def minimised(
@@ -48,3 +49,19 @@ def as_float(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images.float() / 255
     return images.float() if images.dtype.itemsize < 4 else images
+
+
+def inputs_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Stored pixels in [0, 1], or what is floating already, in the dtype of a model."""
+    return as_float(images).to(next(model.parameters()).dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode, and in the mode it was in afterwards, whatever happens."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)

@@ -225,9 +225,91 @@ def test_total_correlation_takes_three_matrices_of_one_shape():
         total_correlation(z, z[:2], z[:2])
     with pytest.raises(ValueError, match="`codes` must have shape"):
         total_correlation(z[None], z, z)
-    with pytest.raises(TypeError, match="`mean` must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"`mean` must be a torch\.Tensor, got list"):
         total_correlation(z, z.tolist(), z)
     assert abs(total_correlation(z.double(), 0 * z.double(), 0 * z.double())) < 1e-15
     half = total_correlation(z.half(), z.half(), z.half())
     assert half.dtype == torch.float32
     assert torch.equal(half, total_correlation(*[z.half().float()] * 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_any_precision_train_a_network_of_single_precision(dtype):
+    images, labels = torch.rand(6, 3, 16, 16).to(dtype), torch.arange(6) % 3
+    grey = images[:, :1]
+    model = PrototypeClassifier(3, 2, seed=0, size=16, widths=(2, 2))
+    list(training(model, grey, labels, Training(steps=1, batch=4), generator()))
+    model.accuracy(grey, labels)
+    encoder = Encoder(seed=0, widths=(2,), dim=2)
+    list(contrasted(encoder, images, InfoNCE(), Pairs(), steps=1, batch=4, rate=0.1, generator=generator()))
+    assert encoder.features(images).dtype == torch.float32
+    autoencoder = Autoencoder(size=16, width=2, channels=3, codes=2)
+    list(fitted(autoencoder, images, Objective(), Schedule(1, 2), generator()))
+    for one in (model, encoder, autoencoder):
+        assert next(one.parameters()).dtype == torch.float32
+
+
+def test_training_is_in_training_mode_and_needs_a_generator():
+    images, labels = torch.rand(6, 3, 16, 16), torch.arange(6) % 3
+    model, encoder = PrototypeClassifier(3, 2, seed=0, size=16, widths=(2, 2)), Encoder(seed=0, widths=(2,), dim=2)
+    autoencoder = Autoencoder(size=16, width=2, channels=3, codes=2)
+    words = TiedLanguageModel(5, 2, seed=0, width=4, layers=1, heads=1, context=4)
+
+    def trainings(generator):
+        options = {"steps": 1, "batch": 4, "rate": 0.1, "generator": generator}
+        yield model, lambda: training(model, images[:, :1], labels, Training(steps=1, batch=4), generator)
+        yield encoder, lambda: contrasted(encoder, images, InfoNCE(), Pairs(), **options)
+        yield autoencoder, lambda: fitted(autoencoder, images, Objective(), Schedule(1, 2), generator)
+        yield words, lambda: read(words, torch.arange(20) % 5, Reading(steps=1), generator)
+
+    for one, start in trainings(generator()):
+        one.eval()
+        list(start())
+        assert one.training
+    for _, start in trainings(None):
+        with pytest.raises(TypeError, match=r"`generator` must be a torch\.Generator, got None"):
+            list(start())
+
+
+def test_rows_of_a_regulariser_leave_the_batches_as_they_are():
+    images, labels = torch.rand(6, 1, 16, 16), torch.arange(6) % 3
+
+    def trained(**how):
+        model = PrototypeClassifier(3, 2, seed=0, size=16, widths=(2, 2))
+        list(training(model, images, labels, Training(steps=3, batch=4, **how), generator()))
+        return model.prototypes.detach()
+
+    nothing = trained()
+    assert torch.equal(nothing, trained(regulariser=lambda rows: 0 * rows.sum(), weight=1.0))
+    assert torch.equal(nothing, trained(regulariser=lambda rows: 0 * rows.sum(), weight=1.0, rows=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Training(regulariser="koleo"), "`regulariser` must be a function or None"),
+        (lambda: Reading(regulariser="koleo"), "`regulariser` must be a function or None"),
+        (lambda: Training(distort=3), "`distort` must be a function or None"),
+        (lambda: Objective(regularizer="gap"), "`regularizer` must be a function or None"),
+        (lambda: Pairs(views="x"), "`views` must be a function"),
+        (lambda: Training(batch=1), "`batch` must be"),
+        (lambda: Encoder(seed=0, widths=()), "`widths` must be one or more"),
+        (lambda: PrototypeClassifier(5, 3, seed=0, size=4), "`size` must be 8 or more"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_once(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_domains_are_one_for_each_picture():
+    options = {"steps": 1, "batch": 2, "rate": 0.1, "generator": generator()}
+    with pytest.raises(ValueError, match=r"`domains` must have shape \(4,\)"):
+        contrasted(
+            Encoder(seed=0, widths=(2,), dim=2),
+            torch.rand(4, 3, 8, 8),
+            InfoNCE(),
+            Pairs(),
+            domains=torch.arange(2),
+            **options,
+        )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from otdml._training import drawn_rows, minimised
+from otdml._training import drawn_rows, evaluating, inputs_of, minimised
 
 
 def descended(steps, **options):
@@ -32,3 +32,30 @@ def test_rows_are_some_of_the_table_each_once():
     assert len(set(rows)) == 4
     assert set(rows) <= set(range(10))
     assert rows != drawn_rows(table, 4, generator)[:, 0].tolist()
+
+
+def test_a_model_evaluates_and_goes_back_whatever_happens():
+    model = torch.nn.Linear(1, 1)
+
+    def fail():
+        with evaluating(model):
+            assert not model.training
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert model.training
+    model.eval()
+    with evaluating(model):
+        pass
+    assert not model.training
+
+
+def test_inputs_have_the_dtype_of_the_model():
+    stored = torch.tensor([0, 255], dtype=torch.uint8)
+    for dtype in (torch.float32, torch.float64):
+        model = torch.nn.Linear(1, 1, dtype=dtype)
+        for images in (stored, stored.bfloat16() / 255, stored.double() / 255):
+            found = inputs_of(model, images)
+            assert found.dtype == dtype
+            assert found.tolist() == [0.0, 1.0]

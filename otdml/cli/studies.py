@@ -102,7 +102,7 @@ def _run(study: "Study", wanted: "list[Cell]", data: Path | None, threads: int) 
     from otdml.studies.display import watch_study
 
     torch.set_num_threads(threads)
-    watch_study(console, wanted, run_cells(study, wanted, data))
+    watch_study(console, study, wanted, run_cells(study, wanted, data))
 
 
 def _report(study: "Study", out: Path | None) -> "Report":

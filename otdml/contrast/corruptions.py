@@ -35,7 +35,7 @@ def corrupted(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     if kind == "pixels" and (images.shape[-1] % 2 or images.shape[-2] % 2):
         raise argument_error("images", "have an even height and width", tuple(images.shape))
     if kind == "noise":
-        images = images + 0.15 * torch.randn(images.shape, generator=generator)
+        images = images + 0.15 * torch.randn(images.shape, generator=generator).to(images.dtype)
     elif kind == "blur":
         for _ in range(2):
             images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

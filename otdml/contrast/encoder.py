@@ -14,12 +14,13 @@ from otdml._checks import (
     check_generator,
     check_images,
     check_integer,
+    check_labels,
     check_pixels,
     check_positive,
     check_several,
     check_share,
 )
-from otdml._training import as_float, minimised
+from otdml._training import evaluating, inputs_of, minimised
 from otdml.contrast.views import SPOILS, Views, spoiled
 from otdml.dml.backbones import ResNet
 
@@ -49,6 +50,8 @@ class Encoder(nn.Module):
         super().__init__()
         seed, dim = check_integer("seed", seed, least=None), check_integer("dim", dim)
         widths = check_several("widths", widths, check_integer)
+        if not widths:
+            raise argument_error("widths", "be one or more", widths)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = ResNet(in_channels=12, widths=widths, depths=(1,) * len(widths), small_images=True)
@@ -72,11 +75,8 @@ class Encoder(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Features to evaluate: pooled maps of undistorted pictures, uint8 or float, in evaluation mode, in batches."""
         check_pixels("images", check_images("images", images, channels=3, stored=True))
-        was, _ = self.training, self.eval()
-        with half():
-            parts = [self.pooled(as_float(part)).float() for part in images.split(500)]
-        self.train(was)
-        return torch.cat(parts)
+        with evaluating(self), half():
+            return torch.cat([self.pooled(inputs_of(self, part)).float() for part in images.split(500)])
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Pairs:
 
     def __post_init__(self) -> None:
         check_choice("spoil", self.spoil, SPOILS)
+        if not callable(self.views):
+            raise argument_error("views", "be a function of images and a generator", repr(self.views), kind=TypeError)
         check_fields(self, share=check_share)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -132,14 +134,17 @@ def training(
         generator: Of batches and views.
     """
 
-    check_generator(generator)
+    check_generator(generator, needed=True)
     check_pixels("images", check_images("images", images, channels=3, stored=True))
+    if domains is not None:
+        domains = check_labels("domains", domains, len(images))
+    encoder.train()
     steps, batch, rate = check_integer("steps", steps), check_integer("batch", batch), check_positive("rate", rate)
 
     def value() -> Tensor:
         rows = torch.randint(len(images), (batch,), generator=generator)
         with half():
-            z = encoder(torch.cat(pairs(as_float(images[rows]), generator)))
+            z = encoder(torch.cat(pairs(inputs_of(encoder, images[rows]), generator)))
         first, second = F.normalize(z.float(), dim=-1).chunk(2)
         return loss(first, second) if domains is None else loss(first, second, domains[rows])
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from otdml._arguments import argument_error
 from otdml._checks import check_integer, check_labels, check_matrix
+from otdml.sphere import unit
 
 __all__ = ["linear_probe", "neighbours"]
 
@@ -28,7 +29,9 @@ def linear_probe(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor,
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    mean, scale = z.mean(0), z.std(0).clamp(min=1e-6)
+    mean, scale = z.mean(0), z.std(0)
+    # What is constant but for rounding tells nothing.
+    scale = torch.where(scale > 1e-6 * scale.max(), scale, scale.max() + (scale.max() == 0))
     judge = LogisticRegression(max_iter=check_integer("steps", steps))
     with warnings.catch_warnings():
         # Accuracy converges long before the weights do.
@@ -51,10 +54,10 @@ def neighbours(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor, *
     z, labels, test_z, test_labels = _checked(z, labels, test_z, test_labels)
     if (k := check_integer("k", k)) > len(z):
         raise argument_error("k", f"be at most the number of training rows, {len(z)}", k)
-    z, right = F.normalize(z, dim=-1), 0
+    z, right = unit(z), 0
     classes, labels = labels.unique(return_inverse=True)
     for part, truth in zip(test_z.split(1000), test_labels.split(1000), strict=True):
-        nearest = (F.normalize(part, dim=-1) @ z.mT).topk(k).indices
+        nearest = (unit(part) @ z.mT).topk(k).indices
         votes = F.one_hot(labels[nearest], len(classes)).sum(1)
         right += int((classes[votes.argmax(1)] == truth).sum())
     return right / len(test_z)

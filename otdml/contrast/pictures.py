@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,13 +30,16 @@ def class_pictures(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[s
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        ValueError: If there are no such pictures, or they are of several sizes.
+        ValueError: If there are no such pictures, or they are of several sizes, or one cannot be read.
     """
-    found = dict(_files(Path(path), split))
-    if not found:
-        raise argument_error("path", f"hold pictures {split}/CLASS/NAME.jpg or .png", str(path))
-    names = sorted(found)
-    pictures = [_decoded(found[name]) for name in names]
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder and no archive {path}.")
+    with _files(path, split) as found:
+        if not found:
+            raise argument_error("path", f"hold pictures {split}/CLASS/NAME.jpg or .png", str(path))
+        names = sorted(found)
+        pictures = [_decoded(name, found[name]) for name in names]
     if len(sizes := {picture.shape for picture in pictures}) > 1:
         raise argument_error("path", "hold pictures of one size", sorted(sizes))
     classes = sorted({name.split("/")[-2] for name in names})
@@ -43,22 +47,35 @@ def class_pictures(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[s
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), labels, classes
 
 
-def _files(path: Path, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The name of each picture of a split, and how to read it."""
+@contextmanager
+def _files(path: Path, split: str) -> Iterator[dict[str, Callable[[], bytes]]]:
+    """The pictures of a split by name, and how to read each. There may be one folder around the splits."""
     if path.is_dir():
-        for file in (path / split).glob("*/*"):
-            if file.suffix.lower() in SUFFIXES:
-                yield file.relative_to(path).as_posix(), file.read_bytes
+        files = [*path.glob(f"{split}/*/*"), *path.glob(f"*/{split}/*/*")]
+        names = {file.relative_to(path).as_posix(): file.read_bytes for file in files if file.is_file()}
+        yield {name: read for name, read in names.items() if _is_picture(name, split)}
         return
-    archive = zipfile.ZipFile(path)
-    for name in archive.namelist():
-        parts = name.split("/")
-        if len(parts) >= 3 and parts[-3] == split and name.lower().endswith(SUFFIXES):
-            yield name, partial(archive.read, name)
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise argument_error("path", "be a folder or a zip archive", f"{path} ({error})") from error
+    with archive:
+        yield {name: partial(archive.read, name) for name in archive.namelist() if _is_picture(name, split)}
 
 
-def _decoded(read: Callable[[], bytes]) -> np.ndarray:
+def _is_picture(name: str, split: str) -> bool:
+    """Whether it is a picture of a class of the split; what macOS writes beside each is none."""
+    parts = name.split("/")
+    there = len(parts) in (3, 4) and parts[-3] == split and not parts[-1].startswith("._")
+    return there and name.lower().endswith(SUFFIXES)
+
+
+def _decoded(name: str, read: Callable[[], bytes]) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(io.BytesIO(read())) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(read())) as image:
+            return np.asarray(image.convert("RGB"))
+    # Pillow has errors of several kinds for files that are no pictures, damaged, or far too large.
+    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        raise argument_error("path", "hold pictures that can be read", f"{name} ({error})") from error

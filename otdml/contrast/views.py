@@ -61,7 +61,9 @@ class Views:
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """One view of each picture, float; images in [0, 1], shape (n, 3, h, w)."""
         check_pixels("images", check_images("images", images, channels=3))
-        grid = F.affine_grid(self._crops(len(images), generator), list(images.shape), align_corners=False)
+        check_generator(generator)
+        crops = self._crops(len(images), generator).to(images.dtype)
+        grid = F.affine_grid(crops, list(images.shape), align_corners=False)
         return self._coloured(F.grid_sample(images, grid, padding_mode="border", align_corners=False), generator)
 
     def _crops(self, n: int, generator: torch.Generator) -> Tensor:
@@ -92,7 +94,7 @@ def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) 
 
     Args:
         views: Shape (n, channels, h, w).
-        kind: ``"wrong"``: the view of the next picture in the batch. ``"noise"``: uniform noise.
+        kind: ``"wrong"``: the view of the picture before it in the batch. ``"noise"``: uniform noise.
         share: Probability that a view is spoiled, in [0, 1].
         generator: Source of randomness.
 
@@ -109,6 +111,8 @@ def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) 
     check_images("views", views)
     share = check_share("share", share)
     check_generator(generator)
+    if kind == "wrong" and share and len(views) < 2:
+        raise argument_error("views", "be of two pictures or more, as those of others are taken", len(views))
     bad = torch.rand(len(views), 1, 1, 1, generator=generator) < share
-    other = views.roll(1, 0) if kind == "wrong" else torch.rand(views.shape, generator=generator)
+    other = views.roll(1, 0) if kind == "wrong" else torch.rand(views.shape, generator=generator).to(views.dtype)
     return torch.where(bad, other, views)

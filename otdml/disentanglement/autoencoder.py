@@ -15,12 +15,13 @@ from otdml._checks import (
     check_images,
     check_integer,
     check_nonnegative,
+    check_optional_function,
     check_pixels,
     check_points,
     check_positive,
 )
 from otdml._precision import full_precision
-from otdml._training import as_float, minimised
+from otdml._training import inputs_of, minimised
 from otdml.losses import MMD
 
 __all__ = ["Autoencoder", "Objective", "Schedule", "fit", "total_correlation", "training"]
@@ -167,6 +168,7 @@ class Objective:
     def __post_init__(self) -> None:
         check_choice("prior", self.prior, PRIORS)
         check_choice("place", self.place, PLACES)
+        check_fields(self, regularizer=check_optional_function)
         check_boolean("reconstruction", self.reconstruction)
         check_fields(self, beta=check_nonnegative, weight=check_nonnegative)
         if self.regularizer is not None and self.place == "decoder" and not self.reconstruction:
@@ -239,13 +241,14 @@ def training(
         generator: Of the batches and draws.
     """
 
-    check_generator(generator)
+    check_generator(generator, needed=True)
+    model.train()
     sides = model.size, model.size
     check_pixels("images", check_images("images", images, channels=model.channels, sides=sides, stored=True))
 
     def loss() -> Tensor:
         batch = images[torch.randint(len(images), (schedule.batch,), generator=generator)]
-        return objective(model, as_float(batch).float(), generator)
+        return objective(model, inputs_of(model, batch), generator)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
     return minimised(loss, optimizer, schedule.steps, cosine=schedule.cosine)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from otdml._checks import (
     check_integer,
     check_labels,
     check_nonnegative,
+    check_optional_function,
     check_pixels,
     check_points,
     check_positive,
 )
-from otdml._training import as_float, drawn_rows, minimised
+from otdml._training import drawn_rows, evaluating, inputs_of, minimised
 from otdml.dml.backbones import ConvNet
 from otdml.sphere import uniform_points
 
@@ -69,6 +71,10 @@ class PrototypeClassifier(nn.Module):
         features = features if features is None else check_integer("features", features)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if features is None and not size >> (len(widths) - 1):
+                raise argument_error(
+                    "size", f"be {2 ** (len(widths) - 1)} or more, which {len(widths)} widths halve", size
+                )
             self.network = ConvNet(widths) if features is None else nn.Identity()
             features = widths[-1] * (size >> (len(widths) - 1)) ** 2 if features is None else features
             # Coordinates are centred: otherwise all embeddings start in nearly one direction.
@@ -101,9 +107,8 @@ class PrototypeClassifier(nn.Module):
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """The share of pictures, as bytes, or rows of features that belong to their class; some at a time."""
         labels = self._checked(images, labels)
-        was, _ = self.training, self.eval()
-        found = torch.cat([self(as_float(part)).argmax(1) for part in images.split(500)])
-        self.train(was)
+        with evaluating(self):
+            found = torch.cat([self(inputs_of(self, part)).argmax(1) for part in images.split(500)])
         return float((found == labels).float().mean())
 
 
@@ -135,7 +140,10 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self, weight=check_nonnegative, decay=check_nonnegative)
-        check_fields(self, rate=check_positive, faster=check_positive, steps=check_integer, batch=check_integer)
+        check_fields(self, rate=check_positive, faster=check_positive, steps=check_integer)
+        # Coordinates are centred over a batch.
+        check_fields(self, batch=partial(check_integer, least=2))
+        check_fields(self, regulariser=check_optional_function, distort=check_optional_function)
         if self.rows is not None:
             check_fields(self, rows=check_integer)
 
@@ -150,19 +158,22 @@ def training(
         images: Bytes, shape (n, 1, h, w), or features, shape (n, f).
         labels: Their classes, shape (n,).
         how: Regulariser and schedule.
-        generator: Of batches, distortions and rows, so that regularisers of all rows are compared on the same pictures.
+        generator: Of batches and distortions. Rows have draws of their own, so that regularisers are compared on the
+            same pictures.
     """
-    check_generator(generator)
+    check_generator(generator, needed=True)
     labels = model._checked(images, labels)
+    model.train()
+    drawing = torch.Generator().manual_seed(generator.initial_seed())
 
     def loss() -> Tensor:
         index = torch.randint(len(images), (how.batch,), generator=generator)
-        batch = as_float(images[index])
+        batch = inputs_of(model, images[index])
         batch = batch if how.distort is None else how.distort(batch, generator)
         value = F.cross_entropy(model(batch), labels[index])
         if how.regulariser is None:
             return value
-        return value + how.weight * how.regulariser(drawn_rows(model.prototypes, how.rows, generator))
+        return value + how.weight * how.regulariser(drawn_rows(model.prototypes, how.rows, drawing))
 
     return minimised(loss, torch.optim.AdamW(_groups(model, how), lr=how.rate), how.steps)
 

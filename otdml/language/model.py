@@ -16,9 +16,10 @@ from otdml._checks import (
     check_integers,
     check_labels,
     check_nonnegative,
+    check_optional_function,
     check_positive,
 )
-from otdml._training import drawn_rows, minimised
+from otdml._training import drawn_rows, evaluating, minimised
 
 __all__ = ["TiedLanguageModel", "Training", "training"]
 
@@ -78,6 +79,11 @@ class TiedLanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the token after each, shape (n, length, vocabulary); tokens of shape (n, length)."""
+        tokens = check_integers("tokens", tokens)
+        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.context:
+            must = f"have shape (n, length) with a length of 1 to {self.context}"
+            raise argument_error("tokens", must, tuple(tokens.shape))
+        check_labels("tokens", tokens.flatten(), tokens.numel(), len(self.table))
         length = tokens.shape[1]
         hidden = self.enter(self.table[tokens]) + self.place[:length]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
@@ -102,10 +108,9 @@ class TiedLanguageModel(nn.Module):
     def perplexity(self, tokens: Tensor) -> float:
         """The exponential of the loss on a text, shape (n,), cut into sequences; the rest of its end is not used."""
         tokens = self._checked(tokens)
-        was, _ = self.training, self.eval()
         rows = tokens.unfold(0, self.context + 1, self.context)
-        losses = torch.stack([self.loss(part) * len(part) for part in rows.split(64)])
-        self.train(was)
+        with evaluating(self):
+            losses = torch.stack([self.loss(part) * len(part) for part in rows.split(64)])
         return float((losses.sum() / len(rows)).exp())
 
 
@@ -133,7 +138,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self, weight=check_nonnegative, decay=check_nonnegative, rate=check_positive)
-        check_fields(self, steps=check_integer, batch=check_integer)
+        check_fields(self, steps=check_integer, batch=check_integer, regulariser=check_optional_function)
         if self.rows is not None:
             check_fields(self, rows=check_integer)
 
@@ -148,8 +153,9 @@ def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator:
         generator: Of the sequences and rows. Rows have draws of their own, so that regularisers are compared on the
             same sequences.
     """
-    check_generator(generator)
+    check_generator(generator, needed=True)
     tokens = model._checked(tokens)
+    model.train()
     others = [parameter for name, parameter in model.named_parameters() if name != "table"]
     groups = [{"params": [model.table], "weight_decay": how.decay}, {"params": others, "weight_decay": 0.0}]
     sequences = tokens.unfold(0, model.context + 1, 1)

@@ -45,7 +45,10 @@ def docstrings(package: str) -> list[str]:
     Raises:
         ValueError: It is not installed.
     """
-    found = find_spec(package)
+    try:
+        found = find_spec(package)
+    except (ImportError, ValueError, AttributeError):  # A part of no package, a relative name, or no name.
+        found = None
     if found is None or not found.submodule_search_locations:
         raise argument_error("package", "be installed, and be a folder", package)
     root = Path(found.submodule_search_locations[0])
@@ -76,16 +79,18 @@ def corpus(texts: Iterable[str], vocabulary: int, *, every: int = 10) -> Corpus:
     for word.
 
     Args:
-        texts: In order; the first, and then every ``every``-th, is held out.
+        texts: Two or more, in order; the first, and then every ``every``-th, is held out.
         vocabulary: Number of tokens; all but the most frequent of the training texts become one.
-        every: See above.
+        every: See above; two or more.
 
     Example:
         >>> found = corpus(["b a c", "a a", "a b", "a b"], 3, every=4)
         >>> found.words, found.train, found.test
         (('a', 'b', '<unknown>'), tensor([0, 0, 0, 1]), tensor([1, 0, 2]))
     """
-    vocabulary, every = check_integer("vocabulary", vocabulary), check_integer("every", every)
+    vocabulary, every = check_integer("vocabulary", vocabulary), check_integer("every", every, least=2)
+    if isinstance(texts, str):
+        raise argument_error("texts", "be several texts", "one", "Write `[texts]` for one.", TypeError)
     parts: tuple[list[str], list[str]] = [], []
     seen: set[str] = set()
     for i, text in enumerate(texts):
@@ -95,6 +100,9 @@ def corpus(texts: Iterable[str], vocabulary: int, *, every: int = 10) -> Corpus:
                 seen.add(key)
                 parts[i % every > 0].extend(words)
     held_out, known = parts
+    if not (known and held_out):
+        found = f"{len(known)} words to train on and {len(held_out)} to test on"
+        raise argument_error("texts", "hold words of both parts", found)
     frequent = tuple(word for word, _ in Counter(known).most_common(vocabulary - 1))
     number = {word: i for i, word in enumerate(frequent)}
     train, test = (torch.tensor([number.get(word, len(frequent)) for word in part]) for part in (known, held_out))

@@ -23,7 +23,7 @@ from otdml.disentanglement import (
     training,
 )
 from otdml.disentanglement.autoencoder import seeded
-from otdml.studies.protocol import Arm, Reading, Score, Study
+from otdml.studies.protocol import Arm, Reading, Score, Study, readings
 
 __all__ = ["CLAIMED", "KINDS", "STUDIES", "TUNING", "Kind", "arm", "objective", "pictures", "run"]
 
@@ -87,14 +87,12 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
     model = seeded(seed, size=settings["size"], width=settings["width"], channels=images.shape[1])
     schedule = Schedule(settings["steps"], settings["batch"], settings["rate"], settings["cosine"])
     trees = Trees(settings["train"], settings["rounds"])
-    every = max(1, schedule.steps // settings["readings"])
-    batches = torch.Generator().manual_seed(seed)
-    for step in training(model, images, objective(settings), schedule, batches):
-        if step % every == 0 or step == schedule.steps:
-            found = scores(model, held_out, factors, counts, trees=trees)
-            yield Reading(step, schedule.steps, asdict(found))
-        elif step % 100 == 0:
-            yield Reading(step, schedule.steps, {})
+    steps = training(model, images, objective(settings), schedule, torch.Generator().manual_seed(seed))
+
+    def reached() -> dict[str, float]:
+        return asdict(scores(model, held_out, factors, counts, trees=trees))
+
+    yield from readings(steps, schedule.steps, settings["readings"], reached, often=100)
 
 
 def objective(settings: Mapping[str, Any]) -> Objective:

@@ -34,7 +34,9 @@ def show_studies(console: Console, topics: Mapping[str, Sequence[Study]], folder
         console.print(Padding(table, (0, 0, 1, 0)))
 
 
-def watch_study(console: Console, wanted: Sequence[cells.Cell], progress: Iterable[cells.Progress]) -> None:
+def watch_study(
+    console: Console, study: Study, wanted: Sequence[cells.Cell], progress: Iterable[cells.Progress]
+) -> None:
     """Show progress until it ends, with one line for each cell that has finished."""
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
     done = sum(cell.path.exists() for cell in wanted)
@@ -45,8 +47,10 @@ def watch_study(console: Console, wanted: Sequence[cells.Cell], progress: Iterab
             if state.result is not None:
                 done += 1
                 bars.update(whole, completed=done)
-                name, value = next(iter(state.result.scores.items()))
-                line = f"[green]✓[/] {escape(state.cell.title)}: {name} {value:.3f} in {state.result.seconds:.0f} s"
+                score = study.scores[0]
+                value = f"{state.result.scores[score.name]:.{score.digits}f}"
+                title, seconds = escape(f"{state.cell.title}: {score.title}"), f"{state.result.seconds:.0f} s"
+                line = f"[green]✓[/] {title} {value} in {seconds}"
                 bars.console.print(line, highlight=False)
             elif state.reading is None:
                 bars.reset(part, description=escape(state.cell.title), total=None)

@@ -10,7 +10,7 @@ from torch import Tensor
 from otdml.contrast import Encoder, Pairs, corrupted, linear_probe, training
 from otdml.losses import ContrastiveAlignment, DomainTarget
 from otdml.studies import views
-from otdml.studies.protocol import Arm, Reading, Score, Study
+from otdml.studies.protocol import Arm, Reading, Score, Study, readings
 
 __all__ = ["STUDIES", "run"]
 
@@ -48,18 +48,17 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
     unseen = _bytes(corrupted(test_images.float() / 255, UNSEEN, generator))
     encoder, steps = Encoder(seed=seed), settings["steps"]
     options = {name: settings[name] for name in ("steps", "batch", "rate")}
-    every = max(1, steps // settings["readings"])
     done = training(encoder, images, _loss(settings), Pairs(), **options, domains=domains, generator=generator)
-    for step in done:
-        if step % every == 0 or step == steps:
-            z, test_z = encoder.features(images), encoder.features(seen)
-            yield Reading(step, steps, {
-                "domain": linear_probe(z, domains, test_z, test_domains),
-                "probe": linear_probe(z, labels, test_z, test_labels),
-                "unseen": linear_probe(z, labels, encoder.features(unseen), test_labels),
-            })  # fmt: skip
-        elif step % 20 == 0:
-            yield Reading(step, steps, {})
+
+    def reached() -> dict[str, float]:
+        z, test_z = encoder.features(images), encoder.features(seen)
+        return {
+            "domain": linear_probe(z, domains, test_z, test_domains),
+            "probe": linear_probe(z, labels, test_z, test_labels),
+            "unseen": linear_probe(z, labels, encoder.features(unseen), test_labels),
+        }
+
+    yield from readings(done, steps, settings["readings"], reached)
 
 
 def _mixed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Does it help a language model to part the vectors of its tokens, which it reads and predicts by?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 
 from otdml.language import Corpus, TiedLanguageModel, Training, corpus, docstrings, manual, training
 from otdml.losses.dispersion import dispersion_metrics
-from otdml.studies.protocol import Arm, Reading, Score, Study
-from otdml.studies.prototypes import MIDDLE, regulariser
+from otdml.studies.protocol import Arm, Reading, Score, Study, readings
+from otdml.studies.prototypes import arm, chosen, regulariser, tried
 
 __all__ = ["STUDIES", "run"]
 
@@ -40,7 +40,6 @@ SHARED: dict[str, Any] = {
 }
 # The text comes from these packages, which the scores of this library need anyway, and from Python itself.
 PACKAGES = ("numpy", "sklearn")
-DECAYS = (0.01, 0.1, 1.0)
 # On these the weights are chosen, and on others the answer is given.
 TUNING = (100,)
 
@@ -57,12 +56,8 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
     model = TiedLanguageModel(
         len(text.words), seed=seed, **{name: settings[name] for name in ("dim", "width", "layers", "context")}
     )
-    every = max(1, settings["steps"] // settings["readings"])
-    for step in training(model, text.train, _training(settings, seed), torch.Generator().manual_seed(seed)):
-        if step % every == 0 or step == settings["steps"]:
-            yield Reading(step, settings["steps"], _scores(model, text))
-        elif step % 20 == 0:
-            yield Reading(step, settings["steps"], {})
+    steps = training(model, text.train, _training(settings, seed), torch.Generator().manual_seed(seed))
+    yield from readings(steps, settings["steps"], settings["readings"], lambda: _scores(model, text))
 
 
 @cache
@@ -81,7 +76,7 @@ def _training(settings: Mapping[str, Any], seed: int) -> Training:
     return Training(regulariser(settings["regulariser"], seed), **options)
 
 
-def _study(name: str, question: str, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> Study:
+def _study(name: str, question: str, arms: Iterable[Arm], seeds: tuple[int, ...]) -> Study:
     s = SHARED
     return Study(
         name=name,
@@ -92,25 +87,17 @@ def _study(name: str, question: str, arms: tuple[Arm, ...], seeds: tuple[int, ..
         f" {s['steps'] * s['batch'] * s['context'] / 1e6:.1f} million tokens in batches of"
         f" {s['batch'] * s['context']}. Regularisers see {s['rows']} vectors in a step; weight decay is of the"
         " vectors alone.",
-        arms=arms,
+        arms=tuple(arms),
         seeds=seeds,
         scores=SCORES,
         run=run,
     )
 
 
-def _arm(name: str, **own: Any) -> Arm:
-    return Arm(name, {**SHARED, **own}, () if name == "none" else ("none",))
-
-
 def _weights() -> Study:
     """Short runs, of a quarter of the steps, which tell too weak from too strong."""
-    tried = partial(_arm, steps=500, readings=1)
-    arms = [tried("none"), *(tried(f"decay {decay:g}", decay=decay) for decay in DECAYS)]
-    for name, middle in MIDDLE.items():
-        arms += [tried(f"{name} {m * middle:g}", regulariser=name, weight=m * middle) for m in (0.1, 1.0, 10.0)]
     question = "Which weight of each regulariser of a language model's token vectors is best?"
-    return _study("embeddings-weights", question, tuple(arms), TUNING)
+    return _study("embeddings-weights", question, tried(partial(arm, shared=SHARED, steps=500, readings=1)), TUNING)
 
 
 # The best of the study of weights, by perplexity.
@@ -122,11 +109,8 @@ DECAY = 1.0
 
 
 def _embeddings() -> Study:
-    """Every regulariser with one weight, against weight decay and none."""
-    arms = [_arm("none"), _arm("decay", decay=DECAY)]
-    arms += [_arm(name, regulariser=name, weight=weight) for name, weight in CHOSEN.items()]
     question = "Does it help a small language model to part the vectors of its tokens?"
-    return _study("embeddings", question, tuple(arms), (0, 1, 2))
+    return _study("embeddings", question, chosen(partial(arm, shared=SHARED), DECAY, CHOSEN), (0, 1, 2))
 
 
 STUDIES = {study.name: study for study in (_weights(), _embeddings())}

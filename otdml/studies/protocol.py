@@ -7,7 +7,7 @@ from typing import Any
 
 from otdml._arguments import argument_error, check_known
 
-__all__ = ["Arm", "Reading", "Run", "Score", "Study"]
+__all__ = ["Arm", "Reading", "Run", "Score", "Study", "readings"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,30 @@ class Reading:
     step: int
     of: int
     scores: Mapping[str, float]
+
+
+def readings(
+    steps: Iterator[int], of: int, count: int, scores: Callable[[], Mapping[str, float]], *, often: int = 20
+) -> Iterator[Reading]:
+    """Readings of a training: its scores so many times and at its end, and progress in between.
+
+    Args:
+        steps: The number of steps so far, after each.
+        of: Steps of the whole training.
+        count: How many times it is scored.
+        scores: What it has reached.
+        often: Steps from one report of progress to the next.
+
+    Example:
+        >>> [(one.step, len(one.scores)) for one in readings(iter(range(1, 6)), 5, 2, lambda: {"answer": 1.0}, often=3)]
+        [(2, 1), (3, 0), (4, 1), (5, 1)]
+    """
+    every = max(1, of // count)
+    for step in steps:
+        if step % every == 0 or step == of:
+            yield Reading(step, of, scores())
+        elif step % often == 0:
+            yield Reading(step, of, {})
 
 
 # What a study runs for an arm's settings, a seed, and the path of its data set (None where it draws its own).

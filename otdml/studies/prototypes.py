@@ -12,7 +12,7 @@ from otdml.data import Distort, Omniglot
 from otdml.dml.dispersion import REGULARISERS
 from otdml.dml.prototypes import PrototypeClassifier, Training, training
 from otdml.losses.dispersion import LloydDispersion, SlicedDispersion, nearest_angles
-from otdml.studies.protocol import Arm, Reading, Score, Study
+from otdml.studies.protocol import Arm, Reading, Score, Study, readings
 
 __all__ = ["MIDDLE", "SHARED", "STUDIES", "arm", "chosen", "fitted", "regulariser", "run", "tried"]
 
@@ -74,17 +74,16 @@ def fitted(
 ) -> Iterator[Reading]:
     """Train a classifier on some pictures of each class, and score it on the others."""
     known, rest = _split(labels, settings["known"], seed)
-    every = max(1, settings["steps"] // settings["readings"])
     generator = torch.Generator().manual_seed(seed)
-    for step in training(model, images[known], labels[known], _training(settings, seed, distort), generator):
-        if step % every == 0 or step == settings["steps"]:
-            angles = nearest_angles(model.prototypes.detach())
-            accuracies = [model.accuracy(images[part], labels[part]) for part in (rest, known[: len(rest)])]
-            values = (accuracies[0], float(angles.min()), float(angles.median()), accuracies[1])
-            names = [score.name for score in SCORES]
-            yield Reading(step, settings["steps"], dict(zip(names, values, strict=True)))
-        elif step % 20 == 0:
-            yield Reading(step, settings["steps"], {})
+    steps = training(model, images[known], labels[known], _training(settings, seed, distort), generator)
+
+    def reached() -> dict[str, float]:
+        angles = nearest_angles(model.prototypes.detach())
+        accuracies = [model.accuracy(images[part], labels[part]) for part in (rest, known[: len(rest)])]
+        values = (accuracies[0], float(angles.min()), float(angles.median()), accuracies[1])
+        return dict(zip([score.name for score in SCORES], values, strict=True))
+
+    yield from readings(steps, settings["steps"], settings["readings"], reached)
 
 
 @cache

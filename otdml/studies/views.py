@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from otdml._arguments import argument_error
 from otdml.contrast import Encoder, Pairs, Views, class_pictures, linear_probe, neighbours, training
 from otdml.losses import ContrastiveAlignment
-from otdml.studies.protocol import Arm, Reading, Score, Study
+from otdml.studies.protocol import Arm, Reading, Score, Study, readings
 
 __all__ = ["STUDIES", "pictures", "run"]
 
@@ -52,20 +53,22 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
     encoder, steps = Encoder(seed=seed), settings["steps"]
     pairs = Pairs(Views(crop=tuple(settings["crop"])), settings["spoil"], settings["share"])
     options = {name: settings[name] for name in ("steps", "batch", "rate")}
-    every = max(1, steps // settings["readings"])
     generator = torch.Generator().manual_seed(seed)
-    for step in training(encoder, images, _loss(settings), pairs, **options, generator=generator):
-        if step % every == 0 or step == steps:
-            rows = encoder.features(images), labels, encoder.features(test_images), test_labels
-            yield Reading(step, steps, {"probe": linear_probe(*rows), "neighbours": neighbours(*rows)})
-        elif step % 20 == 0:
-            yield Reading(step, steps, {})
+    done = training(encoder, images, _loss(settings), pairs, **options, generator=generator)
+
+    def reached() -> dict[str, float]:
+        rows = encoder.features(images), labels, encoder.features(test_images), test_labels
+        return {"probe": linear_probe(*rows), "neighbours": neighbours(*rows)}
+
+    yield from readings(done, steps, settings["readings"], reached)
 
 
 @cache
 def pictures(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pictures to train on as bytes, their classes, and the same of those to test on."""
-    (images, labels, _), (test_images, test_labels, _) = (class_pictures(path, part) for part in ("train", "test"))
+    (images, labels, names), (test_images, test_labels, others) = (class_pictures(path, p) for p in ("train", "test"))
+    if names != others:
+        raise argument_error("data", "have the same classes in train and test", sorted({*names} ^ {*others}))
     return images, labels, test_images, test_labels
 
 

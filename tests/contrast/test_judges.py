@@ -37,3 +37,14 @@ def test_neighbours_vote():
     labels, test = torch.tensor([0, 1, 1, 0]), torch.tensor([[1.0, 0.0]])
     assert neighbours(z, labels, test, torch.tensor([0]), k=1) == 1.0
     assert neighbours(z, labels, test, torch.tensor([1]), k=3) == 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e25])
+@pytest.mark.parametrize("judge", [linear_probe, neighbours])
+def test_judges_do_not_depend_on_the_length_of_features(judge, scale):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 2
+    z = torch.randn(40, 3, generator=generator) + 8 * labels[:, None]
+    options = {"k": 5} if judge is neighbours else {}
+    z[:, 2] = 0  # A coordinate that tells nothing.
+    assert judge(z, labels, z, labels, **options) == judge(scale * z, labels, scale * z, labels, **options) > 0.9

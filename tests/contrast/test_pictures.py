@@ -45,3 +45,23 @@ def test_what_is_not_there_is_named(folder, tmp_path):
     Image.new("RGB", (5, 4)).save(folder / "test" / "dog" / "wide.png")
     with pytest.raises(ValueError, match="pictures of one size"):
         class_pictures(folder, "test")
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_files_beside_pictures_are_passed_over_and_a_folder_around_them_is_not(folder, tmp_path, archived):
+    inner = tmp_path / "around" / "set"
+    inner.parent.mkdir()
+    folder.rename(inner)
+    (inner / "train" / "cat" / "folder.png").mkdir()
+    (inner / "train" / "cat" / "._0.png").write_bytes(b"of macOS")
+    path = shutil.make_archive(str(inner.parent), "zip", inner.parent) if archived else inner.parent
+    assert len(class_pictures(path, "train")[0]) == 6
+
+
+def test_what_cannot_be_read_is_named(folder, tmp_path):
+    (folder / "train" / "dog" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"hold pictures that can be read, got train/dog/broken.png"):
+        class_pictures(folder, "train")
+    (tmp_path / "other.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"be a folder or a zip archive, got .*other.zip"):
+        class_pictures(tmp_path / "other.zip", "train")

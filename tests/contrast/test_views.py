@@ -86,3 +86,18 @@ def test_pairs_that_are_not_spoiled_show_the_same_picture():
     images = torch.rand(8, 1, 1, 1).expand(8, 3, 6, 6).contiguous()
     first, second = Pairs(Views(colour=0.0), "wrong", 0.0)(images, seeded())
     assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_one_picture_has_no_other():
+    with pytest.raises(ValueError, match="`views` must be of two pictures or more"):
+        spoiled(torch.zeros(1, 1, 2, 2), "wrong", 0.5, torch.Generator())
+    assert spoiled(torch.ones(1, 1, 2, 2), "wrong", 0.0, torch.Generator()).sum() == 4
+
+
+def test_views_keep_the_dtype():
+    for dtype in (torch.float32, torch.float64):
+        images = torch.rand(3, 3, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        assert Views()(images, torch.Generator()).dtype == dtype
+        assert spoiled(images, "noise", 0.5, torch.Generator()).dtype == dtype
+    with pytest.raises(TypeError, match="`generator` must be"):
+        Views()(images, 3)

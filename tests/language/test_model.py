@@ -77,3 +77,20 @@ def test_seeds_decide_and_a_regulariser_of_no_weight_changes_nothing():
     for again in (trained(how), trained(Training(KoLeo(), 0.0, rows=3, steps=3))):
         assert all(torch.equal(first[name], value) for name, value in again.state_dict().items())
     assert not torch.equal(first["table"], trained(how, seed=1).state_dict()["table"])
+
+
+def test_sequences_are_of_the_vocabulary_and_no_longer_than_the_context():
+    model = TiedLanguageModel(5, 2, seed=0, width=4, layers=1, heads=1, context=4)
+    for tokens, message in (
+        (torch.tensor([[0, -1]]), r"`tokens` must lie in \[0, 5\)"),
+        (torch.tensor([[0, 5]]), r"`tokens` must lie in \[0, 5\)"),
+        (torch.zeros(1, 5).long(), "`tokens` must have shape .* length of 1 to 4"),
+        (torch.zeros(1, 0).long(), "`tokens` must have shape"),
+        (torch.zeros(4).long(), "`tokens` must have shape"),
+        (torch.zeros(1, 4), "`tokens` must be a tensor of integers"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            model(tokens)
+    with pytest.raises(ValueError, match="`tokens` must have shape"):
+        model.loss(torch.zeros(2, 1).long())
+    assert torch.equal(model(torch.tensor([[1, 2]], dtype=torch.uint8)), model(torch.tensor([[1, 2]])))

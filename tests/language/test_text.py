@@ -35,3 +35,19 @@ def test_held_out_texts_are_of_their_own_and_their_rare_words_unknown():
     assert found.test.tolist() == [1, 0, 2, 2, 2]
     assert found.train.tolist() == [0, 0, 0, 1, 1, 2, 0, 0, 0, 1, 1, 2, 2]
     assert found.train.dtype == torch.long
+
+
+def test_what_is_no_package_is_named():
+    for package in ("nosuch", "nosuch.sub", ".x", "__main__", 3):
+        with pytest.raises(ValueError, match="`package` must be installed, and be a folder"):
+            docstrings(package)
+
+
+def test_texts_have_words_in_both_parts():
+    for texts in ([], ["a b c"], ["", "a b"], ["a b", ""]):
+        with pytest.raises(ValueError, match="`texts` must hold words of both parts"):
+            corpus(texts, 3)
+    with pytest.raises(TypeError, match="`texts` must be several texts"):
+        corpus("a b c", 3)
+    with pytest.raises(ValueError, match="`every` must be"):
+        corpus(["a", "b"], 3, every=1)

@@ -44,3 +44,13 @@ def test_gca_uot_differs_from_its_controls_by_the_bound_or_the_marginals():
     assert differing("InfoNCE + RINCE", "InfoNCE") == {"divergence"} == differing("RINCE", "InfoNCE")
     for arm in study.arms[1:]:
         assert arm.against[0] == "InfoNCE"
+
+
+def test_classes_are_those_of_both_parts(pictures, tmp_path):
+    import shutil
+
+    shutil.copytree(pictures, tmp_path / "pictures")
+    (tmp_path / "pictures" / "test" / "cat").rename(tmp_path / "pictures" / "test" / "ship")
+    settings = {**studies.named("views-clean").arm("InfoNCE").settings, **SMALL}
+    with pytest.raises(ValueError, match=r"`data` must have the same classes in train and test, got \['cat', 'ship'\]"):
+        next(run(settings, 0, tmp_path / "pictures"))
