@@ -21,8 +21,11 @@ SPRITES: Weights = {
     ("gap", "encoder", "cosine"): 3.0,
     ("gap", "encoder", "sqeuclidean"): 0.003,
 }
-# The middle ones until a study of weights has tried them.
-SCENES: Weights = dict.fromkeys(CLAIMED, 30.0)
+SCENES: Weights = {
+    ("distortion", "decoder", "cosine"): 30.0,
+    ("gap", "decoder", "cosine"): 3.0,
+    ("gap", "encoder", "cosine"): 30.0,
+}
 # The scores of the plain autoencoder of sprites with β = 16, the best of the study of its base, have stopped rising by
 # then with six seeds of seven; with β = 8 they still rose with one of two.
 STEPS = 20_000
