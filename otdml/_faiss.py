@@ -82,10 +82,12 @@ def write_vectors(path: Path, batches: Iterable[np.ndarray]) -> tuple[int, int]:
         The number of vectors, and a check sum of all.
     """
     _require("which writes this file")
-    count = sign = 0
+    count = sign = features = 0
     with path.open("wb") as file:
         for batch in batches:
             vectors = np.ascontiguousarray(batch, dtype=np.float32)
+            if count and vectors.shape[1] != features:
+                raise argument_error("batches", f"have {features} features each", vectors.shape[1])
             if not count:
                 # The number of vectors is filled in at the end.
                 file.write(_header(0, vectors.shape[1]))

@@ -8,12 +8,14 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["full_arithmetic", "full_precision"]
+__all__ = ["SINGLE_ONLY", "full_arithmetic", "full_precision"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# Kinds of device without double precision.
+SINGLE_ONLY = ("mps",)
 # Kinds of device that every release of torch has autocast for, and the context where nothing is to be changed.
 _KNOWN = ("cpu", "cuda")
 _AS_IT_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

@@ -58,10 +58,11 @@ def inputs_of(model: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode, and in the mode it was in afterwards, whatever happens."""
-    was = model.training
+    """A model in evaluation mode, and each of its parts in the mode it was in afterwards, whatever happens."""
+    modes = {part: part.training for part in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(was)
+        for part, mode in modes.items():
+            part.training = mode

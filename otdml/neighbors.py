@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_integer, check_labels, check_matrix
 from otdml._faiss import faiss_search, runs_on_faiss
-from otdml._precision import full_precision
+from otdml._precision import SINGLE_ONLY, full_precision
 
 __all__ = ["Gallery", "nearest_center", "nearest_neighbors"]
 
@@ -42,6 +42,7 @@ def nearest_neighbors(
     Equal scores are ordered by index, and copies of an item always have equal scores, so that the answer does not
     depend on how the work was split. It costs n m d multiplications and memory for the n k results and one block. FAISS
     computes in float32 on the CPU; float64 points and points on other devices are searched by torch, in their own
+    precision. Squared distances that single precision would lose beside the squares of the points are found in double
     precision. No gradient passes: gather the points at the indices to differentiate a distance.
 
     Args:
@@ -96,9 +97,10 @@ class Gallery:
         check_matrix("y", y)
         self.metric, self.backend = check_choice("metric", metric, ("inner", "l2")), backend
         y = y.detach()
-        self._origin = _origin(y) if metric == "l2" else None
-        self._y = y if self._origin is None else y - self._origin
+        self._given, self._origin = y, _origin(y) if metric == "l2" else None
+        self._y = self._moved(y, y.dtype)
         self._largest = _largest_coordinate(self._y)
+        self._largest_norm = float(self._y.square().sum(1).max()) if metric == "l2" else 0.0
         self._prepared: dict[tuple[torch.dtype, bool], _Items] = {}
 
     def __len__(self) -> int:
@@ -110,22 +112,44 @@ class Gallery:
         """The result of :func:`nearest_neighbors` for these queries."""
         k, exclude = self._check(x, k, exclude)
         dtype = torch.promote_types(x.dtype, self._y.dtype)
-        x = x.detach().to(dtype)
-        x = x if self._origin is None else x - self._origin
+        given, x = x.detach(), self._moved(x.detach(), dtype)
         # In double precision, if squares of coordinates would overflow or underflow in theirs.
         largest = max(self._largest, _largest_coordinate(x))
         if self.backend != "faiss" and largest != 0 and not _SAFE[0] < largest < _SAFE[1]:
-            x = x.double()
-        faiss = runs_on_faiss(self.backend, x)
+            x = self._moved(given, torch.float64)
+        values, indices = self._searched(x, k, exclude, faiss=runs_on_faiss(self.backend, x))
+        if self.metric == "l2" and x.dtype == torch.float32 and x.device.type not in SINGLE_ONLY:
+            rows = (-values[:, 0] < self._unsure(x)).nonzero()[:, 0]
+            if len(rows):
+                left_out = None if exclude is None else exclude[rows]
+                finer, indices[rows] = self._searched(self._moved(given[rows], torch.float64), k, left_out, faiss=False)
+                values[rows] = finer.to(values.dtype)
+        return (values if self.metric == "inner" else values.neg_()).to(dtype), indices
+
+    def _searched(self, x: Tensor, k: int, exclude: Tensor | None, *, faiss: bool) -> tuple[Tensor, Tensor]:
+        """Scores and indices, in the precision of the queries, block by block."""
         if (x.dtype, faiss) not in self._prepared:
-            self._prepared[x.dtype, faiss] = _items(self._y.to(x.dtype), self.metric, faiss)
+            y = self._y if x.dtype == self._y.dtype else self._moved(self._given, x.dtype)
+            self._prepared[x.dtype, faiss] = _items(y, self.metric, faiss)
         items, rows = self._prepared[x.dtype, faiss], _rows(faiss, len(self), k)
         values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
         for start in range(0, len(x), rows):
             block = slice(start, start + rows)
             left_out = None if exclude is None else exclude[block].to(x.device)
             values[block], indices[block] = _nearest(items, x[block], k, left_out)
-        return (values if self.metric == "inner" else values.neg_()).to(dtype), indices
+        return values, indices
+
+    def _moved(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """Points in another precision, and relative to the origin of the items."""
+        return z.to(dtype) if self._origin is None else z.to(dtype) - self._origin.to(dtype)
+
+    def _unsure(self, x: Tensor) -> Tensor:
+        """Squared distances below which those of single precision have no three digits, shape (n,).
+
+        They are differences of squared norms and products, here and in FAISS, and rounded as these are.
+        """
+        norms = x.square().sum(1) + self._largest_norm
+        return 1e3 * torch.finfo(x.dtype).eps * norms
 
     def _check(self, x: Tensor, k: int, exclude: Tensor | None) -> tuple[int, Tensor | None]:
         check_matrix("x", x)

@@ -331,3 +331,21 @@ def test_queries_and_items_of_two_precisions(generator):
     huge = gallery.search(1e20 * y[:3], 2)[1]
     assert torch.equal(huge, indices)
     assert torch.equal(gallery.search(y[:3], 2)[1], indices)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize(("n", "d"), [(100, 16), (1000, 64)])
+def test_neighbours_within_clusters_far_apart_are_found(backend, n, d):
+    """Squares of a hundred leave no digit of squared distances of 1e-8."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(n, d, generator=generator) * 1e-3
+    centres[n // 2 :] += 10
+    y = centres.repeat_interleave(2, 0) + 1e-5 * torch.randn(2 * n, d, generator=generator)
+    found, indices = nearest_neighbors(y, y, 2, metric="l2", exclude=torch.arange(2 * n), backend=backend)
+    assert torch.equal(indices[:, 0], torch.arange(2 * n) ^ 1)
+    expected = (y.double()[:, None] - y.double()[indices]).square().sum(-1).float()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    # Queries that are items, which are their own neighbours.
+    found, indices = nearest_neighbors(y, y, 1, metric="l2", backend=backend)
+    assert torch.equal(indices[:, 0], torch.arange(2 * n))
+    assert found.abs().max() < 1e-11

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from otdml._checks import check_nonnegative
+from otdml._checks import argument_error, check_images, check_nonnegative, check_share
 
 __all__ = ["Distort"]
 
@@ -27,7 +27,7 @@ class Distort:
         strokes: Share of the way to the image dilated, or eroded, by one pixel.
 
     Raises:
-        ValueError: If a magnitude is negative.
+        ValueError: If a magnitude is negative or too large.
 
     Example:
         >>> import torch
@@ -49,16 +49,19 @@ class Distort:
     ) -> None:
         self.degrees = check_nonnegative("degrees", degrees)
         self.scale = check_nonnegative("scale", scale)
+        if self.scale >= 1:
+            raise argument_error("scale", "be below 1, or images would be mirrored", scale)
         self.shear = check_nonnegative("shear", shear)
         self.translate = check_nonnegative("translate", translate)
         self.elastic = check_nonnegative("elastic", elastic)
-        self.strokes = check_nonnegative("strokes", strokes)
+        self.strokes = check_share("strokes", strokes)
 
     def __repr__(self) -> str:
         return f"Distort({', '.join(f'{name}={value:g}' for name, value in vars(self).items())})"
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Distorted ``images`` (n, c, h, w), float; ``generator`` on their device. Nothing comes in from outside."""
+        check_images("images", images)
         grid = F.affine_grid(self._affine(images, generator), list(images.shape), align_corners=False)
         if self.elastic:
             waves = torch.randn(len(images), 2, 4, 4, generator=generator, device=images.device, dtype=images.dtype)
@@ -74,9 +77,11 @@ class Distort:
         width, height = 1 + self.scale * draws[2:4]
         right, down = 2 * self.translate * draws[4:6]
         cos, sin = angle.cos(), angle.sin()
+        # Coordinates run from -1 to 1 along both sides, of whatever length: turns are those of pixels.
+        slim = images.shape[-2] / images.shape[-1]
         rows = (
-            [cos * width, (cos * shear - sin) * height, right],
-            [sin * width, (sin * shear + cos) * height, down],
+            [cos * width, (cos * shear - sin) * height * slim, right],
+            [sin * width / slim, (sin * shear + cos) * height, down],
         )
         return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 

@@ -76,9 +76,14 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         if not len(keep):
             raise argument_error("paths", "hold an image that can be read", f"{len(files)} files, none of them")
         self.paths = [files[i] for i in keep.tolist()]
+        if empty := [classes[i] for i in sorted({*range(len(classes))} - {*labels.tolist()})]:
+            raise argument_error("labels", "name an image or more of every class", f"no image of {', '.join(empty)}")
         # Labels stay 0, 1, ... where every image of a class was left out.
         present, self.labels = labels[keep].unique(return_inverse=True)
         self.classes = [classes[i] for i in present.tolist()]
+        if is_query is not None and (is_query.dtype != torch.bool or is_query.shape != (len(files),)):
+            got = f"{is_query.dtype} of shape {tuple(is_query.shape)}"
+            raise argument_error("is_query", f"be booleans of shape ({len(files)},)", got)
         self.is_query = None if is_query is None else is_query[keep]
         self.transform, self.upright = transform, upright
 

@@ -253,6 +253,9 @@ class RandomResizedCrop:
         self.size = check_integer("size", size)
         self.scale = check_several("scale", scale, check_fraction)
         self.ratio = check_several("ratio", ratio, check_positive)
+        for name, range_of in (("scale", self.scale), ("ratio", self.ratio)):
+            if len(range_of) != 2 or range_of[0] > range_of[1]:
+                raise argument_error(name, "be two numbers, the smaller one first", range_of)
         self.flip, self.statistics = check_share("flip", flip), _statistics(mean, std)
 
     def __call__(self, image: Image.Image) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from otdml._checks import argument_error, check_integer, check_labels, check_nonnegative
+from otdml._checks import argument_error, check_images, check_integer, check_labels, check_nonnegative
 
 __all__ = ["TensorImages", "crop_to_ink", "downscale", "rotated_classes"]
 
@@ -88,11 +88,18 @@ def downscale(images: Tensor, size: int) -> Tensor:
         100
     """
     size = check_integer("size", size)
+    _check_stored(images)
     if images.shape[-2:] == (size, size):
         return images
     # In pieces: in float32 the full set at 105 pixels takes a gigabyte.
     parts = (F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True) for part in images.split(1024))
     return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
+
+
+def _check_stored(images: Tensor) -> None:
+    """Raise unless images are stored as bytes, and there are some."""
+    if check_images("images", images, stored=True).dtype != torch.uint8:
+        raise argument_error("images", "be bytes", images.dtype, "Write `(255 * images).round().byte()`.", TypeError)
 
 
 def crop_to_ink(images: Tensor, size: int, *, margin: float = 0.08, least: int = 1) -> Tensor:
@@ -120,6 +127,7 @@ def crop_to_ink(images: Tensor, size: int, *, margin: float = 0.08, least: int =
     """
     size, margin = check_integer("size", size), check_nonnegative("margin", margin)
     least = check_integer("least", least)
+    _check_stored(images)
     (top, bottom), (left, right) = (_extent(images.amax((1, axis)) > 0) for axis in (3, 2))
     side = (1 + 2 * margin) * torch.maximum(bottom - top, right - left).clamp(min=least)
     found = []

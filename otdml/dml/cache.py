@@ -117,10 +117,7 @@ def network_key(module: ProxyDML, transform: Any = None) -> str:
     """
     digest = hashlib.sha256()
     _absorb_network(digest, module)
-    try:
-        _absorb(digest, transform)
-    except _NotPlainError:
-        _absorb(digest, type(transform).__qualname__)
+    _absorb_or_kind(digest, "transform", transform)
     return digest.hexdigest()
 
 
@@ -147,7 +144,22 @@ def maps_key(lower: "GraphModule", dataset: LabelledImages, augment: Any = None)
 def _absorb_network(digest: "hashlib._Hash", module: ProxyDML) -> None:
     for part in (module.backbone, module.head):
         _absorb(digest, [repr(part), dict(part.state_dict())])
-    _absorb(digest, module.head.pool)
+        for name, inner in part.named_modules():
+            _absorb(digest, [name, type(inner).__module__, type(inner).__qualname__])
+            for attribute, value in sorted(vars(inner).items()):
+                if not attribute.startswith("_") and attribute != "training":
+                    _absorb_or_kind(digest, attribute, value)
+        for name, buffer in part.named_buffers():
+            _absorb(digest, [name, buffer])
+
+
+def _absorb_or_kind(digest: "hashlib._Hash", name: str, value: Any) -> None:
+    """A named value by content, or by its type where that cannot be."""
+    _absorb(digest, name)
+    try:
+        _absorb(digest, value)
+    except _NotPlainError:
+        _absorb(digest, type(value).__qualname__)
 
 
 def _images(dataset: Any) -> list[Any]:

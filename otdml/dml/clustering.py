@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import check_integers, check_labels
+from otdml._checks import argument_error, check_integers, check_labels
 
 __all__ = ["cluster_agreement"]
 
@@ -25,7 +25,7 @@ def cluster_agreement(cells: Tensor, labels: Tensor) -> tuple[float, float]:
         NMI and F1.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or there is no item.
 
     Example:
         >>> import torch
@@ -33,6 +33,8 @@ def cluster_agreement(cells: Tensor, labels: Tensor) -> tuple[float, float]:
         (1.0, 1.0)
     """
     cells = check_integers("cells", cells)
+    if not len(cells):
+        raise argument_error("cells", "hold one item or more", "none")
     labels = check_labels("labels", labels, len(cells))
     _, both = torch.stack([cells, labels.to(cells)]).unique(dim=1, return_counts=True)
     sizes = [part.unique(return_counts=True)[1] for part in (cells, labels)]

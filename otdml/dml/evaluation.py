@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from otdml._checks import check_boolean
-from otdml._training import as_float
+from otdml._checks import argument_error, check_boolean
+from otdml._training import as_float, evaluating
 from otdml.distributed import from_first, gather
 from otdml.dml.loading import EvaluationBatches, portions
 from otdml.dml.protocols import LabelledImages, queries
@@ -61,17 +61,12 @@ def embeddings(
     Yields:
         Unit embeddings, shape (batch_size, dim) or less, on the CPU.
     """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
+    with evaluating(module):
         for images, _ in EvaluationBatches(dataset, batch_size=batch_size, workers=workers, rows=rows):
             # Around this step alone: the caller runs code of its own between two batches, perhaps with gradients.
             with torch.no_grad():
                 z = torch.cat([module(as_float(part)) for part in portions(_moved(images, module.device))]).cpu()
             yield z
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def _rows(n: int) -> range | None:
@@ -161,13 +156,18 @@ def protocol_metrics(
 
     def found() -> dict[str, float]:
         parts = [z, labels] if is_query is None else [z, labels, is_query.to(z.device).bool()]
+        for name, values in {"is_query": is_query, "index": index}.items():
+            if values is not None and values.shape != (len(z),):
+                raise argument_error(name, f"have shape ({len(z)},)", tuple(values.shape))
         points, classes, *query = parts if index is None else [part[_first(index).to(part.device)] for part in parts]
         options: dict[str, Any] = {"ks": ks, "extra": extra, "average": average, "similarity": similarity}
         if not query:
             return retrieval_metrics(points, classes, **options)
         rest = ~query[0]
         asked, gallery = (points[query[0]], classes[query[0]]), (points[rest], classes[rest])
-        return retrieval_metrics(*asked, gallery=gallery[0], gallery_labels=gallery[1], **options)
+        # The gallery holds no query, but may hold their copies.
+        own = torch.full((len(asked[0]),), -1)
+        return retrieval_metrics(*asked, gallery=gallery[0], gallery_labels=gallery[1], own=own, **options)
 
     return from_first(found) if share else found()
 

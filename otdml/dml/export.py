@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from otdml._checks import argument_error, check_integer
-from otdml._files import write_text
+from otdml._files import replacing, write_text
+from otdml._training import evaluating
 
 if TYPE_CHECKING:
     from otdml.dml.module import ProxyDML
@@ -71,7 +72,7 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
     size = check_integer("size", size)
     channels = _channels(module) if channels is None else check_integer("channels", channels)
     images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
-    with _evaluating(module), _quiet():
+    with evaluating(module), torch.no_grad(), _quiet():
         network = _Embedder(module).eval()
         torch.onnx.export(
             network,
@@ -119,7 +120,8 @@ def export_safetensors(module: nn.Module, path: str | Path) -> None:
     # safetensors refuses tensors that share memory.
     tensors = {name: value.clone() for name, value in tensors.items()}
     others = {name: value for name, value in state.items() if name not in tensors}
-    save(tensors, str(path), metadata={"format": "pt", EXTRA: json.dumps(others)} if others else {"format": "pt"})
+    with replacing(path) as part:
+        save(tensors, str(part), metadata={"format": "pt", EXTRA: json.dumps(others)} if others else {"format": "pt"})
 
 
 def save_pretrained(module: "ProxyDML", folder: str | Path) -> None:
@@ -135,14 +137,24 @@ def load_pretrained(name: str | Path, revision: str | None = None) -> tuple[dict
 
     Raises:
         FileNotFoundError: If there is no such folder, and the name is none of a repository.
+        ValueError: If a file of it is damaged; the message names it.
     """
     folder = Path(name)
     if not folder.is_dir():
         folder = _from_hub(str(name), revision)
-    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    with _library("safetensors").safe_open(str(folder / WEIGHTS), framework="pt") as file:
-        state: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        others: Mapping[str, Any] = json.loads((file.metadata() or {}).get(EXTRA, "{}"))
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error}).") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder / CONFIG} is damaged: it holds no settings.")
+    safetensors = _library("safetensors")
+    try:
+        with safetensors.safe_open(str(folder / WEIGHTS), framework="pt") as file:
+            state: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            others: Mapping[str, Any] = json.loads((file.metadata() or {}).get(EXTRA, "{}"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}).") from error
     return settings, {**state, **others}
 
 
@@ -167,19 +179,6 @@ def _channels(module: "ProxyDML") -> int:
     if first is None:
         raise argument_error("channels", "be given for a backbone without convolutions", None)
     return first.shape[1]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation, without gradient, and then as it was."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextmanager

@@ -100,6 +100,8 @@ class EmbeddingIndex:
         Raises:
             ValueError: FAISS does not know that kind, or the images are too few for it.
         """
+        if factory is not None and len(self) < 2:
+            raise argument_error("factory", "be None for an index of one image", factory)
         found = EmbeddingIndex.__new__(EmbeddingIndex)
         found._hold(self.z, self.paths, self.about)
         if factory is not None:
@@ -179,7 +181,8 @@ class EmbeddingIndex:
 
 
 def _unit(z: Tensor) -> Tensor:
-    return unit(check_matrix("z", z.detach()).float().cpu())
+    z = check_matrix("z", z.detach())
+    return unit(z if z.dtype == torch.float64 else z.float()).float().cpu()
 
 
 def _write(

@@ -51,7 +51,8 @@ class TrainingBatches:
     def __init__(self, dataset: LabelledImages, sampler: ClassBalancedBatchSampler, *, seed: int, workers: int) -> None:
         self.dataset, self.sampler = dataset, sampler
         batched = isinstance(dataset, BatchedImages)
-        self.loader = None if batched else _loader(_Items(dataset), _Places(sampler, seed), workers)
+        items = _Items(dataset, in_turn=isinstance(dataset, ImagesInTurn))
+        self.loader = None if batched else _loader(items, _Places(sampler, seed), workers)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration runs."""
@@ -107,13 +108,19 @@ class _Places:
 
 
 class _Items(Dataset[tuple[Any, int]]):
-    """Items by index and entropy, from which all that their transforms draw starts."""
+    """Items by index and entropy, from which all that their transforms draw starts.
 
-    def __init__(self, dataset: LabelledImages) -> None:
-        self.dataset = dataset
+    Where items come in turn, a worker process learns the epoch from the entropy, which is (seed, epoch, ...) then.
+    """
+
+    def __init__(self, dataset: LabelledImages, *, in_turn: bool = False) -> None:
+        self.dataset, self.in_turn, self.epoch = dataset, in_turn, -1
 
     def __getitem__(self, place: tuple[int, tuple[int, ...]]) -> tuple[Any, int]:
         index, entropy = place
+        if self.in_turn and entropy[1] != self.epoch:
+            self.epoch = entropy[1]
+            self.dataset.set_epoch(self.epoch)  # type: ignore[attr-defined]
         with _states_kept():
             _seed_cpu(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
             return self.dataset[index]

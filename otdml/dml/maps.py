@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_integer
 from otdml._files import FolderLockedError, folder_lock, replacing
+from otdml._training import evaluating
 from otdml.dml.backbones.cut import cut
 from otdml.dml.cache import maps_key
 from otdml.dml.loading import Augment, OrderedCrops, epoch_seed, portions
@@ -145,15 +146,10 @@ def keep_maps(
 
 @torch.no_grad()
 def _maps(lower: nn.Module, images: OrderedCrops) -> Iterator[Tensor]:
-    modes = {part: part.training for part in lower.modules()}
-    lower.eval()
-    try:
+    with evaluating(lower):
         for batch in (part for loaded in images for part in portions(loaded)):
             maps = lower(batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch)
             yield (maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps).cpu()
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def _write(file: Path, maps: Iterator[Tensor], count: int, dtype: np.dtype[Any]) -> None:
@@ -163,7 +159,13 @@ def _write(file: Path, maps: Iterator[Tensor], count: int, dtype: np.dtype[Any])
         for batch in maps:
             if array is None:
                 array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(count, *batch.shape[1:]))
-            array[place : place + len(batch)] = batch.numpy()
+            with np.errstate(over="ignore"):
+                array[place : place + len(batch)] = batch.numpy()
+            if not np.isfinite(array[place : place + len(batch)]).all():
+                remedy = (
+                    "Pass exact=True." if dtype == np.float16 else "Look for NaN or infinity in weights and images."
+                )
+                raise argument_error("module", f"have maps that are numbers of {dtype}", "others", remedy)
             place += len(batch)
         assert array is not None
         array.flush()

@@ -75,12 +75,18 @@ class RetrievalMetrics(Metric):
                 where every sample searches all others.
         """
         labels = check_labels("labels", labels, len(check_matrix("z", z))).to(z.device)
-        for state, value in ((self.index, index), (self.queries, is_query)):
-            if len(state) != (0 if value is None else len(self.z)):
-                name = "index" if state is self.index else "is_query"
+        places = {"index": index, "is_query": is_query}
+        given = {name: value for name, value in places.items() if value is not None}
+        for name, state in (("index", self.index), ("is_query", self.queries)):
+            if len(state) != (len(self.z) if name in given else 0):
                 raise argument_error(name, "be in all batches or none", "in some")
-            if value is not None:
-                state.append(torch.as_tensor(value, device=z.device).long())
+        if "is_query" in given:
+            given["is_query"] = torch.as_tensor(given["is_query"]).long()
+        found = {name: check_labels(name, value, len(z)).to(z.device) for name, value in given.items()}
+        if "index" in found:
+            self.index.append(found["index"])
+        if "is_query" in found:
+            self.queries.append(found["is_query"])
         self.z.append(z.detach())
         self.labels.append(labels)
 

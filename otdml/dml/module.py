@@ -190,7 +190,9 @@ class ProxyDML(LightningModule):
         """Keep the hyper-parameters that a checkpoint can hold as plain types."""
         names = [name for name in inspect.signature(ProxyDML.__init__).parameters if name != "self"]
         kept = {name: plain(arguments[name]) for name in names if not isinstance(arguments[name], nn.Module)}
-        self.start = without_start(kept)
+        # A module counts by what it shows of itself.
+        shown = {name: repr(arguments[name]) for name in names if isinstance(arguments[name], nn.Module)}
+        self.start = without_start(kept) | shown
         self.save_hyperparameters(kept)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -244,6 +246,7 @@ class ProxyDML(LightningModule):
         settings, state = load_pretrained(name, revision)
         if not trust and "backbone" not in changes:
             check_names(settings, name)
+        _check_modules(settings, changes)
         module = cls(**{**settings, **changes})
         module.load_state_dict(state)
         return module.eval()
@@ -252,8 +255,11 @@ class ProxyDML(LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: bool = False, **kwargs: Any) -> "ProxyDML":
         """The module of a checkpoint, as Lightning loads it; ``trust`` as in :meth:`from_pretrained`."""
         given = check_boolean("trust", trust) or "backbone" in kwargs
-        if not given and isinstance(checkpoint_path, str | os.PathLike):
-            check_names(checkpoint(Path(checkpoint_path)).get("hyper_parameters") or {}, str(checkpoint_path))
+        if isinstance(checkpoint_path, str | os.PathLike):
+            settings = checkpoint(Path(checkpoint_path)).get("hyper_parameters") or {}
+            if not given:
+                check_names(settings, str(checkpoint_path))
+            _check_modules(settings, kwargs)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -297,6 +303,10 @@ class ProxyDML(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         self._unseen.append((self(images), labels))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what a validation that was broken off has left."""
+        self._unseen.clear()
 
     def on_validation_epoch_end(self) -> None:
         """Log retrieval metrics of the validation classes, under ``val/``: those of :func:`otdml.dml.evaluate`."""
@@ -355,6 +365,15 @@ def _started(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(check_integer("seed", seed, least=None))
         yield
+
+
+def _check_modules(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise for a network or a loss that was a module, of which settings say nothing, and that is not given."""
+    for name in ("backbone", "loss"):
+        if name not in settings and name not in given:
+            raise argument_error(
+                name, "be given, as it was a module", "nothing", f"Pass `{name}`, made as it was then."
+            )
 
 
 def _to_default_device(module: nn.Module, seed: int | None) -> None:

@@ -1,5 +1,6 @@
 """The record of a training run: its seeds, curve, validation and checkpoints."""
 
+import copy
 import csv
 import io
 import math
@@ -202,7 +203,7 @@ class RunRecord(Callback):
             return None
         if self.best_epoch == self.rows[-1]["epoch"]:
             return self.last()
-        kept = {name: value.clone() for name, value in self.module.state_dict().items()}
+        kept = copy.deepcopy(self.module.state_dict())
         state = self._best_state()
         self.module.load_state_dict(state["state_dict"])
         # Random transforms draw the same numbers in a resumed run.

@@ -7,14 +7,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from otdml._checks import argument_error, check_boolean, check_choice, check_integer, check_positive, has_values
-from otdml._precision import full_precision
+from otdml._precision import SINGLE_ONLY, full_precision
 from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
 from otdml.measures import broadcast_pairs, weights
 from otdml.ot._gromov.centred_cost import WithinCost, cost_block
 from otdml.ot._gromov.scale import vanishing_squares
 from otdml.ot._gromov.solver import GROMOV_BACKENDS, STARTS, gromov
-from otdml.ot._problem import SINGLE_ONLY
 
 __all__ = ["Distortion", "GromovMongeGap", "ScaledCost", "distortion", "gromov_monge_gap"]
 

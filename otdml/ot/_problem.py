@@ -12,6 +12,7 @@ from torch import Tensor
 from otdml._checks import argument_error, check_choice, check_fields, check_integer, check_positive
 from otdml._cost_forms import Mask
 from otdml._cost_forms.temperature import temperature_of
+from otdml._precision import SINGLE_ONLY
 from otdml.costs import Cost, Ground, Matrix, ground
 from otdml.measures import weights
 from otdml.ot._idle import Idle, without_idle
@@ -38,9 +39,6 @@ Rho = float | tuple[float | None, float | None] | None
 Penalties = tuple[float | None, float | None]
 # Constraints on both marginals.
 HARD: Penalties = (None, None)
-
-# Kinds of device without double precision.
-SINGLE_ONLY = ("mps",)
 
 
 @dataclass(frozen=True)

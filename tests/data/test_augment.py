@@ -79,3 +79,22 @@ def test_negative_magnitudes_are_named():
     with pytest.raises(ValueError, match="`shear` must be a number that is not negative"):
         Distort(shear=-0.1)
     assert repr(Distort()).startswith("Distort(degrees=15, scale=0.15")
+
+
+def test_turns_are_those_of_pixels(generator):
+    """A bar across a wide image stands upright after a quarter turn, cut to the height that there is."""
+    images = torch.zeros(64, 1, 8, 16)
+    images[..., 3:5, 2:14] = 1
+    turned = Distort(**STILL | {"degrees": 90})(images, generator)[:, 0]
+    upright = min(turned, key=lambda one: float((one.sum(0) > 0.5).sum()))
+    assert (upright > 0.5).any(1).sum() == 8
+    assert 2 <= (upright > 0.5).any(0).sum() <= 4
+
+
+def test_magnitudes_that_turn_an_image_inside_out_are_refused():
+    with pytest.raises(ValueError, match="`strokes` must"):
+        Distort(strokes=3.0)
+    with pytest.raises(ValueError, match="`scale` must be below 1"):
+        Distort(scale=1.0)
+    with pytest.raises(TypeError, match="`images` must be of floating point, got bytes"):
+        Distort()(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.Generator())

@@ -145,3 +145,19 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     images = ImageFiles([tmp_path / "pipe.png"], torch.zeros(1, dtype=torch.long), ["a"], transform=CenterCrop(8))
     with pytest.raises(ValueError, match=r"pipe\.png cannot be read as an image \(no regular file"):
         images[0]
+
+
+def test_queries_are_a_mask_and_classes_have_images():
+    paths = ["1.png", "2.png", "3.png", "4.png"]
+    options = {"transform": CenterCrop(8)}
+    for wrong in (torch.tensor([0, 1, 1, 0]), torch.tensor([True, False])):
+        with pytest.raises(ValueError, match=r"`is_query` must be booleans of shape \(4,\)"):
+            ImageFiles(paths, torch.tensor([0, 0, 1, 1]), ["a", "b"], is_query=wrong, **options)
+    with pytest.raises(ValueError, match="`labels` must name an image or more of every class, got no image of b"):
+        ImageFiles(paths, torch.tensor([0, 0, 2, 2]), ["a", "b", "c"], **options)
+
+
+@pytest.mark.parametrize("wrong", [{"scale": (0.5,)}, {"scale": (0.1, 0.2, 0.3)}, {"ratio": (2.0, 1.0)}])
+def test_ranges_of_crops_ascend(wrong):
+    with pytest.raises(ValueError, match="must be two numbers, the smaller one first"):
+        RandomResizedCrop(8, **wrong)

@@ -110,3 +110,28 @@ def test_run_keeps_those_of_its_checkpoints(tmp_path, monkeypatch):
         loaded = ProxyDML.load_from_checkpoint(tmp_path / f"{name}.ckpt", weights_only=True)
         path = embedding_file(tmp_path / f"{name}.ckpt", split)
         assert torch.equal(kept_embedding(path, loaded, val if split == "val" else test), z)
+
+
+class Power(torch.nn.Module):
+    num_features = 1
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+        self.register_buffer("shift", torch.zeros(()), persistent=False)
+
+    def forward(self, images):
+        return (images.flatten(1)[:, :1] + self.shift) ** self.power
+
+
+def test_key_sees_attributes_and_buffers_that_are_not_kept():
+    digits = Digits(split="test")
+
+    def key(network):
+        return embedding_key(ProxyDML(3, backbone=network, dim=4, seed=0), digits)
+
+    assert key(Power(1)) == key(Power(1).eval())
+    assert key(Power(1)) != key(Power(5))
+    moved = Power(1)
+    moved.shift += 1
+    assert key(Power(1)) != key(moved)

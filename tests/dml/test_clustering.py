@@ -32,3 +32,8 @@ def test_one_cluster_of_two_classes_says_nothing():
 
 def test_cells_and_labels_in_lists_and_arrays():
     assert cluster_agreement([0, 0, 1, 1], np.array([5, 5, 3, 3], dtype=np.uint16)) == (1.0, 1.0)
+
+
+def test_nothing_agrees_with_nothing():
+    with pytest.raises(ValueError, match="`cells` must hold one item or more"):
+        cluster_agreement(torch.zeros(0).long(), torch.zeros(0).long())

@@ -129,3 +129,22 @@ def test_a_missing_library_is_named_with_its_remedy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "this needs safetensors: pip install 'otdml[export]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("config.json", "{"), ("config.json", "[]"), ("model.safetensors", "torn")]
+)
+def test_damaged_files_of_a_model_are_named(tmp_path, name, content):
+    pytest.importorskip("safetensors")
+    ProxyDML(3, dim=8, seed=0).save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        ProxyDML.from_pretrained(tmp_path)
+
+
+def test_a_loss_that_was_a_module_is_asked_for(tmp_path):
+    pytest.importorskip("safetensors")
+    ProxyDML(3, loss=MultiSimilarity(), dim=8, seed=0).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`loss` must be given, as it was a module"):
+        ProxyDML.from_pretrained(tmp_path)
+    assert isinstance(ProxyDML.from_pretrained(tmp_path, loss=MultiSimilarity()).loss, MultiSimilarity)

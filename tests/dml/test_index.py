@@ -231,3 +231,22 @@ def test_images_are_embedded_as_their_vectors_are_taken():
     assert next(parts).shape == (4, 3)
     assert loaded == [4]
     assert sum(len(part) for part in parts) == 36
+
+
+def test_batches_have_one_width_and_lose_no_earlier_index(index, tmp_path):
+    index.save(tmp_path / "index")
+    for widths in ((1, 2), (2, 1)):
+        with pytest.raises(ValueError, match=r"`batches` must have \d features each"):
+            EmbeddingIndex.write(tmp_path / "index", (torch.ones(1, width) for width in widths), ["a", "b"])
+    torch.testing.assert_close(EmbeddingIndex.load(tmp_path / "index").z, index.z)
+
+
+def test_vectors_of_double_precision_have_directions():
+    z = torch.tensor([[1e300, 1e300], [0.0, 1e-300]], dtype=torch.float64)
+    found = EmbeddingIndex(z, ["a", "b"]).z
+    torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]]))
+
+
+def test_one_image_is_searched_exactly():
+    with pytest.raises(ValueError, match="`factory` must be None for an index of one image"):
+        EmbeddingIndex(torch.ones(1, 2), ["a"]).approximated("Flat")

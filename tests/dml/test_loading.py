@@ -143,3 +143,23 @@ def test_embeddings_are_computed_in_portions_and_are_those_of_the_whole():
     assert sizes == [4, 2, 1]
     with torch.no_grad():
         assert torch.allclose(z, module(Photographs.images), atol=1e-6)
+
+
+class InTurn(Items):
+    """Each item is the epoch that it was told."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __getitem__(self, index):
+        return torch.tensor([self.epoch]), int(LABELS[index])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_items_in_turn_are_of_the_epoch_in_every_process(workers):
+    sampler = ClassBalancedBatchSampler(LABELS, 4, 2, seed=3)
+    source = TrainingBatches(InTurn(), sampler, seed=3, workers=workers)
+    for number in (2, 0, 1):
+        assert epoch(source, number).unique().tolist() == [number]

@@ -230,3 +230,14 @@ def test_crops_belong_to_a_frozen_part(tmp_path):
         ProxyDML(3, frozen="layer3")
     with pytest.raises(ValueError, match="`frozen` must name a layer"), ProxyDML(3).on_maps():
         pass
+
+
+def test_maps_beyond_half_precision_are_refused(tmp_path):
+    network = module()
+    with torch.no_grad():
+        for parameter in network.backbone.parameters():
+            parameter.mul_(1e4)
+    with pytest.raises(ValueError, match=r"`module` must have maps that are numbers of float16.*Pass exact=True"):
+        keep_maps(network, Digits(), folder=tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))
+    assert keep_maps(network, Digits(), folder=tmp_path, exact=True).batch([0])[0].isfinite().all()

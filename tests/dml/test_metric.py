@@ -5,6 +5,7 @@ import torch
 from processes import in_two_processes
 
 from otdml.dml import RetrievalMetrics, retrieval_metrics
+from otdml.dml.evaluation import protocol_metrics
 
 N = 41
 OPTIONS = {"ks": (1, 3), "extra": ("mrr", "precision"), "average": "classes"}
@@ -89,3 +90,27 @@ def test_two_processes_are_one(tmp_path):
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found == {"halves": whole, "dealt": whole, "queries": searched}
+
+
+def test_places_and_queries_are_one_for_each_sample():
+    z, labels, queries = samples()
+    for wrong in ({"index": torch.arange(4)}, {"index": torch.arange(N).float()}, {"is_query": queries[:4]}):
+        metric = RetrievalMetrics(**OPTIONS)
+        (name,) = wrong
+        with pytest.raises((ValueError, TypeError), match=f"`{name}` must"):
+            metric.update(z, labels, **wrong)
+        metric.update(z, labels)
+        assert metric.compute() == retrieval_metrics(z, labels, **OPTIONS)
+    metric = RetrievalMetrics(**OPTIONS)
+    with pytest.raises(ValueError, match="`is_query` must"):
+        metric.update(z, labels, index=torch.arange(N), is_query=queries[:4])
+    metric.update(z, labels, index=torch.arange(N))
+    with pytest.raises(ValueError, match=r"`index` must have shape \(41,\), got \(4,\)"):
+        protocol_metrics(z, labels, index=torch.arange(4))
+
+
+def test_a_gallery_may_hold_copies_of_all_queries():
+    """A collapsed network's, say: the two parts have no sample in common all the same."""
+    z, labels = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), torch.tensor([0, 1, 0, 1])
+    asked = torch.tensor([True, True, False, False])
+    assert protocol_metrics(z, labels, is_query=asked, ks=(1,))["recall@1"] == 1.0

@@ -372,3 +372,30 @@ def test_bad_arguments_are_named():
             ProxyDML(3, **{name: "cubic"})
     with pytest.raises(ValueError, match="`loss_options` must be empty"):
         ProxyDML(3, loss=ProxyAnchor(3, 64), loss_options={"alpha": 16.0})
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+def test_a_validation_that_was_broken_off_is_forgotten():
+    class Failing(torch.utils.data.Dataset):
+        def __init__(self, digits, at):
+            self.digits, self.at = digits, at
+
+        def __len__(self):
+            return len(self.digits)
+
+        def __getitem__(self, index):
+            if index == self.at:
+                raise ZeroDivisionError
+            return self.digits[index]
+
+    module, digits = ProxyDML(3, backbone_options={"widths": (4, 8)}, dim=8, seed=0), Digits(split="val")
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    with pytest.raises(ZeroDivisionError):
+        trainer.validate(module, DataLoader(Failing(digits, 60), batch_size=20), verbose=False)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.neg_()
+    (found,) = trainer.validate(module, DataLoader(Failing(digits, -1), batch_size=20), verbose=False)
+    (again,) = trainer.validate(module, DataLoader(Failing(digits, -1), batch_size=20), verbose=False)
+    assert found == again

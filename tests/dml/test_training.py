@@ -16,7 +16,16 @@ import pytest
 import torch
 
 from otdml.data import Digits, Distort, TensorImages
-from otdml.dml import ProxyDML, TrainingConfig, embed, evaluate, fit, retrieval_metrics
+from otdml.dml import (
+    CrossBatchMemory,
+    ProxyDML,
+    TrainingConfig,
+    TripletMargin,
+    embed,
+    evaluate,
+    fit,
+    retrieval_metrics,
+)
 from otdml.dml.record import RunRecord
 
 CONFIG = TrainingConfig(
@@ -383,3 +392,14 @@ def test_the_result_holds_the_embeddings_of_the_test_set(tmp_path):
     (tmp_path / "last-test.embeddings").unlink()
     assert torch.equal(run(tmp_path, test=test)[1].test_embeddings, found.test_embeddings)
     assert run(tmp_path / "without")[1].test_embeddings is None
+
+
+def test_a_loss_with_a_memory_is_trained_to_the_end_and_is_part_of_the_run(tmp_path):
+    def trained(loss):
+        module = ProxyDML(3, loss=loss, dim=8, seed=0, lr=0.5, backbone_options={"widths": (4, 8)})
+        config = TrainingConfig(epochs=3, classes_per_batch=3, batches_per_epoch=1, accelerator="cpu", ks=(1,))
+        return fit(module, Digits(), val=Digits(split="val"), folder=tmp_path, config=config, progress=False)
+
+    assert trained(CrossBatchMemory(TripletMargin(), 8, size=64)).best is not None
+    with pytest.raises(ValueError, match="hold a run of this configuration"):
+        trained(CrossBatchMemory(TripletMargin(), 8, size=32))

@@ -51,6 +51,7 @@ def test_a_checkpoint_is_not_obeyed_without_a_word(tmp_path, monkeypatch):
     monkeypatch.setattr("otdml.dml.module.make_backbone", lambda *words: asked.append(words) or torch.nn.Flatten())
     monkeypatch.setattr("otdml.dml.module.num_features", lambda network: 4)
     settings = {"num_classes": 2, "dim": 3, "backbone": "hf/a/b", "backbone_options": {"trust_remote_code": True}}
+    settings["loss"] = "proxy-anchor"
     module = ProxyDML(**settings)
     state = {"hyper_parameters": settings, "state_dict": module.state_dict(), "pytorch-lightning_version": "2.4.0"}
     torch.save(state, tmp_path / "a.ckpt")

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from otdml._checks import argument_error, check_known
+from otdml._training import evaluating
 
 __all__ = ["Halves", "cut"]
 
@@ -14,12 +15,12 @@ class Halves(NamedTuple):
 
     Attributes:
         lower: Maps images to the output of the layer.
-        upper: Maps that to the output of the network.
+        upper: Maps that to the output of the network, in training mode and in evaluation as the network does.
         below: Names of the network's modules that the lower half calls, the layer among them.
     """
 
     lower: fx.GraphModule
-    upper: fx.GraphModule
+    upper: nn.Module
     below: list[str]
 
 
@@ -38,7 +39,8 @@ def cut(network: nn.Module, layer: str) -> Halves:
         module above the layer has buffers of its own.
 
     Raises:
-        ValueError: If there is no such layer, it is passed by, or the network cannot be traced down to it.
+        ValueError: If there is no such layer, it is passed by, the network cannot be traced down to it, or the part up
+            to the layer is another one in training mode.
 
     Example:
         >>> import torch
@@ -52,6 +54,31 @@ def cut(network: nn.Module, layer: str) -> Halves:
     if layer not in names:
         # Inner modules are left out of the message, as there are hundreds.
         check_known("frozen layer", layer, [name for name in names if name.count(".") < 2])
+    # Python's branches on `training`, as before a functional dropout, are those of the mode while it is traced.
+    with evaluating(network):
+        judging = _halved(network, layer)
+    with evaluating(network):
+        network.train()
+        learning = _halved(network, layer)
+    if judging.lower.code != learning.lower.code:
+        must = "name a layer up to which the network is the same in training and in evaluation"
+        raise argument_error("frozen", must, layer, "Write its dropout as modules.")
+    same = judging.upper.code == learning.upper.code
+    return judging if same else judging._replace(upper=_ByMode(learning.upper, judging.upper))
+
+
+class _ByMode(nn.Module):
+    """One graph in training mode, and another in evaluation."""
+
+    def __init__(self, learning: nn.Module, judging: nn.Module) -> None:
+        super().__init__()
+        self.learning, self.judging = learning, judging
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return (self.learning if self.training else self.judging)(maps)
+
+
+def _halved(network: nn.Module, layer: str) -> Halves:
     graph = _traced(network, layer)
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
     if len(calls) != 1:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from otdml._checks import check_integer, check_positive
+from otdml._checks import argument_error, check_integer, check_positive
 from otdml._precision import full_precision
 from otdml.dml.proxies._batch import check_batch, check_no_tuples, nearest_centres, normal_proxies, sizes
 from otdml.sphere import unit
@@ -17,6 +17,8 @@ __all__ = ["PotentialField", "potential_field"]
 _PAIRS = 2**23
 # Within this part of `delta`, repulsion has no pole.
 _CORE = 0.1
+# Power of ten of the largest slope: sums over 1e8 pairs are numbers of single precision.
+_LARGEST = 30
 
 
 @full_precision
@@ -58,7 +60,7 @@ def potential_field(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float 
         A scalar.
 
     Raises:
-        ValueError: If the batch is empty, shapes disagree, or a label has no proxy.
+        ValueError: If the batch is empty, shapes disagree, a label has no proxy, or ``alpha`` is too large a power.
 
     Example:
         >>> import torch
@@ -69,7 +71,7 @@ def potential_field(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float 
     Source: :cite:p:`bhatnagar:25`.
     """
     labels = check_batch(z, proxies, labels, "(num_classes, centres, d)")
-    alpha, delta = check_positive("alpha", alpha), check_positive("delta", delta)
+    alpha, delta = _checked(alpha, delta)
     charges = torch.cat([unit(z), unit(proxies).flatten(0, 1)])
     owners = torch.arange(len(proxies), device=z.device).repeat_interleave(proxies.shape[1])
     classes = torch.cat([labels, owners])
@@ -81,6 +83,17 @@ def potential_field(z: Tensor, proxies: Tensor, labels: Tensor, *, alpha: float 
         for start in range(0, len(charges), rows)
     ]
     return torch.stack(parts).sum() / len(charges)
+
+
+def _checked(alpha: float, delta: float) -> tuple[float, float]:
+    """Both parameters, if the largest slope that they give is a number of single precision, and so are its sums."""
+    alpha, delta = check_positive("alpha", alpha), check_positive("delta", delta)
+    if delta >= 2:
+        raise argument_error("delta", "be below 2, the largest distance on the sphere", delta)
+    if -(alpha + 2) * math.log10(_CORE * delta) > _LARGEST:
+        remedy = "Take a smaller power, or a larger `delta`."
+        raise argument_error("alpha", f"keep ({_CORE:g} delta)^(-alpha - 2) below 1e{_LARGEST}", alpha, remedy)
+    return alpha, delta
 
 
 def _energy(charges: Tensor, classes: Tensor, start: int, stop: int, alpha: float, delta: float) -> Tensor:
@@ -133,7 +146,7 @@ class PotentialField(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.alpha, self.delta = check_positive("alpha", alpha), check_positive("delta", delta)
+        self.alpha, self.delta = _checked(alpha, delta)
         std = math.sqrt(2 / check_integer("num_classes", num_classes))
         self.proxies = normal_proxies((num_classes, check_integer("centres", centres), dim), std, generator)
 

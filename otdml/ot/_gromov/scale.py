@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error
+from otdml._precision import SINGLE_ONLY
 from otdml.costs import COSTS
 from otdml.ot._gromov.centred_cost import CentredCost, WithinCost, scale_and_cost
 from otdml.ot._gromov.result import GromovResult
-from otdml.ot._problem import SINGLE_ONLY
 
 __all__ = ["Scale", "size_of_matrix", "size_within", "vanishing_squares"]
 

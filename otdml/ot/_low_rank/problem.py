@@ -7,12 +7,13 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_equal_mass, check_in_range, vanishing_costs
 from otdml._derivatives import once
+from otdml._precision import SINGLE_ONLY
 from otdml.costs import Bilinear, Cost, ground
 from otdml.measures import weights
 from otdml.ot._low_rank.coupling import LowRankCoupling, rounded
 from otdml.ot._low_rank.descent import Iterate
 from otdml.ot._low_rank.hubs import Cloud
-from otdml.ot._problem import SINGLE_ONLY, check_mass_of
+from otdml.ot._problem import check_mass_of
 
 __all__ = ["LowRankProblem"]
 

@@ -70,3 +70,35 @@ class Pair(Twice):
 def test_what_is_no_cut_is_refused(network, layer, message):
     with pytest.raises(ValueError, match=message):
         cut(network, layer)
+
+
+class Dropping(nn.Module):
+    """Dropout as a function, below its layer or above."""
+
+    def __init__(self, *, below):
+        super().__init__()
+        self.below = below
+        self.first, self.layer, self.last = nn.Linear(8, 8), nn.Identity(), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = nn.functional.dropout(x, training=self.training) if self.below else x
+        x = self.layer(x)
+        return self.last(x if self.below else nn.functional.dropout(x, training=self.training))
+
+
+def test_the_upper_half_drops_in_training_alone():
+    network, x = Dropping(below=False).eval(), torch.randn(5, 8)
+    _, upper, _ = cut(network, "layer")
+    assert not network.training
+    maps = network.first(x)
+    upper.eval()
+    torch.testing.assert_close(upper(maps), network(x))
+    upper.train()
+    assert not torch.equal(upper(maps), upper(maps))
+    assert {name for name, _ in upper.named_parameters()}
+
+
+def test_a_frozen_part_that_drops_is_refused():
+    with pytest.raises(ValueError, match="the network is the same in training and in evaluation, got layer"):
+        cut(Dropping(below=True), "layer")

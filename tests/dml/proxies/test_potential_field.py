@@ -98,3 +98,15 @@ def test_descent_ends_at_the_least_value(generator):
     distances = torch.cdist(F.normalize(z, dim=-1), F.normalize(z, dim=-1)).detach()
     same = labels[:, None] == labels
     assert distances[same].max() < 0.2 < distances[~same].min()
+
+
+def test_parameters_whose_slopes_are_no_numbers_are_refused():
+    z, proxies, labels = torch.eye(3), torch.eye(3)[:, None], torch.arange(3)
+    for wrong, name in (({"alpha": 600.0}, "alpha"), ({"alpha": 22.0}, "alpha"), ({"delta": 2.0}, "delta")):
+        with pytest.raises(ValueError, match=f"`{name}` must"):
+            potential_field(z, proxies, labels, **wrong)
+        with pytest.raises(ValueError, match=f"`{name}` must"):
+            PotentialField(3, 3, **wrong)
+    z = torch.nn.functional.normalize(torch.randn(6, 3) * 1e-4 + 1, dim=1).requires_grad_()
+    (gradient,) = torch.autograd.grad(potential_field(z, proxies, torch.arange(6) % 3, alpha=6.0, delta=0.1), z)
+    assert gradient.isfinite().all()
