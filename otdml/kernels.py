@@ -287,8 +287,16 @@ def constant_mean(kernel: RadialKernel, d: int) -> Tensor | float:
 def _log_gaussian_mean(gamma: float, d: int) -> float:
     r"""log of :math:`e^{-2\gamma} {}_0F_1(; d/2; \gamma^2)`: a series of positive terms, summed in logarithms.
 
-    It is the modified Bessel function of the closed form, which under- or overflows for large d or gamma.
+    It is the modified Bessel function of the closed form, which under- or overflows for large d or gamma. Where gamma
+    is far beyond d², logarithms of as many terms lose digits, and Hankel's expansion of that function has all of them.
     """
+    x, order = 2 * gamma, (d - 2) ** 2
+    if x > max(1000, 10 * order):
+        term = total = 1.0
+        for step in range(1, 12):
+            term *= ((2 * step - 1) ** 2 - order) / (8 * step * x)
+            total += term
+        return math.lgamma(d / 2) + (1 - d / 2) * math.log(gamma) - 0.5 * math.log(2 * math.pi * x) + math.log(total)
     k = torch.arange(int(2 * gamma) + 200, dtype=torch.float64)
     half = torch.tensor(d / 2, dtype=torch.float64)
     terms = 2 * k * math.log(gamma) - (k + 1).lgamma() - (half + k).lgamma() + half.lgamma()

@@ -127,3 +127,17 @@ def test_scales_must_be_positive(make):
 def test_mixture_needs_a_kernel():
     with pytest.raises(ValueError, match="`kernels` must hold at least one kernel"):
         mixture([])
+
+
+@pytest.mark.parametrize("gamma", [0.1, 10.0, 499.0, 501.0, 1e4, 1e8, 1e12])
+def test_the_uniform_mean_of_a_narrow_gaussian_on_the_sphere(gamma):
+    """In three dimensions it is (1 - exp(-4 gamma)) / (4 gamma)."""
+    expected = -math.expm1(-4 * gamma) / (4 * gamma)
+    assert float(uniform_mean(gaussian((2 * gamma) ** -0.5), 3)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("d", [2, 5, 64])
+def test_both_forms_of_that_mean_agree_where_one_takes_over(d):
+    turn = max(1000, 10 * (d - 2) ** 2) / 2
+    below, above = (float(uniform_mean(gaussian((2 * g) ** -0.5), d)) for g in (turn * (1 - 1e-9), turn * (1 + 1e-9)))
+    assert above == pytest.approx(below, rel=1e-6)

@@ -84,8 +84,8 @@ def spread(cost: Ground, a: Tensor, b: Tensor, mask: Mask | None = None) -> Tens
     cost, a, b = cost.detach(), _scaled_mass(a.detach()), _scaled_mass(b.detach())
     u, v = (_centred(offset, w) for offset, w in ((cost.u, a), (cost.v, b)))
     # Points without weight have no part in the least cost.
-    v = v + torch.where(b > 0, 0.0, torch.inf)
-    u = u + torch.where(a > 0, 0.0, torch.inf)
+    v = v.masked_fill(b <= 0, torch.inf)
+    u = u.masked_fill(a <= 0, torch.inf)
     totals, masses, least = [], [], []
     for rows, reduced in cost.blocks():
         C = reduced + u[..., rows, None] + v[..., None, :]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -9,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_choice, check_in_range, check_positive, check_several
+from otdml._checks import (
+    argument_error,
+    check_boolean,
+    check_choice,
+    check_in_range,
+    check_positive,
+    check_several,
+    has_values,
+)
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, cross_sum, pair_sum
 from otdml.kernels import Kernel, RadialKernel, energy, gaussian, inverse_multiquadric, laplacian, mixture
@@ -141,14 +150,24 @@ def _rescaled(kernel: str, bandwidth: Bandwidth, *points: Tensor) -> tuple[tuple
         return points, 1.0, _kernel(kernel, [s / power for s in scales])
     # Its values are lengths themselves.
     unit = _unit_of_length(*points)
-    return tuple(p / unit for p in points), unit, _kernel(kernel, scales)
+    return tuple(p / unit for p in points), _of_sums(unit), _kernel(kernel, scales)
 
 
 def _unit_of_length(*points: Tensor) -> Tensor:
-    """The largest coordinate if its square would overflow or vanish, and else one."""
-    largest = torch.stack([p.detach().abs().amax() for p in points if p.numel()] or [points[0].new_ones(())]).amax()
+    """The largest coordinate of each batch element if its square would overflow or vanish, and else one.
+
+    Of shape (..., 1, 1), or () where it is one everywhere: points that a batch shares stay shared.
+    """
+    largest = reduce(torch.maximum, (p.detach().abs().amax((-2, -1), keepdim=True) for p in points))
     extreme = ((largest < _SAFE[0]) | (largest > _SAFE[1])) & (largest > 0) & largest.isfinite()
+    if has_values(extreme) and not extreme.any():
+        return largest.new_ones(())
     return torch.where(extreme, largest, 1)
+
+
+def _of_sums(unit: Tensor) -> Tensor:
+    """A unit of points as one of values, shape (...)."""
+    return unit[..., 0, 0] if unit.ndim else unit
 
 
 def _zero_if_finite(x: Tensor) -> Tensor:
@@ -172,6 +191,8 @@ def _scales(bandwidth: Bandwidth) -> Sequence[float]:
     if isinstance(bandwidth, (int, float, Real)) or getattr(bandwidth, "ndim", None) == 0:
         return [check_positive("bandwidth", bandwidth)]  # type: ignore[arg-type]
     if isinstance(bandwidth, (Sequence, np.ndarray)) and not isinstance(bandwidth, str):
+        if not len(bandwidth):
+            raise argument_error("bandwidth", "be one number or more", "none")
         return list(check_several("bandwidth", bandwidth, check_positive))
     kind = ValueError if isinstance(bandwidth, str) else TypeError
     must = "be a number, several numbers, or 'median' (without `second`)"
@@ -214,7 +235,7 @@ def median_distance(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | N
     if a is not None or b is not None:
         distance = distance.masked_fill(~(present[..., i] & present[..., j]), torch.nan)
     distance = distance.nanmedian(dim=-1).values
-    return torch.where(distance > 0, distance * unit, 1)
+    return torch.where(distance > 0, distance * _of_sums(unit), 1)
 
 
 class MMD(nn.Module):

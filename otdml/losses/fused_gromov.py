@@ -8,7 +8,7 @@ from otdml._checks import check_choice, check_fraction, check_integer, check_pos
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
-from otdml.ot._gromov.centred_cost import WithinCost
+from otdml.ot._gromov.centred_cost import WithinCost, check_within
 from otdml.ot._gromov.feature_cost import check_pair
 from otdml.ot._gromov.relaxation import check_penalties
 from otdml.ot._gromov.solver import GROMOV_BACKENDS, STARTS, gromov
@@ -136,7 +136,7 @@ class FusedGromovWasserstein(nn.Module):
     ) -> None:
         super().__init__()
         self.alpha = alpha if alpha is None else check_fraction("alpha", alpha)
-        self.cost_x, self.cost_y = cost_x, cost_y
+        self.cost_x, self.cost_y = check_within("cost_x", cost_x), check_within("cost_y", cost_y)
         self.cost_features = check_cost(cost_features)
         self.eps = eps if eps is None else check_positive("eps", eps)
         self.rho = rho if rho is None else check_penalties(rho)

@@ -11,7 +11,7 @@ from otdml._precision import SINGLE_ONLY, full_precision
 from otdml._transforms import transformable
 from otdml.costs import COSTS, cost_matrix
 from otdml.measures import broadcast_pairs, weights
-from otdml.ot._gromov.centred_cost import WithinCost, cost_block
+from otdml.ot._gromov.centred_cost import WithinCost, check_within, cost_block
 from otdml.ot._gromov.scale import vanishing_squares
 from otdml.ot._gromov.solver import GROMOV_BACKENDS, STARTS, gromov
 
@@ -163,8 +163,7 @@ class Distortion(nn.Module):
 
     def __init__(self, *, cost_x: WithinCost = "cosine", cost_y: WithinCost = "cosine") -> None:
         super().__init__()
-        self.cost_x = cost_x
-        self.cost_y = cost_y
+        self.cost_x, self.cost_y = check_within("cost_x", cost_x), check_within("cost_y", cost_y)
 
     def extra_repr(self) -> str:
         return f"cost_x={self.cost_x!r}, cost_y={self.cost_y!r}"
@@ -266,8 +265,7 @@ class GromovMongeGap(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.cost_x = cost_x
-        self.cost_y = cost_y
+        self.cost_x, self.cost_y = check_within("cost_x", cost_x), check_within("cost_y", cost_y)
         self.eps = eps if eps is None else check_positive("eps", eps)
         self.tol = check_positive("tol", tol)
         self.max_iter = check_integer("max_iter", max_iter)

@@ -393,8 +393,9 @@ class SinkhornDivergence(EntropicOT):
     def _second(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:
         if not self.cache_second:
             return None
-        x, y, a, b = broadcast_measures(x, y, a, b)
+        broadcast_measures(x, y, a, b)
         options = self._options()
-        # A cost may have parameters, which a gradient step writes to.
+        # As they are given: views for a batch are new ones at each call. A cost may have parameters, which a gradient
+        # step writes to.
         given = (y, b, *self.parameters())
         return self._kept(lambda: sinkhorn_self_term(y, b, **options), given, options)

@@ -71,7 +71,8 @@ class SlicedWasserstein(nn.Module):
         self.p = check_exponent(p)
         self.generator = check_generator(generator)
         self.projections: Tensor | None
-        self.register_buffer("projections", projections)
+        # A copy: a module is not changed by writing to what it was made of.
+        self.register_buffer("projections", None if projections is None else projections.detach().clone())
 
     def extra_repr(self) -> str:
         return f"n_projections={self.n_projections}, p={self.p:g}"

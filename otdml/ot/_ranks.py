@@ -150,7 +150,7 @@ class _Threshold(torch.autograd.Function):
         # Bounds of the root. At the middle of the gap every score of the top is at least as far above as any other is
         # below; a shift by eps log k, or eps log (n - k), makes up for their numbers.
         middle = 0.5 * (top[..., -1] + rest[..., 0])
-        low, high = middle - eps * math.log(k), middle + eps * (n - k).clamp(min=1).log()
+        low, high = middle - eps * math.log(k), middle + eps * (n - k).clamp(min=1).to(x.dtype).log()
         for _ in range(BISECTIONS[x.dtype]):
             middle = 0.5 * (low + high)
             # At the root the k largest lack as much of k as the others have. Both sums may be small, and have more

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_generator, check_integer, check_points, device_of_draws
+from otdml._checks import argument_error, check_generator, check_integer, check_matrix, device_of_draws
 from otdml._derivatives import once, refuse_transforms
 from otdml._precision import full_arithmetic, full_precision
 from otdml.costs import Cost, cost_matrix, default_temperature, ground
@@ -46,7 +46,7 @@ class SemidiscreteResult:
 
         This map is optimal between the source and the points. Differentiate ``y[cells(x)]`` for its gradient in y.
         """
-        check_points("x", x)
+        check_matrix("x", x)
         with full_arithmetic(x.device.type):
             return _cells(x.to(self.g), self.y.detach(), self.cost, self.g)
 
@@ -106,7 +106,7 @@ def semidiscrete(
     if not abs(float(b.detach().sum()) - 1) <= 1e-3:
         raise argument_error("b", "have mass one", f"{float(b.detach().sum()):g}", "Divide it by its sum.")
     if isinstance(x, Tensor):
-        check_points("x", x)
+        check_matrix("x", x)
     elif not callable(x):
         must = "be points in a torch.Tensor, or a function of a number that draws as many"
         raise argument_error("x", must, type(x).__name__, "Convert an array with `torch.as_tensor`.", TypeError)
@@ -126,7 +126,7 @@ def _samples(x: Sampler | Tensor, y: Tensor, n: int, generator: torch.Generator 
             where = device_of_draws(generator, x.device)
             points = x[torch.randint(len(x), (n,), generator=generator, device=where).to(x.device)]
         else:
-            points = x(n)
+            points = check_matrix("x", x(n))
         points = points.detach().to(y.dtype)
         broadcast_measures(points, y)
         yield points

@@ -1,7 +1,5 @@
 """Optimal transport on the line, and its average over directions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,10 +10,8 @@ from otdml._checks import (
     check_points,
     check_positive,
     device_of_draws,
-    has_values,
 )
 from otdml._precision import full_precision
-from otdml._transforms import batch_first
 from otdml.measures import broadcast_measures, weights
 
 __all__ = ["check_exponent", "check_projections", "directions", "sliced", "wasserstein_1d"]
@@ -42,8 +38,9 @@ def wasserstein_1d(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | No
 
     .. math:: W_p^p(\alpha, \beta) = \int_0^1 | F_\alpha^{-1}(t) - F_\beta^{-1}(t) |^p \, dt
 
-    Exact for any weights of equal mass, in O((n + m) log(n + m)); differentiable wherever no two points of a measure
-    coincide :cite:p:`santambrogio:15`.
+    Exact for any weights of equal mass, in O((n + m) log(n + m)); differentiable in points wherever no two of a measure
+    coincide :cite:p:`santambrogio:15`, and in weights where no partial sums of both measures agree, as all of uniform
+    ones do: the gradient is that of one side there.
 
     Args:
         x: First points, shape (..., n).
@@ -88,39 +85,13 @@ def _quantile_distance(x: Tensor, y: Tensor, a: Tensor, b: Tensor, p: float) -> 
     s = a.gather(-1, order).cumsum(-1)
     y, order = y.sort(-1)
     t = b.gather(-1, order).cumsum(-1)
-    # Both quantile functions are constant between two neighbours of these levels.
-    levels = torch.cat([s, t], -1).sort(-1).values
+    # Both quantile functions are constant from one of these levels to the next, at the points whose levels come next.
+    # Equal levels have an interval of no length between them, whose points decide the gradient in the weights.
+    levels, order = torch.cat([s, t], -1).sort(dim=-1, stable=True)
     lengths = torch.diff(levels, prepend=torch.zeros_like(levels[..., :1]))
-    middles = (levels - lengths / 2).detach()
-    i, j = (_places(ends.detach(), middles) for ends in (s, t))
+    of_x = (order < x.shape[-1]).long()
+    i, j = ((own.cumsum(-1) - own).clamp(max=z.shape[-1] - 1) for own, z in ((of_x, x), (1 - of_x, y)))
     return (lengths * (x.gather(-1, i) - y.gather(-1, j)).abs().pow(p)).sum(-1)
-
-
-def _places(ends: Tensor, values: Tensor) -> Tensor:
-    """Where values fall among ascending ends."""
-    if not (torch.compiler.is_compiling() or has_values(values)):
-        return _Places.apply(ends, values)
-    return torch.searchsorted(ends, values).clamp_(max=ends.shape[-1] - 1)
-
-
-class _Places(torch.autograd.Function):
-    """The same under ``vmap``, of which torch has no rule for its search."""
-
-    @staticmethod
-    def forward(ends: Tensor, values: Tensor) -> Tensor:
-        return _places(ends.contiguous(), values.contiguous())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        return None, None
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], *given: Tensor) -> tuple[Tensor, int]:
-        return _Places.apply(*batch_first(info, dims, given)), 0
 
 
 @full_precision

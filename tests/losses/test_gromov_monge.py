@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from otdml.costs import cost_matrix
-from otdml.losses import Distortion, GromovMongeGap, ScaledCost, distortion, gromov_monge, gromov_monge_gap
+from otdml.losses import (
+    Distortion,
+    FusedGromovWasserstein,
+    GromovMongeGap,
+    ScaledCost,
+    distortion,
+    gromov_monge,
+    gromov_monge_gap,
+)
 from otdml.ot import gromov
 
 
@@ -193,3 +201,11 @@ def test_costs_whose_squares_vanish_are_no_zero(loss, cost, scale):
     assert float(distortion(1e-3 * x, rotated, cost_x=cost, cost_y=cost)) < 1e-12
     assert float(loss(0 * x, 0 * y, cost_x=cost, cost_y=cost)) == 0
     assert float(distortion(x.double() * scale, y.double() * scale, cost_x=cost, cost_y=cost)) > 0
+
+
+@pytest.mark.parametrize("make", [Distortion, GromovMongeGap, FusedGromovWasserstein])
+@pytest.mark.parametrize("name", ["cost_x", "cost_y"])
+def test_costs_that_are_none_are_refused_at_once(make, name):
+    for wrong in ("foo", 3):
+        with pytest.raises((ValueError, TypeError), match=f"`{name}` must be"):
+            make(**{name: wrong})

@@ -148,3 +148,21 @@ def test_a_value_with_a_gradient_is_not_kept():
 def test_what_depends_on_the_first_measure_cannot_be_kept(make, message):
     with pytest.raises(ValueError, match=message):
         make(cache_second=True)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SinkhornDivergence(eps=0.5, cache_second=True), lambda: MMD(cache_second=True)]
+)
+def test_a_measure_that_a_batch_shares_is_kept_as_it_is_given(make, monkeypatch):
+    from otdml.losses import _mmd, sinkhorn
+
+    calls = []
+    for module, name in ((sinkhorn, "sinkhorn_self_term"), (_mmd, "mmd_self_term")):
+        own = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda y, *rest, own=own, **more: calls.append(y.shape) or own(y, *rest, **more)
+        )
+    x, y, loss = torch.randn(3, 6, 2), torch.randn(5, 2), make()
+    values = [loss(x, y) for _ in range(3)]
+    assert calls == [(5, 2)]
+    torch.testing.assert_close(values[2], torch.stack([make()(one, y) for one in x]), rtol=1e-3, atol=1e-4)

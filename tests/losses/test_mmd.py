@@ -173,7 +173,7 @@ def test_module_is_the_function_and_shows_its_options(generator):
             {"bandwidth": "mean"},
             "`bandwidth` must be a number, several numbers, or 'median' ",
         ),
-        ({"bandwidth": []}, "`kernels` must hold at least one kernel"),
+        ({"bandwidth": []}, "`bandwidth` must be one number or more, got none"),
         ({"backend": "gpu"}, "`backend` must be one of"),
     ],
 )
@@ -253,3 +253,16 @@ def test_bandwidth_of_numpy(bandwidth):
     x, y = torch.zeros(1, 2), torch.ones(1, 2)
     torch.testing.assert_close(mmd(x, y, bandwidth=bandwidth), mmd(x, y, bandwidth=0.5))
     torch.testing.assert_close(MMD(bandwidth=bandwidth, cache_second=True)(x, y), mmd(x, y, bandwidth=0.5))
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1e15), (1e-10, 1e10), (1e-15, 1e15), (1.0, 2.0)])
+def test_elements_of_a_batch_have_units_of_their_own(scales):
+    x = torch.tensor([[0.0], [1.0]]) * torch.tensor(scales)[:, None, None]
+    y = x + 2 * x.amax((1, 2), keepdim=True)
+    for options in ({"kernel": "energy"}, {"bandwidth": "median"}):
+        alone = torch.stack([mmd(p, q, **options) for p, q in zip(x, y, strict=True)])
+        torch.testing.assert_close(mmd(x, y, **options), alone, rtol=1e-5, atol=0)
+    torch.testing.assert_close(mmd(x, y, kernel="energy"), 3 * torch.tensor(scales), rtol=1e-5, atol=0)
+    own = mmd_self_term(x, kernel="energy")
+    torch.testing.assert_close(own, -0.5 * torch.tensor(scales), rtol=1e-5, atol=0)
+    torch.testing.assert_close(mmd(x, y[0], kernel="energy")[0], mmd(x[0], y[0], kernel="energy"), rtol=1e-5, atol=0)

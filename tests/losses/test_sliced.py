@@ -1,5 +1,6 @@
 """Sliced Wasserstein against closed forms and POT."""
 
+import copy
 import math
 
 import numpy as np
@@ -74,3 +75,13 @@ def test_errors_name_the_argument():
     a = torch.full((9,), 0.2, dtype=x.dtype)
     with pytest.raises(ValueError, match=r"`b` must have the mass of `a`, got 1 and 1.8 in batch element \(0,\)"):
         sliced_wasserstein(x, y, a)
+
+
+def test_given_directions_are_the_module_s_own():
+    directions = torch.eye(2).requires_grad_() * 1.0
+    loss = SlicedWasserstein(projections=directions)
+    copy.deepcopy(loss)
+    before = loss(torch.zeros(3, 2), torch.ones(3, 2))
+    with torch.no_grad():
+        directions.zero_()
+    assert torch.equal(loss(torch.zeros(3, 2), torch.ones(3, 2)), before)

@@ -115,3 +115,10 @@ def test_derivatives_that_do_not_exist_are_refused():
         torch.func.grad(value)(y.detach())
     with pytest.raises(RuntimeError, match=r"no derivatives in forward mode. Use `torch.autograd.grad`"):
         torch.func.jvp(value, (y.detach(),), (y.detach(),))
+
+
+def test_points_are_one_cloud():
+    y = torch.randn(5, 2)
+    for x in (torch.randn(10, 5, 2), lambda n: torch.randn(10, n, 2)):
+        with pytest.raises(ValueError, match=r"`x` must have shape \(n, d\)"):
+            semidiscrete(x, y, n_samples=16, n_steps=2)

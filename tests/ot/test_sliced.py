@@ -102,3 +102,37 @@ def test_weights_of_no_mass_or_of_the_wrong_sign():
     a[0, 0] = -1
     with pytest.raises(ValueError, match="`a` must hold no negative weight, got -1"):
         wasserstein_1d(x, y, a, b)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_equal_levels_have_the_gradient_of_one_side(p):
+    """Uniform weights of as many points have equal levels everywhere: the cost has a bend there, and is not flat."""
+    x, y = torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([3.0, 1.0, 5.0]).double()
+    uniform = torch.full((3,), 1 / 3, dtype=torch.float64)
+
+    def cost(a):
+        return wasserstein_1d(x, y, a, p=p)
+
+    gradient = torch.autograd.functional.jacobian(cost, uniform)
+    for direction in torch.tensor([[-1.0, 0.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]).double():
+        sides = [float(cost(uniform + t * direction) - cost(uniform)) / t for t in (1e-6, -1e-6)]
+        assert min(sides) - 1e-5 <= float(gradient @ direction) <= max(sides) + 1e-5
+    # Where there are none, it is the derivative: levels of 6 points against those of 5.
+    y = torch.randn(5, generator=torch.Generator().manual_seed(0)).double()
+    x, a = y.repeat(2)[:6] + 0.3, torch.rand(6, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    assert torch.autograd.gradcheck(
+        lambda logits: wasserstein_1d(x, y, logits.softmax(0), p=p), a.log().requires_grad_()
+    )
+
+
+def test_weights_are_learnt_from_uniform_ones():
+    x, y = torch.linspace(0, 1, 8).double(), torch.linspace(0, 1, 8).double() ** 3
+    logits = torch.zeros(8, dtype=torch.float64, requires_grad=True)
+    optimizer, values = torch.optim.Adam([logits], lr=0.05), []
+    for _ in range(100):
+        optimizer.zero_grad()
+        value = wasserstein_1d(x, y, logits.softmax(0))
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[-1] < 0.2 * values[0]

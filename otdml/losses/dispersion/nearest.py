@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_integer
-from otdml._precision import full_precision
+from otdml._checks import argument_error, check_integer, has_values
+from otdml._precision import SINGLE_ONLY, full_precision
 from otdml.losses.dispersion.energy import check_several
 from otdml.neighbors import nearest_neighbors
-from otdml.sphere import angle, distinct_directions
+from otdml.sphere import angle, distinct_directions, unit
 
 __all__ = [
     "KoLeo",
@@ -143,14 +143,30 @@ def nearest_indices(x: Tensor, k: int) -> Tensor:
     """
     n, d = x.shape[-2:]
     if n <= _FEW:
-        cosines = x @ x.mT
-        cosines.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-        found = cosines.max(-1, keepdim=True).indices if k == 1 else cosines.topk(k, dim=-1).indices
+        cosines, found = _most_similar(x, k)
+        if _coarse(cosines):
+            _, found = _most_similar(unit(x.double()), k)
     else:
         own = torch.arange(n, device=x.device)
-        clouds = [nearest_neighbors(cloud, cloud, k, exclude=own)[1] for cloud in x.reshape(-1, n, d)]
+        # By distance: near one, cosines have no digits of the angle.
+        clouds = [nearest_neighbors(cloud, cloud, k, metric="l2", exclude=own)[1] for cloud in x.reshape(-1, n, d)]
         found = torch.stack(clouds).view(*x.shape[:-1], k)
     return found + torch.arange(0, x.numel() // d, n, device=x.device).view(*x.shape[:-2], 1, 1)
+
+
+def _most_similar(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest cosines of each direction with the others, and whose they are, shape (..., n, k)."""
+    cosines = x @ x.mT
+    cosines.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+    found = cosines.max(-1, keepdim=True) if k == 1 else cosines.topk(k, dim=-1)
+    return found.values, found.indices
+
+
+def _coarse(cosines: Tensor) -> bool:
+    """Whether some are so near to one that single precision has no three digits of their difference from it."""
+    if cosines.dtype == torch.float64 or cosines.device.type in SINGLE_ONLY or not has_values(cosines):
+        return False
+    return cosines.numel() > 0 and float(cosines.amax()) > 1 - 1e3 * torch.finfo(cosines.dtype).eps
 
 
 class KoLeo(nn.Module):

@@ -27,6 +27,7 @@ __all__ = [
     "centred",
     "centred_matrix",
     "check_symmetric",
+    "check_within",
     "cost_block",
     "scale_and_cost",
 ]
@@ -44,6 +45,11 @@ class ScaledCostLike(Protocol):
 
 Function = Callable[[Tensor, Tensor], Tensor]
 WithinCost = str | ScaledCostLike | Function
+
+
+def check_within(name: str, cost: WithinCost) -> WithinCost:
+    """``cost``, if it is one within a cloud, or the name of one."""
+    return cost if isinstance(cost, ScaledCostLike) or callable(cost) else check_choice(name, cost, COSTS)
 
 
 @dataclass(frozen=True)

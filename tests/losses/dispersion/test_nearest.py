@@ -155,3 +155,26 @@ def test_antipodes_are_at_rest(name):
     loss = LOSSES[name] if name != "koleo k=2" else koleo
     (grad,) = torch.autograd.grad(loss(z), z)
     assert grad.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("n", [32, 1500])
+@pytest.mark.parametrize("loss", [koleo, max_min_angle, max_cosine])
+def test_neighbours_of_a_collapsed_cloud_are_those_of_double_precision(loss, n):
+    """Cosines of single precision do not tell angles of a ten-thousandth apart; these losses are there to part them."""
+    generator = torch.Generator().manual_seed(1)
+    centre = torch.randn(8, generator=generator)
+    z = centre + 2e-4 * torch.randn(n, 8, generator=generator)
+    z[-1] = z[7]
+    found, expected = z.clone().requires_grad_(), z.double().requires_grad_()
+    torch.testing.assert_close(loss(found).double(), loss(expected), rtol=1e-3, atol=0)
+    (gradient,), (true,) = (torch.autograd.grad(loss(one), one) for one in (found, expected))
+    assert torch.cosine_similarity(gradient.double().flatten(), true.flatten(), dim=0) > 0.99
+
+
+def test_copies_have_an_angle_of_zero():
+    from otdml.losses.dispersion import dispersion_metrics, nearest_angles
+
+    z = torch.ones(8) + 2e-4 * torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    z[31] = z[7]
+    assert nearest_angles(z)[[7, 31]].tolist() == [0.0, 0.0]
+    assert dispersion_metrics(z)["smallest_angle"] == 0.0
