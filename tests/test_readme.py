@@ -135,18 +135,6 @@ def test_every_paper_of_the_table_is_in_the_bibliography():
     assert {(name.lower().replace("é", "e"), year) for name, year in papers} <= known
 
 
-def test_the_benchmark_has_the_figures_of_its_page():
-    page = (DOCS / "figures" / "omniglot.rst").read_text(encoding="utf-8").split(".. list-table::")[1]
-    there = dict(re.findall(r"\* - (.+)\n((?:     - .+\n)+)", page))
-    table = README.split("## Does it help?")[1].split("<!-- photographs -->")[0]
-    rows = re.findall(r"^\| `?([^|`]+?)`? \| (.+) \| (.+) \|$", table, re.MULTILINE)
-    rows = [row for row in rows if row[0] in there and row[0] != "method"]
-    assert len(rows) == len(there) - 1
-    for name, *figures in rows:
-        found = re.findall(r"- (.+)", there[name])
-        assert figures == [found[0], found[-1]], name
-
-
 # ---- the examples of the pages
 
 # What stands for minutes of training, and for several processes, in examples that are run here.

@@ -1,7 +1,7 @@
 """The directives ``benchmark-tables`` and ``nir-finding``: what ``otdml benchmark`` wrote into ``results.json``.
 
 Files lie in ``docs/figures/benchmarks`` under the names of their presets. Called as a program, this writes what they
-say of photographs into the README.
+say of handwriting and of photographs into the README.
 """
 
 import json
@@ -32,7 +32,9 @@ NOT_NUMBERS = ("method", "seed", "checkpoint", "seconds", "left_out")
 README = Path(__file__).parents[2] / "README.md"
 FILES = Path(__file__).parents[1] / "figures" / "benchmarks"
 PHOTOGRAPHS, LARGER = ("cars-lite0", "cub-lite0"), ("cars-lite0-224", "cub-lite0-224")
-BEGIN, END = "<!-- photographs -->", "<!-- end of photographs -->"
+HANDWRITING = ("omniglot-small",)
+# What stands in the README between the marks of this name, and the same with larger images below it.
+MARKED = {"omniglot": (HANDWRITING, ()), "photographs": (PHOTOGRAPHS, LARGER)}
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,12 @@ def finding(results: Sequence[Results]) -> str:
     count = {
         verdict: sum(c.verdict == verdict for c in known) for verdict in ("better", "worse", "no difference shown")
     }
-    sets = " and ".join(named_dataset(one.preset.dataset).title for one in results)
+    *titles, last = (named_dataset(one.preset.dataset).title for one in results)
+    sets = f"{', '.join(titles)} and {last}" if titles else last
     text = (
-        f"On photographs ({sets}), NIR is better than its control arm in {count['better']} of {len(known)} comparisons"
-        f" (sets, losses, and two metrics), worse in {count['worse']}, and in {count['no difference shown']} no"
-        " difference is shown.\n\n"
+        f"On {sets}, NIR is better than its control arm in {count['better']} of {len(known)} comparisons"
+        f" ({'sets, ' if titles else ''}losses, and two metrics), worse in {count['worse']}, and in"
+        f" {count['no difference shown']} no difference is shown.\n\n"
     )
     return text + "\n".join(f"* {line}" for one in results for line in sentences(one)) + "\n\n"
 
@@ -224,10 +227,13 @@ def readme_text(results: Sequence[Results], larger: Sequence[Results]) -> str:
 
 
 def rewritten(readme: str, folder: Path = FILES) -> str:
-    """The README with what the files of photographs say, between its two marks."""
-    results, larger = (list(found(names, folder).values()) for names in (PHOTOGRAPHS, LARGER))
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{readme_text(results, larger)}{END}{rest.split(END)[1]}"
+    """The README with what the files say, between its marks."""
+    for name, (names, larger) in MARKED.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = readme.split(begin)
+        text = readme_text(*(list(found(of, folder).values()) for of in (names, larger)))
+        readme = f"{before}{begin}\n{text}{end}{rest.split(end)[1]}"
+    return readme
 
 
 # ---- the directives
