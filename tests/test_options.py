@@ -62,7 +62,12 @@ GIVEN: dict[str, Any] = {
     **{"encoder": nn.Linear(3, 3), "loss": TripletMargin(), "plan": torch.ones(6, 6), "codes": Z, "kernel": gaussian()},
     **{"factors": LABELS[:, None].repeat(1, 2), "counts": torch.tensor([3, 3]), "test_z": Z, "test_labels": LABELS},
     **{"dataset": lambda: Digits(split="test"), "module": lambda: ProxyDML(5, dim=4), "weight_decay": {"head": 0.0}},
-    **{"lr": {"head": 0.5}, "texts": ["a b c d"] * 9, "objective": Objective(), "schedule": Schedule(steps=1)},
+    **{
+        "lr": {"head": 0.5},
+        "texts": [f"a b {word}" for word in "cdefghijk"],
+        "objective": Objective(),
+        "schedule": Schedule(steps=1),
+    },
     **{"model": Autoencoder, "flow": lambda: reference_flow(3)},
     "wasserstein_1d x": X[:, 0],
     "wasserstein_1d y": Y[:, 0],

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from otdml.benchmarks.finished import collect
-from otdml.benchmarks.results import Comparison, comparisons, export, figure, metric_names, summary
+from otdml.benchmarks.results import Comparison, comparisons, export, figure, half_width, metric_names, summary
 
 
 def test_figure_is_the_mean_and_the_sample_deviation():
@@ -50,16 +50,24 @@ def test_differences_pair_seeds_that_both_have(finished, write_run):
 
 
 @pytest.mark.parametrize(
-    ("difference", "low", "high", "verdict"),
+    ("difference", "low", "high", "seeds", "verdict"),
     [
-        (0.01, 0.001, 0.02, "better"),
-        (-0.01, -0.02, -0.001, "worse"),
-        (0.01, -0.01, 0.03, "no difference shown"),
-        (0.01, math.nan, math.nan, "one seed"),
+        (0.01, 0.001, 0.02, 3, "better"),
+        (-0.01, -0.02, -0.001, 3, "worse"),
+        (0.01, -0.01, 0.03, 3, "no difference shown"),
+        (0.01, math.nan, math.nan, 1, "one seed"),
+        (math.nan, math.nan, math.nan, 3, "not a number"),
     ],
 )
-def test_verdict(difference, low, high, verdict):
-    assert Comparison("a", "b", "recall@1", difference, low, high, 3).verdict == verdict
+def test_verdict(difference, low, high, seeds, verdict):
+    assert Comparison("a", "b", "recall@1", difference, low, high, seeds).verdict == verdict
+
+
+def test_what_is_no_number_has_no_interval():
+    found = figure([0.5, math.nan])
+    assert math.isnan(found.mean)
+    assert math.isnan(found.std)
+    assert math.isnan(half_width(found))
 
 
 def test_csv_and_json_hold_the_same_numbers(finished):
