@@ -15,7 +15,7 @@ from otdml._checks import argument_error, check_choice, check_integer, check_kno
 from otdml.distributed import gather, total
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.backbones import num_features
-from otdml.dml.backbones.cut import cut
+from otdml.dml.backbones.cut import cut, stopped
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.dispersion import Dispersion
 from otdml.dml.evaluation import protocol_metrics
@@ -24,7 +24,7 @@ from otdml.dml.hyperparameters import plain, without_start
 from otdml.dml.loading import loaded_places, loaded_queries
 from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
-from otdml.dml.trust import check_names
+from otdml.dml.trust import check_modules, check_names
 from otdml.sphere import unit
 
 try:
@@ -180,7 +180,7 @@ class ProxyDML(LightningModule):
     def _stop(self, frozen: str | None, freeze_bn: bool) -> None:
         """Freeze the backbone up to a layer, and the statistics of its batch norms if that is asked for."""
         self.freeze_bn = check_boolean("freeze_bn", freeze_bn)
-        self.frozen, self._still = frozen, [] if frozen is None else _stopped(self.backbone, frozen)
+        self.frozen, self._still = frozen, [] if frozen is None else stopped(self.backbone, frozen)
         # In a tuple, so that its modules are not registered a second time.
         self._upper: tuple[nn.Module, ...] = ()
         # A part of the backbone that the caller has frozen stays frozen.
@@ -246,7 +246,7 @@ class ProxyDML(LightningModule):
         settings, state = load_pretrained(name, revision)
         if not trust and "backbone" not in changes:
             check_names(settings, name)
-        _check_modules(settings, changes)
+        check_modules(settings, changes)
         module = cls(**{**settings, **changes})
         module.load_state_dict(state)
         return module.eval()
@@ -259,7 +259,7 @@ class ProxyDML(LightningModule):
             settings = checkpoint(Path(checkpoint_path)).get("hyper_parameters") or {}
             if not given:
                 check_names(settings, str(checkpoint_path))
-            _check_modules(settings, kwargs)
+            check_modules(settings, kwargs)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -367,28 +367,12 @@ def _started(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _check_modules(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise for a network or a loss that was a module, of which settings say nothing, and that is not given."""
-    for name in ("backbone", "loss"):
-        if name not in settings and name not in given:
-            raise argument_error(
-                name, "be given, as it was a module", "nothing", f"Pass `{name}`, made as it was then."
-            )
-
-
 def _to_default_device(module: nn.Module, seed: int | None) -> None:
     """Move parameters that were drawn on the CPU to the default device."""
     # `torch.get_default_device` does not know of `with torch.device(...)` before torch 2.8.
     device = torch.empty(0).device
     if seed is not None and device.type != "cpu":
         module.to(device)
-
-
-def _stopped(network: nn.Module, layer: str) -> list[nn.Module]:
-    """Freeze a network up to a layer, and return the modules of that part."""
-    halves = cut(network, layer)
-    halves.lower.requires_grad_(False)
-    return [network.get_submodule(name) for name in halves.below]
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:

@@ -1,13 +1,14 @@
-"""Which networks hyper-parameters of unknown origin may name: those that run no foreign code and load no file."""
+"""What hyper-parameters of a file may say of networks: names of those that run no foreign code and load no file."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from otdml._arguments import argument_error
 from otdml.dml.backbones import BACKBONES
 
-__all__ = ["check_names"]
+__all__ = ["check_modules", "check_names"]
 
 # Libraries whose networks a file may name, by a plain name of their registries.
 _REGISTRIES = ("timm", "torchvision", "hf")
@@ -62,3 +63,11 @@ def _is_numeric(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_numeric(entry) for entry in value)
     return value is None or isinstance(value, bool | int | float)
+
+
+def check_modules(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise for a network or a loss that was a module, of which settings say nothing, and that is not given."""
+    for name in ("backbone", "loss"):
+        if name not in settings and name not in given:
+            remedy = f"Pass `{name}`, made as it was then."
+            raise argument_error(name, "be given, as it was a module", "nothing", remedy)

@@ -395,7 +395,6 @@ class SinkhornDivergence(EntropicOT):
             return None
         broadcast_measures(x, y, a, b)
         options = self._options()
-        # As they are given: views for a batch are new ones at each call. A cost may have parameters, which a gradient
-        # step writes to.
+        # As they are given, and not as views for a batch. Parameters of a cost are written to by gradient steps.
         given = (y, b, *self.parameters())
         return self._kept(lambda: sinkhorn_self_term(y, b, **options), given, options)

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from otdml._checks import argument_error, check_known
 from otdml._training import evaluating
 
-__all__ = ["Halves", "cut"]
+__all__ = ["Halves", "cut", "stopped"]
 
 
 class Halves(NamedTuple):
@@ -126,3 +126,10 @@ def _copied(node: fx.Node, graph: fx.Graph, known: dict[fx.Node, fx.Node], layer
             _copied(before, graph, known, layer)
         known[node] = graph.node_copy(node, lambda before: known[before])
     return known[node]
+
+
+def stopped(network: nn.Module, layer: str) -> list[nn.Module]:
+    """Freeze a network up to a layer, and return the modules of that part."""
+    halves = cut(network, layer)
+    halves.lower.requires_grad_(False)
+    return [network.get_submodule(name) for name in halves.below]
