@@ -105,9 +105,7 @@ def check_writable(option: str, path: Path) -> None:
     if path.exists() and not path.is_file():
         raise ValueError(f"{option} {path} is a device or a pipe. Name a file.")
     path = Path(os.path.realpath(path))
-    place = next(parent for parent in path.absolute().parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(f"{option} {path}: nothing can be written in {place}.")
+    _check_place(option, path, path.absolute().parent)
 
 
 def check_folder(option: str, path: Path) -> None:
@@ -118,7 +116,12 @@ def check_folder(option: str, path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{option} {path} must be a folder, and is a file.")
-    place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    _check_place(option, path, path.absolute())
+
+
+def _check_place(option: str, path: Path, folder: Path) -> None:
+    """Raise unless files can be written in a folder, or in the innermost one around it that is there."""
+    place = next(one for one in (folder, *folder.parents) if one.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ValueError(f"{option} {path}: nothing can be written in {place}.")
 
