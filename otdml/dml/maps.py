@@ -162,9 +162,8 @@ def _write(file: Path, maps: Iterator[Tensor], count: int, dtype: np.dtype[Any])
             with np.errstate(over="ignore"):
                 array[place : place + len(batch)] = batch.numpy()
             if not np.isfinite(array[place : place + len(batch)]).all():
-                remedy = (
-                    "Pass exact=True." if dtype == np.float16 else "Look for NaN or infinity in weights and images."
-                )
+                wider, numbers = "Pass exact=True.", "Look for NaN or infinity in weights and images."
+                remedy = wider if dtype == np.float16 else numbers
                 raise argument_error("module", f"have maps that are numbers of {dtype}", "others", remedy)
             place += len(batch)
         assert array is not None

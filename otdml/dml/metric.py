@@ -75,18 +75,16 @@ class RetrievalMetrics(Metric):
                 where every sample searches all others.
         """
         labels = check_labels("labels", labels, len(check_matrix("z", z))).to(z.device)
-        places = {"index": index, "is_query": is_query}
-        given = {name: value for name, value in places.items() if value is not None}
-        for name, state in (("index", self.index), ("is_query", self.queries)):
-            if len(state) != (len(self.z) if name in given else 0):
+        asked = None if is_query is None else torch.as_tensor(is_query).long()
+        added = []
+        for name, state, value in (("index", self.index, index), ("is_query", self.queries, asked)):
+            if len(state) != (0 if value is None else len(self.z)):
                 raise argument_error(name, "be in all batches or none", "in some")
-        if "is_query" in given:
-            given["is_query"] = torch.as_tensor(given["is_query"]).long()
-        found = {name: check_labels(name, value, len(z)).to(z.device) for name, value in given.items()}
-        if "index" in found:
-            self.index.append(found["index"])
-        if "is_query" in found:
-            self.queries.append(found["is_query"])
+            if value is not None:
+                added.append((state, check_labels(name, value, len(z)).to(z.device)))
+        # Only now: a batch that is refused leaves nothing.
+        for state, checked in added:
+            state.append(checked)
         self.z.append(z.detach())
         self.labels.append(labels)
 
