@@ -69,12 +69,11 @@ class PrototypeClassifier(nn.Module):
         seed, size = check_integer("seed", seed, least=None), check_integer("size", size)
         scale, self.size = check_positive("scale", scale), size
         features = features if features is None else check_integer("features", features)
+        least = 2 ** (len(widths) - 1)
+        if features is None and size < least:
+            raise argument_error("size", f"be {least} or more, as every width but the first halves it", size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if features is None and not size >> (len(widths) - 1):
-                raise argument_error(
-                    "size", f"be {2 ** (len(widths) - 1)} or more, which {len(widths)} widths halve", size
-                )
             self.network = ConvNet(widths) if features is None else nn.Identity()
             features = widths[-1] * (size >> (len(widths) - 1)) ** 2 if features is None else features
             # Coordinates are centred: otherwise all embeddings start in nearly one direction.

@@ -45,7 +45,7 @@ class Difference:
             figures = f"{self.mean:+.{self.score.digits}f}"
             return f"{self.arm}: {title} {figures} against {self.against}, one seed, which shows nothing."
         if self.verdict == "not a number":
-            return f"{self.arm}: {title} is not a number with some seed, or it is not with {self.against}."
+            return f"{self.arm}: {title} is not a number with some seed of it or of {self.against}."
         if self.verdict == "not shown":
             return f"{self.arm}: no difference in {title} to {self.against} is shown ({self.interval})."
         return f"{self.arm}: {title} is {self.verdict} than with {self.against} ({self.interval})."

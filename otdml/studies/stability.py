@@ -79,7 +79,7 @@ STUDIES = {
         name="sprites-stability",
         question="How far does DCI depend on the pictures and the trees that it is measured with?",
         method="One β-VAE per seed (β = 1, 20,000 steps), measured in five ways. The first cuts factors into 8 ranges."
-        " 16,000 rows are other pictures, those they are tested on too.",
+        " The 16,000 rows, and the pictures that test what is fitted to them, are drawn anew.",
         arms=_ARMS,
         seeds=TUNING,
         scores=SCORES,
