@@ -14,7 +14,7 @@ from torch import Tensor
 from otdml._files import write_text
 from otdml.dml.protocols import FingerprintedImages, ImagesInFiles, ImagesInMemory, queries
 
-__all__ = ["fingerprint"]
+__all__ = ["file_hash", "fingerprint", "hashed"]
 
 
 def fingerprint(dataset: Any) -> str:
@@ -48,6 +48,14 @@ def fingerprint(dataset: Any) -> str:
     return found.hexdigest()[:32]
 
 
+def hashed(*values: Tensor) -> str:
+    """A hash of tensors: their numbers, shapes and types."""
+    found = hashlib.sha256()
+    for one in values:
+        _absorb(found, one)
+    return found.hexdigest()[:32]
+
+
 def _absorb(digest: "hashlib._Hash", values: Tensor) -> None:
     array = values.detach().cpu().contiguous()
     digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
@@ -70,7 +78,7 @@ def _hashes(folder: str, paths: Sequence[str]) -> list[str]:
     unknown = [path for path, state in states.items() if kept.get(path, ["", ""])[0] != state]
     with ThreadPoolExecutor() as pool:
         # hashlib releases the interpreter's lock, so that threads help.
-        new = dict(zip(unknown, pool.map(_hash, unknown), strict=True))
+        new = dict(zip(unknown, pool.map(file_hash, map(Path, unknown)), strict=True))
     if new:
         kept = {**kept, **{path: [states[path], value] for path, value in new.items()}}
         # A cache only: without it files are hashed again.
@@ -99,6 +107,7 @@ def _state(path: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def _hash(path: str) -> str:
+def file_hash(path: Path) -> str:
+    """A hash of every byte of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]

@@ -11,6 +11,7 @@ from torch import Tensor
 from otdml.data import CUB200
 from otdml.data.images import CenterCrop
 from otdml.dml.backbones import efficientnet_lite0
+from otdml.dml.fingerprint import fingerprint
 from otdml.dml.loading import EvaluationBatches, portions
 from otdml.dml.prototypes import PrototypeClassifier
 from otdml.studies.protocol import Arm, Reading, Score, Study
@@ -52,15 +53,19 @@ def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Ite
 @torch.no_grad()
 def _features(folder: Path) -> tuple[Tensor, Tensor]:
     """Mean features of every photograph from weights of ImageNet, and its class."""
-    network, crop = efficientnet_lite0(weights="installed").eval(), CenterCrop(SIZE, SIZE)
+    network = efficientnet_lite0(weights="installed").eval()
     features, labels, classes = [], [], 0
-    for half in ("trainval", "test"):
-        photographs = CUB200(folder, half, crop, allow_partial=True)
+    for photographs in _photographs(folder):
         for images, numbers in EvaluationBatches(photographs, batch_size=64):
             features += [network(part).mean((2, 3)) for part in portions(images)]
             labels.append(numbers + classes)
         classes += len(photographs.classes)
     return torch.cat(features), torch.cat(labels)
+
+
+def _photographs(folder: Path) -> list[CUB200]:
+    """Both halves of the classes."""
+    return [CUB200(folder, half, CenterCrop(SIZE, SIZE), allow_partial=True) for half in ("trainval", "test")]
 
 
 def _study(name: str, question: str, arms: Iterable[Arm], seeds: tuple[int, ...]) -> Study:
@@ -75,6 +80,7 @@ def _study(name: str, question: str, arms: Iterable[Arm], seeds: tuple[int, ...]
         scores=SCORES,
         run=run,
         needs="the folder of CUB-200-2011, whole or in part",
+        data_hash=lambda path: " ".join(fingerprint(photographs) for photographs in _photographs(path or Path("."))),
     )
 
 

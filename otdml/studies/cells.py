@@ -72,14 +72,6 @@ class Cell:
             if settings.get(key) != here.get(key):
                 yield f"{key}: {settings.get(key)} there, {here.get(key)} here"
 
-    def write(self, curve: Sequence[Reading], seconds: float, processor_seconds: float) -> Finished:
-        """Keep the result of a run that has ended here."""
-        rows = [{"step": one.step, **one.scores} for one in curve]
-        last = dict(curve[-1].scores)
-        found = Finished(self.arm.name, self.seed, last, rows, seconds, processor_seconds, environment())
-        self.keep(found)
-        return found
-
     @contextmanager
     def claimed(self) -> Iterator[bool]:
         """Whether the cell is to be done here: it is not finished, and no other process is working on it."""
@@ -130,9 +122,25 @@ def cells(study: Study, folder: Path, arms: Sequence[str] = (), seeds: Sequence[
     ]
 
 
-def finished(wanted: Sequence[Cell]) -> list[Finished]:
-    """The results that are there."""
-    return [found for cell in wanted if (found := cell.read()) is not None]
+def finished(wanted: Sequence[Cell], data: str | None = None) -> list[Finished]:
+    """The results that are there.
+
+    Args:
+        wanted: Where they are looked for.
+        data: Hash of the data that they must be of, as far as they say; if None, that of the first one that does.
+
+    Raises:
+        ValueError: One is damaged, of other settings, or of other data.
+    """
+    there = [(cell, found) for cell in wanted if (found := cell.read()) is not None]
+    data = data or next((found.data for _, found in there if found.data), None)
+    for cell, found in there:
+        if found.data not in (None, data):
+            raise ValueError(
+                f"{cell.path} is of another data set than the one given or other cells of the study. Choose another"
+                " folder with --out, or delete it."
+            )
+    return [found for _, found in there]
 
 
 def run_cells(study: Study, wanted: Sequence[Cell], data: Path | None = None) -> Iterator[Progress]:
@@ -148,14 +156,15 @@ def run_cells(study: Study, wanted: Sequence[Cell], data: Path | None = None) ->
     Yields:
         Progress at the beginning of a cell, after each reading, and with the result at its end.
     """
-    finished(wanted)  # Raises for cells of other settings, before hours of work.
+    found = study.data_hash(data) if study.data_hash else None
+    finished(wanted, found)  # Raises for cells of other settings or data, before hours of work.
     for cell in wanted:
         with cell.claimed() as mine:
             if mine:
-                yield from _run(study, cell, data)
+                yield from _run(study, cell, data, found)
 
 
-def _run(study: Study, cell: Cell, data: Path | None) -> Iterator[Progress]:
+def _run(study: Study, cell: Cell, data: Path | None, data_hash: str | None) -> Iterator[Progress]:
     started, worked = time.perf_counter(), time.process_time()
     yield Progress(cell, None)
     curve: list[Reading] = []
@@ -164,4 +173,8 @@ def _run(study: Study, cell: Cell, data: Path | None) -> Iterator[Progress]:
         yield Progress(cell, reading)
     if not curve:
         raise ValueError(f"the study {study.name} yielded no scores for {cell.title}.")
-    yield Progress(cell, curve[-1], cell.write(curve, time.perf_counter() - started, time.process_time() - worked))
+    rows, last = [{"step": one.step, **one.scores} for one in curve], dict(curve[-1].scores)
+    seconds, processor_seconds = time.perf_counter() - started, time.process_time() - worked
+    result = Finished(cell.arm.name, cell.seed, last, rows, seconds, processor_seconds, environment(), data_hash)
+    cell.keep(result)
+    yield Progress(cell, curve[-1], result)

@@ -23,6 +23,7 @@ from otdml.disentanglement import (
     training,
 )
 from otdml.disentanglement.autoencoder import seeded
+from otdml.dml.fingerprint import file_hash
 from otdml.studies.protocol import Arm, Reading, Score, Study, readings
 
 __all__ = ["CLAIMED", "KINDS", "STUDIES", "TUNING", "Kind", "arm", "objective", "pictures", "run"]
@@ -124,6 +125,13 @@ def arm(name: str, *against: str, **own: Any) -> Arm:
     return Arm(name, {**SHARED, **OWN[own["pictures"]], **own}, against)
 
 
+# The pictures that are not drawn here.
+_ARCHIVE: dict[str, Any] = {
+    "needs": "the archive dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
+    "data_hash": file_hash,
+}
+
+
 def _base(pictures: str, *extra: Arm) -> Study:
     """The choice of β, and what else the plain autoencoder needs."""
     arms = [arm(f"beta {b}", *(["beta 1"] if b > 1 else []), pictures=pictures, beta=b) for b in (1, 2, 4, 8, 16)]
@@ -135,7 +143,7 @@ def _base(pictures: str, *extra: Arm) -> Study:
         seeds=TUNING,
         scores=SCORES,
         run=run,
-        needs="the archive dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz" if pictures == "dsprites" else None,
+        **(_ARCHIVE if pictures == "dsprites" else {}),
     )
 
 

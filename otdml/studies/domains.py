@@ -109,6 +109,7 @@ STUDIES = {
         seeds=(0, 1, 2),
         scores=SCORES,
         run=run,
-        needs="CIFAR-10 as train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, in a folder or a zip archive",
+        needs=views.NEEDS,
+        data_hash=views.pictures_hash,
     )
 }

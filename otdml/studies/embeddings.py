@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from otdml.dml.fingerprint import hashed
 from otdml.language import Corpus, TiedLanguageModel, Training, corpus, docstrings, manual, training
 from otdml.losses.dispersion import dispersion_metrics
 from otdml.studies.protocol import Arm, Reading, Score, Study, readings
@@ -65,6 +66,12 @@ def _text(vocabulary: int) -> Corpus:
     return corpus([*manual(), *(text for package in PACKAGES for text in docstrings(package))], vocabulary)
 
 
+def _text_hash(_: Path | None) -> str:
+    """A hash of the text, which changes with the versions of Python and of the packages."""
+    text = _text(SHARED["vocabulary"])
+    return hashed(text.train, text.test)
+
+
 def _scores(model: TiedLanguageModel, text: Corpus) -> dict[str, float]:
     spread = dispersion_metrics(model.table.detach())
     known = {"perplexity": model.perplexity(text.test), "tokens": float(len(text.train) + len(text.test))} | spread
@@ -91,6 +98,7 @@ def _study(name: str, question: str, arms: Iterable[Arm], seeds: tuple[int, ...]
         seeds=seeds,
         scores=SCORES,
         run=run,
+        data_hash=_text_hash,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 __all__ = ["Finished"]
@@ -21,6 +21,7 @@ class Finished:
         processor_seconds: Time that processors worked on it, all threads together, which other programs on the machine
             do not lengthen.
         environment: Where it was run.
+        data: Hash of the data set it was trained on; None if it drew its own, or if that is not known.
     """
 
     arm: str
@@ -30,6 +31,7 @@ class Finished:
     seconds: float
     processor_seconds: float
     environment: Mapping[str, str]
+    data: str | None = None
 
     @classmethod
     def of(cls, content: Any) -> "Finished":
@@ -44,12 +46,15 @@ class Finished:
             ValueError: no scores
         """
         content = _mapping("a cell", content)
-        if missing := [field.name for field in fields(cls) if field.name not in content]:
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [name for name in needed if name not in content]:
             raise ValueError(f"no {missing[0]}")
         if not isinstance(content["arm"], str) or not _is_whole(content["seed"]):
             raise ValueError("no name of an arm, or no seed")
         if not isinstance(content["curve"], list):
             raise ValueError("no curve")
+        if not isinstance(content.get("data"), str | None):
+            raise ValueError(f"data is {content['data']!r}")
         return cls(
             content["arm"],
             content["seed"],
@@ -58,6 +63,7 @@ class Finished:
             _number("seconds", content["seconds"]),
             _number("processor_seconds", content["processor_seconds"]),
             _mapping("environment", content["environment"]),
+            content.get("data"),
         )
 
 

@@ -103,6 +103,8 @@ class Study:
         scores: What the table shows; the first one is the answer.
         run: Trains one arm with one seed.
         needs: What ``--data`` must be the path of; None if the study draws its own data.
+        data_hash: Hash of the data set at that path (None where none is needed), by which cells of other data are told
+            apart. None if nothing but the settings and the seed decides what the study is trained on.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Study:
     scores: tuple[Score, ...]
     run: Run
     needs: str | None = None
+    data_hash: Callable[[Path | None], str] | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from otdml.data import Distort, Omniglot
 from otdml.dml.dispersion import REGULARISERS
+from otdml.dml.fingerprint import hashed
 from otdml.dml.prototypes import PrototypeClassifier, Training, training
 from otdml.losses.dispersion import LloydDispersion, SlicedDispersion, nearest_angles
 from otdml.studies.protocol import Arm, Reading, Score, Study, readings
@@ -125,6 +126,7 @@ def _study(name: str, question: str, arms: tuple[Arm, ...], seeds: tuple[int, ..
         scores=SCORES,
         run=run,
         needs="the folder of Omniglot",
+        data_hash=lambda path: hashed(*_drawings(path or Path("."))),
     )
 
 

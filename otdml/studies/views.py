@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from otdml._arguments import argument_error
 from otdml.contrast import Encoder, Pairs, Views, class_pictures, linear_probe, neighbours, training
+from otdml.dml.fingerprint import hashed
 from otdml.losses import ContrastiveAlignment
 from otdml.studies.protocol import Arm, Reading, Score, Study, readings
 
-__all__ = ["STUDIES", "pictures", "run"]
+__all__ = ["NEEDS", "STUDIES", "pictures", "pictures_hash", "run"]
 
 SCORES = (Score("probe", "linear probe"), Score("neighbours", "vote of 20 neighbours"))
 # What all arms share unless they say otherwise. Every loss is taken over all views of the batch.
@@ -39,6 +40,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 # Losses that differ in the marginals alone, or in the bound alone, are compared too, besides each with InfoNCE.
 AGAINST = {"GCA-RINCE": ("RINCE",), "GCA-UOT": ("RINCE", "InfoNCE + RINCE")}
 CROPS = [0.2, 1.0]
+NEEDS = "CIFAR-10 as train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, in a folder or a zip archive"
 
 
 def run(settings: Mapping[str, Any], seed: int, data: Path | None = None) -> Iterator[Reading]:
@@ -72,6 +74,11 @@ def pictures(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images, labels, test_images, test_labels
 
 
+def pictures_hash(path: Path | None) -> str:
+    """A hash of all of them."""
+    return hashed(*pictures(path or Path(".")))
+
+
 def _loss(settings: Mapping[str, Any]) -> nn.Module:
     marginals = settings["rho"] if settings["marginals"] == "rho" else settings["marginals"]
     options = {name: settings[name] for name in ("eps", "divergence", "q", "lam")}
@@ -96,7 +103,8 @@ def _study(name: str, views: str, *, crop: list[float] = CROPS, spoil: str = "wr
         seeds=(0, 1, 2, 3, 4),
         scores=SCORES,
         run=run,
-        needs="CIFAR-10 as train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, in a folder or a zip archive",
+        needs=NEEDS,
+        data_hash=pictures_hash,
     )
 
 

@@ -55,7 +55,7 @@ def test_every_change_of_files_is_seen(photos):
 
 def test_files_are_read_once(photos, monkeypatch):
     first = of(photos)
-    monkeypatch.setattr("otdml.dml.fingerprint._hash", lambda path: pytest.fail("was read again"))
+    monkeypatch.setattr("otdml.dml.fingerprint.file_hash", lambda path: pytest.fail("was read again"))
     assert of(photos) == first
 
 

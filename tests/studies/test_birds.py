@@ -46,3 +46,9 @@ def test_features_of_both_halves_are_numbered_through(published):
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert rows.shape == (6, 1280)
     assert torch.pdist(rows).min() > 0
+
+
+def test_other_birds_have_another_hash(published):
+    of = studies.named("birds-4").data_hash
+    assert of(published("cub", [3, 100, 101], 2)) == of(published("cub", [3, 100, 101], 2))
+    assert of(published("cub", [3, 100, 101], 2)) != of(published("cub", [3, 100, 102], 2))

@@ -152,6 +152,37 @@ def test_cells_of_other_settings_are_refused_before_anything_is_run(study, calls
     assert not calls
 
 
+def test_cells_of_other_data_are_refused_before_anything_is_run(study, calls, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in (one, two):
+        path.write_text(path.name)
+    study = dataclasses.replace(study, needs="a file", data_hash=lambda path: path.read_text())
+    of_one, of_two = (cells(study, tmp_path / "runs", seeds=(seed,)) for seed in (0, 1))
+    list(run_cells(study, of_one, one))
+    calls.clear()
+    with pytest.raises(ValueError, match=r"result\.json is of another data set than"):
+        list(run_cells(study, of_one, two))
+    assert not calls
+    # Cells of two data sets that stand in one folder are not shown as one study.
+    list(run_cells(study, of_two, two))
+    assert [found.data for found in finished(of_two)] == ["two"] * 4
+    with pytest.raises(ValueError, match=r"seed-1.result\.json is of another data set than"):
+        finished([*of_one, *of_two])
+    # A report keeps it, and so do cells that are taken from one.
+    save(tmp_path / "toy.json", report(study, finished(of_one)))
+    restore(tmp_path / "toy.json", study, cells(study, tmp_path / "new"))
+    assert {found.data for found in finished(cells(study, tmp_path / "new"))} == {"one"}
+
+
+def test_a_cell_that_does_not_say_its_data_is_taken(study, calls, tmp_path):
+    done(study, tmp_path, seeds=(0,))
+    calls.clear()
+    later = dataclasses.replace(study, data_hash=lambda path: "some")
+    list(run_cells(later, cells(later, tmp_path)))
+    assert len(calls) == 8
+    assert [found.data for found in finished(cells(later, tmp_path))] == [None] * 4 + ["some"] * 8
+
+
 CELL = {
     "arm": "control", "seed": 0, "scores": {"answer": 1.0, "other": 2.0}, "curve": [{"step": 1, "answer": 1.0}],
     "seconds": 1.0, "processor_seconds": 1.0, "environment": {}, "settings": {"level": 1.0, "wobble": 0.0},
@@ -160,7 +191,7 @@ CELL = {
 
 WRONG = {
     "settings": ([], None), "scores": ({}, None, {"answer": "1"}), "seconds": ("1",), "curve": (None, [3]),
-    "environment": (1,), "seed": ("0", True), "arm": (3,),
+    "environment": (1,), "seed": ("0", True), "arm": (3,), "data": (3,),
 }  # fmt: skip
 DAMAGED = [
     *(b"{", b"\xff\xfe", b"[]"),
@@ -446,6 +477,7 @@ def test_every_study_is_declared_whole(name):
     study = studies.named(name)
     assert study.name == name
     assert study.question.endswith("?")
+    assert study.needs is None or study.data_hash is not None
     # What an arm is compared with differs from it.
     assert len({json.dumps(arm.settings, sort_keys=True) for arm in study.arms}) == len(study.arms)
 

@@ -46,6 +46,17 @@ def test_gca_uot_differs_from_its_controls_by_the_bound_or_the_marginals():
         assert arm.against[0] == "InfoNCE"
 
 
+def test_other_pictures_have_another_hash(pictures, tmp_path):
+    import shutil
+
+    of = studies.named("domains").data_hash
+    shutil.copytree(pictures, tmp_path / "same")
+    assert of(tmp_path / "same") == of(pictures)
+    shutil.copytree(pictures, tmp_path / "other")
+    shutil.copy(pictures / "test" / "cat" / "1.png", tmp_path / "other" / "test" / "cat" / "0.png")
+    assert of(tmp_path / "other") != of(pictures)
+
+
 def test_classes_are_those_of_both_parts(pictures, tmp_path):
     import shutil
 
