@@ -17,7 +17,7 @@ from otdml.dml.retrieval import retrieval_metrics
 if TYPE_CHECKING:
     from otdml.dml.module import ProxyDML
 
-__all__ = ["embed", "embeddings", "evaluate", "metrics_of", "protocol_metrics"]
+__all__ = ["check_pairs", "embed", "embeddings", "evaluate", "metrics_of", "protocol_metrics"]
 
 
 def embed(
@@ -114,6 +114,17 @@ def evaluate(
     """
     z = embed(module, dataset, batch_size=batch_size, workers=workers, share=share)
     return metrics_of(z, dataset, ks, share=share)
+
+
+def check_pairs(name: str, dataset: LabelledImages) -> None:
+    """Raise unless some image of a set has another one of its class to find, before anything is embedded."""
+    labels, asked = dataset.labels, queries(dataset)
+    if asked is None:
+        some = bool((labels.unique(return_counts=True)[1] > 1).any())
+    else:
+        some = bool(torch.isin(labels[asked], labels[~asked]).any())
+    if not some:
+        raise argument_error(name, "hold some class with another item to find", f"{len(dataset)} images without one")
 
 
 def metrics_of(z: Tensor, dataset: LabelledImages, ks: tuple[int, ...], *, share: bool = False) -> dict[str, float]:

@@ -17,7 +17,7 @@ from otdml._checks import argument_error, check_boolean
 from otdml._files import folder_lock
 from otdml._training import as_float
 from otdml.dml.config import TrainingConfig
-from otdml.dml.evaluation import embed, evaluate
+from otdml.dml.evaluation import check_pairs, embed, evaluate
 from otdml.dml.loading import Augment, TrainingBatches, epoch_seed, seeded
 from otdml.dml.maps import keep_maps
 from otdml.dml.module import ProxyDML
@@ -109,6 +109,9 @@ def fit(
     config, folder = config or TrainingConfig(), Path(folder)
     check_boolean("resume", resume), check_boolean("progress", progress)
     _check_classes(module, train)
+    for name, images in (("val", val), ("test", test)):
+        if images is not None:
+            check_pairs(name, images)
     run = RunRecord(module, folder, config, train=train, val=val, test=test, augment=augment, on_epoch=on_epoch)
     with seeded() as seed_all, _quiet():
         run.seed_all = seed_all

@@ -10,7 +10,7 @@ from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
 from otdml.ot._gromov.centred_cost import WithinCost, check_within
 from otdml.ot._gromov.feature_cost import check_pair
-from otdml.ot._gromov.relaxation import check_penalties
+from otdml.ot._gromov.relaxation import check_alone, check_penalties
 from otdml.ot._gromov.solver import GROMOV_BACKENDS, STARTS, gromov
 from otdml.ot._partial import Mass
 
@@ -141,6 +141,7 @@ class FusedGromovWasserstein(nn.Module):
         self.eps = eps if eps is None else check_positive("eps", eps)
         self.rho = rho if rho is None else check_penalties(rho)
         self.mass = mass if mass is None else check_positive("mass", mass)
+        check_alone(rho, mass)
         self.tol = check_positive("tol", tol)
         self.max_iter = check_integer("max_iter", max_iter)
         self.init = check_choice("init", init, STARTS)

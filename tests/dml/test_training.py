@@ -186,6 +186,18 @@ def test_folder_of_another_run_is_refused(tmp_path):
         run(tmp_path, resume=False)
 
 
+def test_unseen_images_without_a_pair_are_refused_before_training(tmp_path):
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    alone = TensorImages(images, torch.arange(4), list("abcd"))
+    # Pairs there are, but no query has its class among the rest.
+    asked = TensorImages(images, torch.tensor([0, 0, 1, 1]), ["a", "b"])
+    asked.is_query = torch.tensor([True, True, False, False])
+    for name, wrong in (("val", alone), ("test", alone), ("val", asked)):
+        with pytest.raises(ValueError, match=rf"`{name}` must hold some class with another item to find"):
+            run(tmp_path / "new", **{name: wrong})
+    assert not (tmp_path / "new").exists()
+
+
 def test_run_on_other_data_or_augmentation_is_refused(tmp_path):
     run(tmp_path, augment=Distort(degrees=5))
     with pytest.raises(ValueError, match=r"got augment 'Distort\(degrees=5.*there, 'Distort\(degrees=6.*here"):

@@ -79,6 +79,7 @@ def test_errors_name_the_argument():
         ({"alpha": 1.5}, r"`alpha` must lie in \(0, 1\]"),
         ({"rho": (1.0, None)}, "`rho` must be a positive number or a pair of them"),
         ({"mass": -1.0}, "`mass` must be a positive number"),
+        ({"rho": 1.0, "mass": 0.5}, "`mass` must be None where `rho` is given"),
         ({"init": "random"}, "`init` must be one of"),
         ({"backend": "keops"}, "`backend` must be one of"),
         ({"cost_features": "manhattan"}, "`cost` must be one of"),

@@ -19,12 +19,12 @@ from otdml._checks import argument_error
 from otdml.costs import Bilinear, Matrix
 from otdml.ot._annealing import Init
 from otdml.ot._gromov.relaxed_objective import Reading, RelaxedObjective
-from otdml.ot._partial import RestrictedPlan, extended, extended_options, restricted
+from otdml.ot._partial import Mass, RestrictedPlan, extended, extended_options, restricted
 from otdml.ot._problem import Problem, SolverOptions, check_rho
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
 
-__all__ = ["Linearised", "Partial", "Relaxation", "State", "Unbalanced", "check_penalties"]
+__all__ = ["Linearised", "Partial", "Relaxation", "State", "Unbalanced", "check_alone", "check_penalties"]
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,12 @@ def check_penalties(rho: float | tuple[float, float]) -> tuple[float, float]:
         remedy = "A Gromov problem relaxes both marginals or none."
         raise argument_error("rho", "be a positive number or a pair of them", rho, remedy)
     return first, second
+
+
+def check_alone(rho: float | tuple[float, float] | None, mass: Mass | None) -> None:
+    """Raise unless at most one of the two is given."""
+    if rho is not None and mass is not None:
+        raise argument_error("mass", "be None where `rho` is given", mass)
 
 
 def _problem(objective: RelaxedObjective, cost: Bilinear | Matrix, state: State, eps: Tensor) -> Problem:

@@ -24,7 +24,7 @@ from otdml.ot._gromov.feature_cost import (
 from otdml.ot._gromov.objective import GromovObjective
 from otdml.ot._gromov.options import GROMOV_BACKENDS, GromovOptions, Marginals
 from otdml.ot._gromov.plans import MatrixPlan
-from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced, check_penalties
+from otdml.ot._gromov.relaxation import Partial, Relaxation, Unbalanced, check_alone, check_penalties
 from otdml.ot._gromov.relaxed_solution import relaxed
 from otdml.ot._gromov.result import GromovResult
 from otdml.ot._gromov.scale import Scale, size_of_matrix, size_within
@@ -286,8 +286,7 @@ def _in_dtype(init: Init, dtype: torch.dtype) -> Init:
 
 
 def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, marginals: Marginals) -> Relaxation | None:
-    if rho is not None and mass is not None:
-        raise argument_error("mass", "be None where `rho` is given", mass)
+    check_alone(rho, mass)
     if mass is not None:
         return Partial(check_mass(mass, marginals.a, marginals.b).detach())
     return rho if rho is None else Unbalanced(check_penalties(rho))
