@@ -88,6 +88,16 @@ class RetrievalMetrics(Metric):
         self.z.append(z.detach())
         self.labels.append(labels)
 
+    def forward(
+        self, z: Tensor, labels: Tensor, index: Tensor | None = None, is_query: Tensor | None = None
+    ) -> dict[str, float]:
+        """Take in a batch, as :meth:`update` does, and return no values: those of a batch alone tell nothing.
+
+        Samples are searched among a batch then, and a small one may hold no pair at all.
+        """
+        self.update(z, labels, index, is_query)
+        return {}
+
     def compute(self) -> dict[str, float]:
         """The metrics of everything since the last reset, keyed as :func:`retrieval_metrics` keys them."""
         states = {"z": self.z, "labels": self.labels, "index": self.index, "queries": self.queries}

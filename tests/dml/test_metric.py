@@ -47,6 +47,13 @@ def test_index_orders_and_counts_once():
     assert fed(repeated, with_index=False).compute() != expected
 
 
+def test_a_call_takes_in_a_batch_even_one_without_a_pair():
+    z, labels, _ = samples()
+    metric = RetrievalMetrics(**OPTIONS)
+    assert [metric(z[i : i + 1], labels[i : i + 1]) for i in range(N)] == [{}] * N
+    assert metric.compute() == retrieval_metrics(z, labels, **OPTIONS)
+
+
 def test_reset_forgets():
     metric = fed(range(N), with_index=False)
     metric.reset()
