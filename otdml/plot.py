@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from otdml._checks import argument_error, check_fraction, check_labels, check_points
+from otdml._checks import (
+    argument_error,
+    check_fraction,
+    check_known,
+    check_labels,
+    check_matrix,
+    check_signs,
+    check_tensor,
+)
 from otdml.benchmarks.exhibits import embedding_map as plane
 from otdml.benchmarks.finished import collect
 
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["COLORS", "embedding_map", "learning_curves", "transport_plan"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+STYLES = ("-", "--", ":", "-.")
 
 
 def _axes(ax: "Axes | None") -> "Axes":
@@ -42,13 +51,16 @@ def transport_plan(x: Tensor, y: Tensor, plan: Tensor, *, share: float = 0.1, ax
         ax: Where to draw.
 
     Raises:
-        ValueError: The points are not of the plane, or the plan does not fit them.
+        ValueError: The points are not finite or not of the plane, or the plan does not fit them, or moves nothing.
     """
     for name, points in (("x", x), ("y", y)):
-        if check_points(name, points).shape[1:] != (2,):
+        if check_matrix(name, points).shape[1] != 2:
             raise argument_error(name, "have shape (n, 2)", tuple(points.shape), "Project the points to a plane first.")
+    check_tensor("plan", plan), check_signs(plan=plan)
     if plan.shape != (len(x), len(y)):
         raise argument_error("plan", f"have shape {(len(x), len(y))}", tuple(plan.shape))
+    if not plan.any():
+        raise argument_error("plan", "move some mass", "zeros alone")
     from matplotlib.collections import LineCollection
 
     ax = _axes(ax)
@@ -76,20 +88,28 @@ def learning_curves(
         ax: Where to draw.
 
     Raises:
-        ValueError: No finished run has that column.
+        ValueError: There is no finished run, or none of such a method, or none has that column.
     """
+    runs = collect(Path(out))
+    if not runs:
+        raise argument_error("out", "be the folder of a benchmark with finished runs", out)
+    if isinstance(methods, str):
+        raise argument_error("methods", "be names", repr(methods), f"Write `[{methods!r}]` for one.", TypeError)
+    there = list(dict.fromkeys(run.method for run in runs))
+    wanted = set(there if methods is None else (check_known("method", name, there) for name in methods))
     curves: dict[str, list[Mapping[str, float]]] = {}
-    for run in collect(Path(out)):
-        if methods is None or run.method in set(methods):
+    for run in runs:
+        if run.method in wanted:
             curves.setdefault(run.method, []).extend(row for row in run.folder.curve() if metric in row)
     if not any(curves.values()):
         raise argument_error("metric", f"be a column of a finished run in {out}", repr(metric))
     ax = _axes(ax)
-    for (method, rows), color in zip(curves.items(), COLORS * len(curves), strict=False):
+    for i, (method, rows) in enumerate(curves.items()):
+        color, style = COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)]
         epochs = sorted({row["epoch"] for row in rows})
         values = [[row[metric] for row in rows if row["epoch"] == epoch] for epoch in epochs]
         x = [epoch + 1 for epoch in epochs]
-        ax.plot(x, [sum(v) / len(v) for v in values], color=color, label=method)
+        ax.plot(x, [sum(v) / len(v) for v in values], color=color, linestyle=style, label=method)
         ax.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel="epoch", ylabel=metric)
     ax.legend(frameon=False)
@@ -100,11 +120,14 @@ def embedding_map(z: Tensor, labels: Tensor, *, ax: "Axes | None" = None) -> "Ax
     """Embeddings in the plane by t-SNE :cite:p:`vandermaaten:08`: near means similar, far means little.
 
     Args:
-        z: Embeddings, shape (n, d).
+        z: Embeddings, shape (n, d). Those that are all equal are one point.
         labels: Their classes, shape (n,); a class is a colour and a marker.
         ax: Where to draw.
+
+    Raises:
+        ValueError: The embeddings are not finite, or labels do not fit them.
     """
-    labels = check_labels("labels", labels, len(check_points("z", z)))
+    labels = check_labels("labels", labels, len(check_matrix("z", z)))
     ax = _axes(ax)
     points, markers = plane(_array(z)), "osD^vP"
     for i, label in enumerate(labels.unique().tolist()):
@@ -116,4 +139,5 @@ def embedding_map(z: Tensor, labels: Tensor, *, ax: "Axes | None" = None) -> "Ax
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return x.detach().float().numpy(force=True)
+    """The numbers of a tensor; NumPy has those of single and double precision."""
+    return (x.detach() if x.dtype.itemsize >= 4 else x.detach().float()).numpy(force=True)

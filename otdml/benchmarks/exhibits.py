@@ -135,8 +135,17 @@ def load_exhibits(path: Path) -> Exhibits:
 
 
 def embedding_map(z: np.ndarray) -> np.ndarray:
-    """Coordinates in the plane, shape (n, 2), by t-SNE from a PCA start :cite:p:`vandermaaten:08`."""
+    """Coordinates in the plane, shape (n, 2), by t-SNE from a PCA start :cite:p:`vandermaaten:08`.
+
+    Embeddings that are all equal, which lie in one place, are the origin.
+    """
     from sklearn.manifold import TSNE
+
+    # PCA divides by their deviation, and t-SNE reads beyond its arrays where numbers are NaN.
+    if (z == z[:1]).all():
+        return np.zeros((len(z), 2), dtype=np.float32)
+    if z.shape[1] == 1:
+        z = np.pad(z, ((0, 0), (0, 1)))
 
     perplexity = min(30.0, max(1.0, (len(z) - 1) / 3))
     return TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=0).fit_transform(z)

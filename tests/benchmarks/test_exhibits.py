@@ -80,6 +80,17 @@ def test_map_is_finite_and_the_same_every_time(n, generator):
     assert np.array_equal(once, again)
 
 
+@pytest.mark.parametrize("z", [np.ones((40, 8), np.float32), np.zeros((3, 4), np.float32), np.ones((1, 1), np.float32)])
+def test_map_of_a_collapsed_network_is_one_point(z):
+    assert np.array_equal(embedding_map(z), np.zeros((len(z), 2)))
+
+
+def test_map_of_one_coordinate(generator):
+    found = embedding_map(torch.randn(12, 1, generator=generator).numpy())
+    assert found.shape == (12, 2)
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK"])
 def test_a_damaged_file_is_named_with_what_to_do(content, tmp_path):
     (tmp_path / "exhibits.npz").write_bytes(content)
