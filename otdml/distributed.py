@@ -1,6 +1,9 @@
 """Batches spread over processes: gather with gradient."""
 
+import math
 import os
+import pickle
+import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -89,18 +92,22 @@ def is_first() -> bool:
     """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
-    # Set by torchrun, and by Lightning for the processes that it starts.
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    # Set by torchrun, and by what starts the jobs of clusters.
+    known = [rank for name in ("RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK") if (rank := os.environ.get(name))]
+    # Set by Lightning for the processes that it starts.
+    own = [os.environ.get(name) or "0" for name in ("NODE_RANK", "LOCAL_RANK")]
+    return known[0] == "0" if known else own == ["0", "0"]
 
 
 def from_first(make: Callable[[], T]) -> T:
     """The result of ``make`` on the first process, on every process; all must call this, and wait for the first.
 
     Args:
-        make: Called on the first process alone. What it returns, or raises, must be picklable.
+        make: Called on the first process alone. What it returns must be picklable.
 
     Returns:
-        The same on all processes. An error is raised on all of them as well.
+        The same on all processes. An error is raised on all of them as well; one that cannot be pickled is a
+        RuntimeError with its text on the others.
 
     Example:
         >>> from_first(lambda: {"recall@1": 0.5})  # one process calls it
@@ -112,32 +119,62 @@ def from_first(make: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             found[0] = make()
-        except Exception as error:
-            found[1] = error
+            pickle.dumps(found[0])
+        # An interruption too: the others wait.
+        except BaseException as error:
+            dist.broadcast_object_list([None, _sendable(error)])
+            raise
     dist.broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
     return found[0]
 
 
+def _sendable(error: BaseException) -> BaseException:
+    """An error as other processes can read it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 def _counts(n: int, device: torch.device) -> list[int]:
-    counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([n], device=device))
-    return torch.cat(counts).tolist()
+    return [count for (count,) in _exchanged([n], device)]
+
+
+def _exchanged(numbers: list[int], device: torch.device) -> list[list[int]]:
+    """Some whole numbers of every process, in order of rank."""
+    own = torch.tensor(numbers, device=device)
+    found = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, own)
+    return torch.stack(found).tolist()
+
+
+def _rows_of_all(x: Tensor) -> list[int]:
+    """The number of rows of every process, if their rows are of one kind; what differs is refused by all of them."""
+    kind = zlib.crc32(f"{tuple(x.shape[1:])} {x.dtype}".encode())
+    found = _exchanged([len(x) if x.ndim else -1, kind], x.device)
+    if any(count < 0 or other != kind for count, other in found):
+        must = "have shape (n, ...) on all processes, the same but for n, and one dtype"
+        raise argument_error("x", must, f"{x.dtype} of shape {tuple(x.shape)} here")
+    return [count for count, _ in found]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        counts = _counts(len(x), x.device)
+        counts = _rows_of_all(x)
         start = sum(counts[: dist.get_rank()])
         ctx.rows = slice(start, start + len(x))
-        # Collectives exchange blocks of one size, and not every backend exchanges booleans.
-        sent = x.new_zeros((max(counts), *x.shape[1:]), dtype=torch.uint8 if x.dtype == torch.bool else x.dtype)
-        sent[: len(x)] = x
+        # Collectives exchange blocks of one size, and each backend knows other dtypes; bytes are known to all.
+        width = math.prod(x.shape[1:])
+        sent = torch.zeros((max(counts), width * x.itemsize), dtype=torch.uint8, device=x.device)
+        sent[: len(x)] = x.contiguous().view(len(x), width).view(torch.uint8)
         received = [torch.empty_like(sent) for _ in counts]
         dist.all_gather(received, sent)
-        return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)]).to(x.dtype)
+        rows = torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
+        return rows.view(x.dtype).view(sum(counts), *x.shape[1:])
 
     @staticmethod
     @once_differentiable

@@ -160,7 +160,40 @@ def facts(rank):
         "total gradient": y.grad,
         "first": (is_first(), from_first(lambda: rank)),
         "error": raised_by_first(),
+        "kinds": {dtype: gather(torch.full((COUNTS[rank], 1), rank).to(dtype)) for dtype in KINDS},
+        "no rows": gather(torch.ones(3 * rank, 2, dtype=torch.half)),
+        "refused": [
+            refused(x) for x in (torch.ones(2, 2 + rank), torch.ones(2, dtype=DTYPES[rank]), torch.ones(rank * (1,)))
+        ],
+        "after": gather(rows),
+        "failures": [failure(error) for error in (Odd(1, 2), SystemExit(3), ValueError(lambda: None))],
     }
+
+
+DTYPES = (torch.float32, torch.float64)
+KINDS = (torch.bool, torch.int16, torch.int64, torch.float8_e4m3fn, torch.bfloat16, torch.complex64)
+
+
+class Odd(Exception):
+    """Cannot be made again from its arguments, as pickle does."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} of {two}")
+
+
+def refused(x):
+    with pytest.raises(ValueError, match="the same but for n, and one dtype") as found:
+        gather(x)
+    return str(found.value)
+
+
+def failure(error):
+    def make():
+        raise error
+
+    with pytest.raises(BaseException) as found:
+        from_first(make)
+    return repr(found.value).split(" at ")[0]
 
 
 def raised_by_first():
@@ -208,6 +241,28 @@ def test_gather_is_in_order_of_rank(processes):
     assert [found["facts"]["local"] for found in processes] == slices()
 
 
+def test_gather_is_of_any_dtype_and_of_no_rows(processes):
+    for found in processes:
+        for dtype, rows in found["facts"]["kinds"].items():
+            assert rows.dtype == dtype
+            assert rows.to(torch.complex64).real.flatten().tolist() == [0.0] * 4 + [1.0] * 3
+        assert torch.equal(found["facts"]["no rows"], torch.ones(3, 2, dtype=torch.half))
+
+
+def test_rows_of_other_kinds_are_refused_by_all_processes_and_the_next_are_gathered(processes):
+    assert "got torch.float32 of shape (2, 3) here" in processes[1]["facts"]["refused"][0]
+    assert [len(found["facts"]["refused"]) for found in processes] == [3, 3]
+    for found in processes:
+        assert torch.equal(found["facts"]["after"], found["facts"]["rows"])
+
+
+def test_whatever_stops_the_first_process_is_told_to_all(processes):
+    first, second = (found["facts"]["failures"] for found in processes)
+    assert first[:2] == ["Odd('1 of 2')", "SystemExit(3)"]
+    assert second[:2] == ["RuntimeError('Odd: 1 of 2')", "SystemExit(3)"]
+    assert second[2].startswith("RuntimeError('ValueError: <function facts")
+
+
 def test_gradients_are_those_of_the_sum_of_processes(processes):
     for rank, found in enumerate(processes):
         torch.testing.assert_close(found["facts"]["gather gradient"], torch.full((COUNTS[rank], 2), 3.0))
@@ -226,6 +281,25 @@ def test_rank_is_known_before_processes_are_connected(monkeypatch):
     assert not is_first()
     monkeypatch.setenv("RANK", "0")
     assert is_first()
+    monkeypatch.setenv("RANK", "")
+    assert not is_first()
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        ({"SLURM_PROCID": "1"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "0", "SLURM_PROCID": "1"}, True),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"JSM_NAMESPACE_RANK": "2"}, False),
+    ],
+)
+def test_rank_is_that_among_all_nodes(monkeypatch, names, first):
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() == first
 
 
 def test_one_process_needs_no_group():
