@@ -73,9 +73,10 @@ def _is_picture(name: str, split: str) -> bool:
 def _decoded(name: str, read: Callable[[], bytes]) -> np.ndarray:
     from PIL import Image
 
+    from otdml.data.images import DAMAGE
+
     try:
         with Image.open(io.BytesIO(read())) as image:
             return np.asarray(image.convert("RGB"))
-    # Pillow has errors of several kinds for files that are no pictures, damaged, or far too large.
-    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+    except (*DAMAGE, zipfile.BadZipFile) as error:
         raise argument_error("path", "hold pictures that can be read", f"{name} ({error})") from error

@@ -5,6 +5,7 @@ import os
 import stat
 import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from otdml._checks import (
 )
 
 __all__ = [
+    "DAMAGE",
     "CenterCrop",
     "RandomResizedCrop",
     "as_rgb",
@@ -40,8 +42,11 @@ __all__ = [
 # ImageNet statistics, which pretrained backbones expect.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REMEDY = "Replace the file, or pass on_corrupt='skip' (--skip-corrupt) to leave such images out."
-# What Pillow raises for damaged files; SyntaxError comes from broken PNG chunks.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# What Pillow raises for damaged files: SyntaxError for broken PNG chunks, RuntimeError for AVIF, TypeError for TIFF.
+DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, RuntimeError, TypeError, LookupError,
+    ArithmeticError, struct.error, zlib.error,
+)  # fmt: skip
 
 # Entries of `Image.info` that may hold an orientation: EXIF, early or late in a PNG, and XMP.
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
@@ -85,7 +90,7 @@ def open_image(
             image = Image.open(file, formats=formats)
     except FileNotFoundError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if named:
             raise ValueError(f"{file} cannot be read as an image ({error}). {REMEDY}") from error
         # Pillow's message would show the address of the file object.
@@ -115,7 +120,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         with _metadata_unwarned():
             return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (*_DAMAGE, struct.error):
+    except DAMAGE:
         return None
 
 
@@ -147,7 +152,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _decode(image: Image.Image) -> None:
     try:
         image.load()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"{_name(image)} cannot be read as an image ({error}).{_remedy(image)}") from error
 
 
@@ -208,7 +213,7 @@ def _damage(path: str | Path) -> str:
     except ValueError as error:
         # The message of Pillow, without the name of the file.
         return str(error.__cause__ or error)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         return str(error) or type(error).__name__
     return ""
 

@@ -76,6 +76,46 @@ def test_a_damaged_image_is_named_when_asked_for_or_left_out(folder):
     assert len(images[2][0]) == 3
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["png", "jpg", "avif", "tif", "webp", "gif", "bmp"])
+def test_no_damage_to_a_file_is_more_than_a_damaged_image(tmp_path, monkeypatch, kind):
+    import io
+    import random
+
+    from otdml.data.images import unreadable
+
+    Image.init()
+    if f".{kind}" not in Image.EXTENSION or Image.EXTENSION[f".{kind}"] not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    whole, draw = io.BytesIO(), random.Random(kind)
+    Image.effect_noise((24, 16), 50).convert("RGB").save(whole, Image.EXTENSION[f".{kind}"])
+    paths = []
+    for i in range(300):
+        content = bytearray(whole.getvalue())
+        # Files are read by their heads.
+        for place in draw.choices(range(min(len(content), 400)), k=draw.randint(1, 6)):
+            content[place] = draw.randrange(256)
+        paths.append(tmp_path / f"{i}.{kind}")
+        paths[-1].write_bytes(content[: draw.randint(1, len(content))] if i % 3 == 0 else content)
+    # Pixels that a damaged head promises are not allocated.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    found = unreadable(paths, 1)
+    assert found.keys() <= {str(path) for path in paths}
+    assert len(found) > 20
+    assert all(found.values())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no item"), TypeError("no offset"), KeyError(3), ZeroDivisionError()])
+def test_whatever_a_decoder_raises_is_a_damaged_image(folder, monkeypatch, error):
+    def load(image):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(ValueError, match=r"cannot be read as an image"):
+        ImageFolder(folder)[0]
+
+
 def test_queries_are_left_out_with_their_images(folder):
     damaged = folder / "cat" / "a.jpg"
     damaged.write_bytes(b"no image")
