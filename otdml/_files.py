@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,18 +26,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
     earlier attempt is removed. Where ``path`` is a link, the file it leads to is replaced, and the link stays.
 
     Raises:
-        OSError: The file could not be written; the message names it, and says that nothing was lost.
+        OSError: The file could not be written; the message names it, and says that nothing was lost. Errors of
+            other files pass through.
     """
     path = writable_file(path)
-    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.part")
     _remove_abandoned(path)
     try:
         yield part
         with part.open("rb") as written:
             # Without fsync a crash of the machine may leave an empty file under the new name.
             os.fsync(written.fileno())
+        with suppress(FileNotFoundError):
+            # What is for its owner alone stays so.
+            part.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(part, path)
     except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) not in (str(part), str(path)):
+            # Of a file that is read meanwhile.
+            raise
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(f"cannot write {path}: {reason}. What was there before is unchanged.") from error
     finally:
@@ -66,7 +74,7 @@ def _remove_abandoned(path: Path) -> None:
     """Remove what processes of this machine that are no more have left of ``path``."""
     start = f".{path.name}.{socket.gethostname()}-"
     for part in path.parent.glob(f"{glob.escape(start)}*.part"):
-        process = part.name.removeprefix(start).removesuffix(".part")
+        process = part.name.removeprefix(start).removesuffix(".part").partition("-")[0]
         if process.isdecimal() and not _is_running(int(process)):
             part.unlink(missing_ok=True)
 

@@ -56,6 +56,32 @@ def test_a_device_that_is_full(tmp_path):
     assert (tmp_path / "file.txt").read_text() == "one"
 
 
+def test_an_error_of_another_file_passes_through(tmp_path):
+    write_text(tmp_path / "file.txt", "one")
+    with pytest.raises(FileNotFoundError) as found, replacing(tmp_path / "file.txt"):
+        (tmp_path / "photo.jpg").read_bytes()
+    assert found.value.filename == str(tmp_path / "photo.jpg")
+    assert "cannot write" not in str(found.value)
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_threads_write_one_file_and_one_of_them_is_last(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    texts = [str(i) * 10_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: [write_text(tmp_path / "file.txt", text) for _ in range(20)], texts))
+    assert (tmp_path / "file.txt").read_text() in texts
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_private_file_stays_private(tmp_path):
+    write_text(tmp_path / "file.txt", "one")
+    (tmp_path / "file.txt").chmod(0o600)
+    write_text(tmp_path / "file.txt", "two")
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match=r"cannot write .*absent/file.txt: No such file"):
         write_text(tmp_path / "absent" / "file.txt", "one")
