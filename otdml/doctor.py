@@ -6,10 +6,14 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+
+from otdml._arguments import check_integer, check_known
 
 __all__ = ["ENGINES", "Engine", "Finding", "examine", "probe"]
 
@@ -20,14 +24,14 @@ class Engine:
 
     Attributes:
         name: As its users write it.
-        packages: Distributions that provide it; one of them is enough.
+        module: What is imported. Distributions that provide it have several names, FAISS six of them.
         purpose: What it is for.
         remedy: How to get it.
         required: Whether the library is broken without it.
     """
 
     name: str
-    packages: tuple[str, ...]
+    module: str
     purpose: str
     remedy: str
     required: bool = False
@@ -47,20 +51,20 @@ class Finding:
 _HOME = str(Path(__file__).resolve().parents[1])
 CORE, TRAIN, VISION = "pip install otdml", "pip install 'otdml[train]'", "pip install 'otdml[vision]'"
 ENGINES = {
-    "torch": Engine("PyTorch", ("torch",), "everything", CORE, True),
-    "pot": Engine("POT", ("pot",), "exact transport", CORE, True),
-    "geomloss": Engine("GeomLoss", ("geomloss",), "multiscale Sinkhorn in d <= 3", CORE, True),
-    "keops": Engine("KeOps", ("pykeops",), "symbolic kernels; needs a C++ compiler", CORE),
-    "triton": Engine("Triton", ("triton",), "fused kernels on a GPU", "pip install 'otdml[triton]'"),
-    "faiss": Engine("FAISS", ("faiss-cpu", "faiss-gpu"), "nearest neighbours, k-means", "pip install 'otdml[cpu]'"),
-    "zuko": Engine("zuko", ("zuko",), "flows of the NIR head", TRAIN),
-    "lightning": Engine("Lightning", ("lightning",), "training", TRAIN),
-    "sklearn": Engine("scikit-learn", ("scikit-learn",), "digits, NMI, t-SNE", TRAIN),
-    "matplotlib": Engine("Matplotlib", ("matplotlib",), "plots", TRAIN),
-    "pillow": Engine("Pillow", ("pillow",), "images", TRAIN),
-    "torchvision": Engine("torchvision", ("torchvision",), "backbones torchvision/NAME", VISION),
-    "timm": Engine("timm", ("timm",), "backbones timm/NAME", VISION),
-    "transformers": Engine("transformers", ("transformers",), "backbones hf/NAME", VISION),
+    "torch": Engine("PyTorch", "torch", "everything", CORE, True),
+    "pot": Engine("POT", "ot", "exact transport", CORE, True),
+    "geomloss": Engine("GeomLoss", "geomloss", "multiscale Sinkhorn in d <= 3", CORE, True),
+    "keops": Engine("KeOps", "pykeops", "symbolic kernels; needs a C++ compiler", CORE),
+    "triton": Engine("Triton", "triton", "fused kernels on a GPU", "pip install 'otdml[triton]'"),
+    "faiss": Engine("FAISS", "faiss", "nearest neighbours, k-means", "pip install 'otdml[cpu]'"),
+    "zuko": Engine("zuko", "zuko", "flows of the NIR head", TRAIN),
+    "lightning": Engine("Lightning", "lightning", "training", TRAIN),
+    "sklearn": Engine("scikit-learn", "sklearn", "digits, NMI, t-SNE", TRAIN),
+    "matplotlib": Engine("Matplotlib", "matplotlib", "plots", TRAIN),
+    "pillow": Engine("Pillow", "PIL", "images", TRAIN),
+    "torchvision": Engine("torchvision", "torchvision", "backbones torchvision/NAME", VISION),
+    "timm": Engine("timm", "timm", "backbones timm/NAME", VISION),
+    "transformers": Engine("transformers", "transformers", "backbones hf/NAME", VISION),
 }
 
 
@@ -68,34 +72,49 @@ def examine(names: list[str] | None = None, *, timeout: float = 120.0, jobs: int
     """Try the engines of these names, or all, ``jobs`` at a time; the findings come as they are made.
 
     Each is tried in a process of its own: an engine that crashes or hangs takes nothing with it.
+
+    Raises:
+        ValueError: There is no engine of that name.
     """
-    with ThreadPoolExecutor(jobs) as pool:
+    for name in names or ():
+        check_known("engine", name, ENGINES)
+    with ThreadPoolExecutor(check_integer("jobs", jobs)) as pool:
         for future in as_completed([pool.submit(_examined, name, timeout) for name in names or ENGINES]):
             yield future.result()
 
 
 def _examined(name: str, timeout: float) -> Finding:
     engine = ENGINES[name]
-    version = next((found for package in engine.packages if (found := _version(package))), "")
+    version = _version(engine.module)
     if not version:
         return Finding(engine, "", "absent", engine.remedy)
     # With -P, Python does not import from the current folder; the path of this library is passed on.
     program = f"import sys; sys.path.append({_HOME!r}); from otdml.doctor import probe; print(probe({name!r}))"
     call = [sys.executable, "-P", "-W", "ignore", "-c", program]
+    # With this variable, asserts are not carried out.
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONOPTIMIZE"}
     try:
-        result = subprocess.run(call, capture_output=True, text=True, timeout=timeout)
+        result = subprocess.run(call, capture_output=True, text=True, timeout=timeout, env=variables)
     except subprocess.TimeoutExpired:
         return Finding(engine, version, "too slow", f"no answer in {timeout:g} s; try --timeout {4 * timeout:g}")
     lines = (result.stdout if result.returncode == 0 else result.stderr).strip().splitlines()
     detail = lines[-1] if lines else f"ended with code {result.returncode}"
+    if detail == "AssertionError":
+        detail = "it ran, and its result is wrong"
     return Finding(engine, version, "works" if result.returncode == 0 else "broken", detail)
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def _version(module: str) -> str:
+    """The version of what provides a module; empty where nothing does."""
+    if packages := _providers().get(module):
+        return importlib.metadata.version(packages[0])
+    return "unknown" if find_spec(module) else ""
+
+
+@cache
+def _providers() -> Mapping[str, list[str]]:
+    """The installed distributions by the modules that they provide."""
+    return importlib.metadata.packages_distributions()
 
 
 def probe(name: str) -> str:
