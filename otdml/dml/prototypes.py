@@ -128,7 +128,7 @@ class Training:
     """
 
     regulariser: Callable[[Tensor], Tensor] | None = None
-    weight: float = 0.0
+    weight: float = 1.0
     rows: int | None = None
     decay: float = 0.0
     steps: int = 1500

@@ -94,7 +94,9 @@ class TiedLanguageModel(nn.Module):
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean negative log-likelihood of all tokens but the first ones, in nats; shape (n, length)."""
-        return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        logits = self(tokens[:, :-1]).flatten(0, 1)
+        # Half precision has two or three digits of a perplexity.
+        return F.cross_entropy(logits if logits.dtype.itemsize >= 4 else logits.float(), tokens[:, 1:].flatten())
 
     def _checked(self, tokens: Tensor) -> Tensor:
         """A text, if it is one of this vocabulary, and a sequence long."""
@@ -110,8 +112,8 @@ class TiedLanguageModel(nn.Module):
         tokens = self._checked(tokens)
         rows = tokens.unfold(0, self.context + 1, self.context)
         with evaluating(self):
-            losses = torch.stack([self.loss(part) * len(part) for part in rows.split(64)])
-        return float((losses.sum() / len(rows)).exp())
+            total = sum(float(self.loss(part)) * len(part) for part in rows.split(64))
+        return math.exp(total / len(rows))
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Training:
     """
 
     regulariser: Callable[[Tensor], Tensor] | None = None
-    weight: float = 0.0
+    weight: float = 1.0
     rows: int | None = None
     decay: float = 0.0
     steps: int = 2000

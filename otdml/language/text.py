@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,10 @@ def _tests(path: Path) -> bool:
 
 def _docstrings(path: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        # Escapes that Python does not know are warned of; a text does not depend on what becomes of warnings.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError):  # A file of another version of Python, or of another encoding.
         return
     for node in ast.walk(tree):

@@ -77,6 +77,18 @@ def test_seeds_decide_and_a_regulariser_of_no_weight_changes_nothing():
     for again in (trained(how), trained(Training(KoLeo(), 0.0, rows=3, steps=3))):
         assert all(torch.equal(first[name], value) for name, value in again.state_dict().items())
     assert not torch.equal(first["table"], trained(how, seed=1).state_dict()["table"])
+    assert not torch.equal(first["table"], trained(Training(KoLeo(), steps=3)).state_dict()["table"])
+
+
+def test_perplexity_of_half_precision_is_that_of_its_logits():
+    tokens = torch.randint(50, (2000,), generator=torch.Generator().manual_seed(0))
+    model = TiedLanguageModel(50, 8, seed=0, width=16, layers=1, context=16).eval()
+    half = model.to(torch.bfloat16)
+    rows = tokens.unfold(0, 17, 16)
+    with torch.no_grad():
+        logits = half(rows[:, :-1]).double()
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).exp()
+    assert half.perplexity(tokens) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_sequences_are_of_the_vocabulary_and_no_longer_than_the_context():

@@ -24,6 +24,14 @@ def test_docstrings_are_read_without_running_the_files(tmp_path, monkeypatch):
         docstrings("not_installed_here")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_text_does_not_depend_on_what_becomes_of_warnings(tmp_path, monkeypatch):
+    (tmp_path / "escaping").mkdir()
+    (tmp_path / "escaping" / "__init__.py").write_text('"""One."""\nx = "\\d"\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert docstrings("escaping") == ["One."]
+
+
 def test_the_manual_is_english():
     assert "statement" in " ".join(manual())
 
