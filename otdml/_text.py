@@ -5,7 +5,7 @@ from unicodedata import category
 __all__ = ["visible"]
 
 # Marks that change the direction of text, by which one name can be made to look like another.
-_DIRECTIONS = frozenset(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+_DIRECTIONS = frozenset(map(chr, [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 
 
 def visible(text: str) -> str:

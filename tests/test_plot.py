@@ -42,7 +42,7 @@ def test_plans_that_no_plan_can_be_are_refused(ax):
     ]:
         with pytest.raises(ValueError, match=f"`plan` must .*{match}"):
             transport_plan(x, x, plan, ax=ax)
-    with pytest.raises(TypeError, match="`plan` must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"`plan` must be a torch\.Tensor"):
         transport_plan(x, x, np.ones((2, 2)), ax=ax)
     with pytest.raises(ValueError, match="`y` must be finite"):
         transport_plan(x, nan, torch.ones(2, 2), ax=ax)
