@@ -56,7 +56,8 @@ def transport_plan(x: Tensor, y: Tensor, plan: Tensor, *, share: float = 0.1, ax
     for name, points in (("x", x), ("y", y)):
         if check_matrix(name, points).shape[1] != 2:
             raise argument_error(name, "have shape (n, 2)", tuple(points.shape), "Project the points to a plane first.")
-    check_tensor("plan", plan), check_signs(plan=plan)
+    check_tensor("plan", plan)
+    check_signs(plan=plan)
     if plan.shape != (len(x), len(y)):
         raise argument_error("plan", f"have shape {(len(x), len(y))}", tuple(plan.shape))
     if not plan.any():

@@ -411,7 +411,7 @@ def test_doctor_reports_what_works(otdml_):
 def test_doctor_fails_when_a_necessary_engine_is_absent(otdml_, monkeypatch):
     from otdml.doctor import ENGINES, Engine
 
-    monkeypatch.setitem(ENGINES, "pot", Engine("POT", ("a-distribution-that-is-not",), "x", "pip install it", True))
+    monkeypatch.setitem(ENGINES, "pot", Engine("POT", "a_module_that_is_not", "x", "pip install it", True))
     result = otdml_("doctor", "pot")
     assert result.exit_code == 1
     assert "absent" in result.output

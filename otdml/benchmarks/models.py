@@ -20,7 +20,7 @@ from otdml.dml.approximate import check_factory
 from otdml.dml.checkpoint import checkpoint
 from otdml.dml.evaluation import embed, embeddings, metrics_of
 from otdml.dml.export import export_onnx, export_safetensors
-from otdml.dml.index import EmbeddingIndex
+from otdml.dml.index import GIVEN, EmbeddingIndex
 from otdml.dml.trust import check_names
 
 if TYPE_CHECKING:
@@ -249,13 +249,13 @@ def embedded(
     files = image_files(paths, image_transform(checkpoint, model, size), on_corrupt)
     if factory is not None:
         check_factory(factory, model.head.linear.out_features, len(files))
-    absolute = [os.path.realpath(path) for path in files.paths]
+    absolute, given = ([find(path) for path in files.paths] for find in (os.path.realpath, os.path.abspath))
     about = {
         "checkpoint": str(checkpoint_file(checkpoint).resolve()),
         "size": size,
         "network": network_key(model, files.transform),
         "key": embedding_key(model, files),
-    }
+    } | ({} if given == absolute else {GIVEN: given})
     index = _earlier(out, about, absolute)
     if index is None:
         index = EmbeddingIndex.write(out, embeddings(model, files), absolute, about)

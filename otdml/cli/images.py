@@ -22,6 +22,9 @@ Trust = Annotated[
         help="The checkpoint may name a network that loads files or runs code of others, as those of a hub can.",
     ),
 ]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Look at all images, and leave the file of an approximate search alone.")
+]
 Size = Annotated[
     int | None, typer.Option(help="Pixels per side. Default: those of the run.", callback=between(4, 4096))
 ]
@@ -175,9 +178,7 @@ def search(
     k: Annotated[int, typer.Option("--count", "-k", help="How many to show.", callback=between(1))] = 10,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page that shows the images.")] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Look at all images, and leave the file of an approximate search alone.")
-    ] = False,
+    exact: Exact = False,
     trust: Trust = False,
 ) -> None:
     """The images of an index that are most similar to an image, with their cosine similarities."""

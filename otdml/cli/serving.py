@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from otdml.cli.application import command, console, errors, plain
-from otdml.cli.images import Trust
+from otdml.cli.images import Exact, Trust
 from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def serve(
     ] = 24,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one that made the index.")] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, and open no browser.")] = False,
+    exact: Exact = False,
     trust: Trust = False,
 ) -> None:
     """Look around in an index, and search it by images of your own, on a page in your browser.
@@ -54,7 +55,7 @@ def serve(
     from otdml.server.site import Site
 
     with listening(port) as listener:
-        site = Site(index, checkpoint, trust=trust, count=k)
+        site = Site(index, checkpoint, trust=trust, count=k, exact=exact)
         _tell(site)
         key = new_key()
         shown = address(listener, key)

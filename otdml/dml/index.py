@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,11 @@ from otdml.dml.approximate import ApproximateSearch
 from otdml.neighbors import Gallery
 from otdml.sphere import unit
 
-__all__ = ["EmbeddingIndex", "Match"]
+__all__ = ["GIVEN", "EmbeddingIndex", "Match"]
 
 VECTORS, ITEMS, APPROXIMATE = "index.faiss", "items.json", "approximate.faiss"
+# Among what is known of an index: the paths by which its images were given, where links among them lead elsewhere.
+GIVEN = "given"
 
 
 class Match(NamedTuple):
@@ -254,12 +256,26 @@ def _items(path: Path) -> dict[str, Any]:
         sign, about, paths = items["embeddings"], items["about"], items["paths"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path / ITEMS} is damaged ({error!r}). Make the index again.") from error
-    sound = isinstance(paths, list) and all(isinstance(name, str) for name in paths)
+    sound = isinstance(paths, list) and _are_texts(paths)
     if not (sound and isinstance(about, dict) and isinstance(sign, int)):
         raise ValueError(f"{path / ITEMS} is damaged: it holds no paths. Make the index again.")
+    if wrong := [name for name, right in _KNOWN.items() if not right(about.get(name), len(paths))]:
+        raise ValueError(f"{path / ITEMS} is damaged: its {wrong[0]} is none. Make the index again.")
     if "approximate" in items and not ApproximateSearch.is_said(items["approximate"]):
         raise ValueError(f"{path / ITEMS} is damaged: its approximate search is none. Make the index again.")
     return items
+
+
+# What this library writes of an index, beside which users may have more of their own.
+_KNOWN: dict[str, Callable[[Any, int], bool]] = {
+    "checkpoint": lambda value, n: isinstance(value, str | None),
+    "size": lambda value, n: value is None or (isinstance(value, int) and value > 0),
+    GIVEN: lambda value, n: value is None or (isinstance(value, list) and len(value) == n and _are_texts(value)),
+}
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _vectors(path: Path, sign: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from otdml._text import visible
-from otdml.dml.index import EmbeddingIndex
+from otdml.dml.index import GIVEN, EmbeddingIndex
 from otdml.server.pictures import Picture, picture_of, state_of
 
 __all__ = ["Collection", "Neighbor", "classes_of"]
@@ -39,6 +40,20 @@ def classes_of(paths: Sequence[str]) -> list[str] | None:
     return names if len(set(names)) > 1 else None
 
 
+def _resolved(paths: Sequence[str]) -> list[str]:
+    """The paths, where folders among them that are links are what these lead to now.
+
+    So a link that takes the place of a folder, or of an image, later is noticed and not followed.
+    """
+    real = cache(os.path.realpath)
+
+    def one(path: str) -> str:
+        folder, name = os.path.split(os.path.abspath(path))
+        return os.path.join(real(folder), name)
+
+    return list(map(one, paths))
+
+
 class Collection:
     """The images of an index.
 
@@ -50,7 +65,10 @@ class Collection:
 
     def __init__(self, index: EmbeddingIndex, made: float) -> None:
         self.index, self.made = index, made
-        self.classes = classes_of(index.paths)
+        # The names that the images were given by; the index has the files that links among them led to.
+        self._given = index.about.get(GIVEN) or index.paths
+        self._files = _resolved(index.paths)
+        self.classes = classes_of(self._given)
         self._numbers = {path: number for number, path in reversed(list(enumerate(index.paths)))}
 
     def __len__(self) -> int:
@@ -58,11 +76,11 @@ class Collection:
 
     def name(self, number: int) -> str:
         """The name of an image's file."""
-        return visible(Path(self.index.paths[number]).name)
+        return visible(Path(self._given[number]).name)
 
     def path(self, number: int) -> str:
         """The path of an image, to be shown."""
-        return visible(self.index.paths[number])
+        return visible(self._given[number])
 
     def label(self, number: int) -> str | None:
         """The class of an image, where there are several."""
@@ -70,7 +88,7 @@ class Collection:
 
     def state(self, number: int) -> tuple[str, bool]:
         """Why an image cannot be shown, or nothing, and whether it was changed since it was embedded."""
-        reason, changed = state_of(self.index.paths[number])
+        reason, changed = state_of(self._files[number])
         return reason, changed > self.made
 
     def picture(self, number: int) -> Picture:
@@ -79,11 +97,13 @@ class Collection:
         Raises:
             ValueError: It has moved, or cannot be read.
         """
-        return picture_of(self.index.paths[number])
+        return picture_of(self._files[number])
 
     def nearest(self, z: Tensor, k: int) -> list[Neighbor]:
         """The ``k`` images most similar to an embedding, shape (1, d); best first."""
-        return [Neighbor(self._numbers[path], value) for path, value in self.index.search(z, k)[0]]
+        found = [(self._numbers[path], value) for path, value in self.index.search(z, k)[0]]
+        # A path that the index has twice is one image.
+        return [Neighbor(number, value) for number, value in dict(reversed(found)).items()][::-1]
 
     def neighbors(self, number: int, k: int) -> list[Neighbor]:
         """The ``k`` images most similar to one of the collection, without itself; best first."""

@@ -3,6 +3,7 @@ r"""Access control: requests of a browser on this machine, from this page, with 
 A server on the loopback address is within reach of every page that is open in a browser, and of every other user of the
 machine. So requests are refused
 
+* of a process of another user, where the system tells whose a connection is: Linux does;
 * whose ``Host`` is no name of the loopback address: another site's name may be made to lead here (DNS rebinding);
 * that another site makes, by ``Origin`` and ``Sec-Fetch-Site``, other than by a link that is followed;
 * without the key, which is in the address that the terminal shows, and in a cookie from then on.
@@ -10,8 +11,12 @@ machine. So requests are refused
 Every answer says that nothing is loaded from elsewhere, framed, kept, or told where one came from.
 """
 
+import os
 import secrets
+import socket
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +25,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "owner"]
 
 HOSTS = ("127.0.0.1", "localhost")
 POLICY = "; ".join(
@@ -72,6 +77,10 @@ class Guard:
     def _answer(self, scope: Scope) -> Response | None:
         """A refusal, or the way in; None where the application answers."""
         headers, path = Headers(scope=scope), scope["path"]
+        # A key can be read by others: in the arguments of a browser, or by a server at another port of this host, to
+        # which cookies are sent as well.
+        if _is_other_user(scope):
+            return PlainTextResponse("Refused: another user of this machine asked.\n", status_code=403)
         if reason := _foreign(scope["method"], path, headers):
             return PlainTextResponse(f"Refused: {reason}.\n", status_code=403)
         given, name = QueryParams(scope["query_string"]).get("key"), f"otdml-{_port(scope)}"
@@ -87,6 +96,24 @@ class Guard:
 
     def _is_key(self, given: str) -> bool:
         return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), self.key.encode())
+
+
+def owner(client: tuple[str, int], server: tuple[str, int]) -> int | None:
+    """The user whose process is the client of a connection within this machine; None where that is not known."""
+    try:
+        ends = [
+            f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}" for host, port in (client, server)
+        ]
+        connections = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    except OSError:
+        return None
+    return next((int(fields[7]) for line in connections if (fields := line.split())[1:3] == ends), None)
+
+
+def _is_other_user(scope: Mapping[str, Any]) -> bool:
+    client, server = scope.get("client"), scope.get("server")
+    found = owner(client, server) if client and server else None
+    return found is not None and found not in (os.getuid(), 0)
 
 
 def _port(scope: Mapping[str, Any]) -> int:

@@ -22,7 +22,8 @@ Picture = tuple[bytes, str]
 
 # Twice the side of a card, for screens of twice the density.
 SIDE = 320
-# Limits of an upload, which is in memory compressed and decoded: 32 MiB, and 64 million pixels of four bytes.
+# Limits of an upload, which is in memory compressed and decoded: 32 MiB, and 64 million pixels, for which a decoder
+# takes some 700 MiB at most.
 MOST_BYTES, MOST_PIXELS = 32 * 2**20, 64_000_000
 # Formats of uploads: those that cameras, browsers and scanners make. Each further decoder is one more to be attacked.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

@@ -36,6 +36,7 @@ class Site:
         checkpoint: What made the index; None for the one that it names.
         trust: Whether the checkpoint may name networks that load files or run code of others.
         count: How many neighbours a page shows.
+        exact: Whether the file of an approximate search is left alone, see :meth:`EmbeddingIndex.load`.
 
     Attributes:
         closed: Why no image can be uploaded, or nothing.
@@ -45,10 +46,18 @@ class Site:
         ValueError: The index is damaged, or other weights made it.
     """
 
-    def __init__(self, folder: Path, checkpoint: Path | None = None, *, trust: bool = False, count: int = 24) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Path | None = None,
+        *,
+        trust: bool = False,
+        count: int = 24,
+        exact: bool = False,
+    ) -> None:
         self.folder, self.count, self.closed = folder, count, ""
         self._written = _written(folder)
-        index = EmbeddingIndex.load(folder)
+        index = EmbeddingIndex.load(folder, exact=exact)
         self.collection = Collection(index, self._written)
         self._search = self._searched(index, checkpoint, trust)
         self._queries: OrderedDict[str, Query] = OrderedDict()
@@ -65,7 +74,7 @@ class Site:
         except FileNotFoundError as error:
             if checkpoint is not None:
                 raise
-            self.closed = f"The network that made the index is gone: {error}"
+            self.closed = visible(f"The network that made the index is gone: {error}")
             return None
 
     @property

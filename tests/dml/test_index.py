@@ -146,6 +146,17 @@ def test_items_that_are_none_are_named(text, index, tmp_path):
         EmbeddingIndex.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"checkpoint": 5}, {"size": "big"}, {"size": 0}, {"given": ["one"]}, {"given": 3}, {"given": [1] * 50}]
+)
+def test_what_is_known_of_an_index_is_of_its_kind(wrong, index, tmp_path):
+    EmbeddingIndex(index.z, index.paths, wrong).save(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"items\.json is damaged: its {next(iter(wrong))} is none\. Make the index again"
+    ):
+        EmbeddingIndex.load(tmp_path)
+
+
 def test_a_header_that_asks_for_more_than_the_file_has_is_refused(index, tmp_path):
     index.save(tmp_path)
     content = bytearray((tmp_path / "index.faiss").read_bytes())

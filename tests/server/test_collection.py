@@ -51,6 +51,39 @@ def test_all_are_found_where_more_are_asked_for():
 def test_a_path_that_the_index_has_twice_is_one_image():
     found = collection(["/p/1", "/p/2", "/p/1"], [0.0, 0.5, 0.0])
     assert [neighbor.number for neighbor in found.neighbors(2, 5)] == [1]
+    assert [neighbor.number for neighbor in found.neighbors(1, 5)] == [0]
+
+
+def test_folders_that_are_links_are_where_they_lead_now(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    (tmp_path / "disk").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "disk" / "1.png")
+    (tmp_path / "photos").symlink_to(tmp_path / "disk")
+    shown = collection([tmp_path / "photos" / "1.png"])
+    assert shown.state(0)[0] == ""
+    assert shown.path(0) == str(tmp_path / "photos" / "1.png")
+    assert shown.picture(0)[0]
+    # Whatever becomes a link later leads nowhere.
+    (tmp_path / "disk").rename(tmp_path / "kept")
+    (tmp_path / "disk").symlink_to(tmp_path / "kept")
+    assert shown.state(0)[0] == "a link has taken its place"
+
+
+def test_images_have_the_names_and_classes_by_which_they_were_given(network, tmp_path):
+    from otdml.benchmarks.models import embedded
+
+    Image = pytest.importorskip("PIL.Image")
+    (tmp_path / "flat").mkdir()
+    for i, name in enumerate(("cat", "dog", "cat", "bird")):
+        (tmp_path / "classes" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / "flat" / f"{i}.png")
+        (tmp_path / "classes" / name / f"{name}-{i}.png").symlink_to(tmp_path / "flat" / f"{i}.png")
+    embedded(network, [tmp_path / "classes"], tmp_path / "index", size=16)
+    shown = Collection(EmbeddingIndex.load(tmp_path / "index"), 0.0)
+    assert [shown.label(number) for number in range(4)] == ["bird", "cat", "cat", "dog"]
+    assert [shown.name(number) for number in range(4)] == ["bird-3.png", "cat-0.png", "cat-2.png", "dog-1.png"]
+    assert [shown.state(number)[0] for number in range(4)] == [""] * 4
+    assert sorted(os.path.basename(path) for path in shown.index.paths) == ["0.png", "1.png", "2.png", "3.png"]
 
 
 def test_the_first_images_are_of_different_classes():

@@ -1,9 +1,15 @@
 """Who is let in: every kind of request that is none of the page's is refused, and says nothing of the index."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from otdml.server import guard
 from otdml.server.guard import Guard
 
 PAGES = ("/", "/?like=0", "/picture/0", "/page.css", "/page.js")
@@ -38,6 +44,47 @@ def test_the_key_becomes_a_cookie_that_scripts_and_other_sites_do_not_get(strang
 def test_the_key_of_a_server_on_another_port_is_another(visitor):
     visitor.base_url = "http://127.0.0.1:9000"
     assert visitor.get("/").status_code == 403
+
+
+def test_the_owner_of_a_connection_is_the_user_of_its_process():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        accepted, address = listener.accept()
+        with accepted:
+            assert guard.owner(address, listener.getsockname()) in (os.getuid(), None)
+            if os.path.exists("/proc/net/tcp"):
+                assert guard.owner(address, listener.getsockname()) == os.getuid()
+            assert guard.owner((address[0], 0), listener.getsockname()) is None
+        assert client
+    assert guard.owner(("testclient", 1), ("127.0.0.1", 2)) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be another user")
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="the system does not tell whose a connection is")
+def test_the_owner_of_a_connection_may_be_another_user():
+    # What an address needs is imported before files of the first user are out of reach.
+    script = (
+        "import encodings.idna, os, socket, sys; os.setuid(12345); s = socket.socket(); "
+        "s.connect(('127.0.0.1', int(sys.argv[1])))"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        words = [sys.executable, "-c", f"{script}; sys.stdin.read()", str(listener.getsockname()[1])]
+        with subprocess.Popen(words, stdin=subprocess.PIPE) as other:
+            accepted, address = listener.accept()
+            with accepted:
+                assert guard.owner(address, listener.getsockname()) == 12345
+            other.stdin.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/?key=the-key", "/picture/0"])
+def test_other_users_of_the_machine_are_refused_whatever_they_know(visitor, monkeypatch, path):
+    monkeypatch.setattr(guard, "owner", lambda client, server: os.getuid() + 1)
+    answer = visitor.get(path)
+    assert (answer.status_code, answer.text) == (403, "Refused: another user of this machine asked.\n")
+    assert not answer.cookies
+    for user in (os.getuid(), 0, None):
+        monkeypatch.setattr(guard, "owner", lambda client, server, user=user: user)
+        assert visitor.get(path).status_code in (200, 303)
 
 
 @pytest.mark.parametrize(

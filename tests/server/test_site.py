@@ -1,5 +1,6 @@
 """An index and its network: what can be searched, what is kept, and what is said where something is gone."""
 
+import json
 import os
 import shutil
 import threading
@@ -58,6 +59,22 @@ def test_an_index_whose_checkpoint_is_gone_can_be_looked_at(index, network, tmp_
     assert not Site(index, moved).closed
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         Site(index, tmp_path / "gone.ckpt")
+
+
+def test_a_name_that_is_no_utf8_is_shown(index):
+    items = json.loads((index / "items.json").read_text())
+    items["about"]["checkpoint"] = "/gone/\udcff.ckpt"
+    (index / "items.json").write_text(json.dumps(items))
+    assert r"/gone/\udcff.ckpt" in Site(index).closed
+
+
+def test_the_file_of_an_approximate_search_is_left_alone_where_that_is_asked(index):
+    EmbeddingIndex.load(index).approximated("HNSW4").save(index)
+    assert Site(index).collection.index.approximate is not None
+    (index / "approximate.faiss").write_bytes(b"damaged")
+    assert Site(index, exact=True).collection.index.approximate is None
+    with pytest.raises(ValueError, match="approximate"):
+        Site(index)
 
 
 def test_an_index_of_other_weights_is_refused(index, network, tmp_path):
