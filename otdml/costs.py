@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_points, has_values
-from otdml._cost_forms import Bilinear, Ground, Matrix, Pointwise
+from otdml._cost_forms import Bilinear, GivenCost, Ground, Matrix, Pointwise
 from otdml._cost_forms.temperature import default_temperature, temperature_of_spread
 from otdml._distances import angle, centres, distance, excess_distance, squared_distance
 from otdml._precision import full_precision
@@ -60,7 +60,8 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     Args:
         x: Points, shape (..., n, d).
         y: Points, shape (..., m, d).
-        cost: Name, or function of two blocks of points.
+        cost: Name, or function of two blocks of points. It is called with points of the dtype of ``x``, also where a
+            solver computes in double precision, and may hold parameters of that dtype.
 
     Returns:
         A :class:`Bilinear` or a :class:`Pointwise` cost, differentiable in the points.
@@ -76,7 +77,7 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
                 [1.]])
     """
     if callable(cost):
-        return Pointwise(cost, x, y)
+        return Pointwise(GivenCost(cost, x.dtype), x, y)
     named = COSTS[check_choice("cost", cost, COSTS)]
     return named.between(x, y, None if x.dtype == torch.float64 else _Source(x, y, cost))
 

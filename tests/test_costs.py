@@ -1,6 +1,8 @@
 """Ground costs: their values, their reduced form, and their gradients."""
 
+import copy
 import math
+import pickle
 import re
 
 import pytest
@@ -154,6 +156,101 @@ def test_errors_name_the_argument():
         ground(x, y, "squared")
     with pytest.raises(ValueError, match=r"`cost` must return a matrix of shape \(5, 4\), got \(5,\)"):
         cost_matrix(x, y, lambda x, y: x.sum(-1))
+    with pytest.raises(TypeError, match="`cost` must return a tensor, got ndarray"):
+        cost_matrix(x, y, lambda x, y: torch.cdist(x, y).numpy())
+
+
+def test_a_function_broadcasts_batches_as_a_named_cost_does():
+    x, y = points()
+    for one, other in ((x, y.expand(2, -1, -1)), (x.expand(2, -1, -1), y)):
+        for cost in ("euclidean", torch.cdist):
+            torch.testing.assert_close(cost_matrix(one, other, cost), torch.cdist(x, y).expand(2, -1, -1))
+
+
+def distances(x, y):
+    return (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1).sqrt()
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)], ids=str
+)
+def test_costs_of_another_dtype_are_read_in_that_of_the_points(dtype, error, backend, generator):
+    x, y = torch.randn(2, 12, 3, generator=generator)
+    x.requires_grad_()
+    found = sinkhorn(x, y, cost=lambda x, y: distances(x, y).to(dtype), eps=0.5, tol=1e-6, backend=backend).value
+    expected = sinkhorn(x.double(), y.double(), cost="euclidean", eps=0.5, tol=1e-9).value
+    assert found.dtype == x.dtype
+    torch.testing.assert_close(found, expected.float(), rtol=error, atol=0)
+    slopes = [torch.autograd.grad(value, x)[0] for value in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=10 * error, atol=10 * error)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("dtype", [torch.long, torch.bool], ids=str)
+def test_costs_that_count_are_numbers(dtype, backend):
+    # One half of each cloud on either side: nothing has to cross.
+    x, y = torch.linspace(-1, 1, 6)[:, None], torch.linspace(-2, 2, 4)[:, None]
+    cost = lambda x, y: ((x > 0) != (y > 0).mT).to(dtype)  # noqa: E731 -- the dtype is that of the test.
+    result = sinkhorn(x, y, cost=cost, eps=0.02, backend=backend)
+    torch.testing.assert_close(result.value, torch.tensor(0.02 * math.log(2)))
+
+
+UNLINKED = {
+    "constant": lambda x, y: torch.ones(x.shape[-2], y.shape[-2]),
+    "of signs": lambda x, y: (x[..., :1] > y[..., :1].mT).float(),
+    "of detached points": lambda x, y: torch.cdist(x.detach(), y.detach()),
+}
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize("cost", UNLINKED)
+def test_costs_that_do_not_depend_on_the_points_have_the_gradient_zero(cost, backend, generator):
+    x, y = torch.randn(2, 12, 3, generator=generator)
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(sinkhorn(x, y, cost=UNLINKED[cost], eps=0.5, backend=backend).value, x)
+    assert torch.equal(found, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_costs_that_depend_on_one_cloud_have_its_gradient(backend, generator):
+    x, y = torch.randn(2, 12, 3, generator=generator, dtype=torch.float64)
+    x.requires_grad_(), y.requires_grad_()
+    options = {"eps": 0.5, "tol": 1e-9, "backend": backend}
+    value = sinkhorn(x, y, cost=lambda x, y: distances(x, y.detach()), **options).value
+    expected = torch.autograd.grad(sinkhorn(x, y.detach(), cost="euclidean", **options).value, x)
+    torch.testing.assert_close(torch.autograd.grad(value, x), expected)
+
+
+WEIGHTS = torch.tensor([[0.5, -1.0], [2.0, 0.3], [-0.7, 1.1]])
+
+
+def learned(x, y):
+    """A cost with parameters in single precision."""
+    return distances(x @ WEIGHTS, y @ WEIGHTS)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize(
+    "options", [{"tol": 1e-7}, {"eps": 2e-4}, {"rho": 1.0, "tol": 1e-7}, {"mass": 0.5, "tol": 1e-7}]
+)
+def test_learned_costs_are_solved_in_double_precision_where_single_does_not_do(options, backend, generator):
+    x, y = torch.randn(2, 20, 3, generator=generator)
+    x.requires_grad_()
+    result = sinkhorn(x, y, cost=learned, backend=backend, **options)
+    exact = x.detach().double().requires_grad_()
+    precise = sinkhorn(exact @ WEIGHTS.double(), y.double() @ WEIGHTS.double(), cost="euclidean", **options)
+    assert result.converged
+    torch.testing.assert_close(result.value, precise.value.float(), rtol=2e-4, atol=0)
+    slopes = [torch.autograd.grad(r.value, z)[0].double() for r, z in ((result, x), (precise, exact))]
+    torch.testing.assert_close(*slopes, rtol=1e-2, atol=1e-3)
+
+
+def test_results_of_learned_costs_in_double_precision_are_copied(generator):
+    x, y = torch.randn(2, 20, 3, generator=generator)
+    result = sinkhorn(x, y, cost=learned, tol=1e-7)
+    for copied in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        torch.testing.assert_close(copied.plan, result.plan)
 
 
 @pytest.mark.parametrize("cost", ["cosine", "geodesic"])

@@ -12,7 +12,38 @@ from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, S
 from otdml._cost_forms.matrix import Matrix
 from otdml.sphere import length
 
-__all__ = ["Pointwise"]
+__all__ = ["GivenCost", "Pointwise"]
+
+
+@dataclass(frozen=True)
+class GivenCost:
+    """A caller's function of two blocks of points, as solvers call it: costs in the dtype of the points.
+
+    Where solvers need double precision, the function is still called with points of the dtype in which the caller has
+    them: it may hold parameters, which are of that dtype.
+
+    Attributes:
+        function: Blocks of points, shapes (..., n, d) and (..., m, d), to a matrix.
+        dtype: The dtype of the caller's points.
+        name: The argument that the function is.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    dtype: torch.dtype
+    name: str = "cost"
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        values = self.function(x.to(self.dtype), y.to(self.dtype))
+        if not isinstance(values, Tensor):
+            remedy = "Compute it by operations of torch."
+            raise argument_error(self.name, "return a tensor", type(values).__name__, remedy, TypeError)
+        expected = (*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-2])
+        if values.shape != expected:
+            raise argument_error(self.name, f"return a matrix of shape {expected}", tuple(values.shape))
+        if torch.is_grad_enabled() and not values.requires_grad and (x.requires_grad or y.requires_grad):
+            # A cost that does not depend on the points has the gradient zero: that of a sum of none of them.
+            values = values + (x[..., :0, :].sum() + y[..., :0, :].sum())
+        return values.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -68,11 +99,7 @@ class Pointwise(Ground):
         )
 
     def block(self, rows: slice) -> Tensor:
-        values = self.function(self.x[..., rows, :], self.y)
-        expected = (*self.x[..., rows, :].shape[:-1], self.y.shape[-2])
-        if values.shape != expected:
-            raise argument_error("cost", f"return a matrix of shape {expected}", tuple(values.shape))
-        return values
+        return self.function(self.x[..., rows, :], self.y)
 
     def rows(self, index: Tensor) -> "Pointwise":
         u = self.u if self.u is None else self.u[index]
@@ -142,7 +169,8 @@ class Pointwise(Ground):
             x = self.x[..., rows, :].detach().requires_grad_()
             with torch.enable_grad():
                 values = self.function(x, y)
-            part, rest = torch.autograd.grad(values, (x, y), block)
+            # A function may not depend on both.
+            part, rest = torch.autograd.grad(values, (x, y), block, materialize_grads=True)
             dx[..., rows, :] = part
             dy += rest
         return dx, dy

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
+from otdml._cost_forms import GivenCost
 from otdml.costs import COSTS, cost_matrix
 from otdml.sphere import length
 
@@ -167,11 +168,7 @@ def cost_block(name: str, rows: Tensor, x: Tensor, cost: WithinCost, dtype: torc
         return cost.scale.to(x.device, dtype) * cost_block(name, rows, x, cost.cost, dtype)
     if isinstance(cost, str):
         return cost_matrix(rows.to(dtype), x.to(dtype), check_choice(name, cost, COSTS))
-    matrix = cost(rows, x)
-    expected = (*rows.shape[:-1], x.shape[-2])
-    if matrix.shape != expected:
-        raise argument_error(name, f"return a matrix of shape {expected}", tuple(matrix.shape))
-    return matrix.to(dtype)
+    return GivenCost(cost, x.dtype, name)(rows, x).to(dtype)
 
 
 def _from_features(x: Tensor, p: Tensor, cost: str, scale: Tensor) -> CentredCost:
