@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._transforms import transforming
+from otdml._transforms import refuse_forward_twice, transforming
 from otdml.sphere import length
 
 __all__ = ["angle", "centres", "distance", "excess_distance", "squared_distance"]
@@ -121,6 +121,7 @@ class _Excess(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dt: Tensor | None) -> Tensor:
+        refuse_forward_twice()
         x, y, t, excess = ctx.saved_tensors
         return _along_directions(x + t, y, excess + t.norm(dim=-1, keepdim=True), dx, dy)
 
@@ -146,6 +147,7 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None) -> Tensor:
+        refuse_forward_twice()
         x, y, distances = ctx.saved_tensors
         return _along_directions(x, y, distances, dx, dy)
 

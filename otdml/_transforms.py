@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Call", "batch_first", "called", "transformable", "transforming"]
+__all__ = ["Call", "batch_first", "called", "refuse_forward_twice", "transformable", "transforming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +39,20 @@ def transforming(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def refuse_forward_twice() -> None:
+    """Raise inside two levels of forward-mode differentiation; first in every ``jvp`` of an ``autograd.Function``.
+
+    PyTorch calls that without forward-mode differentiation, so the outer level would read its result as a constant.
+    """
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
+        raise NotImplementedError(
+            "A function with a formula for its derivative has no forward-mode derivatives of forward-mode derivatives: "
+            "torch would take them to be zero. Take `torch.func.hessian`, which is `jacfwd` of `jacrev`, or `jacrev` "
+            "of `jacfwd`."
+        )
 
 
 def transformable(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -122,6 +136,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
+        refuse_forward_twice()
         _check_scalar(ctx.call)
         tensors = ctx.saved_tensors
         batch = tensors[0].shape[: tensors[0].ndim - EVENT.get(ctx.call.names[0], 2)]
@@ -156,6 +171,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, grad_tangent: Tensor | None, *tangents: Tensor | None) -> Tensors:
+        refuse_forward_twice()
         _check_scalar(ctx.call)
         grad, *tensors = ctx.saved_tensors
         moved = [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, tensors, strict=True)]

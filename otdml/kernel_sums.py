@@ -15,7 +15,7 @@ from otdml._checks import check_choice
 from otdml._derivatives import needs_derivative
 from otdml._fused.sums import check_fusible, fused_sums
 from otdml._precision import full_arithmetic, full_precision
-from otdml._transforms import batch_first
+from otdml._transforms import batch_first, refuse_forward_twice
 from otdml.kernels import Kernel, RadialKernel
 from otdml.measures import expand
 
@@ -224,6 +224,7 @@ class _KernelSum(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        refuse_forward_twice()
         slopes = _Slopes.apply(ctx.form, *ctx.saved_tensors)
         parts = (s * t for s, t in zip(slopes, tangents[3:], strict=True) if t is not None)
         return sum(part.flatten(ctx.saved_tensors[2].ndim - 1).sum(-1) for part in parts), None, None, None, None
@@ -255,6 +256,7 @@ class _Slopes(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, form: None, shift: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        refuse_forward_twice()
         shift, *measures = ctx.saved_tensors
         moving = tuple(torch.zeros_like(m) if t is None else t for m, t in zip(measures, tangents, strict=False))
         with full_arithmetic(measures[0].device.type):

@@ -290,7 +290,11 @@ def test_hessian_is_that_of_reverse_mode(name):
     except (RuntimeError, NotImplementedError) as error:
         assert re.search(REFUSED, str(error)), error  # noqa: PT017 -- then nothing else is to be asked.
         return
-    same(found(lambda: torch.func.hessian(function)(*(t.detach() for t in tensors))), expected)
+    plain = [t.detach() for t in tensors]
+    same(found(lambda: torch.func.hessian(function)(*plain)), expected)
+    same(found(lambda: torch.func.jacrev(torch.func.jacfwd(function))(*plain)), expected)
+    # A formula for the first derivative would be a constant to the outer one, and the Hessian zero.
+    same(found(lambda: torch.func.jacfwd(torch.func.jacfwd(function))(*plain)), expected)
 
 
 def test_gradients_of_gromov_matrix_are_finite_differences():

@@ -15,7 +15,7 @@ from otdml._checks import argument_error, check_equal_mass, has_values
 from otdml._cost_forms.temperature import check_spread
 from otdml._derivatives import fixed
 from otdml._precision import full_arithmetic, full_precision
-from otdml._transforms import batch_first
+from otdml._transforms import batch_first, refuse_forward_twice
 from otdml.costs import Cost, cost_matrix, ground
 from otdml.measures import broadcast_matrix, broadcast_measures, weights
 from otdml.ot._partial import Mass, check_mass
@@ -253,6 +253,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        refuse_forward_twice()
         slopes = _slopes(ctx.saved_tensors, [t is not None for t in tangents[:3]])
         parts = [s * t for s, t in zip(slopes, tangents, strict=False) if s is not None and t is not None]
         return torch.stack([part.flatten(ctx.saved_tensors[1].ndim - 1).sum(-1) for part in parts]).sum(0)

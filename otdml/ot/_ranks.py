@@ -14,7 +14,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_boolean, check_in_range, check_integer, check_points, check_positive
 from otdml._precision import full_precision
-from otdml._transforms import called, transforming
+from otdml._transforms import called, refuse_forward_twice, transforming
 from otdml.ot._problem import Problem, SolverOptions
 from otdml.ot._sinkhorn import entropic
 
@@ -173,6 +173,7 @@ class _Threshold(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        refuse_forward_twice()
         x, t = ctx.saved_tensors
         return (_shares(x, t, ctx.eps) * tangent).sum(-1)
 

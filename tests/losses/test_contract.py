@@ -13,6 +13,7 @@ views     ``(z1, z2)``           two views of the same rows
 """
 
 import copy
+import functools
 import pickle
 import re
 from collections.abc import Callable
@@ -482,8 +483,10 @@ def test_hessian_of_torch_func(loss):
         assert re.search(REFUSED, str(error)), error  # noqa: PT017 -- then nothing else is to be asked.
         return
     rest = [p.detach() for p in points[1:]]
-    gradient = torch.func.jacrev(lambda x: loss(x, *rest))
-    right_or_refused(lambda: torch.func.jacfwd(gradient, randomness="same")(points[0].detach()), expected)
+    for inner in (torch.func.jacrev, functools.partial(torch.func.jacfwd, randomness="same")):
+        gradient = inner(lambda x: loss(x, *rest))
+        hessian = torch.func.jacfwd(gradient, randomness="same")
+        right_or_refused(lambda hessian=hessian: hessian(points[0].detach()), expected)
 
 
 @obeys("dtype")
