@@ -94,13 +94,25 @@ class _Source:
         return ground(self.x.to(dtype), self.y.to(dtype), self.cost)
 
 
-def _sqeuclidean(x: Tensor, y: Tensor, source: Source) -> Bilinear:
-    return Bilinear(*squared_distance(x, y), source)
+def _sqeuclidean(x: Tensor, y: Tensor, source: Source, *, every_mode: bool = False) -> Bilinear:
+    return Bilinear(*squared_distance(x, y, every_mode=every_mode), source)
 
 
-def _cosine(x: Tensor, y: Tensor, source: Source) -> Bilinear:
-    x, y = x / length(x), y / length(y)
-    return Bilinear(x, y, x.new_ones(x.shape[:-1]), None, source)
+# The distance between equal directions, in rounding units, and the root of two.
+_EQUAL, _ROOT = 4, 2**0.5
+
+
+def _cosine(x: Tensor, y: Tensor, source: Source, *, every_mode: bool = False) -> Bilinear:
+    # Half the square of the distance between the directions, as a scalar product near one has no digits of an angle.
+    x, y = x / (_ROOT * length(x)), y / (_ROOT * length(y))
+    q, k, u, v = squared_distance(x, y, every_mode=every_mode)
+    noise = (_EQUAL * torch.finfo(x.dtype).eps) ** 2 / 2
+    return Bilinear(q, k, u + _missing(x), v + _missing(y), source, noise)
+
+
+def _missing(x: Tensor) -> Tensor:
+    """What the square of a length lacks of one half: a row of zeros is at a right angle to all others."""
+    return (torch.linalg.vector_norm(x.detach(), dim=-1) < 0.5).to(x.dtype) / 2
 
 
 def _inner(x: Tensor, y: Tensor, source: Source) -> Bilinear:
@@ -206,7 +218,8 @@ def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:
     check_points("x", x), check_points("y", y)
     if isinstance(cost, str) and x.shape[-1] != y.shape[-1]:
         raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1])
-    c = Bilinear(*squared_distance(x, y, every_mode=True)) if cost == "sqeuclidean" else ground(x, y, cost)
+    squared = {"sqeuclidean": _sqeuclidean, "cosine": _cosine}.get(cost) if isinstance(cost, str) else None
+    c = ground(x, y, cost) if squared is None else squared(x, y, None, every_mode=True)
     values = c.block(slice(None))
     values = values if c.u is None else values + c.u[..., :, None]
     values = values if c.v is None else values + c.v[..., None, :]

@@ -10,7 +10,7 @@ import torch
 from transforms import TRANSFORMS
 
 from otdml.costs import COSTS, Bilinear, Matrix, Pointwise, cost_matrix, default_temperature, ground
-from otdml.losses import mmd
+from otdml.losses import mmd, sinkhorn_divergence
 from otdml.ot import sinkhorn, sinkhorn_matrix
 
 
@@ -323,3 +323,59 @@ def test_nested_tensors_are_refused_in_a_sentence():
 def test_what_is_no_matrix_of_costs_is_refused_in_a_sentence(C):
     with pytest.raises(TypeError, match=r"^`C` must be"):
         sinkhorn_matrix(C)
+
+
+def collapsed(generator, size=1e-3, n=60, d=64):
+    """Two clouds around one point, as embeddings that have collapsed."""
+    return torch.randn(d, generator=generator) + size * torch.randn(2, n, d, generator=generator)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_cosines_of_collapsed_points_keep_their_digits(backend, generator):
+    x, y = collapsed(generator)
+    expected = cost_matrix(x.double(), y.double(), "cosine")
+    torch.testing.assert_close(expected, 1 - torch.cosine_similarity(x.double()[:, None], y.double(), dim=-1))
+    torch.testing.assert_close(cost_matrix(x, y, "cosine").double(), expected, rtol=1e-4, atol=0)
+    result = sinkhorn(x, y, cost="cosine", tol=1e-4, backend=backend)
+    precise = sinkhorn(x.double(), y.double(), cost="cosine", tol=1e-4)
+    assert (result.plan.double() - precise.plan).abs().sum() < 2e-3
+    torch.testing.assert_close(result.value.double(), precise.value, rtol=1e-4, atol=0)
+
+
+def test_divergence_of_collapsed_directions_and_its_gradient(generator):
+    x, y = collapsed(generator)
+    found, expected = [], []
+    for dtype, values in ((torch.float32, found), (torch.float64, expected)):
+        z = x.to(dtype).requires_grad_()
+        values.append(sinkhorn_divergence(z, (y + 3e-4).to(dtype), cost="cosine"))
+        values.append(torch.autograd.grad(values[0], z)[0])
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-3, atol=0)
+    assert (found[1].double() - expected[1]).norm() < 1e-3 * expected[1].norm()
+
+
+def test_a_row_of_zeros_is_at_a_right_angle_to_all_others():
+    x, y = torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+    torch.testing.assert_close(cost_matrix(x, y, "cosine"), torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 2.0]]))
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(cost_matrix(x, y, "cosine").sum(), x)
+    torch.testing.assert_close(slope[0], torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_rounding_leaves_of_equal_costs_is_no_temperature(dtype, turned, generator):
+    directions = torch.randn(20, 5, generator=generator, dtype=dtype)
+    circle = directions / directions.norm(dim=-1, keepdim=True)
+    centre, rays = torch.zeros(1, 5, dtype=dtype), torch.rand(20, 1, generator=generator, dtype=dtype) * directions[0]
+    for x, y, cost in ((3 * circle + 1, centre + 1, "sqeuclidean"), (rays, 2 * rays, "cosine")):
+        c = ground(y, x, cost).mT if turned else ground(x, y, cost)
+        a, b = (torch.full((k,), 1 / k, dtype=dtype) for k in c.shape)
+        assert default_temperature(c, a, b) == 1
+
+
+def test_the_temperature_of_clouds_that_are_far_is_of_their_spread(generator):
+    x, y = torch.randn(2, 20, 3, generator=generator)
+    y = y + 1e5
+    a = torch.full((20,), 1 / 20)
+    expected = default_temperature(ground(x.double(), y.double()), a.double(), a.double())
+    torch.testing.assert_close(default_temperature(ground(x, y), a, a).double(), expected, rtol=1e-2, atol=0)

@@ -65,10 +65,12 @@ class Ground(ABC):
     Attributes:
         u: Row offsets, shape (..., n), or None for zero.
         v: Column offsets, shape (..., m), or None for zero.
+        noise: What equal costs may differ by, beside the rounding of what they are a sum of.
     """
 
     u: Tensor | None
     v: Tensor | None
+    noise: float = 0.0
     # The argument of the caller that holds the costs, or makes them, and what to look for where they are not finite.
     argument: ClassVar[str] = "x"
     look_for: ClassVar[str] = "NaN or infinity in `x`, `y` and weights, or for a point without admissible partner"

@@ -34,6 +34,7 @@ class Bilinear(Ground):
         u: Row offsets, shape (..., n), or None for zero.
         v: Column offsets, shape (..., m), or None for zero.
         source: Makes the cost anew from the points in another dtype, or None where it was made of factors.
+        noise: What equal costs may differ by, beside the rounding of what they are a sum of.
     """
 
     q: Tensor
@@ -41,6 +42,7 @@ class Bilinear(Ground):
     u: Tensor | None = None
     v: Tensor | None = None
     source: Callable[[torch.dtype], "Bilinear"] | None = dataclasses.field(default=None, repr=False)
+    noise: float = 0.0
 
     @property
     def shape(self) -> torch.Size:
@@ -60,7 +62,7 @@ class Bilinear(Ground):
     @property
     def mT(self) -> "Bilinear":
         source = self.source
-        return Bilinear(self.k, self.q, self.v, self.u, source and _Transposed(source))
+        return Bilinear(self.k, self.q, self.v, self.u, source and _Transposed(source), self.noise)
 
     def block(self, rows: slice) -> Tensor:
         return -some_rows(self.q, rows) @ self.k.mT
@@ -77,7 +79,7 @@ class Bilinear(Ground):
 
     def detach(self) -> "Bilinear":
         u, v = (t if t is None else t.detach() for t in (self.u, self.v))
-        return Bilinear(self.q.detach(), self.k.detach(), u, v)
+        return Bilinear(self.q.detach(), self.k.detach(), u, v, noise=self.noise)
 
     def double(self) -> "Bilinear":
         if self.source is not None:

@@ -82,6 +82,7 @@ def spread(cost: Ground, a: Tensor, b: Tensor, mask: Mask | None = None) -> Tens
     left out. The matrix is read once, in blocks of rows.
     """
     cost, a, b = cost.detach(), _scaled_mass(a.detach()), _scaled_mass(b.detach())
+    size = _size(cost.u, a) + _size(cost.v, b)
     u, v = (_centred(offset, w) for offset, w in ((cost.u, a), (cost.v, b)))
     # Points without weight have no part in the least cost.
     v = v.masked_fill(b <= 0, torch.inf)
@@ -100,7 +101,8 @@ def spread(cost: Ground, a: Tensor, b: Tensor, mask: Mask | None = None) -> Tens
     mean = torch.stack(totals).sum(0) / mass
     found = mean - low
     # What rounding leaves of equal costs is no spread.
-    noise = 64 * torch.finfo(found.dtype).eps * torch.maximum(mean.abs(), low.abs())
+    unit = torch.finfo(found.dtype).eps
+    noise = torch.maximum(64 * unit * torch.maximum(mean.abs(), low.abs()), 4 * unit * size) + cost.noise
     return torch.where(found <= noise, 0.0, found)
 
 
@@ -108,6 +110,13 @@ def _scaled_mass(weights: Tensor) -> Tensor:
     """The same weights, of mass one where products of their masses would underflow."""
     mass = weights.sum(-1, keepdim=True)
     return weights / mass.where((mass < 1e-15) & (mass > 0), 1.0)
+
+
+def _size(offset: Tensor | None, weights: Tensor) -> Tensor:
+    """The largest absolute offset of the points with weight, shape (...)."""
+    if offset is None:
+        return weights.new_zeros(weights.shape[:-1])
+    return offset.abs().where(weights > 0, 0.0).amax(-1)
 
 
 def _centred(offset: Tensor | None, weights: Tensor) -> Tensor:
