@@ -57,6 +57,8 @@ def ground(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Bilinear | Point
     a callable      ``cost(x, y)``, shape (..., n, m)               pointwise
     ==============  ==============================================  ========
 
+    A row of zeros has no direction, and is at a right angle to all others: its cosine is zero.
+
     Args:
         x: Points, shape (..., n, d).
         y: Points, shape (..., m, d).
@@ -107,12 +109,14 @@ def _cosine(x: Tensor, y: Tensor, source: Source, *, every_mode: bool = False) -
     x, y = x / (_ROOT * length(x)), y / (_ROOT * length(y))
     q, k, u, v = squared_distance(x, y, every_mode=every_mode)
     noise = (_EQUAL * torch.finfo(x.dtype).eps) ** 2 / 2
-    return Bilinear(q, k, u + _missing(x), v + _missing(y), source, noise)
+    # A row of zeros is at a right angle to all others.
+    u, v = u + _without_direction(x) / 2, v + _without_direction(y) / 2
+    return Bilinear(q, k, u, v, source, noise)
 
 
-def _missing(x: Tensor) -> Tensor:
-    """What the square of a length lacks of one half: a row of zeros is at a right angle to all others."""
-    return (torch.linalg.vector_norm(x.detach(), dim=-1) < 0.5).to(x.dtype) / 2
+def _without_direction(x: Tensor) -> Tensor:
+    """One for each row, divided by its length or a multiple of it, that is of zeros, and zero for the others."""
+    return (torch.linalg.vector_norm(x.detach(), dim=-1) < 0.5).to(x.dtype)
 
 
 def _inner(x: Tensor, y: Tensor, source: Source) -> Bilinear:
@@ -123,7 +127,19 @@ def _inner(x: Tensor, y: Tensor, source: Source) -> Bilinear:
 
 
 def _geodesic(x: Tensor, y: Tensor, source: Source) -> Pointwise:
+    x, y = _with_right_angles(x, y)
     return Pointwise(angle, x, y, symbol=_geodesic_symbol, factor=1.0, source=source, metric="angle")
+
+
+def _with_right_angles(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The points where all have a direction; or with two more coordinates, which give one to rows of zeros.
+
+    It is at a right angle to all others, so that every engine finds the angle that the cosine says.
+    """
+    p, q = (_without_direction(z.detach() / length(z.detach()))[..., None] for z in (x, y))
+    if has_values(p) and has_values(q) and not bool(p.any() or q.any()):
+        return x, y
+    return torch.cat([x, p, torch.zeros_like(p)], -1), torch.cat([y, torch.zeros_like(q), q], -1)
 
 
 # Clouds are far from each other where their centres are so many times further apart than a point is from its own.

@@ -353,12 +353,19 @@ def test_divergence_of_collapsed_directions_and_its_gradient(generator):
     assert (found[1].double() - expected[1]).norm() < 1e-3 * expected[1].norm()
 
 
-def test_a_row_of_zeros_is_at_a_right_angle_to_all_others():
-    x, y = torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
-    torch.testing.assert_close(cost_matrix(x, y, "cosine"), torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 2.0]]))
+@TRANSFORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("cost", "right", "straight"), [("cosine", 1.0, 2.0), ("geodesic", math.pi / 2, math.pi)])
+def test_a_row_of_zeros_is_at_a_right_angle_to_all_others(cost, right, straight, dtype):
+    x = torch.tensor([[0.0, 0.0], [3.0, 0.0]], dtype=dtype)
+    y = torch.tensor([[0.0, 0.0], [0.0, 2.0], [-1.0, 0.0]], dtype=dtype)
+    expected = torch.tensor([[right, right, right], [right, right, straight]], dtype=dtype)
+    torch.testing.assert_close(cost_matrix(x, y, cost), expected)
+    torch.testing.assert_close(torch.func.vmap(lambda z: cost_matrix(z, y, cost))(x[None])[0], expected)
     x.requires_grad_()
-    (slope,) = torch.autograd.grad(cost_matrix(x, y, "cosine").sum(), x)
-    torch.testing.assert_close(slope[0], torch.tensor([1.0, -1.0]))
+    # That of the product with each direction, which the cost falls by at first order.
+    (slope,) = torch.autograd.grad(cost_matrix(x, y, cost).sum(), x)
+    torch.testing.assert_close(slope[0], torch.tensor([1.0, -1.0], dtype=dtype))
 
 
 @pytest.mark.parametrize("turned", [False, True])

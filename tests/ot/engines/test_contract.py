@@ -1,5 +1,6 @@
 """The contract of engines: every one computes the soft minima, plans and products of a dense matrix in float64."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -141,6 +142,22 @@ def test_points_without_weight(name):
     found = soft.plan_product(k, h, torch.ones(10, 1, dtype=torch.float64))[:, 0]
     assert float(found[2]) == 0
     close(found, (k[:, None] + h - problem.R).exp().sum(-1), torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("cost", "right"), [("cosine", 1.0), ("geodesic", math.pi / 2)])
+@pytest.mark.parametrize("name", ENGINES)
+def test_rows_of_zeros_are_at_a_right_angle_to_all_others(name, cost, right, dtype):
+    if name == "multiscale" and cost == "geodesic":
+        pytest.skip("the multiscale engine knows no angles")
+    skip_repeated_formulas(name, cost, dtype, prepared=False)
+    x, y = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    x[0] = y[1] = 0
+    c = ground(x, y, cost)
+    u, v = (torch.zeros(6, dtype=dtype) if offset is None else offset for offset in (c.u, c.v))
+    h, soft = torch.linspace(-1, 1, 6, dtype=dtype), engine(c, 1.0, name)
+    close(soft.row_softmin(h)[0], -torch.logsumexp(h - (right - u[0] - v), -1).double(), dtype)
+    close(soft.column_softmin(h)[1], -torch.logsumexp(h - (right - u - v[1]), -1).double(), dtype)
 
 
 def batched(name):
