@@ -116,7 +116,9 @@ def _reduced_cost(s: tl.tensor, t: tl.tensor, factor: tl.tensor, FORM: tl.conste
         slope = tl.where(s > 0, factor / length, 0.0)
     else:
         # Half the angle is the arcsine of half the chord: to the point, or to its antipode where that is nearer.
-        half = _arcsine(tl.minimum(tl.sqrt(tl.minimum(s, t)) * 0.5, 0.7072))
+        # By comparisons, as a minimum takes the number of a number and NaN.
+        half_chord = tl.sqrt(tl.where(t < s, t, s)) * 0.5
+        half = _arcsine(tl.where(half_chord > 0.7072, 0.7072, half_chord))
         found = -factor * tl.where(s <= t, 2 * half, _PI - 2 * half)
         sine = 0.5 * tl.sqrt(s) * tl.sqrt(t)
         slope = tl.where(sine > 0, factor / sine, 0.0)

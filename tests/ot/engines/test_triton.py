@@ -144,7 +144,22 @@ def test_no_partner_is_infinity_and_no_number_stays_none(cost):
     assert found[0] == torch.inf
     assert found[1].isfinite()
     assert (fused.row_softmin(torch.full((3,), -torch.inf)) == torch.inf).all()
-    assert Fused(ground(x * torch.nan, y, "sqeuclidean")).row_softmin(torch.zeros(3)).isnan().all()
+    x[0, 1] = torch.nan
+    fused = Fused(ground(x, y, cost).between(x, y))
+    found = fused.row_softmin(torch.zeros(3))
+    assert found[0].isnan()
+    assert found[1].isfinite()
+    assert fused.column_softmin(torch.zeros(2)).isnan().all()
+    assert fused.plan_product(torch.zeros(2), torch.zeros(3), torch.ones(3, 1))[0].isnan()
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("eps", [0.1, None])
+def test_points_that_are_no_numbers_are_an_error(cost, eps):
+    x, y = clouds(3, n=12, m=10)
+    x[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="`x` must give finite costs"):
+        sinkhorn(x, y, cost=cost, eps=eps, backend="triton")
 
 
 @pytest.mark.parametrize("cost", COSTS)
