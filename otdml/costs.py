@@ -239,4 +239,7 @@ def cost_matrix(x: Tensor, y: Tensor, cost: Cost = "sqeuclidean") -> Tensor:
     values = c.block(slice(None))
     values = values if c.u is None else values + c.u[..., :, None]
     values = values if c.v is None else values + c.v[..., None, :]
-    return values.clamp(min=0) if isinstance(cost, str) and COSTS[cost].products and COSTS[cost].nonnegative else values
+    if not (isinstance(cost, str) and COSTS[cost].products and COSTS[cost].nonnegative):
+        return values
+    # The value alone: clamped points that coincide would have no second derivative.
+    return values - values.detach().clamp(max=0)

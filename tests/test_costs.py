@@ -355,6 +355,20 @@ def test_divergence_of_collapsed_directions_and_its_gradient(generator):
 
 @TRANSFORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_second_derivatives_where_points_coincide(dtype, generator):
+    x = torch.randn(40, 5, generator=generator, dtype=dtype)
+    assert (cost_matrix(x, x).diagonal() >= 0).all()
+
+    def of_pairs(z):
+        return cost_matrix(z, x).diagonal().sum()
+
+    expected = 2 * torch.eye(200, dtype=dtype)
+    for hessian in (torch.autograd.functional.hessian(of_pairs, x), torch.func.hessian(of_pairs)(x)):
+        torch.testing.assert_close(hessian.reshape(200, 200), expected)
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("cost", "right", "straight"), [("cosine", 1.0, 2.0), ("geodesic", math.pi / 2, math.pi)])
 def test_a_row_of_zeros_is_at_a_right_angle_to_all_others(cost, right, straight, dtype):
     x = torch.tensor([[0.0, 0.0], [3.0, 0.0]], dtype=dtype)
