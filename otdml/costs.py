@@ -154,8 +154,12 @@ def _euclidean(x: Tensor, y: Tensor, source: Source) -> Pointwise:
     p, q = centres(x, y)
     t = p - q
     radius = torch.maximum((x.detach() - p).norm(dim=-1).amax(-1), (y.detach() - q).norm(dim=-1).amax(-1))
-    if not (has_values(t) and bool((t[..., 0, :].norm(dim=-1) > _FAR * radius).any())):
+    far = t[..., 0, :].norm(dim=-1) > _FAR * radius
+    if not (has_values(t) and bool(far.any())):
         return Pointwise(distance, x, y, symbol=_euclidean_symbol, factor=1.0, source=source, metric="distance")
+    # The others of the batch are taken from where they are, so that points which meet have no distance.
+    p, q = (centre.where(far[..., None, None], 0.0) for centre in (p, q))
+    t = p - q
 
     def excess(x: Tensor, y: Tensor) -> Tensor:
         return excess_distance(x - p, y - q, t)
@@ -164,7 +168,8 @@ def _euclidean(x: Tensor, y: Tensor, source: Source) -> Pointwise:
         z, far = (x - y) - t[..., None, :], t.norm(dim=-1)[..., None, None] + torch.finfo(t.dtype).tiny
         return (2 * (z * t[..., None, :]).sum(-1) + (z | z)) / (_euclidean_symbol(x, y) + far)
 
-    return Pointwise(excess, x, y, None, t.norm(dim=-1).expand(y.shape[:-1]), symbolic, 1.0, source)
+    v = t.norm(dim=-1).expand(*t.shape[:-2], y.shape[-2])
+    return Pointwise(excess, x, y, None, v, symbolic, 1.0, source)
 
 
 def _unusual_size(x: Tensor, y: Tensor) -> Tensor | None:

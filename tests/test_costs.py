@@ -109,6 +109,29 @@ def test_points_that_meet_beside_clouds_that_are_far():
     assert torch.autograd.grad(distances.sum(), y)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_far_clouds_leave_the_others_of_a_batch_as_they_are(dtype, generator):
+    near = torch.randn(30, 3, generator=generator, dtype=dtype)
+    far = torch.randn(31, 3, generator=generator, dtype=dtype) + 1000
+    # Most points meet, and the centres of the clouds differ.
+    y = torch.stack([far, torch.cat([near, 3 * near[:1]])])
+    x = torch.stack([near, near]).requires_grad_()
+    found = cost_matrix(x, y, "euclidean")
+    alone = cost_matrix(x[1], y[1], "euclidean")
+    assert torch.equal(found[1].diagonal(), torch.zeros(30, dtype=dtype))
+    torch.testing.assert_close(found[1], alone)
+    for read in (torch.Tensor.diagonal, torch.Tensor.flatten):
+        slopes = [torch.autograd.grad(read(C).sum(), x, retain_graph=True)[0][1] for C in (found[1], alone)]
+        torch.testing.assert_close(*slopes)
+    assert torch.equal(torch.autograd.grad(found[1].diagonal().sum(), x)[0], torch.zeros_like(x))
+
+
+def test_batches_of_far_clouds_broadcast(generator):
+    x = torch.randn(2, 1, 4, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(3, 5, 3, generator=generator, dtype=torch.float64) + 1000
+    torch.testing.assert_close(cost_matrix(x, y, "euclidean"), torch.cdist(x, y))
+
+
 def test_distances_keep_their_digits_far_from_the_origin():
     x = torch.tensor([[1e6, 0.0], [1e6 + 1, 0.0]])
     y = torch.tensor([[-1e6, 0.0], [-1e6 + 2, 0.0]])
