@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._checks import check_boolean, check_integer, check_points, device_of_draws, has_values
+from otdml._derivatives import needs_derivative
 
 __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "length", "uniform_points", "unit"]
 
@@ -46,7 +47,18 @@ def _directions(z: Tensor) -> tuple[Tensor, Tensor]:
     none = largest < torch.finfo(z.dtype).tiny
     # Relative to the largest entry, for the squares of 1e30 overflow and those of 1e-30 vanish.
     x = z / torch.where(none, 1, largest)
-    return x / torch.where(none, 1, torch.linalg.vector_norm(x, dim=-1, keepdim=True)), none
+    norm = torch.linalg.vector_norm(_differentiable_at(none, x), dim=-1, keepdim=True)
+    return x / torch.where(none, 1, norm), none
+
+
+def _differentiable_at(none: Tensor, z: Tensor) -> Tensor:
+    """Rows of which the norm is to be taken: others in place of zeros, where it has no second derivative."""
+    if not needs_derivative(z):
+        return z
+    # Elsewhere a branch on a value would force a device synchronisation, or break a graph.
+    if none.device.type == "cpu" and has_values(none) and not bool(none.any()):
+        return z
+    return z.masked_fill(none, 1.0)
 
 
 def length(z: Tensor) -> Tensor:
@@ -70,11 +82,15 @@ def length(z: Tensor) -> Tensor:
     """
     if z.dtype == torch.float64:
         largest = torch.linalg.vector_norm(z.detach(), torch.inf, dim=-1, keepdim=True)
-        largest = largest.masked_fill(largest < torch.finfo(z.dtype).tiny, 1.0)
-        norm = torch.linalg.vector_norm(z / largest, dim=-1, keepdim=True) * largest
+        none = largest < torch.finfo(z.dtype).tiny
+        x = _differentiable_at(none, z / largest.masked_fill(none, 1.0))
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * largest
     else:
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=torch.float64)
-    return norm.masked_fill(norm == 0, 1.0).to(z.dtype)
+        none = norm.detach() == 0
+        if (x := _differentiable_at(none, z)) is not z:
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+    return norm.masked_fill(none, 1.0).to(z.dtype)
 
 
 def angle(x: Tensor, y: Tensor) -> Tensor:

@@ -109,6 +109,17 @@ def test_points_that_meet_beside_clouds_that_are_far():
     assert torch.autograd.grad(distances.sum(), y)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("cost", ["cosine", "geodesic"])
+def test_a_row_of_zeros_leaves_second_derivatives_of_others_as_they_are(cost, generator):
+    x, y = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    x[1] = 0
+    found = torch.autograd.functional.hessian(lambda z: cost_matrix(z, y, cost).sum(), x)
+    rest = [0, 2, 3]
+    expected = torch.autograd.functional.hessian(lambda z: cost_matrix(z, y, cost).sum(), x[rest])
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[rest][:, :, rest], expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_far_clouds_leave_the_others_of_a_batch_as_they_are(dtype, generator):
     near = torch.randn(30, 3, generator=generator, dtype=dtype)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn.utils import parametrize
+from transforms import TRANSFORMS
 
 from otdml.sphere import UnitRows, _coincident, angle, distinct_directions, great_circles, length, uniform_points, unit
 
@@ -20,6 +21,30 @@ def test_unit_rows_have_length_one_and_zero_rows_stay(generator):
     norms = unit(z).norm(dim=-1)
     assert norms[0, 0] == 0
     torch.testing.assert_close(norms.flatten()[1:], torch.ones(9, dtype=torch.float64))
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("directions", [unit, lambda z: z / length(z)], ids=["unit", "length"])
+def test_second_derivatives_beside_a_row_of_zeros(directions, dtype, generator):
+    z = torch.randn(3, 2, generator=generator, dtype=dtype)
+    w = torch.randn(3, 2, generator=generator, dtype=dtype)
+    z[1] = 0
+
+    def tilted(z):
+        return (directions(z) * w).sum()
+
+    # The derivative of (w - x <x, w>) / r for each direction x; a row of zeros has the gradient of the identity.
+    expected = torch.zeros(3, 2, 3, 2, dtype=dtype)
+    for i in (0, 2):
+        r = z[i].norm()
+        x, slope = z[i] / r, z[i] @ w[i] / r
+        mixed = torch.outer(x, w[i])
+        expected[i, :, i] = (3 * slope * torch.outer(x, x) - mixed - mixed.mT - slope * torch.eye(2)) / r**2
+    plain = torch.autograd.functional.hessian(tilted, z)
+    torch.testing.assert_close(plain, expected)
+    for hessian in (torch.func.hessian, lambda f: torch.func.jacfwd(torch.func.jacfwd(f))):
+        torch.testing.assert_close(hessian(tilted)(z), expected)
 
 
 def test_unit_gradient_is_tangential_and_finite_at_zero():
