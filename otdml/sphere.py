@@ -125,6 +125,10 @@ def distinct_directions(z: Tensor) -> Tensor:
     number alone, and a row of zeros takes that direction itself. Distinct rows stay as they
     are. The move is a constant to autograd: the gradient is that of the loss at the moved points.
 
+    Every row is compared with the next one in the order of a projection. Between equal directions none comes; between
+    two that rounding tells apart another may, and then they stay: one pair in a thousand does among a hundred thousand
+    rows of eight features, and three do among three hundred thousand.
+
     The row of zeros that ``padding_idx`` keeps in an ``nn.Embedding`` would be moved like any other: give a loss the
     other rows alone, such as ``table.weight[1:]``.
 

@@ -135,6 +135,15 @@ def test_distinct_directions_part_coincident_rows(dtype, d, generator):
     torch.testing.assert_close(x.norm(dim=1), torch.ones(50, dtype=dtype))
 
 
+def test_equal_directions_are_parted_in_a_large_cloud(generator):
+    z = torch.randn(100_000, 8, generator=generator)
+    # Powers of two change no digit of a direction.
+    copies = z[:1000] * 2.0 ** torch.randint(-3, 4, (1000, 1), generator=generator)
+    found, kept = distinct_directions(torch.cat([z, copies])), unit(z)
+    assert ((found[100_000:] - kept[:1000]).norm(dim=-1) > 1e-4).all()
+    assert torch.equal(found[:1000], kept[:1000])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_glance_at_projections_changes_no_direction(dtype, generator, monkeypatch):
     from otdml import sphere
