@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["SINGLE_ONLY", "full_arithmetic", "full_precision"]
+__all__ = ["SINGLE_ONLY", "full_arithmetic", "full_precision", "widest"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,6 +22,16 @@ _AS_IT_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 # The argument that a solver starts from: it may be the result of another precision, and has no say in this one's.
 START = "init"
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The finest precision that a device has.
+
+    Example:
+        >>> widest(torch.device("cpu"))
+        torch.float64
+    """
+    return torch.float32 if device.type in SINGLE_ONLY else torch.float64
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

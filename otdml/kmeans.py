@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from otdml._checks import argument_error, check_integer, check_matrix, device_of_draws
-from otdml._precision import full_precision
+from otdml._precision import full_precision, widest
 from otdml.neighbors import nearest_center
 
 __all__ = ["kmeans"]
+
+# Entries of a block of deviations: few enough for the caches of a CPU.
+_ENTRIES = {"cpu": 2**16, "cuda": 2**24}
 
 
 @full_precision
@@ -49,16 +52,30 @@ def kmeans(
     centers = x[torch.randperm(len(x), generator=generator, device=device_of_draws(generator, "cpu"))[:k].to(x.device)]
     distances, cells = nearest_center(x, centers, backend=backend)
     for _ in range(max_iter):
-        centers, before = _means(x, cells, distances, k), cells
+        centers, before = _means(x, cells, distances, centers), cells
         distances, cells = nearest_center(x, centers, backend=backend)
         if torch.equal(cells, before):
             break
     return centers, cells
 
 
-def _means(x: Tensor, cells: Tensor, distances: Tensor, k: int) -> Tensor:
-    counts = cells.bincount(minlength=k)
-    centers = x.new_zeros(k, x.shape[1]).index_add_(0, cells, x) / counts.clamp_min(1)[:, None]
+def _means(x: Tensor, cells: Tensor, distances: Tensor, centers: Tensor) -> Tensor:
+    """The means of the cells of these centres; where a cell is empty, a point far from its own centre."""
+    counts = cells.bincount(minlength=len(centers))
+    means = (centers + _deviations(x, cells, centers) / counts.clamp_min(1)[:, None]).to(x.dtype)
     empty = (counts == 0).nonzero()[:, 0]
-    centers[empty] = x[distances.topk(len(empty)).indices]
-    return centers
+    means[empty] = x[distances.topk(len(empty)).indices]
+    return means
+
+
+def _deviations(x: Tensor, cells: Tensor, centers: Tensor) -> Tensor:
+    """The sum of the deviations from its centre in each cell, shape (k, d).
+
+    A running sum of the points themselves would be rounded as their sum is, which grows with their number and with
+    their distance from the origin.
+    """
+    sums = torch.zeros_like(centers, dtype=widest(x.device))
+    rows = max(1, _ENTRIES.get(x.device.type, _ENTRIES["cuda"]) // x.shape[1])
+    for part, own in zip(x.split(rows), cells.split(rows), strict=True):
+        sums.index_add_(0, own, (part - centers.index_select(0, own)).to(sums.dtype))
+    return sums

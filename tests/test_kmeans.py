@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from otdml import _precision
 from otdml.kmeans import kmeans
 from otdml.neighbors import nearest_center
 
@@ -58,3 +59,28 @@ def test_dtype_and_errors(generator):
     assert kmeans(torch.randn(9, 2, generator=generator).half(), 3)[0].dtype == torch.float32
     with pytest.raises(ValueError, match="`k` must be at most the number of points, 3, got 4"):
         kmeans(torch.ones(3, 2), 4)
+
+
+def test_the_centre_of_a_large_cluster_is_its_mean(generator):
+    # A running sum of single precision stops to grow by values of the size of its rounding.
+    x = 255 - torch.rand(500_000, 1, generator=generator)
+    center = kmeans(x, 1)[0]
+    torch.testing.assert_close(center.double(), x.double().mean(0, keepdim=True), rtol=0, atol=2e-5)
+
+
+def test_clusters_far_from_the_origin_are_those_at_it(generator):
+    x = torch.randn(200_000, 1, generator=generator)
+    centers, cells = kmeans(x + 1000, 2, max_iter=100, generator=torch.Generator().manual_seed(0))
+    # The halves of a Gaussian, with means of sqrt(2 / pi).
+    assert (cells.bincount() - 100_000).abs().max() < 1500
+    wanted = torch.tensor([[1000 - 0.79788], [1000 + 0.79788]])
+    torch.testing.assert_close(centers.sort(dim=0).values, wanted, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("kinds", [("mps",), ("mps", "cpu")])
+def test_means_with_and_without_double_precision(kinds, generator, monkeypatch):
+    monkeypatch.setattr(_precision, "SINGLE_ONLY", kinds)
+    x = 1e4 + torch.rand(400_000, 2, generator=generator)
+    center = kmeans(x, 1, generator=generator)[0]
+    # To the last digit of single precision at 10,000.
+    torch.testing.assert_close(center.double(), x.double().mean(0, keepdim=True), rtol=0, atol=1e-3)
