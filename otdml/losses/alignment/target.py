@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from otdml._checks import argument_error
+from otdml._precision import widest
 from otdml.losses.alignment.logits import row_slices
 from otdml.losses.alignment.pairs import DomainTarget, Pairing, Target, matches
 
@@ -144,11 +145,11 @@ class SparsePlan(TargetPlan):
 
     @property
     def rows(self) -> Tensor:
-        return self.mass.new_zeros(self.n).index_add_(0, self.i, self.mass)
+        return _totals(self.mass, self.i, self.n)
 
     @property
     def columns(self) -> Tensor:
-        return self.mass.new_zeros(self.m).index_add_(0, self.j, self.mass)
+        return _totals(self.mass, self.j, self.m)
 
     def attraction(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.dot(self.mass, self._products(x, y))
@@ -247,7 +248,7 @@ class GroupedPlan(TargetPlan):
     @property
     def columns(self) -> Tensor:
         w = self.weights
-        sums = self.scale.new_zeros(self.count).index_add_(0, self.groups[0], self.scale)
+        sums = _totals(self.scale, self.groups[0], self.count)
         found = w.group * sums[self.groups[1]] + w.any * self.scale.sum()
         found.index_add_(0, self.pairing.own, self.scale, alpha=w.own)
         if self.pairing.itself is not None:
@@ -332,6 +333,15 @@ def _sparse_plan(target: Tensor, pairing: Pairing, like: Tensor) -> SparsePlan:
     plan = SparsePlan(pairing.n, pairing.m, i, j, mass.to(like.dtype))
     mass = _shares(plan.rows)[i] if mass.dtype == torch.bool else _masses(plan.mass)
     return dataclasses.replace(plan, mass=mass)
+
+
+def _totals(masses: Tensor, index: Tensor, count: int) -> Tensor:
+    """The sums of the masses of each index, shape (count,).
+
+    Running sums of many small masses in single precision lose one part in a thousand.
+    """
+    precise = masses.to(widest(masses.device))
+    return precise.new_zeros(count).index_add_(0, index, precise).to(masses.dtype)
 
 
 def _shares(sums: Tensor) -> Tensor:

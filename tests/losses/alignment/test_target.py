@@ -134,3 +134,15 @@ def test_mean_of_a_function_is_that_under_the_matrix(name, target, pairing, entr
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves))
     torch.testing.assert_close(plan.expectation(torch.exp, x, y), (brute_force(entry, 6, 6) * (x @ y.mT).exp()).sum())
+
+
+def test_marginals_of_many_small_masses_keep_their_digits():
+    n = 300_000
+    index = torch.arange(n)
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        column = torch.sparse_coo_tensor(torch.stack([index, torch.zeros_like(index)]), torch.full((n,), 0.1), (n, 2))
+        sparse = target_plan(column, Pairing.one_way(n, 2, CPU), torch.zeros(1))
+    assert sparse.columns.tolist() == pytest.approx([1, 0], rel=1e-5)
+    labels = index % 3
+    grouped = target_plan((labels, labels), Pairing.one_way(n, n, CPU), torch.zeros(1))
+    torch.testing.assert_close(n * grouped.columns, torch.ones(n), rtol=1e-5, atol=0)
