@@ -1,5 +1,6 @@
 """Profiles of radial kernels: functions of the squared distance, with their derivatives."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ class Profile(Protocol):
 
     Attributes:
         smooth: Whether the derivative is finite at distance zero.
+        length: The distance over which its exponential changes; infinite where that is the same at every scale.
         tile: How fused kernels evaluate it: a form, ``"product"`` for the squared distance or ``"distance"``, and a
             factor. None where they do not.
     """
@@ -27,6 +29,9 @@ class Profile(Protocol):
 
     @property
     def smooth(self) -> bool: ...
+
+    @property
+    def length(self) -> float: ...
 
     def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
         """The value and the derivative at squared distances r2 > 0."""
@@ -44,6 +49,10 @@ class Square:
     def tile(self) -> tuple[str, float]:
         return "product", self.gamma
 
+    @property
+    def length(self) -> float:
+        return (2 * self.gamma) ** -0.5
+
     def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
         return -self.gamma * r2, -self.gamma
 
@@ -59,6 +68,10 @@ class Root:
     def tile(self) -> tuple[str, float]:
         return "distance", self.gamma
 
+    @property
+    def length(self) -> float:
+        return 1 / self.gamma
+
     def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
         r = r2.sqrt()
         return -self.gamma * r, -self.gamma / 2 / r
@@ -70,6 +83,7 @@ class Logarithm:
 
     s: float
     smooth: bool = False
+    length: float = math.inf
     tile: None = None
 
     def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
@@ -84,6 +98,10 @@ class Quadric:
     smooth: bool = True
     tile: None = None
 
+    @property
+    def length(self) -> float:
+        return self.bandwidth
+
     def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
         scale = self.bandwidth**2
         return -0.5 * (1 + r2 / scale).log(), -0.5 / (scale + r2)
@@ -96,6 +114,10 @@ class Geodesic:
     profile: Profile
     smooth: bool = False
     tile: None = None
+
+    @property
+    def length(self) -> float:
+        return self.profile.length
 
     def __call__(self, r2: Tensor) -> tuple[Tensor, Slope]:
         # Rounding may leave a chord longer than the diameter, and the derivative has a pole at the antipode, where

@@ -4,7 +4,7 @@ Small problems are summed densely by differentiable operations. Large ones go th
 value and gradient come from one pass, so the memory is that of the points and of one tile.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from otdml._checks import check_choice
 from otdml._derivatives import needs_derivative
 from otdml._fused.sums import check_fusible, fused_sums
 from otdml._precision import full_arithmetic, full_precision
+from otdml._tiles import Arithmetic, tiles
 from otdml._transforms import batch_first, refuse_forward_twice
 from otdml.kernels import Kernel, RadialKernel
 from otdml.measures import expand
@@ -25,14 +26,6 @@ BACKENDS = ("auto", "dense", "streamed", "keops", "triton")
 
 # Differences kept by the dense form; beyond it a tile is faster.
 _DENSE = 2**17
-# Pairs per tile: large enough to make Python's overhead small, small enough for the caches of a CPU.
-_TILE = {"cpu": 2**21, "cuda": 2**26}
-# The product form of a squared distance loses digits that matter below this many rounding units of the norms; up to so
-# many coordinates, differences cost no more.
-_NEAR, _FEW = 256, 8
-# Points of two clouds nearer than this many rounding units of their norms have no direction between them. Those of one
-# cloud have, down to a single unit: without its force such a pair would never part.
-_COINCIDENT = 16
 
 
 @full_precision
@@ -133,7 +126,7 @@ def smallest_squared_distance(x: Tensor) -> Tensor:
     x = x.detach()
     least = x.new_full((*x.shape[:-2], 1, 1), torch.inf)
     with torch.no_grad():
-        for _, _, r2, _ in _tiles(x, x, pairs=True, exact=True):
+        for _, _, r2, _ in tiles(x, x, True, Arithmetic(x.dtype, exact=True)):
             least = torch.minimum(least, r2.amin((-2, -1), keepdim=True))
     return least
 
@@ -188,6 +181,12 @@ class _Form:
     def shifted(self, shift: Tensor | None) -> Kernel:
         return replace(self.kernel, shift=shift) if isinstance(self.kernel, RadialKernel) else self.kernel
 
+    def sums(self, x: Tensor, y: Tensor) -> Callable[..., "Sums"]:
+        if self.backend == "triton" and _arithmetic(self.kernel, x, y).dtype == x.dtype:
+            return fused_sums
+        # Fused tiles have no double precision, which points far apart take.
+        return _keops_sums if self.backend == "keops" else _tile_sums
+
     def dense(self, shift: Tensor | None, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
         return _dense(self.shifted(shift), x, a, *((x, a) if self.pairs else (y, b)), pairs=self.pairs)
 
@@ -199,11 +198,11 @@ class _KernelSum(torch.autograd.Function):
     def forward(
         form: _Form, wanted: tuple[bool, bool], shift: Tensor | None, x: Tensor, a: Tensor, y: Tensor, b: Tensor
     ) -> tuple[Tensor, ...]:
-        sums = {"keops": _keops_sums, "triton": fused_sums}.get(form.backend, _tile_sums)
         # A sum of radial kernels is the same around any origin; near zero the products keep their digits.
         origin = y.mean(-2, keepdim=True)
         near_x = x - origin
         near_y = near_x if form.pairs else y - origin
+        sums = form.sums(near_x, near_y)
         kb, ka, *forces = sums(form.shifted(shift), near_x, a, near_y, b, form.pairs, wanted)
         dx, dy = (torch.zeros_like(t) if force is None else force for t, force in zip((x, y), forces, strict=True))
         value = (a * kb).sum(-1)
@@ -285,18 +284,21 @@ def _tile_sums(
     kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, pairs: bool, wanted: tuple[bool, bool]
 ) -> Sums:
     """K b, Kᵀ a, and the gradients in x and y; where pairs are wanted, those of x alone count and Kᵀ a is K b."""
-    kb, by = torch.zeros_like(a), _moments(y, b)
-    ka, ax = (kb, by) if pairs else (torch.zeros_like(b), _moments(x, a))
+    arithmetic = _arithmetic(kernel, x, y)
+    dtype = arithmetic.dtype
+    kb, by = torch.zeros_like(a), _moments(y, b, dtype)
+    ka, ax = (kb, by) if pairs else (torch.zeros_like(b), _moments(x, a, dtype))
     sx, sy = torch.zeros_like(ax) if wanted[0] else None, torch.zeros_like(by) if wanted[1] else None
     least = kernel.least(x.dtype)
-    for rows, cols, r2, meet in _tiles(x, y, pairs, exact=not kernel.smooth):
-        k, slope = kernel(r2 if kernel.smooth else r2.clamp_(min=least))
+    for rows, cols, r2, meet in tiles(x, y, pairs, arithmetic):
+        k, slope = kernel(r2.clamp_(min=least))
         if meet is not None:
             slope.masked_fill_(meet, 0)
         mirrored = pairs and rows != cols
         if pairs and not mirrored:
             k.diagonal(dim1=-2, dim2=-1).zero_()
             slope.diagonal(dim1=-2, dim2=-1).zero_()
+        slope = slope.to(dtype)
         kb[..., rows].add_((k @ b[..., cols, None])[..., 0])
         if sx is not None:
             sx[..., rows, :].add_(slope @ by[..., cols, :])
@@ -311,61 +313,19 @@ def _tile_sums(
     return kb, ka, _force(sx, x, a), _force(sy, y, b)
 
 
-def _moments(z: Tensor, w: Tensor) -> Tensor:
+def _arithmetic(kernel: Kernel, x: Tensor, y: Tensor) -> Arithmetic:
+    return Arithmetic.of(x, y, smooth=kernel.smooth, length=kernel.length)
+
+
+def _moments(z: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
     """Columns (w z, w): their products with slopes s_ij give both parts of Σ_j w_j s_ij (z_i - z_j)."""
-    return torch.cat([w[..., None] * z, w[..., None]], -1)
+    z, w = z.to(dtype), w.to(dtype)[..., None]
+    return torch.cat([w * z, w], -1)
 
 
 def _force(s: Tensor | None, x: Tensor, a: Tensor) -> Tensor | None:
     """2 a_i (x_i Σ_j b_j s_ij - Σ_j s_ij b_j y_j): the gradient of a sum in x, from its slopes s."""
-    return None if s is None else 2 * a[..., None] * (x * s[..., -1:] - s[..., :-1])
-
-
-def _tiles(x: Tensor, y: Tensor, pairs: bool, exact: bool) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
-    """Blocks of squared distances, and where points coincide; for pairs of one cloud the blocks on and above the
-    diagonal, infinite from a point to itself."""
-    n, m = x.shape[-2], y.shape[-2]
-    batch = max(1, x.shape[:-2].numel())
-    size = max(64, int((_TILE.get(x.device.type, _TILE["cuda"]) / batch) ** 0.5))
-    distances = _SquaredDistances(x, y, exact)
-    for i in range(0, n, size):
-        for j in range(i if pairs else 0, m, size):
-            rows, cols = slice(i, min(i + size, n)), slice(j, min(j + size, m))
-            yield rows, cols, *distances(rows, cols, own=pairs and i == j)
-
-
-class _SquaredDistances:
-    """Blocks of squared distances: one product of matrices, or differences where its rounding would show."""
-
-    def __init__(self, x: Tensor, y: Tensor, exact: bool) -> None:
-        self.x, self.y, self.exact, self.eps = x, y, exact, torch.finfo(x.dtype).eps
-        self.x2 = x.square().sum(-1, keepdim=True)
-        self.y2 = self.x2 if y is x else y.square().sum(-1, keepdim=True)
-        one = torch.ones_like
-        self.left = torch.cat([-2 * x, self.x2, one(self.x2)], -1)
-        self.right = torch.cat([y, one(self.y2), self.y2], -1)
-
-    def largest(self) -> Tensor:
-        """The largest squared norm of x plus that of y, shape (..., 1, 1)."""
-        return self.x2.amax(-2, keepdim=True) + self.y2.amax(-2, keepdim=True)
-
-    def __call__(self, rows: slice, cols: slice, own: bool) -> tuple[Tensor, Tensor | None]:
-        """A block, and which of its points coincide, or None if none do or a smooth kernel does not mind."""
-        if not self.exact or self.x.shape[-1] > _FEW:
-            r2 = _without_own(self.left[..., rows, :] @ self.right[..., cols, :].mT, own)
-            if not self.exact or (r2.amin((-2, -1), keepdim=True) >= _NEAR * self.eps * self.largest()).all():
-                return r2, None
-        ends = self.x[..., rows, :], self.y[..., cols, :]
-        r = torch.cdist(*ends, compute_mode="donot_use_mm_for_euclid_dist")
-        r2 = _without_own(r.mul_(r), own)
-        units = 1 if self.x is self.y else _COINCIDENT
-        return r2, r2 <= self.largest() * (units * self.eps) ** 2
-
-
-def _without_own(r2: Tensor, own: bool) -> Tensor:
-    if own:
-        r2.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    return r2
+    return None if s is None else 2 * a[..., None] * (x * s[..., -1:] - s[..., :-1]).to(x.dtype)
 
 
 def _keops_sums(

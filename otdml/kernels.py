@@ -36,7 +36,9 @@ class Kernel(Protocol):
     """The interface of a kernel for kernel sums.
 
     Attributes:
-        smooth: Whether the rounding of small squared distances is harmless.
+        smooth: Whether the derivative by the squared distance is finite at distance zero.
+        length: The distance over which the kernel changes, beside which rounding has to be small; infinite for those
+            that look alike at every scale.
         at_zero: The value at distance zero, possibly infinite.
         tile: Of the exponential of a cost, how fused kernels evaluate that: a form, ``"product"`` for the squared
             distance or ``"distance"``, and a factor. None for others.
@@ -51,6 +53,9 @@ class Kernel(Protocol):
 
     @property
     def smooth(self) -> bool: ...
+
+    @property
+    def length(self) -> float: ...
 
     @property
     def at_zero(self) -> float: ...
@@ -79,6 +84,10 @@ class RadialKernel:
     @property
     def smooth(self) -> bool:
         return self.profile.smooth
+
+    @property
+    def length(self) -> float:
+        return self.profile.length if self.exponential else math.inf
 
     @property
     def singular(self) -> bool:
@@ -126,6 +135,10 @@ class Mixture:
     @property
     def smooth(self) -> bool:
         return all(k.smooth for k in self.kernels)
+
+    @property
+    def length(self) -> float:
+        return min(k.length for k in self.kernels)
 
     @property
     def at_zero(self) -> float:

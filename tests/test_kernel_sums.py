@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otdml import kernel_sums
+from otdml import _precision, _tiles
 from otdml.kernel_sums import cross_sum, pair_sum, quadratic_form, smallest_squared_distance
 from otdml.kernels import (
     energy,
@@ -33,7 +33,7 @@ SINGULAR = {"riesz": riesz(1.0), "log": logarithmic(), "geodesic riesz": geodesi
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setitem(kernel_sums._TILE, "cpu", 64 * 64)
+    monkeypatch.setitem(_tiles.TILE, "cpu", 64 * 64)
 
 
 def clouds(d, batch, dtype, generator):
@@ -165,7 +165,7 @@ def test_memory_is_that_of_a_tile(generator):
     x = torch.randn(3000, 4, generator=generator, requires_grad=True)
     with LargestTensor() as seen:
         pair_sum(gaussian(), x, torch.full((3000,), 1 / 3000)).backward()
-    assert 2**20 < seen.entries <= kernel_sums._TILE["cpu"]
+    assert 2**20 < seen.entries <= _tiles.TILE["cpu"]
 
 
 def test_smallest_squared_distance(generator, small_tiles):
@@ -210,3 +210,81 @@ def test_clouds_and_weights_share_a_batch(generator):
         torch.testing.assert_close(found, torch.stack([cross_sum(gaussian(0.5), x, w, y, b) for w in more]))
         found = pair_sum(gaussian(0.5), x, more, backend=backend)
         torch.testing.assert_close(found, torch.stack([pair_sum(gaussian(0.5), x, w) for w in more]))
+
+
+NARROW = {
+    "gaussian": gaussian(1.0),
+    "laplacian": laplacian(1.0),
+    "imq": inverse_multiquadric(1.0),
+    "mixture": mixture([gaussian(2.0), inverse_multiquadric(1.0)]),
+}
+
+
+def far_apart(n, d, distance, generator):
+    """Points of two clusters of the size of one, and weights."""
+    x = torch.randn(n, d, generator=generator)
+    x[n // 2 :] += distance
+    return x, torch.full((n,), 1 / n)
+
+
+def assert_precise(function, tensors, value, gradient, backend="streamed"):
+    """Value and gradients in single precision beside those of the dense form in double precision."""
+    expected = value_and_gradients(functools.partial(function, backend="dense"), [t.double() for t in tensors])
+    found = value_and_gradients(functools.partial(function, backend=backend), tensors)
+    for tol, e, f in zip((value, *[gradient] * len(tensors)), expected, found, strict=True):
+        torch.testing.assert_close(f.double(), e, rtol=0, atol=tol * float(e.detach().abs().max()))
+
+
+@pytest.mark.parametrize("distance", [1e2, 1e4])
+@pytest.mark.parametrize("d", [3, 20])
+@pytest.mark.parametrize("name", NARROW)
+def test_clusters_far_apart_in_units_of_the_bandwidth(name, d, distance, generator):
+    x, a = (t.requires_grad_() for t in far_apart(210, d, distance, generator))
+    assert_precise(functools.partial(pair_sum, NARROW[name]), (x, a), 1e-4, 1e-3)
+    y, b = (t.requires_grad_() for t in far_apart(200, d, distance, generator))
+    assert_precise(functools.partial(cross_sum, NARROW[name]), (x, a, y, b), 1e-4, 1e-3)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_clusters_far_apart_where_there_is_no_double_precision(name, generator, monkeypatch):
+    monkeypatch.setattr(_precision, "SINGLE_ONLY", ("cpu",))
+    x, a = far_apart(210, 3, 1e4, generator)
+    expected = pair_sum(NARROW[name], x.double(), a.double(), backend="dense")
+    torch.testing.assert_close(pair_sum(NARROW[name], x, a, backend="streamed").double(), expected, rtol=2e-5, atol=0)
+
+
+def test_clusters_too_far_apart_for_double_precision(generator):
+    x, a = (t.double() for t in far_apart(210, 3, 1e9, generator))
+    x[105:] -= 1e9 - 2.0**30
+    expected = pair_sum(gaussian(1.0), x, a, backend="dense")
+    torch.testing.assert_close(pair_sum(gaussian(1.0), x, a, backend="streamed"), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_clusters_far_apart_in_a_compiled_sum(generator):
+    torch._dynamo.reset()
+    x, a = far_apart(210, 20, 1e4, generator)
+    compiled = torch.compile(functools.partial(pair_sum, gaussian(3.0)), fullgraph=True, backend="aot_eager")
+    expected = pair_sum(gaussian(3.0), x.double(), a.double(), backend="dense")
+    torch.testing.assert_close(compiled(x, a, backend="streamed").double(), expected, rtol=2e-5, atol=0)
+
+
+def test_the_usual_sum_stays_in_single_precision(generator):
+    x, a = far_apart(210, 20, 4.0, generator)
+    with Precisions() as seen:
+        pair_sum(gaussian(1.0), x, a, backend="streamed")
+    assert torch.float64 not in seen.dtypes
+
+
+class Precisions(TorchDispatchMode):
+    """Notes the dtypes of results."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        self.dtypes |= {t.dtype for t in results if isinstance(t, torch.Tensor)}
+        return out

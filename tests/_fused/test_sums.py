@@ -83,3 +83,18 @@ def test_points_must_be_on_a_gpu():
     x, a, y, b = clouds(2)
     with pytest.raises((RuntimeError, ImportError), match="backend='triton' needs"):
         cross_sum(kernels.gaussian(), x, a, y, b, backend="triton")
+
+
+@interpreted
+@pytest.mark.parametrize("name", KERNELS)
+def test_clusters_far_apart_in_units_of_the_bandwidth(name):
+    x, a, _, _ = clouds(3)
+    x[18:] += 1e4
+    kernel, double = KERNELS[name](1.0), [t.double() for t in (x, a)]
+
+    def pairs(x, a, backend):
+        return pair_sum(kernel, x, a, backend=backend)
+
+    found, expected = with_gradients(pairs, x, a, backend="triton"), with_gradients(pairs, *double, backend="dense")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=float(1e-3 * other.abs().max()))
