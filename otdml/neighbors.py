@@ -9,7 +9,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice, check_integer, check_labels, check_matrix
 from otdml._faiss import faiss_search, runs_on_faiss
-from otdml._precision import SINGLE_ONLY, full_precision
+from otdml._precision import full_precision, widest
 
 __all__ = ["Gallery", "nearest_center", "nearest_neighbors"]
 
@@ -17,8 +17,8 @@ __all__ = ["Gallery", "nearest_center", "nearest_neighbors"]
 _BLOCK = 2**24
 # FAISS itself multiplies 4096 queries at a time.
 _FAISS_ROWS = 4096
-# Coordinates whose squares and their sums are numbers of single precision.
-_SAFE = 1e-15, 1e15
+# Coordinates whose squares and their sums are numbers of a precision.
+_SAFE = {torch.float32: (1e-15, 1e15), torch.float64: (1e-150, 1e150)}
 
 Search = Callable[[Tensor, Tensor, int, str], tuple[Tensor, Tensor]]
 
@@ -59,7 +59,8 @@ def nearest_neighbors(
         The inner products or squared distances, shape (n, k), and the indices into y, shape (n, k).
 
     Raises:
-        ValueError: If the shapes do not fit, k is too large, or a point is not finite.
+        ValueError: If the shapes do not fit, k is too large, a point is not finite, or squares of the points are not,
+            in single precision for FAISS.
         ImportError: If FAISS is asked for and is not installed.
 
     Example:
@@ -114,16 +115,17 @@ class Gallery:
         k, exclude = self._check(x, k, exclude)
         dtype = torch.promote_types(x.dtype, self._y.dtype)
         given, x = x.detach(), self._moved(x.detach(), dtype)
-        # In double precision, if squares of coordinates would overflow or underflow in theirs.
-        largest = max(self._largest, _largest_coordinate(x))
-        if self.backend != "faiss" and largest != 0 and not _SAFE[0] < largest < _SAFE[1]:
-            x = self._moved(given, torch.float64)
+        wide, largest = widest(x.device), max(self._largest, _largest_coordinate(x))
+        if not _has_squares(largest, dtype):
+            if self.backend == "faiss" or not _has_squares(largest, wide):
+                raise self._out_of_range(largest, dtype)
+            x = self._moved(given, wide)
         values, indices = self._searched(x, k, exclude, faiss=runs_on_faiss(self.backend, x))
-        if self.metric == "l2" and x.dtype == torch.float32 and x.device.type not in SINGLE_ONLY:
+        if self.metric == "l2" and x.dtype != wide:
             rows = (-values[:, 0] < self._unsure(x)).nonzero()[:, 0]
             if len(rows):
                 left_out = None if exclude is None else exclude[rows]
-                finer, indices[rows] = self._searched(self._moved(given[rows], torch.float64), k, left_out, faiss=False)
+                finer, indices[rows] = self._searched(self._moved(given[rows], wide), k, left_out, faiss=False)
                 values[rows] = finer.to(values.dtype)
         return (values if self.metric == "inner" else values.neg_()).to(dtype), indices
 
@@ -136,7 +138,7 @@ class Gallery:
         values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
         for start in range(0, len(x), rows):
             block = slice(start, start + rows)
-            left_out = None if exclude is None else exclude[block].to(x.device)
+            left_out = None if exclude is None else exclude[block]
             values[block], indices[block] = _nearest(items, x[block], k, left_out)
         return values, indices
 
@@ -152,6 +154,13 @@ class Gallery:
         norms = x.square().sum(1) + self._largest_norm
         return 1e3 * torch.finfo(x.dtype).eps * norms
 
+    def _out_of_range(self, largest: float, dtype: torch.dtype) -> Exception:
+        """The error for points whose squares are no numbers, in the finest precision that may be used."""
+        faiss, wide = self.backend == "faiss", widest(self._y.device)
+        low, high = _SAFE[dtype if faiss else wide]
+        must = f"have a largest coordinate, with `y`, between {low:g} and {high:g}, as its squares are needed"
+        return argument_error("x", must, f"{largest:g}", "Rescale both" + (", or pass backend='torch'." if faiss else "."))
+
     def _check(self, x: Tensor, k: int, exclude: Tensor | None) -> tuple[int, Tensor | None]:
         check_matrix("x", x)
         if x.shape[1] != self._y.shape[1]:
@@ -159,7 +168,7 @@ class Gallery:
         if x.device != self._y.device:
             raise argument_error("y", f"be on the device of `x`, {x.device}", self._y.device)
         if exclude is not None:
-            exclude = check_labels("exclude", exclude, len(x), len(self))
+            exclude = check_labels("exclude", exclude, len(x), len(self)).to(x.device)
         most = len(self) - (exclude is not None)
         k = check_integer("k", k)
         if k > most:
@@ -170,6 +179,12 @@ class Gallery:
 def _largest_coordinate(x: Tensor) -> float:
     low, high = x.aminmax()
     return float(torch.maximum(-low, high))
+
+
+def _has_squares(largest: float, dtype: torch.dtype) -> bool:
+    """Whether sums of squares of coordinates up to this neither overflow nor vanish."""
+    low, high = _SAFE[dtype]
+    return largest == 0 or low < largest < high
 
 
 def _rows(faiss: bool, m: int, k: int) -> int:
@@ -257,15 +272,23 @@ def _items(y: Tensor, metric: str, faiss: bool) -> _Items:
 def _first_copies(y: Tensor) -> Tensor:
     """For each row the index of the first row that equals it."""
     rows = torch.arange(len(y), device=y.device)
-    # A weighted sum distinguishes rows; mostly a few coordinates suffice to show that there are no copies.
+    # Different rows have different keys but by chance; mostly a few coordinates suffice to show that there are no copies.
     for width in sorted({min(8, y.shape[1]), y.shape[1]}):
-        weights = torch.arange(1, width + 1, device=y.device, dtype=torch.float64).sqrt()
-        keys = torch.cat([(part[:, :width] * weights).sum(1) for part in y.split(_FAISS_ROWS)])
+        keys = torch.cat([_keys(part[:, :width]) for part in y.split(_FAISS_ROWS)])
         _, group = keys.unique(return_inverse=True)
         first = torch.full_like(rows, len(y)).scatter_reduce_(0, group, rows, "amin")[group]
         if torch.equal(first, rows):
             return rows
     return torch.where((y[first] == y).all(1), first, rows)
+
+
+def _keys(y: Tensor) -> Tensor:
+    """A hash of each row, equal for equal rows, in integers: not all devices have double precision."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (y.shape[1],), generator=generator).to(y.device)
+    # Zero and minus zero are equal.
+    bits = (y + 0.0).view(torch.int32 if y.dtype == torch.float32 else torch.int64)
+    return (bits.long() * factors).sum(1)
 
 
 def _nearest(items: _Items, x: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -92,10 +92,34 @@ def test_rows_are_copies_only_if_all_their_coordinates_agree(generator):
     first[41] = 41
     assert torch.equal(neighbors._first_copies(y), first)
     assert torch.equal(neighbors._first_copies(y[:40]), torch.arange(40))
-    # Weighted sums of different rows may agree.
-    assert torch.equal(
-        neighbors._first_copies(torch.tensor([[2.0, 0.0], [0.0, 2.0**0.5], [2.0, 0.0]])), torch.tensor([0, 1, 0])
-    )
+    # Zero has a sign, and equals its negative.
+    signs = torch.tensor([[0.0, 1.0], [0.0, -1.0], [-0.0, 1.0], [1.0, 0.0]])
+    for dtype in (torch.float32, torch.float64):
+        assert neighbors._first_copies(signs.to(dtype)).tolist() == [0, 1, 0, 3]
+
+
+def test_rows_of_one_key_need_not_be_copies(monkeypatch):
+    monkeypatch.setattr(neighbors, "_keys", lambda y: torch.zeros(len(y)))
+    assert neighbors._first_copies(torch.tensor([[2.0], [1.0], [2.0]])).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("metric", ["inner", "l2"])
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_faiss_refuses_points_whose_squares_are_no_numbers(metric, size, generator):
+    pytest.importorskip("faiss")
+    x, y = (size * torch.randn(n, 4, generator=generator) for n in (5, 6))
+    expected = nearest_neighbors(x / size, y / size, 2, metric=metric)[1]
+    for k in (2, 6):
+        with pytest.raises(ValueError, match=r"`x` must have a largest coordinate.*Rescale both, or pass backend='torch'"):
+            nearest_neighbors(x, y, k, metric=metric, backend="faiss")
+    for backend in ("torch", "auto"):
+        assert torch.equal(nearest_neighbors(x, y, 2, metric=metric, backend=backend)[1], expected)
+
+
+def test_no_precision_has_the_squares_of_the_largest_numbers(generator):
+    x = 1e200 * torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"between 1e-150 and 1e\+150.*Rescale both\.$"):
+        nearest_neighbors(x, x, 2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -262,6 +286,10 @@ def test_cuda_points_are_searched_where_they_are(generator):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     x = integers(50, 3, -2, 3).cuda()
+    # Points that single precision does not tell apart are searched once more, without their own.
+    far = x + torch.tensor([1e5, 0.0, 0.0], device=x.device) * (torch.arange(50, device=x.device) % 2)[:, None]
+    expected = nearest_neighbors(far.cpu(), far.cpu(), 4, metric="l2", exclude=torch.arange(50))[1]
+    assert torch.equal(nearest_neighbors(far, far, 4, metric="l2", exclude=torch.arange(50))[1].cpu(), expected)
     values, indices = nearest_neighbors(x, x, 4, exclude=torch.arange(50))
     assert values.device == indices.device == x.device
     assert torch.equal(indices.cpu(), every(x.cpu(), x.cpu(), 4, "inner", torch.arange(50))[1])
