@@ -159,7 +159,8 @@ class Gallery:
         faiss, wide = self.backend == "faiss", widest(self._y.device)
         low, high = _SAFE[dtype if faiss else wide]
         must = f"have a largest coordinate, with `y`, between {low:g} and {high:g}, as its squares are needed"
-        return argument_error("x", must, f"{largest:g}", "Rescale both" + (", or pass backend='torch'." if faiss else "."))
+        remedy = "Rescale both, or pass backend='torch'." if faiss else "Rescale both."
+        return argument_error("x", must, f"{largest:g}", remedy)
 
     def _check(self, x: Tensor, k: int, exclude: Tensor | None) -> tuple[int, Tensor | None]:
         check_matrix("x", x)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from otdml._checks import check_boolean, check_integer, check_points, device_of_draws, has_values
 from otdml._derivatives import needs_derivative
+from otdml._precision import widest
 
 __all__ = ["UnitRows", "angle", "distinct_directions", "great_circles", "length", "uniform_points", "unit"]
 
@@ -65,8 +66,8 @@ def length(z: Tensor) -> Tensor:
     r"""Norms of the rows of z, by which to divide them; one for a row of zeros.
 
     Rows of any length have one to all its digits: in single precision the squares are summed in double precision,
-    where none overflows or vanishes, which is quicker than :func:`unit`; in double precision a row is divided by its
-    largest entry first. A row of double precision whose entries are all below 2e-308 counts as zero.
+    where none overflows or vanishes, which is quicker than :func:`unit`; in the widest precision of the device a row is
+    divided by its largest entry first, and one whose entries are all below the smallest normal number counts as zero.
 
     Args:
         z: Vectors, shape (..., d).
@@ -80,16 +81,16 @@ def length(z: Tensor) -> Tensor:
         tensor([[5.0000e+30],
                 [1.0000e+00]])
     """
-    if z.dtype == torch.float64:
+    if z.dtype == widest(z.device):
         largest = torch.linalg.vector_norm(z.detach(), torch.inf, dim=-1, keepdim=True)
         none = largest < torch.finfo(z.dtype).tiny
         x = _differentiable_at(none, z / largest.masked_fill(none, 1.0))
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * largest
     else:
-        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=torch.float64)
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=widest(z.device))
         none = norm.detach() == 0
         if (x := _differentiable_at(none, z)) is not z:
-            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=widest(z.device))
     return norm.masked_fill(none, 1.0).to(z.dtype)
 
 
@@ -149,7 +150,7 @@ def distinct_directions(z: Tensor) -> Tensor:
     x, none = _directions(z)
     with torch.no_grad():
         # In float64 unrelated rows have distinct projections, so none comes to lie between two equal ones.
-        precise = x.double()
+        precise = x.to(widest(x.device))
         keys = precise @ _scattered(_KEYS, precise).mT
         order = keys[..., 0].argsort(dim=-1, stable=True)
         if _all_distinct(keys, order, none, torch.finfo(x.dtype).eps):
@@ -246,9 +247,12 @@ def great_circles(
     check_integer("d", d, least=2)
     if check_boolean("axis_aligned", axis_aligned):
         return _coordinate_planes(count, like, generator)
-    # Drawn in one dtype, so that the circles are the same in each precision.
-    p, v = uniform_points(2, count, d, generator=generator, dtype=torch.float64, device=like.device).to(like.dtype)
-    return p, unit(v - (v * p).sum(-1, keepdim=True) * p)
+    # Drawn in one dtype, so that the circles are the same in each precision. It is the widest one: the part of v across
+    # p may be small, and rounding turns it.
+    source = torch.device(device_of_draws(generator, like.device) or "cpu")
+    p, v = uniform_points(2, count, d, generator=generator, dtype=widest(source), device=source)
+    q = unit(v - (v * p).sum(-1, keepdim=True) * p)
+    return p.to(like.dtype).to(like.device), q.to(like.dtype).to(like.device)
 
 
 def _coordinate_planes(count: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,9 @@ def test_faiss_refuses_points_whose_squares_are_no_numbers(metric, size, generat
     x, y = (size * torch.randn(n, 4, generator=generator) for n in (5, 6))
     expected = nearest_neighbors(x / size, y / size, 2, metric=metric)[1]
     for k in (2, 6):
-        with pytest.raises(ValueError, match=r"`x` must have a largest coordinate.*Rescale both, or pass backend='torch'"):
+        with pytest.raises(
+            ValueError, match=r"`x` must have a largest coordinate.*Rescale both, or pass backend='torch'"
+        ):
             nearest_neighbors(x, y, k, metric=metric, backend="faiss")
     for backend in ("torch", "auto"):
         assert torch.equal(nearest_neighbors(x, y, 2, metric=metric, backend=backend)[1], expected)

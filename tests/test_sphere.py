@@ -201,6 +201,15 @@ def test_great_circles_are_orthonormal(axis_aligned, generator):
         torch.testing.assert_close((pair[0] * pair[1]).sum(1), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_great_circles_of_the_plane_are_orthonormal(dtype, generator):
+    # Both vectors may be drawn nearly parallel, where rounding turns what is left across.
+    p, q = great_circles(100_000, torch.zeros(2, dtype=dtype), generator=generator)
+    eps = max(torch.finfo(dtype).eps, 1e-10)
+    for u, v, product in ((p, p, 1), (q, q, 1), (p, q, 0)):
+        assert ((u.double() * v.double()).sum(-1) - product).abs().max() < 2 * eps
+
+
 def test_axis_aligned_circles_use_each_coordinate_before_the_next_round(generator):
     p, q = great_circles(3, torch.zeros(6), axis_aligned=True, generator=generator)
     assert (p + q).sum(0).equal(torch.ones(6))

@@ -11,7 +11,7 @@ from otdml._checks import (
     check_positive,
     device_of_draws,
 )
-from otdml._precision import full_precision
+from otdml._precision import full_precision, widest
 from otdml.measures import broadcast_measures, weights
 
 __all__ = ["check_exponent", "check_projections", "directions", "sliced", "wasserstein_1d"]
@@ -26,9 +26,9 @@ def directions(d: int, n: int, *, generator: torch.Generator | None = None, like
         tensor([1., 1.])
     """
     like = torch.empty(0) if like is None else like
-    device = device_of_draws(generator, like.device)
-    # Drawn in double precision, so that one seed gives the same directions in every precision.
-    normal = torch.randn(n, d, generator=generator, dtype=torch.float64, device=device).to(like)
+    source = torch.device(device_of_draws(generator, like.device) or "cpu")
+    # Drawn in the widest precision, so that one seed gives the same directions in every precision.
+    normal = torch.randn(n, d, generator=generator, dtype=widest(source), device=source).to(like.dtype).to(like.device)
     return torch.nn.functional.normalize(normal, dim=-1)
 
 

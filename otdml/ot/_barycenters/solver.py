@@ -16,7 +16,7 @@ from otdml._checks import (
     device_of_draws,
 )
 from otdml._derivatives import refuse_transforms
-from otdml._precision import full_precision
+from otdml._precision import full_precision, widest
 from otdml._warnings import warn_caller
 from otdml.costs import Cost, check_cost
 from otdml.measures import expand
@@ -206,6 +206,7 @@ def _start(measures: Measures, n_points: int | None, init: Tensor | None, genera
     drawn = torch.searchsorted(a.cumsum(-1), levels.expand(*batch, m).contiguous()).clamp_(max=n - 1)
     points = moved.take_along_dim(drawn[..., None], -2)
     # Points that coincide would move alike for ever.
-    device = device_of_draws(generator, points.device)
-    noise = torch.randn(points.shape, generator=generator, device=device, dtype=torch.float64).to(points)
+    source = torch.device(device_of_draws(generator, points.device) or "cpu")
+    noise = torch.randn(points.shape, generator=generator, device=source, dtype=widest(source))
+    noise = noise.to(points.dtype).to(points.device)
     return points + JITTER * measures.scale()[..., None, None] / x.shape[-1] ** 0.5 * noise
