@@ -4,6 +4,7 @@ Small problems are summed densely by differentiable operations. Large ones go th
 value and gradient come from one pass, so the memory is that of the points and of one tile.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._checks import check_choice
+from otdml._checks import argument_error, check_batches, check_choice, check_points, check_tensor
 from otdml._derivatives import needs_derivative
 from otdml._fused.sums import check_fusible, fused_sums
 from otdml._precision import full_arithmetic, full_precision
 from otdml._tiles import Arithmetic, tiles
 from otdml._transforms import batch_first, refuse_forward_twice
-from otdml.kernels import Kernel, RadialKernel
+from otdml.kernels import Kernel, RadialKernel, check_kernel
 from otdml.measures import expand
 
 __all__ = ["BACKENDS", "cross_sum", "pair_sum", "quadratic_form", "smallest_squared_distance"]
@@ -43,12 +44,19 @@ def quadratic_form(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto
     Returns:
         One value per batch element, shape (...).
 
+    Raises:
+        ValueError: If shapes or devices do not fit, the kernel is infinite at distance zero, or an option is unknown.
+        TypeError: If the kernel is none, or points or weights are no tensors of floating point.
+
     Example:
         >>> import torch
         >>> from otdml.kernels import energy
         >>> quadratic_form(energy(), torch.tensor([[0.0], [3.0]]), torch.tensor([1.0, -1.0]))
         tensor(6.)
     """
+    if _checked(kernel, x, a).at_zero == math.inf:
+        remedy = "Sum over pairs of distinct points by `pair_sum`."
+        raise argument_error("kernel", "be finite at distance zero", "one that is not", remedy)
     return pair_sum(kernel, x, a, backend=backend) + kernel.at_zero * a.square().sum(-1)
 
 
@@ -71,12 +79,17 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
     Returns:
         One value per batch element, shape (...).
 
+    Raises:
+        ValueError: If shapes or devices do not fit, or an option is unknown.
+        TypeError: If the kernel is none, or points or weights are no tensors of floating point.
+
     Example:
         >>> import torch
         >>> from otdml.kernels import riesz
         >>> pair_sum(riesz(1.0), torch.tensor([[0.0], [2.0]]), torch.ones(2))  # 1/2, twice
         tensor(1.)
     """
+    _checked(kernel, x, a)
     x, a = _with_one_batch(x, a)
     engine = _chosen(backend, kernel, x, x)
     if engine == "dense":
@@ -101,12 +114,17 @@ def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, *, bac
     Returns:
         One value per batch element, shape (...).
 
+    Raises:
+        ValueError: If shapes or devices do not fit, or an option is unknown.
+        TypeError: If the kernel is none, or points or weights are no tensors of floating point.
+
     Example:
         >>> import torch
         >>> from otdml.kernels import energy
         >>> cross_sum(energy(), torch.zeros(1, 1), torch.ones(1), torch.ones(2, 1), torch.ones(2))
         tensor(-2.)
     """
+    _checked(kernel, x, a, y, b)
     x, a, y, b = _with_one_batch(x, a, y, b)
     engine = _chosen(backend, kernel, x, y)
     if engine == "dense":
@@ -123,12 +141,39 @@ def smallest_squared_distance(x: Tensor) -> Tensor:
         >>> smallest_squared_distance(torch.tensor([[0.0], [1.0], [3.0]]))
         tensor([[1.]])
     """
-    x = x.detach()
+    x = check_points("x", x).detach()
     least = x.new_full((*x.shape[:-2], 1, 1), torch.inf)
     with torch.no_grad():
         for _, _, r2, _ in tiles(x, x, True, Arithmetic(x.dtype, exact=True)):
             least = torch.minimum(least, r2.amin((-2, -1), keepdim=True))
     return least
+
+
+def _checked(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor | None = None, b: Tensor | None = None) -> Kernel:
+    """The kernel, if it is one for these measures, and they are measures of one space."""
+    _check_measure(x=x, a=a)
+    batches = {"x": x.shape[:-2], "a": a.shape[:-1]}
+    if y is not None and b is not None:
+        _check_measure(y=y, b=b)
+        if y.shape[-1] != x.shape[-1]:
+            raise argument_error("y", f"have the features of `x`, {x.shape[-1]}", y.shape[-1])
+        if y.device != x.device:
+            raise argument_error("y", f"be on the device of `x`, {x.device}", y.device)
+        batches |= {"y": y.shape[:-2], "b": b.shape[:-1]}
+    check_batches(**batches)
+    return check_kernel(kernel, x.dtype)
+
+
+def _check_measure(**measure: Tensor) -> None:
+    """Raise unless these are points, shape (..., n, d), and weights of any sign, shape (..., n), by their names."""
+    (points, x), (name, w) = measure.items()
+    check_points(points, x)
+    check_tensor(name, w)
+    if w.shape[-1:] != x.shape[-2:-1]:
+        must = f"hold one weight per point, shape {tuple(x.shape[:-1])}"
+        raise argument_error(name, must, tuple(w.shape), f"Write `torch.ones({points}.shape[:-1])` for equal ones.")
+    if w.device != x.device:
+        raise argument_error(name, f"be on the points' device {x.device}", w.device)
 
 
 def _with_one_batch(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -31,6 +31,9 @@ __all__ = [
     "uniform_mean",
 ]
 
+# Bandwidths whose squares and the inverses of these neither overflow nor vanish in double precision.
+_BANDWIDTHS = 1e-150, 1e150
+
 
 class Kernel(Protocol):
     """The interface of a kernel for kernel sums.
@@ -67,6 +70,21 @@ class Kernel(Protocol):
     def __call__(self, r2: Tensor) -> tuple[Tensor, Tensor]:
         """The value and its derivative at squared distances r2 > 0."""
         ...
+
+
+def check_bandwidth(bandwidth: float) -> float:
+    """``bandwidth`` as a number of Python, if it is positive, and its square and the inverse of that are numbers.
+
+    Example:
+        >>> check_bandwidth(1e-200)
+        Traceback (most recent call last):
+        ValueError: `bandwidth` must lie between 1e-150 and 1e+150, got 1e-200. Rescale the points.
+    """
+    low, high = _BANDWIDTHS
+    if not low <= check_positive("bandwidth", bandwidth) <= high:
+        must = f"lie between {low:g} and {high:g}"
+        raise argument_error("bandwidth", must, f"{float(bandwidth):g}", "Rescale the points.")
+    return check_positive("bandwidth", bandwidth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +170,27 @@ class Mixture:
         return sum(values[1:], values[0]) / len(values), sum(slopes[1:], slopes[0]) / len(values)
 
 
+def check_kernel(kernel: Kernel, dtype: torch.dtype) -> Kernel:
+    """``kernel``, if it is one, for points of a dtype.
+
+    Example:
+        >>> check_kernel("gaussian", torch.float32)
+        Traceback (most recent call last):
+        TypeError: `kernel` must be one of `otdml.kernels`, got 'gaussian'. Write for example `gaussian(1.0)`.
+    """
+    if not (callable(kernel) and hasattr(kernel, "at_zero")):
+        remedy = "Write for example `gaussian(1.0)`."
+        raise argument_error("kernel", "be one of `otdml.kernels`", repr(kernel), remedy, TypeError)
+    # Squares of distances of this length must not vanish.
+    least = math.sqrt(torch.finfo(dtype).tiny)
+    if kernel.length < least:
+        got = f"one that changes over {kernel.length:g}"
+        raise argument_error(
+            "kernel", f"have a bandwidth of {least:.1g} or more for {dtype}", got, "Rescale the points."
+        )
+    return kernel
+
+
 def gaussian(bandwidth: float = 1.0) -> RadialKernel:
     r"""Gaussian kernel :math:`\exp(-r^2 / 2 \sigma^2)`.
 
@@ -163,7 +202,7 @@ def gaussian(bandwidth: float = 1.0) -> RadialKernel:
         >>> gaussian(1.0)(torch.tensor(2.0))[0]  # exp(-1)
         tensor(0.3679)
     """
-    return RadialKernel(Square(0.5 / check_positive("bandwidth", bandwidth) ** 2))
+    return RadialKernel(Square(0.5 / check_bandwidth(bandwidth) ** 2))
 
 
 def laplacian(bandwidth: float = 1.0) -> RadialKernel:
@@ -177,7 +216,7 @@ def laplacian(bandwidth: float = 1.0) -> RadialKernel:
         >>> laplacian(2.0)(torch.tensor(4.0))[0]  # exp(-1)
         tensor(0.3679)
     """
-    return RadialKernel(Root(1 / check_positive("bandwidth", bandwidth)))
+    return RadialKernel(Root(1 / check_bandwidth(bandwidth)))
 
 
 def inverse_multiquadric(bandwidth: float = 1.0) -> RadialKernel:
@@ -191,7 +230,7 @@ def inverse_multiquadric(bandwidth: float = 1.0) -> RadialKernel:
         >>> inverse_multiquadric(1.0)(torch.tensor(3.0))[0]  # 1 / sqrt(4)
         tensor(0.5000)
     """
-    return RadialKernel(Quadric(check_positive("bandwidth", bandwidth)))
+    return RadialKernel(Quadric(check_bandwidth(bandwidth)))
 
 
 def energy(bandwidth: float = 1.0) -> RadialKernel:
@@ -205,7 +244,7 @@ def energy(bandwidth: float = 1.0) -> RadialKernel:
         >>> energy()(torch.tensor(4.0))[0]
         tensor(-2.)
     """
-    return RadialKernel(Root(1 / check_positive("bandwidth", bandwidth)), exponential=False)
+    return RadialKernel(Root(1 / check_bandwidth(bandwidth)), exponential=False)
 
 
 def riesz(s: float = 1.0) -> RadialKernel:
@@ -257,7 +296,7 @@ def mixture(kernels: Sequence[RadialKernel]) -> Kernel:
     return kernels[0] if len(kernels) == 1 else Mixture(tuple(kernels))
 
 
-def uniform_mean(kernel: RadialKernel, d: int) -> float:
+def uniform_mean(kernel: Kernel, d: int) -> float:
     r"""Mean of a kernel over pairs of independent uniform points of the unit sphere of :math:`\mathbb R^d`.
 
     .. math:: c_k = \iint k(x, y) \, d\sigma(x) \, d\sigma(y)
@@ -267,17 +306,24 @@ def uniform_mean(kernel: RadialKernel, d: int) -> float:
     double-exponential rule of some 1e-12 relative accuracy.
 
     Args:
-        kernel: A radial kernel.
+        kernel: A radial kernel, or a :func:`mixture` of some.
         d: Number of coordinates, at least 2.
 
     Returns:
         The mean, in float64.
 
+    Raises:
+        TypeError: If the kernel is neither.
+
     Example:
         >>> round(uniform_mean(riesz(1.0), 3), 6)  # the energy of a unit charge on a unit sphere
         1.0
     """
-    return float(constant_mean(kernel, check_integer("d", d, least=2)))
+    d = check_integer("d", d, least=2)
+    kernels = kernel.kernels if isinstance(kernel, Mixture) else (kernel,)
+    if not all(isinstance(k, RadialKernel) for k in kernels):
+        raise argument_error("kernel", "be one of `otdml.kernels`", repr(kernel), kind=TypeError)
+    return sum(float(constant_mean(cast(RadialKernel, k), d)) for k in kernels) / len(kernels)
 
 
 def constant_mean(kernel: RadialKernel, d: int) -> Tensor | float:

@@ -273,7 +273,7 @@ def _items(y: Tensor, metric: str, faiss: bool) -> _Items:
 def _first_copies(y: Tensor) -> Tensor:
     """For each row the index of the first row that equals it."""
     rows = torch.arange(len(y), device=y.device)
-    # Different rows have different keys but by chance; mostly a few coordinates suffice to show that there are no copies.
+    # Different rows have different keys but by chance; mostly a few coordinates suffice to show that none are copies.
     for width in sorted({min(8, y.shape[1]), y.shape[1]}):
         keys = torch.cat([_keys(part[:, :width]) for part in y.split(_FAISS_ROWS)])
         _, group = keys.unique(return_inverse=True)

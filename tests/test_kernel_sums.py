@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from otdml import _precision, _tiles
+from otdml import _precision, _tiles, kernel_sums
 from otdml.kernel_sums import cross_sum, pair_sum, quadratic_form, smallest_squared_distance
 from otdml.kernels import (
     energy,
@@ -288,3 +288,45 @@ class Precisions(TorchDispatchMode):
         results = out if isinstance(out, (tuple, list)) else (out,)
         self.dtypes |= {t.dtype for t in results if isinstance(t, torch.Tensor)}
         return out
+
+
+@pytest.mark.parametrize(("distance", "sums"), [(4.0, "fused_sums"), (1e4, "_tile_sums")])
+def test_fused_tiles_are_for_what_single_precision_resolves(distance, sums, generator):
+    x, _ = far_apart(210, 3, distance, generator)
+    for kernel in (gaussian(1.0), laplacian(1.0)):
+        assert kernel_sums._Form(kernel, "triton", True).sums(x, x) is getattr(kernel_sums, sums)
+
+
+POINTS, ONES = torch.zeros(4, 2), torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "measures", "message"),
+    [
+        ("gaussian", (POINTS, ONES), r"`kernel` must be one of `otdml.kernels`, got 'gaussian'"),
+        (gaussian(1e-30), (POINTS, ONES), r"`kernel` must have a bandwidth of 1e-19 or more for torch.float32"),
+        (
+            gaussian(),
+            (torch.zeros(0, 2), torch.ones(0)),
+            r"`x` must have shape \(..., n, d\) with n, d >= 1, got \(0, 2",
+        ),
+        (gaussian(), (POINTS.long(), ONES), "`x` must be of floating point, got torch.int64"),
+        (gaussian(), (POINTS, None), "`a` must be a torch.Tensor, got NoneType"),
+        (gaussian(), (POINTS, ONES[:3]), r"`a` must hold one weight per point, shape \(4,\), got \(3,\)"),
+        (gaussian(), (POINTS, ONES[:1]), r"`a` must hold one weight per point, shape \(4,\), got \(1,\)"),
+        (gaussian(), (POINTS.expand(3, 4, 2), ONES.expand(2, 4)), "`a` must have the batch dimensions of `x`"),
+        (gaussian(), (POINTS[:, :1], ONES, POINTS, ONES), "`y` must have the features of `x`, 1, got 2"),
+        (gaussian(), (POINTS, ONES, POINTS, ONES[:3]), r"`b` must hold one weight per point, shape \(4,\), got \(3,\)"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_bad_arguments_are_named(kernel, measures, message, backend):
+    for total in (pair_sum, quadratic_form) if len(measures) == 2 else (cross_sum,):
+        with pytest.raises((ValueError, TypeError), match=message):
+            total(kernel, *measures, backend=backend)
+
+
+def test_a_sum_over_all_pairs_needs_a_value_at_zero():
+    for kernel in (riesz(1.0), logarithmic(), mixture([gaussian(), riesz(2.0)])):
+        with pytest.raises(ValueError, match=r"`kernel` must be finite at distance zero.*`pair_sum`"):
+            quadratic_form(kernel, POINTS, ONES)

@@ -141,3 +141,23 @@ def test_both_forms_of_that_mean_agree_where_one_takes_over(d):
     turn = max(1000, 10 * (d - 2) ** 2) / 2
     below, above = (float(uniform_mean(gaussian((2 * g) ** -0.5), d)) for g in (turn * (1 - 1e-9), turn * (1 + 1e-9)))
     assert above == pytest.approx(below, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [gaussian, laplacian, inverse_multiquadric, energy])
+def test_bandwidths_without_a_square_are_refused(make):
+    for bandwidth in (1e-320, 1e-200, 1e200):
+        with pytest.raises(ValueError, match=r"`bandwidth` must lie between 1e-150 and 1e\+150"):
+            make(bandwidth)
+    r2 = torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)
+    # At distances of the bandwidth's size a kernel is what it is at one.
+    for bandwidth in (1e-150, 1e150):
+        scaled = make(bandwidth)(r2 * bandwidth**2)[0]
+        torch.testing.assert_close(scaled, make(1.0)(r2)[0], rtol=1e-12, atol=0)
+
+
+def test_the_mean_of_a_mixture_is_that_of_its_kernels():
+    kernels = [gaussian(1.0), gaussian(2.0), inverse_multiquadric(0.5)]
+    expected = sum(uniform_mean(k, 3) for k in kernels) / 3
+    assert uniform_mean(mixture(kernels), 3) == pytest.approx(expected, rel=1e-14)
+    with pytest.raises(TypeError, match=r"`kernel` must be one of `otdml.kernels`, got 'gaussian'"):
+        uniform_mean("gaussian", 3)

@@ -18,7 +18,7 @@ from otdml._checks import (
 )
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum
-from otdml.kernels import gaussian, mixture
+from otdml.kernels import check_bandwidth, gaussian, mixture
 from otdml.ot._sliced import directions
 
 __all__ = ["MMDToGaussian", "SIGReg", "mmd_to_gaussian", "sigreg"]
@@ -81,7 +81,7 @@ def _scales(bandwidth: Bandwidth, d: int) -> list[float]:
     scales = [math.sqrt(d)] if bandwidth is None else _several(bandwidth)
     if not scales:
         raise argument_error("bandwidth", "be a number, several numbers, or None", bandwidth)
-    return [check_positive("bandwidth", s) for s in scales]
+    return [check_bandwidth(s) for s in scales]
 
 
 def _several(bandwidth: float | Sequence[float]) -> list[float]:
