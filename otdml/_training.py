@@ -52,8 +52,8 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def inputs_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Stored pixels in [0, 1], or what is floating already, in the dtype of a model."""
-    return as_float(images).to(next(model.parameters()).dtype)
+    """Stored pixels in [0, 1], or what is floating already, in the dtype and on the device of a model."""
+    return as_float(images).to(next(model.parameters()))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from otdml._arguments import argument_error, check_choice
-from otdml._checks import check_generator, check_images, check_pixels
+from otdml._checks import check_generator, check_images, check_pixels, device_of_draws
 
 __all__ = ["CORRUPTIONS", "corrupted"]
 
@@ -20,7 +20,7 @@ def corrupted(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         kind: ``"none"``; ``"noise"``: Gaussian, of standard deviation 0.15; ``"blur"``: the mean of 3 × 3 pixels, two
             times; ``"contrast"``: three tenths of it; ``"pixels"``: squares of 2 × 2 pixels have their mean, for which
             height and width must be even.
-        generator: Of the noise.
+        generator: Of the noise, on the device of the images or any other.
 
     Returns:
         The pictures, in [0, 1].
@@ -35,7 +35,8 @@ def corrupted(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     if kind == "pixels" and (images.shape[-1] % 2 or images.shape[-2] % 2):
         raise argument_error("images", "have an even height and width", tuple(images.shape))
     if kind == "noise":
-        images = images + 0.15 * torch.randn(images.shape, generator=generator).to(images.dtype)
+        noise = torch.randn(images.shape, generator=generator, device=device_of_draws(generator))
+        images = images + 0.15 * noise.to(images)
     elif kind == "blur":
         for _ in range(2):
             images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

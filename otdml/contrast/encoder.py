@@ -19,8 +19,9 @@ from otdml._checks import (
     check_positive,
     check_several,
     check_share,
+    device_of_draws,
 )
-from otdml._training import evaluating, inputs_of, minimised
+from otdml._training import as_float, evaluating, inputs_of, minimised
 from otdml.contrast.views import SPOILS, Views, spoiled
 from otdml.dml.backbones import ResNet
 
@@ -61,10 +62,13 @@ class Encoder(nn.Module):
             )
 
     def pooled(self, images: Tensor) -> Tensor:
-        """The mean of the maps over their points, shape (n, widths[-1]); images in [0, 1], shape (n, 3, h, w)."""
+        """The mean of the maps over their points, shape (n, widths[-1]); images in [0, 1], shape (n, 3, h, w).
+
+        They are moved to the device and the dtype of the weights.
+        """
         if any(side % 2 for side in check_images("images", images, channels=3).shape[2:]):
             raise argument_error("images", "have an even height and width", tuple(images.shape))
-        standard = ((images - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+        standard = ((inputs_of(self, images) - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
         return self.trunk(standard).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -75,8 +79,8 @@ class Encoder(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Features to evaluate: pooled maps of undistorted pictures, uint8 or float, in evaluation mode, in batches."""
         check_pixels("images", check_images("images", images, channels=3, stored=True))
-        with evaluating(self), half():
-            return torch.cat([self.pooled(inputs_of(self, part)).float() for part in images.split(500)])
+        with evaluating(self), half(_device(self)):
+            return torch.cat([self.pooled(as_float(part)).float() for part in images.split(500)])
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,8 @@ def training(
     losses can be compared on the same ones.
 
     Args:
-        encoder: Changed in place.
-        images: Bytes, shape (n, 3, h, w).
+        encoder: Changed in place. Batches are moved to its device and dtype.
+        images: Bytes, shape (n, 3, h, w), on any device.
         loss: Of the two views of a batch, each of shape (batch, dim), and of its domains where there are any.
         pairs: How views are made.
         steps: Number of batches.
@@ -142,15 +146,21 @@ def training(
     steps, batch, rate = check_integer("steps", steps), check_integer("batch", batch), check_positive("rate", rate)
 
     def value() -> Tensor:
-        rows = torch.randint(len(images), (batch,), generator=generator)
-        with half():
-            z = encoder(torch.cat(pairs(inputs_of(encoder, images[rows]), generator)))
+        rows = torch.randint(len(images), (batch,), generator=generator, device=device_of_draws(generator))
+        with half(_device(encoder)):
+            z = encoder(torch.cat(pairs(inputs_of(encoder, images[rows.to(images.device)]), generator)))
         first, second = F.normalize(z.float(), dim=-1).chunk(2)
-        return loss(first, second) if domains is None else loss(first, second, domains[rows])
+        if domains is None:
+            return loss(first, second)
+        return loss(first, second, domains[rows.to(domains.device)].to(first.device))
 
     return minimised(value, torch.optim.Adam(encoder.parameters(), lr=rate), steps)
 
 
-def half() -> torch.autocast:
+def half(device: torch.device) -> torch.autocast:
     """Convolutions in bfloat16, which processors that multiply in it do in half the time."""
-    return torch.autocast("cpu", torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _device(encoder: nn.Module) -> torch.device:
+    return next(encoder.parameters()).device

@@ -64,10 +64,10 @@ def neighbours(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor, *
 
 
 def _checked(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows in single precision at least, without a graph, and their labels."""
+    """Rows in single precision at least, without a graph, and their labels, on the device of the training rows."""
     z, test_z = (check_matrix(name, x).detach() for name, x in (("z", z), ("test_z", test_z)))
     if z.shape[1] != test_z.shape[1]:
         raise argument_error("test_z", f"have as many features as `z`, {z.shape[1]}", test_z.shape[1])
     dtype = torch.promote_types(torch.promote_types(z.dtype, test_z.dtype), torch.float32)
     labels, test_labels = check_labels("labels", labels, len(z)), check_labels("test_labels", test_labels, len(test_z))
-    return z.to(dtype), labels, test_z.to(dtype), test_labels
+    return z.to(dtype), labels.to(z.device), test_z.to(z.device, dtype), test_labels.to(z.device)

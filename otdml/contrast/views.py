@@ -18,7 +18,9 @@ from otdml._checks import (
     check_positive,
     check_several,
     check_share,
+    device_of_draws,
 )
+from otdml._training import as_float
 
 __all__ = ["SPOILS", "Views", "spoiled"]
 
@@ -59,16 +61,17 @@ class Views:
             raise argument_error("crop", "be two shares of the area in (0, 1], the smaller one first", self.crop)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """One view of each picture, float; images in [0, 1], shape (n, 3, h, w)."""
-        check_pixels("images", check_images("images", images, channels=3))
+        """One view of each picture, in single precision or better; images in [0, 1], shape (n, 3, h, w)."""
+        # Places of points are not numbers of half precision.
+        images = as_float(check_pixels("images", check_images("images", images, channels=3)))
         check_generator(generator)
-        crops = self._crops(len(images), generator).to(images.dtype)
+        crops = self._crops(len(images), generator).to(images)
         grid = F.affine_grid(crops, list(images.shape), align_corners=False)
         return self._coloured(F.grid_sample(images, grid, padding_mode="border", align_corners=False), generator)
 
     def _crops(self, n: int, generator: torch.Generator) -> Tensor:
         """Affine maps from the points of a view to those of its picture, shape (n, 2, 3)."""
-        area, shape, right, down, flip = torch.rand(5, n, generator=generator)
+        area, shape, right, down, flip = torch.rand(5, n, generator=generator, device=device_of_draws(generator))
         low, high = self.crop
         area = low + (high - low) * area
         root = (area * torch.tensor(self.ratio) ** (2 * shape - 1)).sqrt()
@@ -76,11 +79,12 @@ class Views:
         width = torch.maximum(root.clamp(max=1), area)
         height = area / width
         x, y = (1 - width) * (2 * right - 1), (1 - height) * (2 * down - 1)
-        zero, mirrored = torch.zeros(n), torch.where(flip < 0.5, -width, width)
+        zero, mirrored = torch.zeros_like(width), torch.where(flip < 0.5, -width, width)
         return torch.stack([torch.stack([mirrored, zero, x], -1), torch.stack([zero, height, y], -1)], -2)
 
     def _coloured(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        draws = torch.rand(4, len(images), 1, 1, 1, generator=generator)
+        draws = torch.rand(4, len(images), 1, 1, 1, generator=generator, device=device_of_draws(generator))
+        draws = draws.to(images.device)
         brightness, contrast, saturation = 1 + self.colour * (2 * draws[:3] - 1)
         luma = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
         saturation = torch.where(draws[3] < self.grey, 0.0, saturation)
@@ -96,7 +100,7 @@ def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) 
         views: Shape (n, channels, h, w).
         kind: ``"wrong"``: the view of the picture before it in the batch. ``"noise"``: uniform noise.
         share: Probability that a view is spoiled, in [0, 1].
-        generator: Source of randomness.
+        generator: Source of randomness, on the device of the views or any other.
 
     Returns:
         The views, shape (n, channels, h, w).
@@ -113,6 +117,8 @@ def spoiled(views: Tensor, kind: str, share: float, generator: torch.Generator) 
     check_generator(generator)
     if kind == "wrong" and share and len(views) < 2:
         raise argument_error("views", "be of two pictures or more, as those of others are taken", len(views))
-    bad = torch.rand(len(views), 1, 1, 1, generator=generator) < share
-    other = views.roll(1, 0) if kind == "wrong" else torch.rand(views.shape, generator=generator).to(views.dtype)
-    return torch.where(bad, other, views)
+    source = device_of_draws(generator)
+    bad = (torch.rand(len(views), 1, 1, 1, generator=generator, device=source) < share).to(views.device)
+    if kind == "wrong":
+        return torch.where(bad, views.roll(1, 0), views)
+    return torch.where(bad, torch.rand(views.shape, generator=generator, device=source).to(views), views)

@@ -43,3 +43,9 @@ def test_pictures_keep_their_shape_and_range(kind):
 def test_other_kinds_are_refused():
     with pytest.raises(ValueError, match="fog"):
         corrupted(torch.rand(1, 3, 4, 4), "fog", seeded())
+
+
+def test_noise_of_a_seed_stays_what_it_is():
+    ramp = torch.linspace(0, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    found = corrupted(ramp, "noise", seeded(5))[:, :, 2, 5].flatten()
+    assert found.tolist() == pytest.approx([0.0, 0.139875, 0.499839, 0.509174, 0.772471, 0.932001], abs=2e-6)

@@ -1,5 +1,8 @@
 """The encoder learns what pairs of views share, and repeats with its seed."""
 
+import copy
+
+import pytest
 import torch
 
 from otdml.contrast import Encoder, Pairs, Views, neighbours, training
@@ -56,3 +59,36 @@ def test_pictures_of_one_kind_come_to_lie_together():
     images = (255 * (0.5 + 0.2 * waves[:, None] + noise).clamp(0, 1)).byte()
     z = fitted(images, 0).features(images)
     assert neighbours(z[:150], kind[:150], z[150:], kind[150:], k=5) > 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_another_precision(dtype):
+    encoder = Encoder(seed=0, widths=(4, 8), dim=3).eval()
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found, expected = encoder(images), encoder(images.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(encoder.features(images), encoder.features(images.float()))
+
+
+def test_an_encoder_of_another_precision_trains():
+    images = (255 * torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))).byte()
+    encoder = Encoder(seed=0, widths=(4, 8), dim=3)
+    twin = copy.deepcopy(encoder).double().eval()
+    torch.testing.assert_close(twin(images / 255), encoder.eval()(images / 255).double(), rtol=0, atol=1e-5)
+    options = {"steps": 2, "batch": 8, "rate": 1e-3, "domains": torch.arange(40) % 2}
+    generator = torch.Generator().manual_seed(0)
+    assert list(training(twin, images, lambda a, b, _: (a - b).square().sum(), PLAIN, **options, generator=generator))
+    assert twin.features(images).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_an_encoder_on_a_gpu_takes_pictures_from_the_cpu():
+    images, labels = (255 * torch.rand(40, 3, 8, 8)).byte(), torch.arange(40) % 2
+    encoder = Encoder(seed=0, widths=(4, 8), dim=3).cuda()
+    options = {"steps": 2, "batch": 8, "rate": 1e-3, "domains": labels}
+    generator = torch.Generator().manual_seed(0)
+    list(training(encoder, images, lambda a, b, _: (a - b).square().sum(), PLAIN, **options, generator=generator))
+    z = encoder.features(images)
+    assert z.device.type == "cuda"
+    assert neighbours(z, labels, z, labels, k=1) == 1.0

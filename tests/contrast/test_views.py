@@ -4,7 +4,7 @@ import pytest
 import torch
 from draws import seeded
 
-from otdml.contrast import Pairs, Views, spoiled
+from otdml.contrast import Pairs, Views, corrupted, spoiled
 
 STILL = {"crop": (1.0, 1.0), "ratio": 1.0, "colour": 0.0, "grey": 0.0}
 
@@ -101,3 +101,33 @@ def test_views_keep_the_dtype():
         assert spoiled(images, "noise", 0.5, torch.Generator()).dtype == dtype
     with pytest.raises(TypeError, match="`generator` must be"):
         Views()(images, 3)
+
+
+RAMP = torch.linspace(0, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+
+
+def test_draws_of_a_seed_stay_what_they_are():
+    view = Views()(RAMP, seeded(5))
+    assert view[:, :, 2, 5].flatten().tolist() == pytest.approx(
+        [0.092684, 0.232507, 0.372329, 0.586933, 0.797642, 1.0], abs=2e-6
+    )
+    noise = spoiled(RAMP.view(12, 1, 4, 8), "noise", 0.5, seeded(5))[:6, 0, 2, 5]
+    assert noise.tolist() == pytest.approx([0.05483, 0.904067, 0.221932, 0.305483, 0.389034, 0.742661], abs=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_views_of_another_precision_show_the_same_places(dtype):
+    images = RAMP.to(dtype)
+    found, expected = Views()(images, seeded()), Views()(images.float(), seeded())
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pictures_on_a_gpu_with_a_generator_anywhere(device):
+    images = RAMP.cuda()
+    for change in (Views(), lambda x, g: corrupted(x, "noise", g), lambda x, g: spoiled(x, "noise", 0.5, g)):
+        found = change(images, torch.Generator(device).manual_seed(0))
+        assert found.device == images.device
+        if device == "cpu":
+            torch.testing.assert_close(found.cpu(), change(RAMP, seeded()), rtol=0, atol=1e-4)
