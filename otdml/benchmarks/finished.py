@@ -1,14 +1,15 @@
 """Finished runs of a benchmark, read from their folders."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from otdml.benchmarks.methods import ARMS, parts
-from otdml.benchmarks.runs import RunFolder
+from otdml.benchmarks.runs import RunFolder, place_of
 from otdml.dml.losses import LOSSES
 
-__all__ = ["Finished", "collect"]
+__all__ = ["Finished", "collect", "finished_folders"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,41 @@ class Finished:
 
 
 def collect(out: Path) -> list[Finished]:
-    """The finished runs under ``out``, in the order of the methods, then of the seeds."""
-    folders = [RunFolder(path.parent) for path in out.glob("*/seed-*/metrics.json")]
-    return sorted((_finished(folder) for folder in folders), key=lambda run: (_rank(run.method), run.seed))
+    """The finished runs under ``out``, in the order of the methods, then of the seeds.
+
+    A folder that is not at the place of its run, as a copy of one, is passed over with a warning.
+    """
+    runs = []
+    for folder, place in finished_folders(out).items():
+        if folder.path == out / place:
+            runs.append(_finished(folder))
+        else:
+            warnings.warn(f"Passed over {folder.path}: its run belongs into {out / place}.", stacklevel=2)
+    return sorted(runs, key=lambda run: (_rank(run.method), run.seed))
+
+
+def finished_folders(out: Path) -> dict[RunFolder, str]:
+    """The folders of finished runs under ``out``, each with the place that its run has, which is its own or not.
+
+    Raises:
+        ValueError: A folder does not say which run it is of; the message names it.
+    """
+    folders = [RunFolder(path.parent) for path in sorted(out.glob("*/seed-*/metrics.json"))]
+    return {folder: _place(folder) for folder in folders}
+
+
+def _place(folder: RunFolder) -> str:
+    config = folder.config()
+    try:
+        return place_of(config["run"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: RunFolder, error: Exception) -> ValueError:
+    reason = f"{type(error).__name__}: {error}"
+    remedy = "Delete that folder to repeat the run."
+    return ValueError(f"{folder.path}: config.json or metrics.json is damaged ({reason}). {remedy}")
 
 
 def _finished(folder: RunFolder) -> Finished:
@@ -62,10 +95,7 @@ def _finished(folder: RunFolder) -> Finished:
         )
         _rank(finished.method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{folder.path}: config.json or metrics.json is damaged ({reason}). Delete that folder to repeat the run."
-        ) from error
+        raise _damaged(folder, error) from error
     return finished
 
 

@@ -18,7 +18,7 @@ from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.validation import check, run_problems
 from otdml.dml.config import MEANS
 
-__all__ = ["Run", "RunFolder", "check_settings", "checkpoint_file", "plan"]
+__all__ = ["Run", "RunFolder", "check_settings", "checkpoint_file", "place_of", "plan"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Run:
     @property
     def place(self) -> str:
         """Its folder, below that of its benchmark."""
-        return "/".join([self.method, f"seed-{self.seed}", *([] if self.fold is None else [f"fold-{self.fold}"])])
+        return place_of(vars(self))
 
     @property
     def title(self) -> str:
@@ -81,8 +81,7 @@ class Run:
     @property
     def fold(self) -> int | None:
         """The fold of the training classes that it is validated on, in the Reality Check protocol."""
-        fold = self.data.get("fold")
-        return fold if isinstance(fold, int) else None
+        return _fold(self.data)
 
     def config(self) -> dict[str, Any]:
         """Every setting, as plain types."""
@@ -92,6 +91,22 @@ class Run:
     def fingerprint(self) -> str:
         """A hash of all that determines the numbers."""
         return hashlib.sha256(json.dumps(_numbers(self.config()), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def place_of(run: Mapping[str, Any]) -> str:
+    """The folder of a run with this configuration, below that of its benchmark.
+
+    Example:
+        >>> place_of({"method": "proxy-nca", "seed": 2, "data": {"fold": 0}})
+        'proxy-nca/seed-2/fold-0'
+    """
+    fold = _fold(run.get("data", {}))
+    return "/".join([run["method"], f"seed-{run['seed']}", *([] if fold is None else [f"fold-{fold}"])])
+
+
+def _fold(data: Mapping[str, Any]) -> int | None:
+    fold = data.get("fold")
+    return fold if isinstance(fold, int) else None
 
 
 @dataclass(frozen=True)

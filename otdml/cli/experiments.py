@@ -178,7 +178,9 @@ def _check_folder(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int],
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is no folder.")
     plan(folder, runs)
-    for earlier in collect(folder):
+    with notes():
+        there = collect(folder)
+    for earlier in there:
         run = run_of(earlier.method, earlier.seed)
         if runs[0].fold is not None:
             from otdml.benchmarks.reality import of_four_folds
@@ -213,7 +215,9 @@ def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
     from otdml.benchmarks.report import write_report
     from otdml.benchmarks.results import export
 
-    if results := export(folder):
+    with notes():
+        results = export(folder)
+    if results:
         write_report(folder / "report.html", preset, results, ["otdml", *sys.argv[1:]], failures)
         show_table(console, results, preset)
         console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True, highlight=False)

@@ -1,5 +1,7 @@
 """Finished runs in their order, and errors that name what is damaged."""
 
+import shutil
+
 import pytest
 
 from otdml.benchmarks.finished import collect
@@ -19,6 +21,20 @@ def test_runs_come_in_the_order_of_losses_arms_and_seeds(finished):
 def test_unfinished_runs_are_left_out(finished):
     (finished / "soft-triple" / "seed-1" / "metrics.json").unlink()
     assert len(collect(finished)) == 11
+
+
+def test_a_copy_of_a_method_is_no_more_seeds_of_it(finished):
+    """Its runs are of the seeds that are there, under another name of their folder."""
+    shutil.copytree(finished / "soft-triple", finished / "soft-triple.backup")
+    shutil.copytree(finished / "soft-triple" / "seed-0", finished / "soft-triple" / "seed-0.old")
+    with pytest.warns(UserWarning, match=r"Passed over .*: its run belongs into .*/soft-triple/seed-") as said:
+        runs = collect(finished)
+    assert len(said) == 4
+    assert [(run.seed, run.folder.path.parent.name) for run in runs if run.method == "soft-triple"] == [
+        (0, "soft-triple"),
+        (1, "soft-triple"),
+        (2, "soft-triple"),
+    ]
 
 
 @pytest.mark.parametrize(

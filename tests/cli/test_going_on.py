@@ -1,6 +1,7 @@
 """A run that goes on, and a report of a changed preset, say what is not as it was."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -43,3 +44,14 @@ def test_a_traceback_is_shown_where_it_is_asked_for_and_not_where_it_is_declined
     monkeypatch.setattr("sys.argv", ["otdml", "evaluate", "gone.ckpt"])
     with pytest.raises(FileNotFoundError if shown else SystemExit):
         cli.main()
+
+
+def test_a_copy_of_a_finished_run_is_passed_over_with_a_note(otdml_, tmp_path):
+    words = ("benchmark", *WORDS, "--out", tmp_path, "--jobs", 1, "--seeds", 1)
+    assert otdml_(*words).exit_code == 0
+    shutil.copytree(tmp_path / "proxy-anchor", tmp_path / "proxy-anchor.backup")
+    result = otdml_(*words)
+    assert result.exit_code == 0, result.output
+    copy, own = tmp_path / "proxy-anchor.backup" / "seed-0", tmp_path / "proxy-anchor" / "seed-0"
+    assert f"note Passed over {copy}: its run belongs into {own}." in result.output
+    assert (tmp_path / "runs.csv").read_text().count("proxy-anchor") == 1
