@@ -21,6 +21,7 @@ from otdml._checks import argument_error, check_known
 from otdml._files import folder_lock, write_text
 from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
+from otdml.benchmarks.finished import finished_folders
 from otdml.benchmarks.runs import Run, RunFolder, plan
 from otdml.data.augment import Distort
 from otdml.data.registry import named_dataset
@@ -153,15 +154,36 @@ def _images(run: Run, root: str | None) -> tuple[dict[str, Any], dict[str, str]]
     return splits, {name: fingerprint(split) for name, split in splits.items()}
 
 
-def _check_finished(folders: Mapping[Path, Run], root: str | None) -> None:
-    """Raise where a run that is there was made with other images; sets are read once for all runs that share them."""
+def _check_finished(out: Path, folders: Mapping[Path, Run], root: str | None) -> None:
+    """Raise where a run that is there was made with other images, also one that was not asked for now.
+
+    All finished runs of a folder stand in one table. Sets are read once for all runs that share them.
+    """
+    # A seed of the Reality Check protocol has the test classes of its folds.
+    asked = {_images_key(run.config(), whole=whole): run for run in folders.values() for whole in (True, False)}
+    found = {path: _images_key(run.config()) for path, run in folders.items() if RunFolder(path).begun}
+    found |= {folder.path: _images_key(folder.config()["run"]) for folder in _others(out, folders)}
     seen: dict[str, dict[str, str]] = {}
-    for path, run in folders.items():
-        if RunFolder(path).begun:
-            key = repr((run.dataset, sorted(run.data.items(), key=str), run.hold_out))
+    for path, key in found.items():
+        if key in asked:
             if key not in seen:
-                seen[key] = _images(run, root)[1]
+                seen[key] = _images(asked[key], root)[1]
             RunFolder(path).check_images(seen[key])
+
+
+def _others(out: Path, folders: Mapping[Path, Run]) -> list[RunFolder]:
+    """Folders of finished runs that stand in the table with those of ``folders``, and of their folds."""
+    there = [folder.path for folder, place in finished_folders(out).items() if folder.path == out / place]
+    folds = [path.parent for whole in there for path in sorted(whole.glob("fold-*/metrics.json"))]
+    return [RunFolder(path) for path in [*there, *folds] if path not in folders]
+
+
+def _images_key(run: Mapping[str, Any], *, whole: bool = False) -> str:
+    """A text that runs on the same splits share; that of all folds if ``whole``."""
+    data = dict(run.get("data", {}))
+    if whole or isinstance(data.get("fold"), str):
+        data.pop("fold", None)
+    return repr((run.get("dataset"), sorted(data.items(), key=str), run.get("hold_out")))
 
 
 def _budget(run: Run, devices: int | None) -> TrainingConfig:
@@ -230,7 +252,7 @@ def run_grid(
         ValueError: A folder holds a run of another configuration.
     """
     folders, jobs = plan(out, runs), jobs or max(1, cores() // (threads * (devices or 1)))
-    _check_finished(folders, root)
+    _check_finished(out, folders, root)
     out.mkdir(parents=True, exist_ok=True)
     waiting = [path for path in folders if not RunFolder(path).finished]
     running: dict[Future, Path] = {}

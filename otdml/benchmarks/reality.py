@@ -20,6 +20,7 @@ from otdml.benchmarks.runs import Run, RunFolder
 from otdml.data.registry import named_dataset
 from otdml.data.split import FOLDS
 from otdml.dml.evaluation import metrics_of
+from otdml.dml.fingerprint import fingerprint
 from otdml.dml.protocols import queries
 
 __all__ = ["DIM", "EACH", "assemble", "concatenated", "fold_runs", "of_four_folds", "protocol_of"]
@@ -102,9 +103,10 @@ def assemble(out: Path, runs: Iterable[Run], root: str | None = None) -> None:
     waiting = [(run, folder) for run, folder in waiting if not folder.finished and _folds(folder)]
     if waiting:
         test = load_split(waiting[0][0].dataset, root, "test", waiting[0][0].data)
+        images = fingerprint(test)
         for run, folder in waiting:
             with folder_lock(folder.path):
-                folder.claim(of_four_folds(run))
+                folder.claim(of_four_folds(run), {"test": images})
                 _assemble(folder, tuple(run.training.get("ks", (1, 2, 4, 8))), test)
 
 

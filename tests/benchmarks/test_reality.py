@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from typer.testing import CliRunner
 
-from otdml.benchmarks.experiment import execute, load_split
+from otdml.benchmarks.experiment import _check_finished, execute, load_split
 from otdml.benchmarks.finished import collect
 from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import preset
@@ -100,6 +100,25 @@ def test_separated_is_the_mean_of_the_folds_and_concatenated_a_metric_of_all(see
     text = (out / "report.html").read_text()
     for part in ("concatenated", "separated", "After Musgrave", "one seed, so no spread is known"):
         assert part in text
+
+
+def test_a_seed_knows_the_images_of_its_test(seed):
+    """They are those of its folds, and no more of the grid is run on others."""
+    root, out, run = seed
+    assemble(out, [run], root)
+    images = RunFolder(out / run.place).config()["images"]
+    assert images == {"test": RunFolder(out / fold_runs(run)[0].place).config()["images"]["test"]}
+    later = fold_runs(replace(run, seed=1))
+    _check_finished(out, {out / one.place: one for one in later}, root)
+    path = out / run.place / "config.json"
+    path.write_text(path.read_text().replace(images["test"], "0" * 32))
+    with pytest.raises(ValueError, match=r"proxy-anchor/seed-0 holds a run on another state .*: test holds other"):
+        _check_finished(out, {out / one.place: one for one in later}, root)
+    # Of runs that were made before they were written down, nothing is known.
+    content = json.loads(path.read_text())
+    del content["images"]
+    path.write_text(json.dumps(content))
+    _check_finished(out, {out / one.place: one for one in later}, root)
 
 
 def test_a_seed_with_an_unfinished_fold_is_left_out(seed):

@@ -76,6 +76,18 @@ def test_the_same_command_goes_on_and_other_images_are_refused(benchmarked, phot
     words[words.index(moved)] = photos
 
 
+def test_another_method_is_not_compared_on_other_images(benchmarked, photos, tmp_path):
+    """The runs that are there stand in the table, whether the command asks for them or not."""
+    out = shutil.copytree(benchmarked[0], tmp_path / "runs")
+    other = shutil.copytree(photos, tmp_path / "other")
+    words = ["benchmark", "-d", "folder", "-m", "proxy-nca", "--seeds", 1, "--epochs", 1, "--out", out, *CHANGES]
+    shutil.copy(other / "ant" / "0.jpg", other / "ant" / "4.jpg")
+    refused = command(*words, "--root", other)
+    assert refused.exit_code == 1
+    assert f"{out}/proxy-anchor/seed-0 holds a run on another state of the data set" in str(refused.exception)
+    assert not (out / "proxy-nca").exists()
+
+
 def test_its_network_is_used_like_any_other(benchmarked, photos, tmp_path):
     run = benchmarked[0] / "proxy-anchor" / "seed-0"
     metrics = json.loads((run / "metrics.json").read_text())["last"]
