@@ -16,7 +16,7 @@ from otdml.benchmarks.methods import ARMS, METHODS
 from otdml.benchmarks.presets import Preset, Published, preset_files
 from otdml.benchmarks.presets import preset as read_preset
 from otdml.benchmarks.report import caveats, folded, metric_title, percent, readings, statement
-from otdml.benchmarks.results import COUNT, Figure, baselines, beside, comparisons, metric_names, summary
+from otdml.benchmarks.results import COUNT, Figure, baselines, beside, comparisons, metric_names, seeds_of, summary
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
 from otdml.dml.losses import LOSSES
@@ -82,7 +82,7 @@ def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None
         console.print(f"[dim]Published:[/] {escape(_cited(some, ', '.join(pairs)))}", highlight=False)
     for said in caveats(preset, runs) if preset else ():
         console.print(f"[yellow]{escape(said)}[/]", highlight=False)
-    found = comparisons(runs, metric_names(runs)[0])
+    found = comparisons(runs)
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
         return
@@ -105,7 +105,7 @@ def _figures(runs: Sequence[Finished], metrics: Sequence[str]) -> Table:
         figures = [row["metrics"].get(m, Figure(math.nan, math.nan, 0)) for m in metrics]
         cells = [percent(figure, folded(runs)) if figure.n else "" for figure in figures]
         epoch = [readings(runs)[row["checkpoint"]]] if checkpoints else []
-        table.add_row(row["method"], *epoch, *cells, str(row["seconds"].n), f"{row['seconds'].mean:.0f}")
+        table.add_row(row["method"], *epoch, *cells, str(seeds_of(row)), f"{row['seconds'].mean:.0f}")
     for name, one in baselines(runs).items():
         shares = [f"{100 * one[m]:.1f}" if m in one else "" for m in metrics]
         table.add_row(name, *[""] * checkpoints, *shares, "", "", style="dim")

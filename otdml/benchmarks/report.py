@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from otdml.benchmarks.results import (
     beside,
     comparisons,
     half_width,
+    leading,
     metric_names,
+    seeds_of,
     summary,
 )
 from otdml.dml.losses import LOSSES
@@ -121,36 +123,67 @@ def _style(method: str) -> str:
 
 def _tables(preset: Preset, runs: Sequence[Finished]) -> dict[str, Any]:
     rows, metrics = summary(runs), metric_names(runs)
-    best = {m: _leader([row["metrics"][m].mean for row in rows if m in row["metrics"]]) for m in metrics}
-    leading = metrics[0]
-    values = [run.metrics(name)[leading] for run in runs for name in ("last", "best") if run.metrics(name)]
-    low, high = min(values), max(values)
-    for row in rows:
-        own = [run.metrics(row["checkpoint"]) for run in runs if run.method == row["method"]]
-        row["cells"] = [(percent(row["metrics"][m], folded(runs)), row["metrics"][m].mean == best[m]) for m in metrics]
-        mean = row["metrics"][leading].mean
-        row["strip"] = strip([m[leading] for m in own if m], mean, low, high, _style(row["method"]))
-    compared = comparisons(runs, leading)
-    reach = max((abs(v) for c in compared for v in (c.difference, c.low, c.high) if math.isfinite(v)), default=1.0)
+    low, high = _headline(rows, metrics, runs)
     return {
         "baselines": {
             name: [f"{100 * one[m]:.1f}" if m in one else "" for m in metrics] for name, one in baselines(runs).items()
         },
         "headline": rows,
         "metrics": [metric_title(m) for m in metrics],
-        "comparisons": [(c, statement(c), interval(c.difference, c.low, c.high, reach or 1.0)) for c in compared],
+        "comparisons": _differences(comparisons(runs)),
         "per_seed": [_seed_row(run, name, metrics) for run in runs for name in ("last", "best") if run.metrics(name)],
         "published": [(p, None if ours is None else percent(ours)) for p, ours in beside(preset.published, runs)],
         "title_of": metric_title,
         "caveats": caveats(preset, runs),
         "range": (100 * low, 100 * high),
-        "seeds": sorted({run.seed for run in runs}),
-        "alone": any(row["seconds"].n == 1 for row in rows),
+        "seeds": _counted({row["seeds"] for row in rows if row["seeds"] > 1}),
+        "alone": any(row["seeds"] == 1 for row in rows),
         "seconds": sum(run.seconds for run in runs),
         "called": readings(runs),
         "folded": folded(runs),
         "held_out": any(run.best for run in runs),
     }
+
+
+def _headline(rows: list[dict[str, Any]], metrics: Sequence[str], runs: Sequence[Finished]) -> tuple[float, float]:
+    """Add what the first table shows to its rows, empty where a run lacks a metric; the range of the first metric."""
+    best = {m: _leader([row["metrics"][m].mean for row in rows if _has(row, m)]) for m in metrics}
+    first = leading(runs)
+    values = [found[first] for run in runs for found in (run.last, run.best or {}) if first in found]
+    low, high = min(values), max(values)
+    for row in rows:
+        figures = [(row["metrics"][m], best[m]) if _has(row, m) else None for m in metrics]
+        row["cells"] = [("", False) if f is None else (percent(f[0], folded(runs)), f[0].mean == f[1]) for f in figures]
+        row["seeds"] = seeds_of(row)
+        own = [run.metrics(row["checkpoint"]) for run in runs if run.method == row["method"]]
+        points = [found[first] for found in own if first in found]
+        row["strip"] = strip(points, row["metrics"][first].mean, low, high, _style(row["method"])) if points else ""
+    return low, high
+
+
+def _has(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether a run of the row has the metric."""
+    return metric in row["metrics"] and row["metrics"][metric].n > 0
+
+
+def _differences(compared: Sequence[Comparison]) -> list[tuple[Comparison, str, str]]:
+    """Each comparison in words, and as an interval on a scale that all share; nothing is drawn of no seed."""
+    reach = max((abs(v) for c in compared for v in (c.difference, c.low, c.high) if math.isfinite(v)), default=1.0)
+    shown = [
+        interval(c.difference, c.low, c.high, reach or 1.0) if math.isfinite(c.difference) else "" for c in compared
+    ]
+    return [(c, statement(c), svg) for c, svg in zip(compared, shown, strict=True)]
+
+
+def _counted(seeds: Collection[int]) -> str:
+    """How many seeds the rows with a spread have; empty where none has one.
+
+    Example:
+        >>> _counted({5, 2, 3}), _counted({3}), _counted(())
+        ('2 to 5 seeds', '3 seeds', '')
+    """
+    ends = dict.fromkeys((min(seeds), max(seeds))) if seeds else ()
+    return " to ".join(map(str, ends)) + " seeds" * bool(seeds)
 
 
 def _leader(values: Sequence[float]) -> float:
@@ -183,6 +216,8 @@ def caveats(preset: Preset, runs: Sequence[Finished]) -> list[str]:
 
 def statement(c: Comparison) -> str:
     """A comparison in words, from its numbers alone."""
+    if c.verdict == "no common seed":
+        return f"The two have no seed in common: no statement on {metric_title(c.metric)}."
     points = f"{100 * c.difference:+.2f} points of {metric_title(c.metric)}"
     if c.verdict == "one seed":
         return f"{points} with one seed: no statement without more seeds."
@@ -232,13 +267,19 @@ def _lines(own: Sequence[tuple[Finished, list[dict[str, float]]]], column: str, 
 
 def _first_seeds(runs: Sequence[Finished]) -> list[tuple[Finished, Exhibits]]:
     """The first seed of each method that left exhibits, the method of the highest mean first."""
-    order = sorted(summary(runs), key=lambda row: -next(iter(row["metrics"].values())).mean)
+    order = sorted(summary(runs), key=_rank)
     found = []
     for method in dict.fromkeys(row["method"] for row in order):
         run = next(run for run in runs if run.method == method)
         if (run.folder.path / "exhibits.npz").exists():
             found.append((run, load_exhibits(run.folder.path / "exhibits.npz")))
     return found
+
+
+def _rank(row: Mapping[str, Any]) -> float:
+    """Order of a row by its first figure, the highest first, and one without a number last."""
+    mean = next(iter(row["metrics"].values())).mean
+    return math.inf if math.isnan(mean) else -mean
 
 
 def _galleries(runs: Sequence[Finished]) -> Iterator[dict[str, Any]]:

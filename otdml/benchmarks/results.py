@@ -26,8 +26,10 @@ __all__ = [
     "export",
     "figure",
     "half_width",
+    "leading",
     "methods_of",
     "metric_names",
+    "seeds_of",
 ]
 
 # The metric that is a number of images, not a share: queries without another item of their class.
@@ -63,8 +65,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``"better"``, ``"worse"``, ``"no difference shown"`` (the interval holds zero), ``"one seed"``, or
-        ``"not a number"``."""
+        """``"better"``, ``"worse"``, ``"no difference shown"`` (the interval holds zero), ``"one seed"``,
+        ``"no common seed"``, or ``"not a number"``."""
+        if self.n == 0:
+            return "no common seed"
         if self.n < 2:
             return "one seed"
         if math.isnan(self.low):
@@ -82,6 +86,11 @@ def methods_of(runs: Iterable[Finished]) -> list[str]:
 def metric_names(runs: Iterable[Finished]) -> list[str]:
     """Names of the metrics that lie in [0, 1], each once, in order."""
     return list(dict.fromkeys(name for run in runs for name in run.last if name != COUNT))
+
+
+def leading(runs: Iterable[Finished]) -> str:
+    """Name of the metric by which methods are compared: the first one of the runs, Recall@1 where there is none."""
+    return next(iter(metric_names(runs)), "recall@1")
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -110,10 +119,10 @@ def _by_seed(runs: Iterable[Finished], method: str, metric: str, checkpoint: str
     return {seed: metrics[metric] for seed, metrics in found.items() if metric in metrics}
 
 
-def comparisons(runs: Sequence[Finished], metric: str = "recall@1", checkpoint: str = "last") -> list[Comparison]:
+def comparisons(runs: Sequence[Finished], metric: str | None = None, checkpoint: str = "last") -> list[Comparison]:
     """The NIR head against its loss alone and against its control arm, the control arm against the loss alone, and
-    each dispersion loss against the same method without it."""
-    present = methods_of(runs)
+    each dispersion loss against the same method without it; by the leading metric unless one is named."""
+    present, metric = methods_of(runs), metric or leading(runs)
     pairs = [(loss + arm, loss + other) for loss in LOSSES for arm, other in COMPARED]
     pairs += [(name, name.removesuffix(f"+{parts(name)[2]}")) for name in present if parts(name)[2]]
     return [_compared(runs, *pair, metric, checkpoint) for pair in pairs if set(pair) <= set(present)]
@@ -136,6 +145,11 @@ def summary(runs: Sequence[Finished]) -> list[dict[str, Any]]:
             seconds = figure([run.seconds for run in own])
             rows.append({"method": method, "checkpoint": checkpoint, "metrics": figures, "seconds": seconds})
     return rows
+
+
+def seeds_of(row: Mapping[str, Any]) -> int:
+    """Seeds that a row of :func:`summary` is the mean of, which are fewer than its runs where not all were selected."""
+    return max((value.n for value in row["metrics"].values()), default=0)
 
 
 def beside(published: Iterable[Published], runs: Sequence[Finished]) -> list[tuple[Published, Figure | None]]:
@@ -189,7 +203,7 @@ def _plain(value: Figure | Mapping[str, Figure]) -> dict[str, Any]:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    columns = {"method": row["method"], "checkpoint": row["checkpoint"], "seeds": row["seconds"].n}
+    columns = {"method": row["method"], "checkpoint": row["checkpoint"], "seeds": seeds_of(row)}
     for name, value in [*row["metrics"].items(), ("seconds", row["seconds"])]:
         width = half_width(value)
         columns |= {f"{name}_mean": value.mean, f"{name}_std": "" if math.isnan(value.std) else value.std}

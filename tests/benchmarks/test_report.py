@@ -1,5 +1,6 @@
 """The report: complete, self-contained, and with the numbers of the tables."""
 
+import json
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -126,6 +127,47 @@ def test_methods_of_one_seed_beside_others_of_two_are_said_to_have_no_spread(tmp
         write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
         said[method] = "over 2 seeds, without ± where there is one" in (tmp_path / "report.html").read_text()
     assert said == {None: False, "proxy-nca": True}
+
+
+def test_each_method_says_of_how_many_seeds_it_is(tmp_path, digits, write_run):
+    for method, seeds in (("proxy-anchor", 5), ("soft-triple", 2)):
+        for seed in range(seeds):
+            write_run(tmp_path, method, seed, 0.5 + 0.01 * seed)
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    text = (tmp_path / "report.html").read_text()
+    assert "mean ± standard deviation over 2 to 5 seeds." in text
+    cells = [cell.strip() for cell in Page(text).cells]
+    for method, seeds in (("proxy-anchor", "5"), ("soft-triple", "2")):
+        assert cells[cells.index(method) + 4] == seeds
+
+
+def test_methods_without_a_common_seed_are_not_compared(tmp_path, digits, write_run):
+    for method, seeds in (("proxy-anchor", (0, 1)), ("proxy-anchor+nir", (2, 3))):
+        for seed in seeds:
+            write_run(tmp_path, method, seed, 0.5 + 0.01 * seed)
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    text = (tmp_path / "report.html").read_text()
+    assert "The two have no seed in common: no statement on R@1." in text
+    assert '"nan"' not in text
+    assert "nan points" not in text
+    assert text.count('class="whisker"') == 0
+
+
+def test_a_metric_that_one_run_lacks_is_an_empty_cell(tmp_path, digits, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.7)
+    other = write_run(tmp_path, "soft-triple", 0, 0.8)
+    content = json.loads((other.path / "metrics.json").read_text())
+    del content["last"]["map@r"]
+    (other.path / "metrics.json").write_text(json.dumps(content))
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    cells = [cell.strip() for cell in Page((tmp_path / "report.html").read_text()).cells]
+    place = cells.index("soft-triple")
+    assert cells[place + 2 : place + 5] == ["80.0", "", "1"]
+    other.path.joinpath("metrics.json").write_text(json.dumps(content | {"last": {"map@r": 0.5}}))
+    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"])
+    cells = [cell.strip() for cell in Page((tmp_path / "report.html").read_text()).cells]
+    place = cells.index("soft-triple")
+    assert cells[place + 2 : place + 5] == ["", "50.0", "1"]
 
 
 def test_photographs_are_shown_large_and_drawings_small(tmp_path, digits, write_run):

@@ -8,7 +8,17 @@ import pytest
 from scipy import stats
 
 from otdml.benchmarks.finished import collect
-from otdml.benchmarks.results import Comparison, comparisons, export, figure, half_width, metric_names, summary
+from otdml.benchmarks.results import (
+    Comparison,
+    comparisons,
+    export,
+    figure,
+    half_width,
+    leading,
+    metric_names,
+    seeds_of,
+    summary,
+)
 
 
 def test_figure_is_the_mean_and_the_sample_deviation():
@@ -57,6 +67,7 @@ def test_differences_pair_seeds_that_both_have(finished, write_run):
         (0.01, -0.01, 0.03, 3, "no difference shown"),
         (0.01, math.nan, math.nan, 1, "one seed"),
         (math.nan, math.nan, math.nan, 3, "not a number"),
+        (math.nan, math.nan, math.nan, 0, "no common seed"),
     ],
 )
 def test_verdict(difference, low, high, seeds, verdict):
@@ -85,6 +96,30 @@ def test_csv_and_json_hold_the_same_numbers(finished):
         assert float(row["recall@1_mean"]) == one["metrics"]["recall@1"]["mean"]
         assert float(row["recall@1_std"]) == one["metrics"]["recall@1"]["std"]
     assert content["comparisons"][0]["verdict"] == "better"
+
+
+def test_the_leading_metric_is_that_of_every_table(finished):
+    """The first one of the runs: in the Reality Check protocol MAP@R."""
+    for path in finished.rglob("metrics.json"):
+        content = json.loads(path.read_text())
+        content["last"] = {"map@r": content["last"]["map@r"], "recall@1": 0.5}
+        path.write_text(json.dumps(content))
+    runs = export(finished)
+    assert leading(runs) == "map@r"
+    written = json.loads((finished / "results.json").read_text())["comparisons"]
+    assert [row["metric"] for row in written] == ["map@r"] * 3
+    assert written[0]["difference"] == pytest.approx(0.03)
+    assert [c.metric for c in comparisons(runs, "recall@1")] == ["recall@1"] * 3
+    assert leading([]) == "recall@1"
+
+
+def test_a_row_counts_the_seeds_of_its_own_figures(tmp_path, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5, best=0.6)
+    write_run(tmp_path, "proxy-anchor", 1, 0.7)
+    rows = summary(export(tmp_path))
+    assert [(row["checkpoint"], seeds_of(row)) for row in rows] == [("last", 2), ("best", 1)]
+    with (tmp_path / "results.csv").open() as lines:
+        assert [row["seeds"] for row in csv.DictReader(lines)] == ["2", "1"]
 
 
 def test_one_seed_writes_no_nan_into_json(tmp_path, write_run):
