@@ -15,8 +15,19 @@ from otdml.benchmarks.finished import Finished
 from otdml.benchmarks.methods import ARMS, METHODS
 from otdml.benchmarks.presets import Preset, Published, preset_files
 from otdml.benchmarks.presets import preset as read_preset
-from otdml.benchmarks.report import caveats, folded, metric_title, percent, readings, statement
-from otdml.benchmarks.results import COUNT, Figure, baselines, beside, comparisons, metric_names, seeds_of, summary
+from otdml.benchmarks.report import caveats, metric_title, percent, statement
+from otdml.benchmarks.results import (
+    COUNT,
+    Figure,
+    baselines,
+    beside,
+    comparisons,
+    folded,
+    metric_names,
+    readings,
+    seeds_of,
+    summary,
+)
 from otdml.benchmarks.speed.harness import Measurement, Ratio, geometric_mean, ratios
 from otdml.dml.dispersion import REGULARISERS
 from otdml.dml.losses import LOSSES

@@ -33,14 +33,19 @@ After Musgrave et al. 2020: the training classes make four disjoint folds; four 
 trained, each without one fold, on which its epoch is selected by MAP@R; the test classes are looked at once. \
 "Separated" is the mean of the four networks, "concatenated" one embedding of 512 dimensions. Network, batches and \
 optimiser are those of the preset, the same for all methods."""
+# Training settings that make the protocol: epochs are selected by MAP@R, and the test classes are seen at the end.
+FIXED = {"select": "map@r", "test_every": 0}
 LEADING = ("map@r", "r_precision", "recall@1")
 
 
 def protocol_of(preset: Preset) -> Preset:
     """A preset under this protocol: 128 dimensions, and no published figures, as those are of another protocol.
 
+    Epochs are selected by MAP@R, and the test classes are not looked at before the end, whatever the preset has.
+
     Raises:
-        ValueError: Its data set has too few training classes for four folds.
+        ValueError: Its data set has too few training classes for four folds, or a setting was asked for that is not
+            the protocol's.
     """
     if ("model", "dim") in preset.asked:
         must = f"be {DIM}, the dimensions of the Reality Check protocol"
@@ -49,16 +54,34 @@ def protocol_of(preset: Preset) -> Preset:
         must = f"have training classes for {FOLDS} folds of two or more"
         remedy = "Of the sets that need no photographs, omniglot has: --dataset omniglot --protocol small."
         raise argument_error("dataset", must, preset.dataset, remedy)
+    training = _training(preset)
+    kept = {
+        key: value
+        for key, value in preset.changed.items()
+        if training.get(key.removeprefix("training."), value) == value
+    }
     title, network = named_dataset(preset.dataset).title, preset.model.get("backbone", "conv4")
-    changed = "".join(f", {key} = {value}" for key, value in preset.changed.items() if key != "model.backbone")
+    changed = "".join(f", {key} = {value}" for key, value in kept.items() if key != "model.backbone")
     return replace(
         preset,
         name=f"{preset.name}-reality-check",
         title=f"Reality Check protocol: {title}, {network}, four of {DIM} dimensions{changed}",
         model={**preset.model, "dim": DIM},
+        training=training,
         published=(),
+        changed=kept,
         note=NOTE,
     )
+
+
+def _training(preset: Preset) -> dict[str, Any]:
+    """The training settings of a preset under this protocol; nothing is added to them that has its value anyway."""
+    fixed = FIXED | ({} if preset.training.get("val_every", 1) else {"val_every": 1})
+    for name, value in fixed.items():
+        if ("training", name) in preset.asked and preset.training[name] != value:
+            must = f"be {value}, as the Reality Check protocol has it"
+            raise argument_error(f"training.{name}", must, preset.training[name], "Leave it out.")
+    return {name: fixed.get(name, value) for name, value in preset.training.items()}
 
 
 def fold_runs(run: Run) -> list[Run]:

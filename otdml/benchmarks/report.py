@@ -22,9 +22,11 @@ from otdml.benchmarks.results import (
     baselines,
     beside,
     comparisons,
+    folded,
     half_width,
     leading,
     metric_names,
+    readings,
     seeds_of,
     summary,
 )
@@ -32,10 +34,8 @@ from otdml.dml.losses import LOSSES
 
 __all__ = [
     "caveats",
-    "folded",
     "metric_title",
     "percent",
-    "readings",
     "statement",
     "write_report",
 ]
@@ -47,8 +47,6 @@ TITLES = {
     "map@1000": "mAP@1000",
     "nmi": "NMI",
 }
-EPOCHS = {"last": "last", "best": "best"}
-FOLDED = {"last": "separated", "best": "concatenated"}
 STYLES = {"": "plain", "+nir": "nir", "+nir-control": "control"}
 DISPERSED = "with a dispersion loss"
 
@@ -72,16 +70,6 @@ def percent(value: Figure, confidence: bool = False) -> str:
     """
     mean = f"{100 * value.mean:.1f}"
     return mean if math.isnan(value.std) else f"{mean} ± {100 * (half_width(value) if confidence else value.std):.1f}"
-
-
-def readings(runs: Iterable[Finished]) -> Mapping[str, str]:
-    """Names of the two figures of a run: those of two epochs, or of the Reality Check protocol."""
-    return FOLDED if folded(runs) else EPOCHS
-
-
-def folded(runs: Iterable[Finished]) -> bool:
-    """Whether the runs are of the Reality Check protocol."""
-    return any("fold" in run.folder.config()["run"]["data"] for run in runs)
 
 
 def write_report(

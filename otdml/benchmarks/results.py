@@ -25,15 +25,19 @@ __all__ = [
     "comparisons",
     "export",
     "figure",
+    "folded",
     "half_width",
     "leading",
     "methods_of",
     "metric_names",
+    "readings",
     "seeds_of",
 ]
 
 # The metric that is a number of images, not a share: queries without another item of their class.
 COUNT = "left_out"
+EPOCHS = {"last": "last", "best": "best"}
+FOLDED = {"last": "separated", "best": "concatenated"}
 COMPARED = (("+nir", ""), ("+nir", "+nir-control"), ("+nir-control", ""))
 
 
@@ -91,6 +95,16 @@ def metric_names(runs: Iterable[Finished]) -> list[str]:
 def leading(runs: Iterable[Finished]) -> str:
     """Name of the metric by which methods are compared: the first one of the runs, Recall@1 where there is none."""
     return next(iter(metric_names(runs)), "recall@1")
+
+
+def readings(runs: Iterable[Finished]) -> Mapping[str, str]:
+    """Names of the two figures of a run: those of two epochs, or of the Reality Check protocol."""
+    return FOLDED if folded(runs) else EPOCHS
+
+
+def folded(runs: Iterable[Finished]) -> bool:
+    """Whether the runs are of the Reality Check protocol."""
+    return any("fold" in run.folder.config()["run"]["data"] for run in runs)
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -171,18 +185,20 @@ def baselines(runs: Sequence[Finished]) -> dict[str, Mapping[str, float]]:
 def export(out: Path) -> list[Finished]:
     """Write ``results.csv`` (means over seeds), ``runs.csv`` (every run) and ``results.json`` (both) into ``out``."""
     runs = collect(out)
-    means = summary(runs)
+    called = readings(runs)
+    means = [row | {"checkpoint": called[row["checkpoint"]]} for row in summary(runs)]
     untrained = baselines(runs)
     reference: list[dict[str, Any]] = [
         {"method": name, "checkpoint": "", **{f"{m}_mean": v for m, v in one.items()}}
         for name, one in untrained.items()
     ]
     write_text(out / "results.csv", _csv([*(_flat(row) for row in means), *reference]))
-    write_text(out / "runs.csv", _csv([row for run in runs for row in _rows(run)]))
+    each = [row | {"checkpoint": called[row["checkpoint"]]} for run in runs for row in _rows(run)]
+    write_text(out / "runs.csv", _csv(each))
     content = {
         "summary": [row | {k: _plain(v) for k, v in row.items() if k in ("metrics", "seconds")} for row in means],
         "comparisons": [asdict(c) | {"verdict": c.verdict} for c in comparisons(runs)],
-        "runs": [row for run in runs for row in _rows(run)],
+        "runs": each,
         "baselines": untrained,
         "environments": [{"runs": names, "environment": made} for names, made in environments(runs)],
     }

@@ -1,5 +1,6 @@
 """The Reality Check protocol: four folds, their mean and their concatenation, by value."""
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -15,7 +16,7 @@ from otdml.benchmarks.models import load_checkpoint
 from otdml.benchmarks.presets import preset
 from otdml.benchmarks.reality import DIM, assemble, concatenated, fold_runs, of_four_folds, protocol_of
 from otdml.benchmarks.report import write_report
-from otdml.benchmarks.results import figure, half_width
+from otdml.benchmarks.results import export, figure, half_width
 from otdml.benchmarks.runs import Run, RunFolder, check_settings
 from otdml.cli import app
 from otdml.dml import retrieval_metrics
@@ -68,6 +69,41 @@ def test_the_protocol_of_a_preset():
         protocol_of(preset("cub", ["model.dim=64"]))
 
 
+@pytest.mark.parametrize(
+    ("change", "must"),
+    [
+        (
+            "training.select=recall@1",
+            "`training.select` must be map@r, as the Reality Check protocol has it, got recall@1",
+        ),
+        ("training.test_every=1", "`training.test_every` must be 0, as the Reality Check protocol has it, got 1"),
+        ("training.val_every=0", "`training.val_every` must be 1, as the Reality Check protocol has it, got 0"),
+    ],
+)
+def test_what_the_protocol_fixes_is_not_changed(change, must):
+    with pytest.raises(ValueError, match=must):
+        protocol_of(preset("omniglot-small", [change]))
+
+
+def test_the_protocol_takes_the_place_of_what_a_preset_has(tmp_path):
+    """Its note says that epochs are selected by MAP@R, and that the test classes are looked at once."""
+    assert preset("omniglot-small").training["test_every"] == 6
+    assert protocol_of(preset("omniglot-small")).training["test_every"] == 0
+    (tmp_path / "own.toml").write_text(
+        'extends = "omniglot-small"\n[training]\nselect = "recall@1"\nval_every = 0\nepochs = 3\n'
+    )
+    found = protocol_of(preset(tmp_path / "own.toml"))
+    assert {name: found.training[name] for name in ("select", "test_every", "val_every")} == {
+        "select": "map@r",
+        "test_every": 0,
+        "val_every": 1,
+    }
+    assert found.title.endswith("four of 128 dimensions, training.epochs = 3")
+    assert found.changed == {"training.epochs": 3}
+    # Runs keep their configuration where the protocol changes nothing.
+    assert protocol_of(preset("cub")).training == preset("cub").training
+
+
 @pytest.fixture
 def seed(published, tmp_path):
     """Four finished folds of a seed: their root, the folder of the benchmark, and the run of the seed."""
@@ -96,6 +132,14 @@ def test_separated_is_the_mean_of_the_folds_and_concatenated_a_metric_of_all(see
     whole = retrieval_metrics(torch.cat(parts, dim=1), test.labels, ks=(1, 2))
     assert dict(found.best) == pytest.approx(whole)
     assert RunFolder(out / run.place).config()["run"] == of_four_folds(run).config()
+    export(out)
+    for name in ("results.csv", "runs.csv"):
+        with (out / name).open() as lines:
+            assert [row["checkpoint"] for row in csv.DictReader(lines)][:2] == ["separated", "concatenated"]
+    content = json.loads((out / "results.json").read_text())
+    for rows in (content["summary"], content["runs"]):
+        assert [row["checkpoint"] for row in rows] == ["separated", "concatenated"]
+    assert [row["map@r"] for row in content["runs"]] == [found.last["map@r"], found.best["map@r"]]
     write_report(out / "report.html", protocol_of(preset("cub")), [found], ["otdml"])
     text = (out / "report.html").read_text()
     for part in ("concatenated", "separated", "After Musgrave", "one seed, so no spread is known"):
