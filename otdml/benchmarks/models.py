@@ -153,6 +153,9 @@ def _origin(checkpoint: Path) -> dict[str, Any]:
 def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: str) -> Any:
     """A split of the preset's data set, or of the one that the checkpoint's run was trained on, to be evaluated.
 
+    If these are one, images are made and classes are split as the run had them: with another seed of the split, classes
+    that were trained on would be tested on.
+
     Raises:
         ValueError: Neither says which data set.
     """
@@ -161,7 +164,10 @@ def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: 
     origin = _origin(checkpoint)
     if preset is None and not origin:
         raise ValueError(f"no config.json beside {checkpoint} says what it was trained on. Name a set with --dataset.")
-    dataset, options = (origin["dataset"], origin["data"]) if preset is None else (preset.dataset, preset.data)
+    dataset, options = (origin["dataset"], {}) if preset is None else (preset.dataset, dict(preset.data))
+    if dataset == origin.get("dataset"):
+        # The protocol that is named says of which classes the set is.
+        options = {**origin["data"], **{name: value for name, value in options.items() if name == "protocol"}}
     if takes(dataset, "on_corrupt"):
         # By default photographs of a training split are cropped at random.
         crop = standard_crop("test", options.get("size", 224), resize=options.get("resize"))
@@ -198,7 +204,7 @@ def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None
         crop = bool(origin.get("data", {}).get("crop"))
         return GreyImage(side or 28, invert=_ink(origin) is not None, crop=crop)
     # Of another size than in training, the margin is the same share.
-    margin = origin.get("data", {}).get("resize", 0) / (_side(checkpoint) or 224)
+    margin = (origin.get("data", {}).get("resize") or 0) / (_side(checkpoint) or 224)
     return standard_crop("test", side or 224, resize=round(margin * (side or 224)) or None)
 
 

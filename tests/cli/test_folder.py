@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from otdml.benchmarks.models import split_for
+from otdml.benchmarks.presets import preset
 from otdml.cli import app
+from otdml.data import ClassFolders
 
 TINY = (
     "model.backbone=resnet",
@@ -99,6 +102,30 @@ def test_its_network_is_used_like_any_other(benchmarked, photos, tmp_path):
     pytest.importorskip("safetensors")
     assert command("export", run, "--out", tmp_path / "model").exit_code == 0
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_named_set_is_split_as_the_run_had_it(photos, tmp_path):
+    """Of another seed of the split, the classes to test on were trained on."""
+    words = ["train", "-d", "folder", "--root", photos, "--epochs", 1, "--out", tmp_path, *CHANGES]
+    assert command(*words, "--set", "data.split_seed=7", "--set", "data.least=2").exit_code == 0
+    named = split_for(tmp_path, preset("folder"), str(photos), "test")
+    assert named.classes == split_for(tmp_path, None, str(photos), "test").classes
+    assert named.classes == ClassFolders(photos, "test", size=32, split_seed=7).classes
+    assert named.classes != ClassFolders(photos, "test", size=32).classes
+    assert named[0][0].shape == (3, 32, 32)
+    found, expected = (
+        command("evaluate", tmp_path, *more, "--root", photos, "--json") for more in (["-d", "folder"], [])
+    )
+    assert json.loads(found.output) == json.loads(expected.output)
+
+
+def test_images_of_a_run_without_a_margin_are_embedded(benchmarked, photos, tmp_path):
+    run = shutil.copytree(benchmarked[0] / "proxy-anchor" / "seed-0", tmp_path / "run")
+    content = json.loads((run / "config.json").read_text())
+    content["run"]["data"]["resize"] = None
+    (run / "config.json").write_text(json.dumps(content))
+    result = command("embed", run, photos / "ant", "--out", tmp_path / "index")
+    assert result.exit_code == 0, result.output
 
 
 def test_one_run_on_held_out_classes(photos, tmp_path):
