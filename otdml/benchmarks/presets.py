@@ -81,6 +81,7 @@ class Preset:
         never_run: Whether those who wrote it have not run it, for want of the set or of a GPU.
         changed: Settings that are others than those its title was written for, by dotted key.
         asked: Keys that the command line has set.
+        apart: Settings that are others than those of the preset to which its published figures belong, by dotted key.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Preset:
     never_run: bool = False
     changed: Mapping[str, Any] = field(default_factory=dict)
     asked: tuple[Key, ...] = ()
+    apart: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, method: Method) -> dict[str, Any]:
         """Arguments of :class:`~otdml.dml.ProxyDML` under a method: what all share, and its own in place of that."""
@@ -203,17 +205,40 @@ def preset(name: str | Path, changes: Sequence[str] = ()) -> Preset:
     content = _extended(path)
     check(path.name, preset_problems(content))
     untitled = "extends" in own and "title" not in own
-    changed = leaves({table: own[table] for table in TABLES if table in own}) if untitled else {}
+    changed = leaves(_tables(own)) if untitled else {}
     one = _made(path.stem, content)
     if "extends" in own:
-        keys = leaves({table: own[table] for table in TABLES if table in own})
+        keys = leaves(_tables(own))
         check(path.name, overridden(one, keys, one.compare))
     asked = _asked(changes)
     for key, value in asked.items():
         content = merged(content, nested(key, value))
     check("--set", preset_problems(content))
     base = " and ".join(_names(own)) if untitled else path.stem
-    return _described(replace(_made(path.stem, content), asked=tuple(_leaves_of(asked))), base, {**changed, **asked})
+    found = replace(_made(path.stem, content), asked=tuple(_leaves_of(asked)), apart=_apart(content, path))
+    return _described(found, base, {**changed, **asked})
+
+
+def _apart(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Settings of a content that are others than those of the file that brings its published figures."""
+    home = _home(path, "published")
+    if home is None:
+        return {}
+    there = leaves(_tables(_extended(home)))
+    return {dotted(key): value for key, value in leaves(_tables(content)).items() if there.get(key) != value}
+
+
+def _tables(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {table: content[table] for table in TABLES if table in content}
+
+
+def _home(path: Path, key: str) -> Path | None:
+    """The file from which a key at the top of another comes: itself, or one of those that it extends."""
+    content = _content(path)
+    if key in content:
+        return path
+    above = (_home(_place(name, path.parent), key) for name in reversed(_names(content)))
+    return next((found for found in above if found), None)
 
 
 def _leaves_of(asked: Mapping[Key, Any]) -> dict[Key, Any]:

@@ -193,6 +193,7 @@ def caveats(preset: Preset, runs: Sequence[Finished]) -> list[str]:
     if preset.changed:
         what = ", ".join(f"{key} = {value}" for key, value in preset.changed.items())
         said.append(f"These settings are not those of the preset: {what}.")
+    said += _beside_published(preset, found) if preset.published else []
     if preset.weights and not all("weights" in run["model"].get("backbone_options", {}) for run in found):
         said.append(f"Not all networks started from {preset.weights.what}, as the published ones did.")
     if any(run["data"].get("allow_partial") for run in found):
@@ -200,6 +201,17 @@ def caveats(preset: Preset, runs: Sequence[Finished]) -> list[str]:
     if any(run["data"].get("on_corrupt") == "skip" for run in found):
         said.append("Images that could not be read were left out.")
     return said + differences(runs)
+
+
+def _beside_published(preset: Preset, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What published figures do not share with the runs that stand beside them."""
+    apart = {key: value for key, value in preset.apart.items() if key not in preset.changed}
+    if apart:
+        what = ", ".join(f"{key} = {value}" for key, value in apart.items())
+        yield f"The published figures belong to other settings than those here: {what}."
+    if held := sum(bool(run.get("hold_out")) for run in found):
+        some = "" if held == len(found) else f"{held} of {len(found)} runs: "
+        yield f"{some}Trained without the classes held out for validation, on which published methods were trained."
 
 
 def statement(c: Comparison) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from otdml.benchmarks.exhibits import exhibits, save_exhibits
 from otdml.benchmarks.finished import collect
-from otdml.benchmarks.presets import Published, Weights
+from otdml.benchmarks.presets import Published, Weights, preset
 from otdml.benchmarks.report import caveats, metric_title, percent, write_report
 from otdml.benchmarks.results import Figure
 
@@ -229,6 +229,41 @@ def test_caveats_tell_what_is_not_as_published(tmp_path, digits, write_run):
     path = runs[0].folder.path / "config.json"
     path.write_text(path.read_text().replace('"rotations": true', '"allow_partial": true, "on_corrupt": "skip"'))
     assert [said.split()[0] for said in caveats(digits, runs)] == ["The", "Images"]
+
+
+def test_figures_of_fewer_training_classes_are_not_beside_published_ones_without_a_word(tmp_path, digits, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    runs = collect(tmp_path)
+    path = runs[0].folder.path / "config.json"
+    path.write_text(path.read_text().replace('"hold_out": false', '"hold_out": true'))
+    figures = (Published("proxy-anchor", "recall@1", 0.697, "Doe 2020"),)
+    assert caveats(replace(digits, published=figures), runs) == [
+        "Trained without the classes held out for validation, on which published methods were trained."
+    ]
+    assert caveats(digits, runs) == []
+
+
+def test_published_figures_belong_to_the_settings_of_their_preset(tmp_path, write_run):
+    write_run(tmp_path, "proxy-anchor", 0, 0.5)
+    runs = collect(tmp_path)
+    own = tmp_path / "own.toml"
+    start = 'extends = "cub"\ntitle = "CUB with a larger batch"\nseeds = 5\n'
+    own.write_text(start)
+    assert caveats(preset(own), runs)[:-1] == caveats(preset("cub"), runs)[:-1] == []
+    own.write_text(f"{start}[training]\nclasses_per_batch = 50\n")
+    said, _ = caveats(preset(own), runs)
+    assert said == "The published figures belong to other settings than those here: training.classes_per_batch = 50."
+    # Each setting is named once.
+    changed, said, _ = caveats(preset(own, ["training.epochs=3"]), runs)
+    assert (
+        changed.endswith("preset: training.epochs = 3."),
+        said.endswith("here: training.classes_per_batch = 50."),
+    ) == (
+        True,
+        True,
+    )
+    own.write_text(f"{own.read_text()}[[published]]\nmethod = 'x'\nmetric = 'recall@1'\nvalue = 0.5\nsource = 'y'\n")
+    assert len(caveats(preset(own), runs)) == 1
 
 
 @pytest.mark.parametrize(
