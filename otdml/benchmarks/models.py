@@ -285,7 +285,14 @@ def _earlier(folder: Path, about: Mapping[str, Any], paths: Sequence[str]) -> Em
 
 
 def exported(checkpoint: Path, out: Path, *, size: int | None = None, trust: bool = False) -> str:
-    """Write a checkpoint's model as ``out`` says by its suffix, and return what was written, in words."""
+    """Write a checkpoint's model as ``out`` says by its suffix, and return what was written, in words.
+
+    Raises:
+        ValueError: ``out`` is the folder of a run, whose configuration would be lost.
+    """
+    run = next((name for name in ("last.ckpt", "metrics.json") if (out / name).exists()), None)
+    if run is not None:
+        raise argument_error("out", "be a folder without a run", f"{out}, which holds {run}", "Name another.")
     model = load_checkpoint(checkpoint, trust=trust)
     if not out.suffix:
         model.save_pretrained(out)

@@ -9,7 +9,7 @@ from otdml.cli.application import DEBUG, app, errors, plain
 __all__ = ["app", "experiments", "images", "main", "serving", "studies", "tools"]
 
 # Errors that a user can cause; any other is a defect of the library and shows its traceback.
-FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, FloatingPointError)
+FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, ArithmeticError)
 
 
 def main() -> None:

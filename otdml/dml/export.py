@@ -57,7 +57,7 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
         The largest difference between the embeddings of random images by ONNX Runtime and by PyTorch.
 
     Raises:
-        ArithmeticError: If it is above 1e-4.
+        ArithmeticError: If it is above 1e-4; an earlier file stays as it was.
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
 
     Example:
@@ -67,10 +67,20 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
         ...     export_onnx(ProxyDML(3, dim=8, seed=0), f"{folder}/model.onnx", size=28) < 1e-4
         True
     """
-    runtime = _library("onnxruntime")
-    _library("onnx"), _library("onnxscript")
+    for name in ("onnxruntime", "onnx", "onnxscript"):
+        _library(name)
     size = check_integer("size", size)
     channels = _channels(module) if channels is None else check_integer("channels", channels)
+    with replacing(path) as part:
+        difference = _write_onnx(module, part, size, channels)
+        if not difference <= TOLERANCE:
+            raise ArithmeticError(f"the ONNX graph for {path} is off by {difference:.2g} from what PyTorch computes.")
+    return difference
+
+
+def _write_onnx(module: "ProxyDML", path: Path, size: int, channels: int) -> float:
+    """Write the graph, and return its largest difference to PyTorch."""
+    runtime = _library("onnxruntime")
     images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
     with evaluating(module), torch.no_grad(), _quiet():
         network = _Embedder(module).eval()
@@ -89,10 +99,7 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
         images = torch.cat([images, images.flip(-1)])
         expected = network(images.to(module.device)).numpy(force=True)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    difference = float(np.abs(session.run(None, {"images": images.numpy()})[0] - expected).max())
-    if not difference <= TOLERANCE:
-        raise ArithmeticError(f"the ONNX graph in {path} is off by {difference:.2g} from what PyTorch computes.")
-    return difference
+    return float(np.abs(session.run(None, {"images": images.numpy()})[0] - expected).max())
 
 
 def export_safetensors(module: nn.Module, path: str | Path) -> None:
@@ -125,11 +132,31 @@ def export_safetensors(module: nn.Module, path: str | Path) -> None:
 
 
 def save_pretrained(module: "ProxyDML", folder: str | Path) -> None:
-    """Write what :meth:`~otdml.dml.ProxyDML.save_pretrained` does."""
+    """Write what :meth:`~otdml.dml.ProxyDML.save_pretrained` does.
+
+    Raises:
+        ValueError: The folder holds a ``config.json`` of something else, as that of a run, which would be lost.
+    """
     folder = Path(folder)
+    _check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     export_safetensors(module, folder / WEIGHTS)
     write_text(folder / CONFIG, json.dumps(dict(module.hparams), indent=2, sort_keys=True) + "\n")
+
+
+def _check_free(folder: Path) -> None:
+    """Raise where a folder has a configuration that is not one of a model."""
+    path = folder / CONFIG
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (ValueError, RecursionError):
+        there = None
+    if not (isinstance(there, dict) and "num_classes" in there):
+        raise argument_error(
+            "folder", "hold no other configuration", f"{path}, which is none of a model", "Name another."
+        )
 
 
 def load_pretrained(name: str | Path, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:

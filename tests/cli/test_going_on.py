@@ -38,6 +38,31 @@ def test_other_versions_and_the_changed_title_are_said_in_the_run_and_in_the_rep
     assert "was stopped and went on elsewhere: torch 1.0.0 until epoch 1" in (tmp_path / "report.html").read_text()
 
 
+def test_a_model_is_not_exported_over_a_run(otdml_, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"run")
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / "metrics.json").write_bytes(b"run")
+    for out, name in (("run", "last.ckpt"), ("finished", "metrics.json")):
+        result = otdml_("export", tmp_path / "run", "--out", tmp_path / out)
+        assert result.exit_code == 1
+        must = f"`out` must be a folder without a run, got {tmp_path / out}, which holds {name}. Name another."
+        assert str(result.exception) == must
+        assert [path.read_bytes() for path in (tmp_path / out).iterdir()] == [b"run"]
+
+
+def test_a_graph_that_is_wrong_is_an_error_without_a_traceback(monkeypatch, tmp_path, capsys):
+    def wrong(*_, **__):
+        raise ArithmeticError("the ONNX graph for model.onnx is off by 1 from what PyTorch computes.")
+
+    (tmp_path / "last.ckpt").touch()
+    monkeypatch.setattr("otdml.benchmarks.models.exported", wrong)
+    monkeypatch.setattr("sys.argv", ["otdml", "export", str(tmp_path), "--out", str(tmp_path / "model.onnx")])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert "Error: the ONNX graph for model.onnx is off by 1" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(("value", "shown"), [("0", False), ("1", True)])
 def test_a_traceback_is_shown_where_it_is_asked_for_and_not_where_it_is_declined(monkeypatch, value, shown):
     monkeypatch.setenv(cli.DEBUG, value)

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,8 +49,45 @@ def test_a_wrong_graph_is_refused(trained, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
-    with pytest.raises(ArithmeticError, match=r"the ONNX graph in .*model.onnx is off by"):
+    with pytest.raises(ArithmeticError, match=r"the ONNX graph for .*model.onnx is off by"):
         export_onnx(trained, tmp_path / "model.onnx", size=12)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """An exporter without its libraries, whose graph is wrong."""
+
+    class Session:
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, *_):
+            return [np.ones((6, 8), np.float32)]
+
+    monkeypatch.setattr(export_module, "_library", lambda name: SimpleNamespace(InferenceSession=Session))
+    monkeypatch.setattr(torch.onnx, "export", lambda net, images, path, **_: Path(path).write_bytes(b"wrong graph"))
+
+
+def test_a_wrong_graph_leaves_the_earlier_file(trained, tmp_path, stand_in):
+    (tmp_path / "model.onnx").write_bytes(b"good graph")
+    with pytest.raises(ArithmeticError, match=r"the ONNX graph for .*/model.onnx is off by"):
+        export_onnx(trained, tmp_path / "model.onnx", size=12)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.onnx", b"good graph")]
+
+
+def test_a_configuration_of_something_else_is_not_overwritten(trained, tmp_path):
+    for content in ('{"fingerprint": "0", "run": {}}', "[]", "no JSON"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(
+            ValueError, match=r"`folder` must hold no other configuration, got .*config.json, which is none"
+        ):
+            trained.save_pretrained(tmp_path)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.json", content)]
+    pytest.importorskip("safetensors")
+    (tmp_path / "config.json").unlink()
+    trained.save_pretrained(tmp_path)
+    trained.save_pretrained(tmp_path)
+    assert ProxyDML.from_pretrained(tmp_path).hparams == trained.hparams
 
 
 def test_safetensors_hold_the_state(trained, tmp_path):
