@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from otdml._checks import argument_error, check_boolean
-from otdml._training import as_float, evaluating
+from otdml._training import evaluating, inputs_of
 from otdml.distributed import from_first, gather
 from otdml.dml.loading import EvaluationBatches, portions
 from otdml.dml.protocols import LabelledImages, queries
@@ -65,7 +65,9 @@ def embeddings(
         for images, _ in EvaluationBatches(dataset, batch_size=batch_size, workers=workers, rows=rows):
             # Around this step alone: the caller runs code of its own between two batches, perhaps with gradients.
             with torch.no_grad():
-                z = torch.cat([module(as_float(part)) for part in portions(_moved(images, module.device))]).cpu()
+                z = torch.cat(
+                    [module(inputs_of(module, part)) for part in portions(_moved(images, module.device))]
+                ).cpu()
             yield z
 
 

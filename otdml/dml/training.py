@@ -15,7 +15,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_boolean
 from otdml._files import folder_lock
-from otdml._training import as_float
+from otdml._training import as_float, inputs_of
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import check_pairs, embed, evaluate
 from otdml.dml.loading import Augment, TrainingBatches, epoch_seed, seeded
@@ -200,13 +200,16 @@ class _Batches(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        images = as_float(images)
+        # The network may be in half or double precision as a whole; the augmentation is not.
+        return inputs_of(self.trainer.lightning_module, self._augmented(as_float(images))), labels
+
+    def _augmented(self, images: Tensor) -> Tensor:
         if self.augment is None:
-            return images, labels
+            return images
         if self.generator is None or self.generator.device != images.device:
             self.generator = torch.Generator(images.device)
             self.start_epoch(self.trainer.current_epoch)
-        return self.augment(images, self.generator), labels
+        return self.augment(images, self.generator)
 
     def start_epoch(self, epoch: int) -> None:
         """Draw the augmentation of an epoch from a start of its own."""

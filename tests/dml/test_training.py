@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from otdml.benchmarks.settings import PRECISIONS
 from otdml.data import Digits, Distort, TensorImages
 from otdml.dml import (
     CrossBatchMemory,
@@ -415,3 +416,22 @@ def test_a_loss_with_a_memory_is_trained_to_the_end_and_is_part_of_the_run(tmp_p
     assert trained(CrossBatchMemory(TripletMargin(), 8, size=64)).best is not None
     with pytest.raises(ValueError, match="hold a run of this configuration"):
         trained(CrossBatchMemory(TripletMargin(), 8, size=32))
+
+
+# Lightning's, of its older names, and of float16 on a processor, where nothing is scaled.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name not in ("auto", "32-true")])
+@pytest.mark.parametrize("crops", [0, 2])
+def test_an_epoch_under_each_precision_that_settings_allow(tmp_path, precision, crops):
+    """Whatever the network computes in, it is evaluated like one of single precision, and nearly as good."""
+    if precision.startswith("transformer-engine"):
+        pytest.importorskip("transformer_engine")
+    found = []
+    for name in (precision, "32-true"):
+        trained = module(frozen="layers.2" if crops else None)
+        settings = {"precision": name, "accelerator": "cpu", "crops": crops, "maps": str(tmp_path / "maps")}
+        config = TrainingConfig(epochs=1, batches_per_epoch=2, classes_per_batch=3, ks=(1,), **settings)
+        data = {"test": Digits(split="test"), "augment": Distort()}
+        found.append(run(tmp_path / name, config=config, module=trained, **data)[1])
+    assert found[0].test_embeddings.dtype == torch.float32
+    assert found[0].last["test/recall@1"] == pytest.approx(found[1].last["test/recall@1"], abs=0.03)
