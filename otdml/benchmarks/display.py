@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from otdml._markup import plain
 from otdml._tables import fitting
 from otdml.benchmarks.experiment import RunState
 from otdml.benchmarks.finished import Finished
@@ -51,32 +51,37 @@ def watch(console: Console, states: Iterable[list[RunState]]) -> list[str]:
     with Progress(*columns, TextColumn("[dim]{task.fields[note]}"), console=console, transient=True) as bars:
         total = bars.add_task("[bold]runs", note="")
         tasks: dict[str, TaskID] = {}
+        told: set[str] | None = None
         for last in states:
             bars.update(total, total=len(last), completed=sum(state.status == "finished" for state in last))
+            # What is finished at first was finished before.
+            told = {state.run.title for state in last if state.status == "finished"} if told is None else told
             for state in last:
-                _show(bars, tasks, state)
+                _show(bars, tasks, told, state)
     return [f"{state.run.title}: {state.message}" for state in last if state.status == "failed"]
 
 
-def _show(bars: Progress, tasks: dict[str, TaskID], state: RunState) -> None:
-    """A bar for a run that is running, and one line when it ends."""
+def _show(bars: Progress, tasks: dict[str, TaskID], told: set[str], state: RunState) -> None:
+    """A bar for a run that is running, and one line when it has ended, however short it was."""
     name = state.run.title
     if state.status == "running":
         if name not in tasks:
-            tasks[name] = bars.add_task(escape(name), note="")
+            tasks[name] = bars.add_task(plain(name), note="")
         row = state.latest
         note = " ".join(f"{key} {row[key]:.3g}" for key in ("loss", "val/recall@1", "test/recall@1") if key in row)
         epochs = state.run.training.get("epochs")
-        bars.update(tasks[name], total=epochs, completed=row.get("epoch", -1) + 1, note=escape(note))
-    elif name in tasks and state.status in ("finished", "failed"):
-        bars.remove_task(tasks.pop(name))
+        bars.update(tasks[name], total=epochs, completed=row.get("epoch", -1) + 1, note=plain(note))
+    elif name not in told and state.status in ("finished", "failed"):
+        told.add(name)
+        if name in tasks:
+            bars.remove_task(tasks.pop(name))
         bars.console.print(_ending(state), highlight=False)
 
 
 def _ending(state: RunState) -> str:
-    name = escape(state.run.title)
+    name = plain(state.run.title)
     if state.status == "failed":
-        return f"[red]✕[/] {name}: {escape(state.message)}"
+        return f"[red]✕[/] {name}: {plain(state.message)}"
     found = state.folder.metrics()
     metric, value = next(iter(found["last"].items()))
     return f"[green]✓[/] {name}: {metric_title(metric)} {100 * value:.1f} in {found['seconds']:.0f} s"
@@ -90,9 +95,9 @@ def show_table(console: Console, runs: Sequence[Finished], preset: Preset | None
         pairs = [
             f"{_value(one)} (here {'not run' if ours is None else percent(ours)})" for one, ours in beside(some, runs)
         ]
-        console.print(f"[dim]Published:[/] {escape(_cited(some, ', '.join(pairs)))}", highlight=False)
+        console.print(f"[dim]Published:[/] {plain(_cited(some, ', '.join(pairs)))}", highlight=False)
     for said in caveats(preset, runs) if preset else ():
-        console.print(f"[yellow]{escape(said)}[/]", highlight=False)
+        console.print(f"[yellow]{plain(said)}[/]", highlight=False)
     found = comparisons(runs)
     if found and all(one.verdict == "one seed" for one in found):
         console.print("One seed shows no difference between methods; --seeds 3 or more may.", highlight=False)
@@ -159,7 +164,7 @@ def show_catalogue(console: Console) -> None:
         one = read_preset(name)
         what = [
             one.title + (" [yellow](never run here)[/]" if one.never_run else ""),
-            *(f"[dim]{escape(_cited(some, ', '.join(map(_value, some))))}[/]" for some in _by_source(one.published)),
+            *(f"[dim]{plain(_cited(some, ', '.join(map(_value, some))))}[/]" for some in _by_source(one.published)),
         ]
         benchmarks.add_row(name, f"{len(one.compare)} × {one.seeds}", "\n".join(what))
     console.print(benchmarks)
@@ -182,8 +187,8 @@ def show_measurements(console: Console, measurements: Iterable[Measurement]) -> 
     for one in measurements:
         kept.append(one)
         figures = f"{1e3 * one.seconds:>12.3f}{one.peak_mib:>10.1f}{one.quality:>12.3g}"
-        remark = escape(one.note) if one.note else "" if one.correct else "not correct: out of the ratios"
-        line = f"{escape(_case(one)):<44}{escape(one.contender):<28}{figures}"
+        remark = plain(one.note) if one.note else "" if one.correct else "not correct: out of the ratios"
+        line = f"{plain(_case(one)):<44}{plain(one.contender):<28}{figures}"
         console.print(f"{line}  [yellow]{remark}[/]", highlight=False, soft_wrap=True)
     return kept
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +234,8 @@ def run_grid(
 ) -> Generator[list[RunState], None, None]:
     """Execute the runs that are not finished, ``jobs`` at a time in processes of ``threads`` threads each.
 
-    One failure does not stop the others: its traceback is left in its folder as ``error.log``.
+    One failure does not stop the others: its traceback is left in its folder as ``error.log``. Where a process is
+    killed, the runs beside it fail too, and those that wait are executed in new processes.
 
     Args:
         out: Folder of the benchmark; the runs get ``out/METHOD/seed-S``.
@@ -254,37 +255,59 @@ def run_grid(
     folders, jobs = plan(out, runs), jobs or max(1, cores() // (threads * (devices or 1)))
     _check_finished(out, folders, root)
     out.mkdir(parents=True, exist_ok=True)
-    waiting = [path for path in folders if not RunFolder(path).finished]
-    running: dict[Future, Path] = {}
-    failed: dict[Path, str] = {}
-    with _workers(jobs, threads, out / "workers.log") as pool:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                path = waiting.pop(0)
-                running[pool.submit(execute, folders[path], path, root, devices=devices)] = path
-            done, _ = wait(running, timeout=poll, return_when=FIRST_COMPLETED)
-            for future in done:
-                path = running.pop(future)
-                if error := future.exception():
-                    failed[path] = _recorded(path, error)
-                    waiting = [] if isinstance(error, BrokenProcessPool) else waiting
-            yield _states(folders, running, failed)
-    yield _states(folders, running, failed)
+    grid = _Grid(folders, [path for path in folders if not RunFolder(path).finished], root, devices)
+    while grid.waiting:
+        with _workers(jobs, threads, out / "workers.log") as pool:
+            whole = True
+            while grid.running or (whole and grid.waiting):
+                whole = whole and grid.begin(pool, jobs)
+                yield grid.states()
+                whole = grid.settle(poll) and whole
+    yield grid.states()
 
 
-def _states(folders: Mapping[Path, Run], running: Mapping[Future, Path], failed: Mapping[Path, str]) -> list[RunState]:
-    states = []
-    for path, run in folders.items():
-        folder = RunFolder(path)
-        status = "failed" if path in failed else "running" if path in running.values() else "waiting"
-        states.append(RunState(run, folder, "finished" if folder.finished else status, failed.get(path, "")))
-    return states
+@dataclass
+class _Grid:
+    """Runs that wait for a process, have one, or have failed."""
+
+    folders: Mapping[Path, Run]
+    waiting: list[Path]
+    root: str | None
+    devices: int | None
+    running: dict[Future, Path] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)
+
+    def begin(self, pool: ProcessPoolExecutor, jobs: int) -> bool:
+        """Give waiting runs to a pool as far as it has processes; whether it could take them."""
+        while self.waiting and len(self.running) < jobs:
+            path = self.waiting[0]
+            try:
+                future = pool.submit(execute, self.folders[path], path, self.root, devices=self.devices)
+            except BrokenProcessPool:
+                return False
+            self.running[future] = self.waiting.pop(0)
+        return True
+
+    def settle(self, poll: float) -> bool:
+        """Note which runs have ended within ``poll`` seconds; whether their pool is still whole."""
+        done, _ = wait(self.running, timeout=poll, return_when=FIRST_COMPLETED)
+        errors = [(self.running.pop(future), future.exception()) for future in done]
+        self.failed |= {path: _recorded(path, error) for path, error in errors if error}
+        return not any(isinstance(error, BrokenProcessPool) for _, error in errors)
+
+    def states(self) -> list[RunState]:
+        found = []
+        for path, run in self.folders.items():
+            folder = RunFolder(path)
+            status = "failed" if path in self.failed else "running" if path in self.running.values() else "waiting"
+            found.append(RunState(run, folder, "finished" if folder.finished else status, self.failed.get(path, "")))
+        return found
 
 
 def _recorded(path: Path, error: BaseException) -> str:
     """Message about a run that failed; its traceback is written into the folder if possible."""
     if isinstance(error, BrokenProcessPool):
-        return "its process was killed, perhaps for want of memory: fewer --jobs need less"
+        return "its process, or one beside it, was killed, perhaps for want of memory: fewer --jobs need less"
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "error.log", "".join(traceback.format_exception(error)))

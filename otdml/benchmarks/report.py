@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from otdml._files import write_text
+from otdml._text import visible
 from otdml.benchmarks.charts import Series, interval, line_chart, strip, thumbnail_map
 from otdml.benchmarks.exhibits import Exhibits, embedding_map, load_exhibits
 from otdml.benchmarks.finished import Finished
@@ -89,7 +90,7 @@ def write_report(
     content = {
         "preset": preset,
         "command": shlex.join(command),
-        "failures": list(failures),
+        "failures": [visible(failure) for failure in failures],
         "arms": {style: arms[style] for style in arms if style in {_style(run.method) for run in runs}},
         "style": _style,
         **_tables(preset, runs),

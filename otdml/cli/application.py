@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 import otdml
+from otdml._markup import plain
 from otdml._text import visible
 
 __all__ = [
@@ -57,14 +57,6 @@ def command(*examples: str, of: typer.Typer = app, name: str | None = None) -> C
         return of.command(name, help=text, epilog="\n\n".join(["[bold]Examples[/bold]", *examples]))(function)
 
     return register
-
-
-def plain(text: str) -> str:
-    """Text that is shown as it is: its square brackets are no markup, its control characters no commands.
-
-    A file name may hold sequences that recolour, retitle or reprogram a terminal, and bytes that no encoding has.
-    """
-    return escape(visible(text))
 
 
 @contextmanager

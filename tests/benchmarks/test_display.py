@@ -100,6 +100,22 @@ def test_watch_tells_each_ending_once_and_returns_the_failures(console, tmp_path
     assert text.count("✕ soft-triple, seed 0: ValueError: [bold] no such thing") == 1
 
 
+def test_watch_tells_of_runs_that_end_within_a_moment_and_not_of_earlier_ones(console, tmp_path, digits, write_run):
+    runs = [Run.of(digits, digits.method(name), 0) for name in ("proxy-anchor", "soft-triple", "proxy-nca")]
+    folders = [write_run(tmp_path, run.method, 0, 0.5) for run in runs]
+    first = [RunState(run, folder, "waiting") for run, folder in zip(runs, folders, strict=True)]
+    first[0] = replace(first[0], status="finished")
+    said = f"ValueError: {chr(27)}]0;gone{chr(7)}"
+    last = [replace(state, status="finished") for state in first]
+    last[2] = replace(first[2], status="failed", message=said)
+    watch(console, [first, last, last])
+    lines = console.export_text().splitlines()
+    assert [line for line in lines if line.startswith(("✓", "✕"))] == [
+        "✓ soft-triple, seed 0: R@1 50.0 in 10 s",
+        "✕ proxy-nca, seed 0: ValueError: \\x1b]0;gone\\x07",
+    ]
+
+
 def test_metrics_in_percent_and_counts_as_they_are(console):
     console.print(metrics_table({"recall@1": 0.5, "left_out": 3.0}))
     lines = [line.split() for line in console.export_text().splitlines()]

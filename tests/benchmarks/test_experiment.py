@@ -171,6 +171,26 @@ def test_a_benchmark_killed_at_once_leaves_no_process_and_goes_on_to_the_same_nu
     assert last[0].folder.metrics()["last"] == whole[0].folder.metrics()["last"]
 
 
+def test_a_killed_process_costs_its_own_run_alone(tmp_path):
+    import multiprocessing
+
+    runs = [tiny(name) for name in ("proxy-anchor", "proxy-nca", "soft-triple")]
+    killed = False
+    for last in run_grid(tmp_path, runs, jobs=1, poll=0.1):
+        children = multiprocessing.active_children()
+        if not killed and children and last[0].status == "running":
+            children[0].kill()
+            killed = True
+    assert [state.status for state in last] == ["failed", "finished", "finished"]
+    assert last[0].message.startswith("its process, or one beside it, was killed")
+
+
+def test_every_run_is_seen_before_it_has_ended(tmp_path):
+    execute(tiny("soft-triple"), tmp_path / "soft-triple" / "seed-0")
+    seen = [[state.status for state in states] for states in run_grid(tmp_path, [tiny("soft-triple"), tiny()], poll=60)]
+    assert seen == [["finished", "running"], ["finished", "finished"]]
+
+
 def test_a_killed_process_is_explained(tmp_path):
     assert "fewer --jobs" in _recorded(tmp_path, BrokenProcessPool())
 

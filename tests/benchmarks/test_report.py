@@ -108,8 +108,11 @@ def test_says_configuration_environment_and_both_colour_schemes(text):
 def test_one_seed_claims_no_spread(tmp_path, digits, write_run):
     write_run(tmp_path, "proxy-anchor", 0, 0.5)
     write_run(tmp_path, "proxy-anchor+nir", 0, 0.6)
-    write_report(tmp_path / "report.html", digits, collect(tmp_path), ["otdml"], ["soft-triple, seed 0: <full> disk"])
+    write_report(
+        tmp_path / "report.html", digits, collect(tmp_path), ["otdml"], [f"soft-triple, seed 0: <full> disk{chr(27)}"]
+    )
     text = (tmp_path / "report.html").read_text()
+    assert "disk\\x1b" in text
     assert "one seed, so no spread is known" in text
     assert "no statement without more seeds" in text
     assert "1 of the runs failed" in text
