@@ -40,6 +40,14 @@ def test_it_runs_tells_and_keeps(toy, tmp_path):
     assert drawn.exists()
 
 
+def test_paths_with_square_brackets_are_shown_as_they_are(toy, tmp_path):
+    kept, drawn = tmp_path / "[bold]toy[/red].json", tmp_path / "[dim]toy[/red].svg"
+    found = call("toy", "--out", tmp_path / "[/red]cells", "--json", kept, "--figure", drawn)
+    assert found.exit_code == 0, found.output
+    assert f"Report: {kept}" in found.output
+    assert f"Figure: {drawn}" in found.output
+
+
 def test_a_part_can_be_run_and_shown(toy, tmp_path):
     assert call("toy", "--out", tmp_path, "--arm", "plain", "--seeds", 7).exit_code == 0
     assert [path.parent.name for path in tmp_path.rglob("result.json")] == ["seed-7"]

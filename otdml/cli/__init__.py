@@ -4,12 +4,9 @@ import os
 import sys
 
 from otdml.cli import experiments, images, serving, studies, tools
-from otdml.cli.application import DEBUG, app, errors, plain
+from otdml.cli.application import DEBUG, FAILURES, app, errors, plain
 
 __all__ = ["app", "experiments", "images", "main", "serving", "studies", "tools"]
-
-# Errors that a user can cause; any other is a defect of the library and shows its traceback.
-FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, ArithmeticError)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from otdml._text import visible
 
 __all__ = [
     "DEBUG",
+    "FAILURES",
     "app",
     "arguments",
     "check_folder",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 DEBUG = "OTDML_TRACEBACK"
+# Errors that a user can cause; any other is a defect of the library and shows its traceback.
+FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, ArithmeticError)
 
 console = Console()
 errors = Console(stderr=True)

@@ -1,14 +1,14 @@
 """Commands that train: a benchmark, and one run of it."""
 
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otdml.cli.application import arguments, command, console, errors, notes, plain
+from otdml.cli.application import FAILURES, arguments, command, console, errors, notes, plain
 from otdml.cli.options import (
     SPREAD,
     AllowPartial,
@@ -35,7 +35,7 @@ from otdml.cli.options import (
 from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from otdml.benchmarks.methods import Method
     from otdml.benchmarks.presets import Preset
@@ -103,11 +103,10 @@ def benchmark(
     _check_machine(runs[0], devices)
     _tell_moves({run.title: RunFolder(folder / run.place) for run in runs}, threads)
     failures = _trained(folder, runs, root=root, jobs=jobs, threads=threads, devices=devices)
-    measure_baselines(folder, runs[0], root)
+    with _kept_on("the baselines, which need no training"):
+        measure_baselines(folder, runs[0], root)
     if reality_check:
-        from otdml.benchmarks.reality import assemble
-
-        assemble(folder, seeded, root)
+        failures += _assembled(folder, seeded, root)
     _report(folder, chosen, failures)
 
 
@@ -157,6 +156,17 @@ def _folds(seeded: "list[Run]") -> "list[Run]":
     from otdml.benchmarks.reality import fold_runs
 
     return [fold for run in seeded for fold in fold_runs(run)]
+
+
+def _assembled(folder: Path, seeded: "list[Run]", root: str | None) -> list[str]:
+    """Make a run of the four networks of every seed; a message where that fails, and other seeds have their report."""
+    from otdml.benchmarks.reality import assemble
+
+    try:
+        assemble(folder, seeded, root)
+    except FAILURES as error:
+        return [f"the assembly of the folds: {error}"]
+    return []
 
 
 def _trained(folder: Path, runs: "list[Run]", *, root: str | None, **means: int | None) -> list[str]:
@@ -209,6 +219,16 @@ def _check_machine(run: "Run", devices: int | None) -> None:
         check_trainer(run, devices)
 
 
+@contextmanager
+def _kept_on(what: str) -> "Iterator[None]":
+    """Within it an error is a line: what was trained before has its report without what is measured beside it."""
+    try:
+        yield
+    except FAILURES as error:
+        said = f"not measured: {what}: {error}"
+        errors.print(f"[yellow]{plain(said)}[/]", soft_wrap=True, highlight=False)
+
+
 def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
     """Write what a benchmark leaves, and print its table; a failure is raised when all else is written."""
     from otdml.benchmarks.display import show_table
@@ -220,7 +240,7 @@ def _report(folder: Path, preset: "Preset", failures: list[str]) -> None:
     if results:
         write_report(folder / "report.html", preset, results, ["otdml", *sys.argv[1:]], failures)
         show_table(console, results, preset)
-        console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True, highlight=False)
+        console.print(f"\nReport: [bold]{plain(str(folder / 'report.html'))}[/]", soft_wrap=True, highlight=False)
     if failures:
         raise RuntimeError(f"{len(failures)} of the runs failed. The first is {failures[0]}")
 
@@ -309,4 +329,4 @@ def train(
     if found["best"]:
         console.print(f"\nSelected on held-out classes, epoch {found['best_epoch'] + 1}:", highlight=False)
         console.print(metrics_table(found["best"]))
-    console.print(f"\nCheckpoint: [bold]{folder.path / 'last.ckpt'}[/]", soft_wrap=True, highlight=False)
+    console.print(f"\nCheckpoint: [bold]{plain(str(folder.path / 'last.ckpt'))}[/]", soft_wrap=True, highlight=False)

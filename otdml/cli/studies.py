@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otdml.cli.application import arguments, check_folder, check_writable, command, console
+from otdml.cli.application import arguments, check_folder, check_writable, command, console, plain
 from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def _keep(found: "Report", json: Path | None, figure: Path | None) -> None:
 
     if json is not None:
         save(json, found)
-        console.print(f"Report: [bold]{json}[/]", soft_wrap=True, highlight=False)
+        console.print(f"Report: [bold]{plain(str(json))}[/]", soft_wrap=True, highlight=False)
     if figure is not None:
         if not found.runs:
             raise ValueError(f"no cell of {found.name} is finished, so there is nothing to draw.")
         draw(found, figure)
-        console.print(f"Figure: [bold]{figure}[/]", soft_wrap=True, highlight=False)
+        console.print(f"Figure: [bold]{plain(str(figure))}[/]", soft_wrap=True, highlight=False)

@@ -71,6 +71,24 @@ def test_a_traceback_is_shown_where_it_is_asked_for_and_not_where_it_is_declined
         cli.main()
 
 
+def test_a_report_does_not_hang_on_the_baselines(otdml_, tmp_path, monkeypatch):
+    """And a path with square brackets is shown as it is."""
+
+    def gone(*_):
+        raise OSError("cannot read [red]photo.jpg")
+
+    monkeypatch.setattr("otdml.benchmarks.baselines.measure_baselines", gone)
+    out = tmp_path / "[bold]runs[/red]"
+    result = otdml_("benchmark", *WORDS, "--out", out, "--jobs", 1, "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    assert "not measured: the baselines, which need no training: cannot read [red]photo.jpg" in result.output
+    assert f"Report: {out}/report.html" in result.output
+    assert (out / "report.html").is_file()
+    result = otdml_("train", *WORDS, "--out", out / "proxy-anchor" / "seed-0")
+    assert result.exit_code == 0, result.output
+    assert f"Checkpoint: {out}/proxy-anchor/seed-0/last.ckpt" in result.output
+
+
 def test_a_copy_of_a_finished_run_is_passed_over_with_a_note(otdml_, tmp_path):
     words = ("benchmark", *WORDS, "--out", tmp_path, "--jobs", 1, "--seeds", 1)
     assert otdml_(*words).exit_code == 0
