@@ -28,7 +28,7 @@ def measure_baselines(out: Path, run: Run, root: str | None) -> None:
 
     For sets of image files these are the pixels, of photographs at 32 × 32; for networks that start from published
     weights, their pooled features, compared by their cosines. Sets in memory have their pixels in every run already.
-    What was measured before of the same images and the same network is not measured again.
+    What was measured before of the same images and the same network, at the same K, is not measured again.
 
     Args:
         out: Folder of the benchmark.
@@ -39,10 +39,10 @@ def measure_baselines(out: Path, run: Run, root: str | None) -> None:
     from otdml.dml.fingerprint import fingerprint
 
     images = load_split(run.dataset, root, "test", run.data)
-    asked = [run.dataset, dict(run.data), {name: run.model.get(name) for name in NETWORK}, fingerprint(images)]
+    ks = tuple(run.training.get("ks", (1, 2, 4, 8)))
+    asked = [run.dataset, dict(run.data), {name: run.model.get(name) for name in NETWORK}, fingerprint(images), ks]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
     if _read(out).get("key") != key:
-        ks = tuple(run.training.get("ks", (1, 2, 4, 8)))
         found = {name: _metrics(z, images, ks) for name, z in _embeddings(run, images)}
         write_text(out / FILE, json.dumps({"key": key, "baselines": found}, indent=1))
 

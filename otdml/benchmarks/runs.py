@@ -197,11 +197,14 @@ class RunFolder:
         if not isinstance(there, dict) or not {"fingerprint", "run"} <= there.keys() or not _is_run(there["run"]):
             raise ValueError(f"{self.path / 'config.json'} is of another program. Choose another folder with --out.")
         if self.begun and there["fingerprint"] != run.fingerprint:
-            differences = "; ".join(_differences(_numbers(there["run"]), _numbers(run.config()))) or "an earlier format"
-            raise ValueError(
-                f"{self.path} holds a run of another configuration ({differences}). "
-                "Choose another folder with --out, or delete that one."
-            )
+            differences = list(_differences(_numbers(there["run"]), _numbers(run.config())))
+            remedy = "Choose another folder with --out, or delete that one."
+            if [said.partition(":")[0] for said in differences] == ["training.precision"]:
+                # That of a preset is the machine's.
+                begun = there["run"]["training"].get("precision", "32-true")
+                remedy = f"Pass --set training.precision={begun} to go on as it was begun. Or c{remedy[1:]}"
+            what = "; ".join(differences) or "an earlier format"
+            raise ValueError(f"{self.path} holds a run of another configuration ({what}). {remedy}")
 
     def check_images(self, images: Mapping[str, str]) -> None:
         """Raise where the run was made with other images than those with these fingerprints, by split.
@@ -275,6 +278,8 @@ def plan(out: Path, runs: Sequence[Run]) -> dict[Path, Run]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is not there. Delete its folder to repeat that run.") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete its folder to repeat that run.") from error
 

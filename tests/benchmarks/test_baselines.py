@@ -1,5 +1,7 @@
 """Baselines: what they are of, and that they are measured once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,9 @@ def test_random_features_and_sets_in_memory_have_none(tmp_path, photos):
 def test_another_network_or_other_images_are_measured_anew(tmp_path, photos):
     run = run_of("model.backbone=resnet18", "model.backbone_options={}")
     measure_baselines(tmp_path, run, photos)
+    others = replace(run, training={**run.training, "ks": [1, 5]})
+    measure_baselines(tmp_path, others, photos)
+    assert "recall@5" in kept_baselines(tmp_path)[PIXELS]
     (tmp_path / "baselines.json").write_text('{"key": "of others", "baselines": {}}')
     measure_baselines(tmp_path, run, photos)
     assert list(kept_baselines(tmp_path)) == [PIXELS]

@@ -37,6 +37,14 @@ def test_a_copy_of_a_method_is_no_more_seeds_of_it(finished):
     ]
 
 
+def test_a_finished_run_that_does_not_say_which_it_is_is_named_with_the_remedy(finished):
+    (finished / "soft-triple" / "seed-1" / "config.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"soft-triple/seed-1/config.json is not there. Delete its folder to rep"
+    ):
+        collect(finished)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from otdml.benchmarks.methods import METHODS
+from otdml.benchmarks.presets import preset
 from otdml.benchmarks.runs import Run, RunFolder, plan
 
 
@@ -162,3 +163,23 @@ def test_a_run_that_goes_on_with_other_versions_says_from_which_epoch_on(tmp_pat
     assert folder.environments() == [(0, there), (2, here)]
     assert folder.moves() == expected
     assert folder.config()["fingerprint"] == run.fingerprint
+
+
+def test_a_run_of_another_machines_precision_says_how_to_go_on(tmp_path, monkeypatch):
+    """A preset's precision may be that which a machine is quick in."""
+    chosen = preset("omniglot-small")
+    monkeypatch.setattr("otdml.benchmarks.runs.native_precision", lambda: "bf16-mixed")
+    run = Run.of(chosen, chosen.method("proxy-anchor"), 0)
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(run)
+    (folder.path / "last.ckpt").touch()
+    monkeypatch.setattr("otdml.benchmarks.runs.native_precision", lambda: "32-true")
+    with pytest.raises(
+        ValueError, match=r"Pass --set training.precision=bf16-mixed to go on as it was begun. Or choose"
+    ):
+        folder.check(Run.of(chosen, chosen.method("proxy-anchor"), 0))
+    again = preset("omniglot-small", ["training.precision=bf16-mixed"])
+    folder.check(Run.of(again, again.method("proxy-anchor"), 0))
+    other = preset("omniglot-small", ["training.select=recall@1"])
+    with pytest.raises(ValueError, match=r"32-true here; training.select.* Choose another folder"):
+        folder.check(Run.of(other, other.method("proxy-anchor"), 0))
