@@ -50,10 +50,10 @@ def speed(
         wanted = harness.only(only or [])
         harness.check_only(only or [], module.measurements, quick)
         if out is not None and only:
-            harness.earlier(out)
+            harness.earlier(out, table)
     measurements = display.show_measurements(console, module.measurements(quick, wanted))
     if out is not None:
-        measurements = harness.save(out, measurements, merge=bool(only))
+        measurements = harness.save(out, measurements, table=table, merge=bool(only))
     display.show_ratios(console, measurements)
     if out is not None:
         console.print(f"\nMeasurements: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)

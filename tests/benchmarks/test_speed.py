@@ -166,6 +166,35 @@ def test_pieces_of_a_table_are_merged(tmp_path):
     assert json.loads(path.read_text())["measurements"] == [asdict(measured(512, 1.0))]
 
 
+def test_what_failed_is_null_in_the_file_and_no_number_when_it_is_read(tmp_path):
+    path = tmp_path / "table.json"
+    failed = harness.Measurement({"n": 1}, "peer", math.nan, math.nan, math.nan, False, "ImportError: x")
+    harness.save(path, [failed], table="mmd")
+    assert "NaN" not in path.read_text()
+    assert json.loads(path.read_text())["measurements"][0]["seconds"] is None
+    (found,) = harness.save(path, [], table="mmd", merge=True)
+    assert (found.case, found.note, math.isnan(found.seconds), math.isnan(found.quality)) == (
+        {"n": 1},
+        "ImportError: x",
+        True,
+        True,
+    )
+
+
+def test_measurements_of_one_table_are_not_added_to_those_of_another(tmp_path):
+    path = tmp_path / "table.json"
+    one = harness.Measurement({"n": 1}, "otdml", 1.0, 1.0, 0.0, True)
+    harness.save(path, [one], table="sinkhorn")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"table.json holds measurements of the table sinkhorn. Choose another file"):
+        harness.save(path, [one], table="mmd", merge=True)
+    assert path.read_bytes() == before
+    assert harness.save(path, [one], table="sinkhorn", merge=True) == [one]
+    # A file of before does not say of which table it is.
+    harness.save(path, [one])
+    assert harness.earlier(path, "mmd")["measurements"] == [asdict(one)]
+
+
 def test_selections_must_name_parameters():
     assert harness.only([])({"n": 8})
     assert harness.only(["gradient=False"])({"n": 8, "gradient": False})

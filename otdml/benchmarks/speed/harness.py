@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from otdml._checks import argument_error
-from otdml._files import write_text
+from otdml._files import write_json
 from otdml.benchmarks.environment import environment
 
 __all__ = [
@@ -116,6 +116,12 @@ class Measurement:
     quality: float
     correct: bool
     note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "peak_mib", "quality"):
+            # JSON has null in place of what is no number.
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, math.nan)
 
 
 @dataclass(frozen=True)
@@ -285,11 +291,11 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
-def earlier(path: Path) -> dict[str, Any]:
+def earlier(path: Path, table: str = "") -> dict[str, Any]:
     """The measurements in a file, empty if there is none.
 
     Raises:
-        ValueError: It is no such file.
+        ValueError: It is no such file, or one of another table than ``table``, if that is given.
     """
     if not path.exists():
         return {"measurements": [], "pieces": []}
@@ -303,22 +309,25 @@ def earlier(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds no measurements to add to ({error}). Choose another file with --out."
         ) from error
+    if table and content.get("table", table) != table:
+        raise ValueError(f"{path} holds measurements of the table {content['table']}. Choose another file with --out.")
     return content
 
 
-def save(path: Path, measurements: list[Measurement], *, merge: bool = False) -> list[Measurement]:
+def save(path: Path, measurements: list[Measurement], *, table: str = "", merge: bool = False) -> list[Measurement]:
     """Write the measurements, the ratios and the environment as JSON.
 
     Args:
         path: The file.
         measurements: What was measured now.
+        table: The name of their table, which is written down.
         merge: Keep what the file holds of other cases; ``pieces`` then says which environment each case is from, and
             ``environment`` is that of now.
 
     Returns:
         All measurements that are in the file.
     """
-    old = earlier(path) if merge else {"measurements": [], "pieces": []}
+    old = earlier(path, table) if merge else {"measurements": [], "pieces": []}
     now = {"environment": environment(), "cases": [rows[0].case for rows in _by_case(measurements).values()]}
     kept = [Measurement(**row) for row in old["measurements"] if row["case"] not in now["cases"]]
     pieces = [
@@ -326,7 +335,7 @@ def save(path: Path, measurements: list[Measurement], *, merge: bool = False) ->
     ]
     merged = sorted(kept + measurements, key=lambda m: [str(v).zfill(9) for v in m.case.values()])
     found = [asdict(r) | {"ratio": r.value} for r in ratios(merged)]
-    content = {
+    content = ({"table": table} if table else {}) | {
         "environment": now["environment"],
         "pieces": [piece for piece in [*pieces, now] if piece["cases"]],
         "measurements": [asdict(m) for m in merged],
@@ -334,5 +343,5 @@ def save(path: Path, measurements: list[Measurement], *, merge: bool = False) ->
         "geometric_mean_ratio": geometric_mean(r["ratio"] for r in found),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1))
+    write_json(path, content)
     return merged
