@@ -94,6 +94,13 @@ def test_list_names_benchmarks_and_methods(otdml_):
         (("data", "check", "cubs"), "Did you mean 'cub'"),
         (("evaluate", "x.ckpt", "--ks", "1,two"), "integers separated by commas"),
         (("bench",), "No such command"),
+        (("train", "-d", "digits", "--set", "training.devices=2", "--devices", 1), "devices: give one of them."),
+        (
+            ("benchmark", "-d", "digits", "-m", "multi-similarity", "--dispersion", "koleo:0.1@proxies"),
+            "`model.dispersion` koleo:0.1@proxies is of proxies, and multi-similarity has none: leave out @proxies.",
+        ),
+        (("train", "-d", "digits", "--out", f"{__file__}/run"), f"nothing can be written in {__file__}."),
+        (("benchmark", "-d", "digits", "--out", f"{__file__}/runs"), f"nothing can be written in {__file__}."),
     ],
 )
 def test_wrong_arguments_exit_with_2_and_a_hint(otdml_, words, message):
@@ -113,6 +120,11 @@ def test_evaluate_repeats_the_metrics_of_the_run(otdml_, trained):
     result = otdml_("evaluate", trained, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.output) == pytest.approx(json.loads((trained / "metrics.json").read_text())["last"])
+
+
+def test_evaluate_takes_no_folder_for_a_set_that_is_in_none(otdml_, trained):
+    result = otdml_("evaluate", trained, "--root", "/nowhere")
+    assert str(result.exception) == "--root /nowhere: digits come with scikit-learn, and are in no folder."
 
 
 def test_evaluate_on_a_named_set_without_a_configuration(otdml_, trained, tmp_path):

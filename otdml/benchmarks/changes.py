@@ -10,6 +10,7 @@ from otdml._arguments import check_known
 from otdml.benchmarks.methods import METHODS, Method, parts
 from otdml.benchmarks.validation import dotted
 from otdml.data.registry import named_dataset
+from otdml.dml.losses import LOSSES
 from otdml.dml.names import PART_NAMES
 
 if TYPE_CHECKING:
@@ -143,14 +144,19 @@ def _by_part(preset: "Preset", key: Key) -> list[Key]:
 def _without_effect(preset: "Preset", key: Key, methods: Sequence[str], hold_out: bool) -> str:
     """Message that a key has no effect beside another setting, as far as that is known."""
     heads = [name for name in methods if parts(name)[1] == "+nir"]
-    schedule = preset.model.get("schedule", "cosine")
+    proxies = [name for name in methods if LOSSES[parts(name)[0]].has_proxies]
+    schedule, epochs = preset.model.get("schedule", "cosine"), preset.training.get("epochs", 30)
     photographs = named_dataset(preset.dataset).ink is None
     reasons = {
+        ("model", "frozen_epochs"): preset.model.get("frozen_epochs", 0) > epochs and f"training has {epochs} epochs",
         ("model", "step_epochs"): schedule != "step" and f"model.schedule is {schedule}, and it belongs to step",
         ("model", "step_factor"): schedule != "step" and f"model.schedule is {schedule}, and it belongs to step",
         ("training", "select"): not hold_out and "no epoch is selected without --hold-out",
         ("training", "val_every"): not hold_out and "nothing is validated without --hold-out",
         ("training", "workers"): not photographs and f"the images of {preset.dataset} live in memory",
+        ("training", "maps"): not preset.training.get("crops") and "nothing is kept without training.crops",
+        ("model", "lr", "proxies"): not proxies and "no method with proxies is run",
+        ("model", "weight_decay", "proxies"): not proxies and "no method with proxies is run",
         ("model", "lr", "flow"): not heads and "no method with a flow is run: +nir",
         ("model", "weight_decay", "flow"): not heads and "no method with a flow is run: +nir",
     }

@@ -59,22 +59,23 @@ class RunState:
         return (self.folder.curve() or [{}])[-1]
 
 
-def check_data(run: Run, root: str | None) -> None:
+def check_data(run: Run, root: str | None, devices: int | None = None) -> None:
     """Raise where the data set is not there or not whole, once for all runs of a grid and before any of them.
 
     Sets that live in memory are only looked for: to read them twice would take as long as a short run.
 
     Raises:
         FileNotFoundError: It is not there; the message says where it is published.
-        ValueError: It is not as published, or has fewer classes than a batch, or a class fewer images.
+        ValueError: It is not as published, or has fewer classes than a batch, or a class fewer images; or ``devices``
+            processes cannot share a batch of it.
     """
     if named_dataset(run.dataset).ink is None or root is None or not Path(root).is_dir():
         options = {name: value for name, value in run.data.items() if name != "on_corrupt"}
         split = load_split(run.dataset, root, "train" if run.hold_out else "trainval", options)
-        _check_batch(run, split)
+        _check_batch(run, split, devices)
 
 
-def _check_batch(run: Run, split: Any) -> None:
+def _check_batch(run: Run, split: Any, devices: int | None) -> None:
     """Raise where a batch has more classes than there are, or more images of each than the smallest has."""
     wanted = run.training.get("classes_per_batch") or 0
     if wanted > len(split.classes):
@@ -88,6 +89,9 @@ def _check_batch(run: Run, split: Any) -> None:
         must = f"be at most {int(counts.min())}, the images of {smallest}"
         got = f"{each}, and {few} of {len(counts)} classes have fewer"
         raise argument_error("samples_per_class", must, got, remedy)
+    batch = (wanted or min(32, len(split.classes))) * each
+    if devices and batch % devices:
+        raise argument_error("devices", f"share a batch of {batch} images evenly", devices)
 
 
 def takes(dataset: str, option: str) -> bool:

@@ -14,7 +14,7 @@ from otdml._checks import argument_error
 from otdml.benchmarks.experiment import load_split, takes
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import RunFolder, checkpoint_file
-from otdml.data.registry import DATASETS
+from otdml.data.registry import DATASETS, without_folder
 from otdml.data.tensors import crop_to_ink
 from otdml.dml.approximate import check_factory
 from otdml.dml.checkpoint import checkpoint
@@ -165,6 +165,8 @@ def split_for(checkpoint: Path, preset: Preset | None, root: str | None, split: 
     if preset is None and not origin:
         raise ValueError(f"no config.json beside {checkpoint} says what it was trained on. Name a set with --dataset.")
     dataset, options = (origin["dataset"], {}) if preset is None else (preset.dataset, dict(preset.data))
+    # Raises for a folder of a set that is in none.
+    without_folder(dataset, root)
     if dataset == origin.get("dataset"):
         # The protocol that is named says of which classes the set is.
         options = {**origin["data"], **{name: value for name, value in options.items() if name == "protocol"}}

@@ -98,7 +98,8 @@ def _check_processes(run: Run, devices: int | str) -> None:
     """Raise where a batch cannot be shared, or processes would be more than there are processors."""
     if isinstance(devices, str):
         return
-    batch = (run.training.get("classes_per_batch") or 32) * run.training.get("samples_per_class", 4)
+    # By default a batch has all classes where there are few, which the data set says.
+    batch = (run.training.get("classes_per_batch") or 0) * run.training.get("samples_per_class", 4)
     if batch % devices:
         raise argument_error("devices", f"share a batch of {batch} images evenly", devices)
     most = torch.cuda.device_count() or os.cpu_count() or 1

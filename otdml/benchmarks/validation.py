@@ -20,6 +20,8 @@ from otdml.benchmarks.settings import (
     options_of,
 )
 from otdml.dml.config import TrainingConfig
+from otdml.dml.losses import LOSSES
+from otdml.dml.names import DispersionName
 
 __all__ = ["check", "dotted", "preset_problems", "run_problems"]
 
@@ -228,5 +230,8 @@ def _whole_model_problems(model: Mapping[str, Any]) -> Iterator[str]:
     rates = model.get("lr")
     if isinstance(rates, Mapping) and "backbone" not in rates:
         yield "`model.lr.backbone` must be set where rates are set by part: parts that are not named have it."
+    loss, dispersion = model.get("loss", "proxy-anchor"), model.get("dispersion") or ""
+    if dispersion and DispersionName.parsed(dispersion).place == "proxies" and not LOSSES[loss].has_proxies:
+        yield f"`model.dispersion` {dispersion} is of proxies, and {loss} has none: leave out @proxies."
     if model.get("nir_weight") and model.get("dim", 64) < 2:
         yield "`model.dim` must be at least 2 for a NIR head, got 1."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otdml.cli.application import FAILURES, arguments, command, console, errors, notes, plain
+from otdml.cli.application import FAILURES, arguments, check_folder, command, console, errors, notes, plain
 from otdml.cli.options import (
     SPREAD,
     AllowPartial,
@@ -90,6 +90,7 @@ def benchmark(
         dataset = dataset or (None if preset else "glyphs")
         chosen = _chosen(dataset, protocol, preset, change, epochs, weights).starting_from(weights)
         _check_root(chosen, root)
+        _check_means(chosen, root, devices)
         chosen = _under_reality_check(chosen) if reality_check else chosen
         methods = _methods(chosen, method, dispersion)
         chosen.check_asked([one.name for one in methods], hold_out or reality_check)
@@ -144,6 +145,16 @@ def _check_root(chosen: "Preset", root: str | None) -> None:
         raise ValueError(f"--root must be the folder that holds {chosen.dataset}, and {got}. {remedy}")
 
 
+def _check_means(chosen: "Preset", root: str | None, devices: int | None) -> None:
+    """Raise for a change that the folder of the data set, or another option, leaves without effect."""
+    if devices and ("training", "devices") in chosen.asked:
+        raise ValueError("--devices and --set training.devices: give one of them.")
+    apart = chosen.dataset == "folder" and root and all((Path(root) / part).is_dir() for part in ("train", "test"))
+    for name in ("split_seed", "test_share") if apart else ():
+        if ("data", name) in chosen.asked:
+            raise ValueError(f"--set data.{name} has no effect here: {root} holds train and test, which are the split.")
+
+
 def _under_reality_check(preset: "Preset") -> "Preset":
     """The preset under the Reality Check protocol."""
     from otdml.benchmarks.reality import protocol_of
@@ -175,7 +186,7 @@ def _trained(folder: Path, runs: "list[Run]", *, root: str | None, **means: int 
     from otdml.benchmarks.experiment import check_data, run_grid
 
     with notes():
-        check_data(runs[0], root)
+        check_data(runs[0], root, means.get("devices"))
         with closing(run_grid(folder, runs, root=root, **means)) as states:  # type: ignore[arg-type]
             return watch(console, states)
 
@@ -185,8 +196,7 @@ def _check_folder(folder: Path, runs: "list[Run]", run_of: "Callable[[str, int],
     from otdml.benchmarks.finished import collect
     from otdml.benchmarks.runs import plan
 
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is no folder.")
+    check_folder("--out", folder)
     plan(folder, runs)
     with notes():
         there = collect(folder)
@@ -305,13 +315,13 @@ def train(
     with arguments():
         chosen = _chosen(dataset, protocol, preset, change, epochs, weights).starting_from(weights)
         _check_root(chosen, root)
+        _check_means(chosen, root, devices)
         arm = chosen.method(_dispersed(method, dispersion))
         chosen.check_asked([arm.name], hold_out)
         run = Run.of(chosen, arm, seed, hold_out=hold_out, data=_tolerance(chosen, allow_partial, skip_corrupt))
         check_settings(run)
         folder = RunFolder(out or Path("runs") / chosen.name / run.method / f"seed-{seed}")
-        if folder.path.exists() and not folder.path.is_dir():
-            raise ValueError(f"--out {folder.path} is no folder.")
+        check_folder("--out", folder.path)
         folder.check(run)
     _check_machine(run, devices)
     _tell_moves({run.title: folder})
@@ -320,7 +330,7 @@ def train(
     from otdml.distributed import is_first
 
     with notes():
-        check_data(run, root)
+        check_data(run, root, devices)
         execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
     if not is_first():
         return

@@ -94,6 +94,10 @@ def test_a_change_that_nothing_takes_is_refused(changes, said):
         ("digits", ["training.select=recall@1"], ["proxy-nca"], "without --hold-out"),
         ("digits", ["training.workers=2"], ["proxy-nca"], "live in memory"),
         ("digits", ["settings.soft-triple.loss_options.tau=1"], ["proxy-nca"], "soft-triple is not run"),
+        ("digits", ["training.maps=kept"], ["proxy-nca"], "nothing is kept without training.crops"),
+        ("digits", ["model.lr.proxies=1"], ["multi-similarity"], "no method with proxies is run"),
+        ("digits", ["model.weight_decay.proxies=1"], ["triplet-margin"], "no method with proxies is run"),
+        ("digits", ["model.frozen_epochs=9", "training.epochs=3"], ["proxy-nca"], "training has 3 epochs"),
         ("digits", ["settings.proxy-nca+nir.nir_weight=1"], ["proxy-nca", "proxy-nca+nir-control"], "is not run"),
         ("omniglot-small", ["settings.proxy-anchor+nir.nir_options.cap=1"], ["proxy-anchor+nir"], "objective is nll"),
     ],
@@ -112,6 +116,7 @@ def test_a_change_that_would_not_reach_its_runs_is_refused_with_what_comes_later
         (["settings.proxy-anchor.loss_options.alpha=64"], "proxy-anchor+nir", ("loss_options", "alpha"), 64),
         (["settings.proxy-anchor+nir.loss_weight=2"], "proxy-anchor+nir-control", ("loss_weight",), 2),
         (["model.schedule=step", "model.step_epochs=3"], "proxy-nca", ("step_epochs",), 3),
+        (["model.frozen_epochs=3", "training.epochs=3"], "proxy-nca", ("frozen_epochs",), 3),
         (["model.freeze_bn=True"], "proxy-nca", ("freeze_bn",), True),
     ],
 )

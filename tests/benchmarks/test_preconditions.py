@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from otdml.benchmarks.experiment import check_data
 from otdml.benchmarks.preconditions import check_network, check_trainer
 from otdml.benchmarks.presets import preset
 from otdml.benchmarks.runs import Run
@@ -72,6 +73,17 @@ def test_devices_of_the_command_line_count():
     check_trainer(run_of("digits"), devices=2)
     with pytest.raises(ValueError, match="share a batch of 80 images evenly, got 3"):
         check_trainer(run_of("digits"), devices=3)
+
+
+def test_processes_share_the_batch_that_the_classes_make(digits):
+    """All of them where they are fewer than 32 and none are asked for."""
+    training = {name: value for name, value in digits.training.items() if name != "classes_per_batch"}
+    run = Run.of(replace(digits, training=training, data={}), digits.method("proxy-nca"), 0)
+    each = training["samples_per_class"]
+    check_trainer(run, devices=2)
+    with pytest.raises(ValueError, match=f"`devices` must share a batch of {5 * each} images evenly, got 3"):
+        check_data(run, None, 3)
+    check_data(run, None, 5)
 
 
 def test_a_run_of_a_python_program_is_looked_at_as_well(digits):

@@ -119,6 +119,17 @@ def test_a_named_set_is_split_as_the_run_had_it(photos, tmp_path):
     assert json.loads(found.output) == json.loads(expected.output)
 
 
+@pytest.mark.parametrize("name", ["split_seed", "test_share"])
+def test_folders_that_are_the_split_leave_nothing_to_set(photos, tmp_path, name):
+    for part in ("train", "test"):
+        shutil.copytree(photos, tmp_path / part)
+    words = ["train", "-d", "folder", "--root", tmp_path, "--set", f"data.{name}={0.5 if name == 'test_share' else 7}"]
+    result = command(*words, *CHANGES, "--out", tmp_path / "runs")
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert f"--set data.{name} has no effect here: {tmp_path} holds train and test, which are the split." in said
+
+
 def test_images_of_a_run_without_a_margin_are_embedded(benchmarked, photos, tmp_path):
     run = shutil.copytree(benchmarked[0] / "proxy-anchor" / "seed-0", tmp_path / "run")
     content = json.loads((run / "config.json").read_text())
