@@ -27,7 +27,8 @@ class Run:
 
     Attributes:
         method: Its name.
-        seed: Of the network's initial values, the batches and the augmentation.
+        seed: Of the network's initial values, the batches and the augmentation. Where ``training`` has ``crops``, these
+            and their augmentation are the same for all seeds, and a seed draws with which of them each image begins.
         dataset: Key of the data set.
         data: Its arguments.
         augment: Arguments of the augmentation.

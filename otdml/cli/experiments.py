@@ -293,7 +293,8 @@ def train(
     root: Root = None,
     dispersion: Annotated[str | None, typer.Option(help=SPREAD)] = None,
     seed: Annotated[
-        int, typer.Option(help="Of weights, batches and augmentation.", callback=between(0, 2**32 - 1))
+        int,
+        typer.Option(help="Of weights, batches and augmentation; not of kept crops.", callback=between(0, 2**32 - 1)),
     ] = 0,
     epochs: Epochs = None,
     hold_out: HoldOut = False,

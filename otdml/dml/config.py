@@ -21,7 +21,8 @@ class TrainingConfig:
         classes_per_batch: Classes in a batch; 32, or all where there are fewer, if None.
         samples_per_class: Images of each.
         batches_per_epoch: About as many as it takes to see every image once if None.
-        seed: Of the batches, the augmentation and everything drawn in training.
+        seed: Of the batches, the augmentation and everything drawn in training, but for ``crops``: of them it draws
+            with which one each image begins.
         ks: The K of Recall@K.
         select: Validation metric whose best epoch is kept as ``best.ckpt``.
         val_every: Epochs between two validations; the last epoch is always validated.
