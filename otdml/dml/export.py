@@ -67,10 +67,10 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
         ...     export_onnx(ProxyDML(3, dim=8, seed=0), f"{folder}/model.onnx", size=28) < 1e-4
         True
     """
-    for name in ("onnxruntime", "onnx", "onnxscript"):
-        _library(name)
     size = check_integer("size", size)
     channels = _channels(module) if channels is None else check_integer("channels", channels)
+    for name in ("onnxruntime", "onnx", "onnxscript"):
+        _library(name)
     with replacing(path) as part:
         difference = _write_onnx(module, part, size, channels)
         if not difference <= TOLERANCE:
