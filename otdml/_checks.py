@@ -215,12 +215,14 @@ def check_weights(name: str, a: Tensor | None, x: Tensor) -> None:
     check_signs(**{name: a})
 
 
-def check_weight_shape(name: str, a: Tensor, points: torch.Size, device: torch.device) -> None:
+def check_weight_shape(
+    name: str, a: Tensor, points: torch.Size, device: torch.device, remedy: str = "Pass None for uniform weights."
+) -> None:
     """Raise unless ``a`` is a tensor of weights for points of shape (..., n), whose batches may be others."""
     check_tensor(name, a, "be a torch.Tensor or None")
     if a.shape[-1:] != points[-1:]:
         must = f"hold one weight per point, shape {tuple(points)}"
-        raise argument_error(name, must, tuple(a.shape), "Pass None for uniform weights.")
+        raise argument_error(name, must, tuple(a.shape), remedy)
     if a.device != device:
         raise argument_error(name, f"be on the points' device {device}", a.device)
 
@@ -240,6 +242,9 @@ def check_signs(**weights: Tensor | None) -> None:
 
 def check_batches(**shapes: torch.Size) -> torch.Size:
     """The shape to which the batch dimensions of these arguments broadcast."""
+    if len(set(shapes.values())) == 1:
+        # By far the most frequent case, in a tenth of the time.
+        return next(iter(shapes.values()))
     names = list(shapes)
     try:
         return torch.broadcast_shapes(*shapes.values())

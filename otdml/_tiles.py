@@ -31,10 +31,12 @@ class Arithmetic:
     Attributes:
         dtype: Of products of points.
         exact: Whether small squared distances need digits that such products lose.
+        looked: Whether rounding is known to leave a kernel as it is; else squared distances may be below zero by more.
     """
 
     dtype: torch.dtype
     exact: bool
+    looked: bool = False
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, *, smooth: bool, length: float) -> "Arithmetic":
@@ -47,7 +49,7 @@ class Arithmetic:
             # A branch on a value would break the graph.
             return cls(wide if length < math.inf else x.dtype, not smooth)
         if _resolved(x, y, length, x.dtype):
-            return cls(x.dtype, not smooth)
+            return cls(x.dtype, not smooth, looked=True)
         return cls(wide, not (smooth and _resolved(x, y, length, wide)))
 
 
@@ -58,9 +60,10 @@ def _resolved(x: Tensor, y: Tensor, length: float, dtype: torch.dtype) -> bool:
     """
     if length == math.inf:
         return True
-    radii = (t.square().sum(-1).amax(-1) for t in (x, y))
+    own = x.square().sum(-1).max()
+    largest = 2 * float(own) if y is x else float(own + y.square().sum(-1).max())
     # By lengths, as the square of one may overflow.
-    return bool((sum(radii).sqrt() <= math.sqrt(2 * _ERROR / torch.finfo(dtype).eps) * length).all())  # type: ignore[union-attr]
+    return math.sqrt(largest) <= math.sqrt(2 * _ERROR / torch.finfo(dtype).eps) * length
 
 
 def tiles(

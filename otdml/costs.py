@@ -104,9 +104,17 @@ def _sqeuclidean(x: Tensor, y: Tensor, source: Source, *, every_mode: bool = Fal
 _EQUAL, _ROOT = 4, 2**0.5
 
 
+# The product of the mean directions of two clouds, above which the cosines of most pairs have lost a digit.
+_COLLAPSED = 0.9
+
+
 def _cosine(x: Tensor, y: Tensor, source: Source, *, every_mode: bool = False) -> Bilinear:
+    x, y = x / length(x), y / length(y)
+    likeness = (x.detach().mean(-2) * y.detach().mean(-2)).sum(-1)
+    if has_values(likeness) and not bool((likeness > _COLLAPSED).any()):
+        return Bilinear(x, y, x.new_ones(x.shape[:-1]), None, source)
     # Half the square of the distance between the directions, as a scalar product near one has no digits of an angle.
-    x, y = x / (_ROOT * length(x)), y / (_ROOT * length(y))
+    x, y = x / _ROOT, y / _ROOT
     q, k, u, v = squared_distance(x, y, every_mode=every_mode)
     noise = (_EQUAL * torch.finfo(x.dtype).eps) ** 2 / 2
     # A row of zeros is at a right angle to all others.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_batches, check_choice, check_points, check_tensor
+from otdml._checks import argument_error, check_batches, check_choice, check_points, check_tensor, check_weight_shape
 from otdml._derivatives import needs_derivative
 from otdml._fused.sums import check_fusible, fused_sums
 from otdml._precision import full_arithmetic, full_precision
@@ -169,11 +169,8 @@ def _check_measure(**measure: Tensor) -> None:
     (points, x), (name, w) = measure.items()
     check_points(points, x)
     check_tensor(name, w)
-    if w.shape[-1:] != x.shape[-2:-1]:
-        must = f"hold one weight per point, shape {tuple(x.shape[:-1])}"
-        raise argument_error(name, must, tuple(w.shape), f"Write `torch.ones({points}.shape[:-1])` for equal ones.")
-    if w.device != x.device:
-        raise argument_error(name, f"be on the points' device {x.device}", w.device)
+    remedy = f"Write `torch.ones({points}.shape[:-1])` for equal ones."
+    check_weight_shape(name, w, x.shape[:-1], x.device, remedy)
 
 
 def _with_one_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -336,7 +333,7 @@ def _tile_sums(
     sx, sy = torch.zeros_like(ax) if wanted[0] else None, torch.zeros_like(by) if wanted[1] else None
     least = kernel.least(x.dtype)
     for rows, cols, r2, meet in tiles(x, y, pairs, arithmetic):
-        k, slope = kernel(r2.clamp_(min=least))
+        k, slope = kernel(r2 if kernel.smooth and arithmetic.looked else r2.clamp_(min=least))
         if meet is not None:
             slope.masked_fill_(meet, 0)
         mirrored = pairs and rows != cols
