@@ -58,7 +58,7 @@ def _resolved(x: Tensor, y: Tensor, length: float, dtype: torch.dtype) -> bool:
 
     Its logarithm has a slope of :math:`1 / 2 \ell^2` in the squared distance at most.
     """
-    if length == math.inf:
+    if length == math.inf or not (x.numel() and y.numel()):
         return True
     own = x.square().sum(-1).max()
     largest = 2 * float(own) if y is x else float(own + y.square().sum(-1).max())

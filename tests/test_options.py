@@ -37,7 +37,7 @@ GREY = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(4))
 # What is no option, and why.
 NOT_OPTIONS = {
     "what a function returns": "BarycenterResult GromovResult LowRankResult OTResult FitResult DCI Scores Reading",
-    "forms of a cost and of a kernel, made by named functions": "NamedCost Bilinear.scaled Ground.scaled "
+    "forms of a cost and of a kernel, made by named functions": "NamedCost Bilinear Bilinear.scaled Ground.scaled "
     "Ground.near_zero Matrix.scaled Matrix.near_zero Pointwise Pointwise.scaled default_temperature "
     "temperature_of_spread",
     "called by a trainer, a loader or a page": "ProxyDML.training_step ProxyDML.validation_step "
