@@ -187,7 +187,7 @@ def check_pixels(name: str, x: Tensor) -> Tensor:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether Python may branch on the numbers in ``x``: not in a graph that is traced, and not under ``vmap``."""
+    """Whether Python may branch on the numbers in ``x``: not in a traced or recorded graph, and not under ``vmap``."""
     if torch.compiler.is_compiling():
         return False
     functorch = torch._C._functorch
@@ -195,7 +195,8 @@ def has_values(x: Tensor) -> bool:
         if functorch.is_batchedtensor(x):
             return False
         x = functorch.get_unwrapped(x)
-    return True
+    # Launches that a CUDA graph records have not been carried out.
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def numbers(x: Tensor) -> list[float]:

@@ -209,3 +209,14 @@ def test_values_are_not_looked_at_under_vmap():
     torch.func.grad(look)(x)
     assert seen == [False, True]
     assert has_values(x)
+
+
+def test_a_cuda_graph_that_is_recorded_has_no_values(monkeypatch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(3, device="cuda")
+    for recording in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda recording=recording: recording)
+        assert has_values(x) != recording
+        assert has_values(torch.empty(3))
