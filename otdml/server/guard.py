@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["Guard", "owner"]
 
 HOSTS = ("127.0.0.1", "localhost")
+OTHER_USER = "Refused: another user of this machine asked. Start `otdml serve` as the user of the browser.\n"
 POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -80,7 +81,7 @@ class Guard:
         # A key can be read by others: in the arguments of a browser, or by a server at another port of this host, to
         # which cookies are sent as well.
         if _is_other_user(scope):
-            return PlainTextResponse("Refused: another user of this machine asked.\n", status_code=403)
+            return PlainTextResponse(OTHER_USER, status_code=403)
         if reason := _foreign(scope["method"], path, headers):
             return PlainTextResponse(f"Refused: {reason}.\n", status_code=403)
         given, name = QueryParams(scope["query_string"]).get("key"), f"otdml-{_port(scope)}"

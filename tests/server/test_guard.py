@@ -80,7 +80,7 @@ def test_the_owner_of_a_connection_may_be_another_user():
 def test_other_users_of_the_machine_are_refused_whatever_they_know(visitor, monkeypatch, path):
     monkeypatch.setattr(guard, "owner", lambda client, server: os.getuid() + 1)
     answer = visitor.get(path)
-    assert (answer.status_code, answer.text) == (403, "Refused: another user of this machine asked.\n")
+    assert (answer.status_code, answer.text) == (403, guard.OTHER_USER)
     assert not answer.cookies
     for user in (os.getuid(), 0, None):
         monkeypatch.setattr(guard, "owner", lambda client, server, user=user: user)
