@@ -376,6 +376,14 @@ def test_cosines_of_collapsed_points_keep_their_digits(backend, generator):
     torch.testing.assert_close(result.value.double(), precise.value, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("size", [0.1, 0.06, 0.05, 0.04, 0.01])
+def test_cosines_have_their_digits_at_any_spread_and_are_products_where_those_do(size, generator):
+    x, y = collapsed(generator, size)
+    expected = 1 - torch.cosine_similarity(x.double()[:, None], y.double(), dim=-1)
+    torch.testing.assert_close(cost_matrix(x, y, "cosine").double(), expected, rtol=1e-5, atol=0)
+    assert (ground(x, y, "cosine").v is None) == (expected.mean() > 0.1)
+
+
 def test_divergence_of_collapsed_directions_and_its_gradient(generator):
     x, y = collapsed(generator)
     found, expected = [], []

@@ -47,3 +47,10 @@ def test_the_gap_is_compared_with_the_settings_it_is_tried_under():
         base = study.arm(*arm.against).settings
         assert {key for key in base if arm.settings[key] != base[key]} == {"regularizer", "weight"}
     assert {arm.settings["batch"] * arm.settings["steps"] for arm in study.arms} == {64 * 20_000}
+
+
+def test_another_archive_has_another_hash(tmp_path):
+    of = studies.named("dsprites-base").data_hash
+    for name, content in (("one", b"pictures"), ("same", b"pictures"), ("other", b"other pictures")):
+        (tmp_path / name).write_bytes(content)
+    assert of(tmp_path / "one") == of(tmp_path / "same") != of(tmp_path / "other")

@@ -44,3 +44,12 @@ def test_weights_are_chosen_among_those_that_are_tried():
         assert any(regulariser == name and value == pytest.approx(weight) for regulariser, value in tried)
     assert embeddings.DECAY in {a.settings["decay"] for a in studies.named("embeddings-weights").arms}
     assert not set(studies.named("embeddings").seeds) & set(embeddings.TUNING)
+
+
+def test_another_text_has_another_hash(monkeypatch):
+    of = studies.named("embeddings").data_hash
+    words, train, test = embeddings._text(4000).words, embeddings._text(4000).train, embeddings._text(4000).test
+    before = of(None)
+    assert of(None) == before
+    monkeypatch.setattr(embeddings, "_text", lambda n: Corpus(words, train, test.flip(0)))
+    assert of(None) != before

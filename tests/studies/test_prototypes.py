@@ -53,3 +53,13 @@ def test_a_regulariser_of_no_weight_changes_nothing():
     plain = list(run(settings, 0, Path()))
     for name in ("sliced", "lloyd", "koleo"):
         assert list(run({**settings, "regulariser": name}, 0, Path())) == plain
+
+
+def test_other_drawings_have_another_hash(monkeypatch):
+    of = studies.named("prototypes-4").data_hash
+    images, labels = prototypes._drawings(None)
+    before = of(None)
+    assert of(None) == before
+    for other in ((images.flip(0), labels), (images, labels.flip(0))):
+        monkeypatch.setattr(prototypes, "_drawings", lambda folder, other=other: other)
+        assert of(None) != before
