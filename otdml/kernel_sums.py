@@ -67,7 +67,8 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
     .. math:: \sum_{i \ne j} a_i a_j \, k(x_i, x_j)
 
     Differentiable in x and a; second derivatives take the memory of the dense form. The cost is n² d / 2, since each
-    pair is visited once.
+    pair is visited once. Tiles of kernels with a length are in single precision where it resolves that length; under
+    ``torch.compile``, which looks at no value, they are in double precision.
 
     Args:
         kernel: A kernel of :mod:`otdml.kernels`.
