@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from otdml import _precision, losses
+from otdml._precision import multiplies_in_bfloat16
 from otdml.costs import cost_matrix
 from otdml.kmeans import kmeans
 from otdml.neighbors import nearest_neighbors
@@ -62,3 +63,13 @@ def test_results_without_double_precision_are_those_with_it(name, monkeypatch):
     with SinglePrecision():
         found = CALLS[name]()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [("fma avx2", False), ("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16", True)],
+)
+def test_processors_that_multiply_in_bfloat16_are_known_by_their_flags(flags, native, monkeypatch):
+    monkeypatch.setattr(_precision, "_processor_flags", lambda: frozenset(flags.split()))
+    assert multiplies_in_bfloat16(torch.device("cpu")) == native
+    assert not multiplies_in_bfloat16(torch.device("mps"))

@@ -77,11 +77,10 @@ def native_precision() -> str:
     """
     import torch
 
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
+    from otdml._precision import multiplies_in_bfloat16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16-mixed" if multiplies_in_bfloat16(device) else "32-true"
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """A small residual encoder of photographs, and its training on pairs of views."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,7 @@ from otdml._checks import (
     check_share,
     device_of_draws,
 )
+from otdml._precision import multiplies_in_bfloat16
 from otdml._training import as_float, evaluating, inputs_of, minimised
 from otdml.contrast.views import SPOILS, Views, spoiled
 from otdml.dml.backbones import ResNet
@@ -123,8 +125,8 @@ def training(
 ) -> Iterator[int]:
     """Train an encoder on pairs of views by Adam, whose rate falls to zero like a cosine; the steps so far, after each.
 
-    The encoder computes in bfloat16 and the loss in float32. Batches and views depend on the generator alone, so that
-    losses can be compared on the same ones.
+    The encoder computes in bfloat16 where its device multiplies in it, and the loss in float32. Batches and views
+    depend on the generator alone, so that losses can be compared on the same ones.
 
     Args:
         encoder: Changed in place. Batches are moved to its device and dtype.
@@ -157,9 +159,9 @@ def training(
     return minimised(value, torch.optim.Adam(encoder.parameters(), lr=rate), steps)
 
 
-def half(device: torch.device) -> torch.autocast:
-    """Convolutions in bfloat16, which processors that multiply in it do in half the time."""
-    return torch.autocast(device.type, torch.bfloat16)
+def half(device: torch.device) -> AbstractContextManager[object]:
+    """Convolutions in bfloat16 where the device multiplies in it, which takes half the time; as they are elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16) if multiplies_in_bfloat16(device) else nullcontext()
 
 
 def _device(encoder: nn.Module) -> torch.device:

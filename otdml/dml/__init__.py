@@ -10,7 +10,7 @@ from otdml.dml.losses import LOSSES
 _HOMES = {
     **{name: loss.home for loss in LOSSES.values() for name in (loss.name, loss.function)},
     "Dispersion": "dispersion",
-    "EmbeddingHead": "module",
+    "EmbeddingHead": "head",
     "FitResult": "training",
     "NIR": "nir",
     "ProxyDML": "module",

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._arguments import check_boolean
-from otdml._checks import argument_error, check_choice, check_integer, check_known, check_nonnegative, check_positive
+from otdml._checks import argument_error, check_integer, check_known, check_nonnegative, check_positive
 from otdml.distributed import gather, total
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.backbones import num_features
@@ -20,6 +20,7 @@ from otdml.dml.checkpoint import checkpoint
 from otdml.dml.dispersion import Dispersion
 from otdml.dml.evaluation import protocol_metrics
 from otdml.dml.export import load_pretrained, save_pretrained
+from otdml.dml.head import EmbeddingHead
 from otdml.dml.hyperparameters import plain, without_start
 from otdml.dml.loading import loaded_places, loaded_queries
 from otdml.dml.losses import named_loss
@@ -33,40 +34,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("ProxyDML is built on Lightning: pip install 'otdml[train]'") from error
 
-__all__ = ["EmbeddingHead", "ProxyDML"]
-
-POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "avg": lambda maps: maps.mean((-2, -1)),
-    "max": lambda maps: maps.amax((-2, -1)),
-    "avgmax": lambda maps: maps.mean((-2, -1)) + maps.amax((-2, -1)),
-}
-
-
-class EmbeddingHead(nn.Module):
-    """Embedding of features: pooling of maps, normalisation if asked for, and a linear layer.
-
-    Args:
-        num_features: Features, or channels of maps.
-        dim: Features of the embedding.
-        kind: ``"linear"``, or ``"layernorm"``, which normalises the pooled features first, without parameters.
-        pool: ``"avg"``, ``"max"`` or their sum ``"avgmax"``, over the places of a map; features are not pooled.
-
-    Example:
-        >>> import torch
-        >>> EmbeddingHead(8, 4, pool="avgmax")(torch.zeros(2, 8, 3, 3)).shape
-        torch.Size([2, 4])
-    """
-
-    def __init__(self, num_features: int, dim: int, *, kind: str = "linear", pool: str = "avg") -> None:
-        super().__init__()
-        check_choice("head", kind, ("linear", "layernorm"))
-        self.pool = check_known("pool", pool, POOLS)
-        num_features = check_integer("num_features", num_features)
-        self.norm = nn.LayerNorm(num_features, elementwise_affine=False) if kind == "layernorm" else nn.Identity()
-        self.linear = nn.Linear(num_features, check_integer("dim", dim))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.linear(self.norm(POOLS[self.pool](features) if features.ndim == 4 else features))
+__all__ = ["ProxyDML"]
 
 
 class ProxyDML(LightningModule):

@@ -14,8 +14,8 @@ from otdml.data.registry import DATASETS
 from otdml.dml import NIR, ProxyDML, TrainingConfig
 from otdml.dml.backbones import BACKBONES, LIBRARIES
 from otdml.dml.dispersion import REGULARISERS
+from otdml.dml.head import POOLS
 from otdml.dml.losses import LOSSES
-from otdml.dml.module import POOLS
 from otdml.dml.names import PART_NAMES, REGULARISER_NAMES
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES
 

@@ -92,3 +92,18 @@ def test_an_encoder_on_a_gpu_takes_pictures_from_the_cpu():
     z = encoder.features(images)
     assert z.device.type == "cuda"
     assert neighbours(z, labels, z, labels, k=1) == 1.0
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_precision_is_bfloat16_only_where_the_device_multiplies_in_it(native, monkeypatch):
+    monkeypatch.setattr("otdml.contrast.encoder.multiplies_in_bfloat16", lambda device: native)
+    images = (255 * torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))).byte()
+    encoder = Encoder(seed=0, widths=(4, 8), dim=3)
+    seen = []
+    encoder.head[0].register_forward_hook(lambda module, given, found: seen.append(found.dtype))
+    options = {"steps": 1, "batch": 8, "rate": 1e-3, "generator": torch.Generator().manual_seed(0)}
+    list(training(encoder, images, lambda a, b: (a - b).square().sum(), PLAIN, **options))
+    assert seen == [torch.bfloat16 if native else torch.float32]
+    away = (encoder.features(images) - encoder.eval().pooled(images / 255)).abs().max()
+    assert (away > 1e-4) == native
+    assert away < 3e-2

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from otdml.dml.backbones import BACKBONES, ConvNet, ResNet, backbone, num_features, resnet18, resnet50
+from otdml.dml.backbones.libraries import OfTransformers, without_classifier
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,116 @@ def test_transformers_networks_by_type(tmp_path):
     assert convolutional(torch.zeros(2, 3, 32, 32)).shape == (2, 12)
 
 
+def test_transformers_weights_in_half_precision_and_without_a_pooler(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(**options, image_size=16, patch_size=8)
+    model = transformers.ViTModel(config, add_pooling_layer=False).bfloat16().eval()
+    model.save_pretrained(tmp_path)
+    network = backbone(f"hf/{tmp_path}").eval()
+    images = torch.rand(2, 3, 16, 16)
+    found = network(images)
+    assert found.dtype == torch.float32
+    # A pooler that has no weights would be a random layer and a tangent.
+    torch.testing.assert_close(found, model.float()(images).last_hidden_state[:, 0])
+
+
+class Told(nn.Module):
+    """A network in the form of transformers, that returns given tensors for two images of three channels."""
+
+    def __init__(self, config=None, **found):
+        super().__init__()
+        self.config, self.found, self.scale = types.SimpleNamespace(**config or {}), found, nn.Parameter(torch.ones(()))
+
+    def forward(self, pixel_values):
+        assert pixel_values.shape[1:] == (
+            3,
+            *(self.config.image_size if hasattr(self.config, "image_size") else [224] * 2),
+        )
+        found = {key: None if value is None else value[: len(pixel_values)] for key, value in self.found.items()}
+        return types.SimpleNamespace(**found)
+
+
+def test_features_of_transformers_models_are_pooled_maps_or_the_first_token():
+    images, tokens = torch.zeros(2, 3, 224, 224), torch.arange(24.0).reshape(2, 4, 3)
+    maps = torch.arange(48.0).reshape(2, 6, 2, 2)
+    cases = [
+        (Told(last_hidden_state=tokens, pooler_output=tokens[:, 1]), {}, tokens[:, 1]),
+        (Told(last_hidden_state=tokens, pooler_output=tokens[:, 1]), {"pooler": False}, tokens[:, 0]),
+        (Told(last_hidden_state=tokens, pooler_output=None), {}, tokens[:, 0]),
+        (Told(last_hidden_state=maps), {}, maps),
+        (Told(pooler_output=maps), {}, maps.mean((2, 3))),
+    ]
+    for model, options, expected in cases:
+        network = OfTransformers(model, **options)
+        torch.testing.assert_close(network(images), expected)
+        assert network.num_features == expected.shape[1]
+
+
+def test_the_part_for_images_of_a_transformers_model_sees_all_of_each_image():
+    masked = Told({"mask_ratio": 0.75, "image_size": (8, 16)}, pooler_output=torch.ones(2, 5))
+    both = nn.Module()
+    both.vision_model = masked
+    network = OfTransformers(both)
+    assert network.num_features == 5
+    assert masked.config.mask_ratio == 0.0
+    assert network.model is masked
+
+
+def test_models_of_other_things_than_images_are_refused():
+    class Words(Told):
+        def forward(self, pixel_values):
+            raise ValueError("You must specify input_ids")
+
+    with pytest.raises(ValueError, match=r"must map images to features \(You must specify input_ids\), got Words"):
+        OfTransformers(Words())
+
+
+def classifier(place, head, **attributes):
+    network = nn.Module()
+    setattr(network, place, head)
+    for name, value in attributes.items():
+        setattr(network, name, value)
+    return without_classifier(network)
+
+
+def test_classifiers_end_before_their_last_layer():
+    plain = classifier("fc", nn.Linear(6, 3))
+    assert plain.num_features == 6
+    assert [*plain.fc.children()] == []
+    # The hidden layers of a VGG, the normalisation of a ConvNeXt.
+    hidden = classifier("classifier", nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 3)))
+    assert hidden.num_features == 5
+    assert hidden.train().classifier(torch.ones(2, 6)).shape == (2, 5)
+    assert torch.equal(hidden.classifier(torch.ones(2, 6)), hidden.classifier(torch.ones(2, 6)))
+    normed = classifier("classifier", nn.Sequential(nn.LayerNorm((6, 1, 1)), nn.Flatten(1), nn.Linear(6, 3)))
+    assert normed.classifier(torch.rand(2, 6, 1, 1)).shape == (2, 6)
+    # Inception networks.
+    several = classifier("fc", nn.Linear(6, 3), aux_logits=True, AuxLogits=nn.Linear(4, 3), dropout=nn.Dropout())
+    assert (several.aux_logits, several.AuxLogits, several.training) == (False, None, True)
+    assert torch.equal(several.dropout(torch.ones(100)), torch.ones(100))
+    assert [*several.parameters()] == []
+    with pytest.raises(ValueError, match="`backbone` must end in a linear layer, got Module"):
+        classifier("classifier", nn.Sequential(nn.Dropout(), nn.Conv2d(4, 3, 1), nn.ReLU()))
+    with pytest.raises(ValueError, match="`backbone` must end in a linear layer, got Module"):
+        classifier("other", nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("mobilenetv3_small_050", 32), ("mambaout_femto", 32), ("vgg11", 32)])
+def test_networks_of_timm_say_the_width_that_they_return(name, pixels):
+    pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
+    network = backbone(f"timm/{name}", {"pretrained": False}).eval()
+    assert network(torch.zeros(1, 3, pixels, pixels)).shape == (1, num_features(network))
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v3_small", "alexnet", "googlenet", "inception_v3"])
+def test_networks_of_torchvision_return_one_row_of_features_for_an_image(name):
+    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    network = backbone(f"torchvision/{name}", {"pretrained": False}).train()
+    assert network(torch.rand(2, 3, 96, 96)).shape == (2, num_features(network))
+
+
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_networks_of_other_libraries_or_a_reason(library):
     if importlib.util.find_spec(library) is None:
@@ -132,6 +243,8 @@ def test_networks_of_other_libraries_or_a_reason(library):
             backbone(f"{library}/resnet18", {"pretrained": False})
     else:
         assert num_features(backbone(f"{library}/resnet18", {"pretrained": False})) == 512
+        with pytest.raises((ValueError, RuntimeError), match=r"(?i)unknown"):
+            backbone(f"{library}/fcn_resnet50", {"pretrained": False})
 
 
 def test_a_file_of_weights_reaches_the_other_library(monkeypatch):

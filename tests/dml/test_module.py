@@ -26,8 +26,8 @@ from otdml.dml import (
     retrieval_metrics,
 )
 from otdml.dml.backbones import backbone
+from otdml.dml.head import EmbeddingHead
 from otdml.dml.losses import LOSSES
-from otdml.dml.module import EmbeddingHead
 
 SMALL = {"backbone_options": {"widths": (4, 8)}, "dim": 8, "seed": 0}
 CONFIG = {"classes_per_batch": 3, "samples_per_class": 6, "batches_per_epoch": 2, "accelerator": "cpu"}
@@ -81,6 +81,12 @@ def test_embeddings_are_pooled_normalised_projected(batch):
 
 def test_features_are_not_pooled():
     assert EmbeddingHead(4, 2)(torch.zeros(3, 4)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 4, 4), (3, 5, 4, 4), (4,)])
+def test_features_of_another_width_than_the_network_says_are_told(shape):
+    with pytest.raises(ValueError, match=r"`backbone` must return features \(n, 4\) or maps .*got a tensor of shape"):
+        EmbeddingHead(4, 2)(torch.zeros(shape))
 
 
 def test_no_flow_without_weight():

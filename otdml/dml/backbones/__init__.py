@@ -54,9 +54,11 @@ def backbone(network: str | nn.Module, options: Mapping[str, Any] | None = None)
     ``resnet50``           :func:`resnet50`
     ``efficientnet-lite0`` :func:`efficientnet_lite0`, and ``-lite1``, ``-lite2``
     ``timm/NAME``          ``timm.create_model(NAME)`` without its classifier, where timm is installed
-    ``torchvision/NAME``   ``torchvision.models.get_model(NAME)`` without its classifier, where torchvision is installed
-    ``hf/NAME``            ``transformers.AutoModel``, where it is installed; NAME is a model of the hub or a folder,
-                           and with ``pretrained=False`` also a type such as ``vit``, which the options configure
+    ``torchvision/NAME``   ``torchvision.models.get_model(NAME)``, one of its classifiers, without the last layer of it
+                           and the dropout before that, where torchvision is installed
+    ``hf/NAME``            ``transformers.AutoModel`` or its part for images, where it is installed; NAME is a model of
+                           the hub or a folder, and with ``pretrained=False`` also a type such as ``vit``, which the
+                           options configure. Its weights are in float32 unless the options name a ``dtype``
     ====================== ============================================================================================
 
     Args:

@@ -1,15 +1,18 @@
 """Networks of other libraries by name."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from otdml._checks import argument_error
+from otdml._checks import argument_error, check_known
+from otdml._training import evaluating
 
-__all__ = ["LIBRARIES", "check_importable", "num_features"]
+__all__ = ["LIBRARIES", "OfTransformers", "check_importable", "num_features", "without_classifier"]
 
 
 def num_features(network: nn.Module) -> int:
@@ -31,34 +34,90 @@ def _timm(name: str, *, pretrained: bool = True, weights: str | Path | None = No
         # Published weights include the classifier, which is ignored.
         pretrained, options["pretrained_cfg_overlay"] = True, {"file": str(weights)}
     network = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    num_features(network)
+    # Some have a hidden layer after the features that `num_features` counts.
+    network.num_features = getattr(network, "head_hidden_size", num_features(network))
     return network
 
 
 def _torchvision(name: str, *, pretrained: bool = True) -> nn.Module:
     models = _library(MODULES["torchvision"])
-    network = models.get_model(name, weights="DEFAULT" if pretrained else None)
-    # Every classifier of torchvision ends in one of these attributes, and in a linear layer.
-    place = next(key for key in ("fc", "classifier", "heads", "head") if hasattr(network, key))
-    linear = [module for module in getattr(network, place).modules() if isinstance(module, nn.Linear)]
-    setattr(network, place, nn.Identity())
-    network.num_features = linear[0].in_features
+    # Those for detection, segmentation and video fetch the weights of a part even where none are asked for.
+    check_known("classifier of torchvision", name, models.list_models(module=models))
+    return without_classifier(models.get_model(name, weights="DEFAULT" if pretrained else None))
+
+
+def without_classifier(network: Any) -> nn.Module:
+    """A classifier built as those of torchvision, without its last layer, the dropout before it, and auxiliary outputs.
+
+    What comes before them stays, as the normalisation of a ConvNeXt and the hidden layers of a VGG.
+
+    Args:
+        network: A module, changed in place. Its classifier is called ``fc``, ``classifier``, ``heads`` or ``head``.
+
+    Raises:
+        ValueError: If it does not end in a linear layer.
+    """
+    place = next((key for key in ("fc", "classifier", "heads", "head") if hasattr(network, key)), "")
+    head = getattr(network, place, nn.Sequential())
+    layers = [*head.named_children()] if isinstance(head, nn.Sequential) else [("last", head)]
+    last = layers.pop()[1] if layers else None
+    if not isinstance(last, nn.Linear):
+        raise argument_error("backbone", "end in a linear layer", type(network).__name__)
+    while layers and isinstance(layers[-1][1], nn.Dropout):
+        layers.pop()
+    setattr(network, place, nn.Sequential(OrderedDict(layers)))
+    network.num_features = last.in_features
+    # In Inception networks dropout stands beside the classifier, and other classifiers learn too.
+    if isinstance(getattr(network, "dropout", None), nn.Dropout):
+        network.dropout = nn.Identity()
+    if getattr(network, "aux_logits", False):
+        network.aux_logits = False
+        for name in ("AuxLogits", "aux1", "aux2"):
+            setattr(network, name, None)
     return network
 
 
-class _Transformers(nn.Module):
-    """The pooled output of a transformers model, or the first token where it has none."""
+class OfTransformers(nn.Module):
+    """Features of images by a transformers model: its pooled output; its maps or its first token where it has none.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: Of a model of images and texts, the part for images is taken.
+        pooler: Whether its pooled output is taken; a pooler without published weights is a random layer.
+
+    Raises:
+        ValueError: If it does not map images to features.
+    """
+
+    def __init__(self, model: Any, *, pooler: bool = True) -> None:
         super().__init__()
-        self.model = model
-        config = model.config
-        self.num_features = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+        self.model, self.pooler = getattr(model, "vision_model", model), pooler
+        # A masked autoencoder hides most of an image in evaluation as well.
+        if hasattr(self.model.config, "mask_ratio"):
+            self.model.config.mask_ratio = 0.0
+        self.num_features = self._width()
 
     def forward(self, images: Tensor) -> Tensor:
         found = self.model(pixel_values=images)
-        pooled = getattr(found, "pooler_output", None)
-        return found.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        pooled = getattr(found, "pooler_output", None) if self.pooler else None
+        if pooled is not None:
+            return pooled.flatten(2).mean(2) if pooled.ndim == 4 else pooled
+        hidden = found.last_hidden_state
+        return hidden if hidden.ndim == 4 else hidden[:, 0]
+
+    def _width(self) -> int:
+        """Features of one black image: each configuration has another word for their number, and some have none."""
+        config, weight = self.model.config, next(self.model.parameters())
+        size = getattr(config, "image_size", None) or 224
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        images = weight.new_zeros(1, getattr(config, "num_channels", 3), *sides)
+        try:
+            with evaluating(self), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return self(images).shape[1]
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            remedy = "Name a model of images, as vit, dinov2 and clip are."
+            raise argument_error(
+                "backbone", f"map images to features ({error})", type(self.model).__name__, remedy
+            ) from error
 
 
 def _hugging_face(
@@ -66,13 +125,20 @@ def _hugging_face(
 ) -> nn.Module:
     transformers = _library(MODULES["hf"])
     if weights is not None:
-        return _Transformers(transformers.AutoModel.from_pretrained(str(weights), local_files_only=True, **options))
+        return _published(transformers, str(weights), local_files_only=True, **options)
     if pretrained:
-        return _Transformers(transformers.AutoModel.from_pretrained(name, **options))
+        return _published(transformers, name, **options)
     known = name in transformers.CONFIG_MAPPING
     auto = transformers.AutoConfig
     config = auto.for_model(name, **options) if known else auto.from_pretrained(name, **options)
-    return _Transformers(transformers.AutoModel.from_config(config))
+    return OfTransformers(transformers.AutoModel.from_config(config))
+
+
+def _published(transformers: Any, name: str, **options: Any) -> nn.Module:
+    """In single precision unless asked for another, as weights may be published in half."""
+    model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **options)
+    own = model if {"dtype", "torch_dtype"} & set(options) else model.float()
+    return OfTransformers(own, pooler=not any("pooler" in key for key in info["missing_keys"]))
 
 
 def check_importable(network: str) -> None:
