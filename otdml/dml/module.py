@@ -24,7 +24,8 @@ from otdml.dml.head import EmbeddingHead
 from otdml.dml.hyperparameters import plain, without_start
 from otdml.dml.loading import loaded_places, loaded_queries
 from otdml.dml.losses import named_loss
-from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, schedule
+from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, run_schedule
+from otdml.dml.start import started, to_default_device
 from otdml.dml.trust import check_modules, check_names
 from otdml.sphere import unit
 
@@ -135,13 +136,13 @@ class ProxyDML(LightningModule):
         self.clip = None if clip is None else check_positive("clip", clip)
         self.loss_weight = check_nonnegative("loss_weight", loss_weight)
         self.nir_weight = check_nonnegative("nir_weight", nir_weight)
-        with _started(seed):
+        with started(seed):
             self.backbone = make_backbone(backbone, backbone_options)
             self.head = EmbeddingHead(num_features(self.backbone), dim, kind=head, pool=pool)
             self.loss: Any = _loss(loss, num_classes, dim, loss_options)
             self.nir = _nir(dim, nir_options, self.loss) if nir_weight else None
         self.dispersion = _dispersion(dispersion, self.loss)
-        _to_default_device(self, seed)
+        to_default_device(self, seed)
         self._stop(frozen, freeze_bn)
         self._unseen: list[tuple[Tensor, Tensor]] = []
 
@@ -301,13 +302,11 @@ class ProxyDML(LightningModule):
         parts = {"backbone": self.backbone, "head": self.head, "proxies": self.loss, "flow": self.nir}
         groups = param_groups(parts, lr=self.lr, weight_decay=self.weight_decay)
         found = optimizer(self.optimizer_name, groups, fused=self.clip is None)
-        steps = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(1, steps // max(1, self.trainer.max_epochs or 1))
-        rate = schedule(
+        rate = run_schedule(
+            self.trainer,
             self.schedule_name,
-            steps,
-            warmup=min(steps, per_epoch * self.warmup_epochs),
-            every=per_epoch * self.step_epochs if self.step_epochs else None,
+            warmup_epochs=self.warmup_epochs,
+            step_epochs=self.step_epochs,
             factor=self.step_factor,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(found, rate)
@@ -321,26 +320,6 @@ class ProxyDML(LightningModule):
     ) -> None:
         # The module's own `clip` has precedence over the trainer's.
         self.clip_gradients(optimizer, self.clip or gradient_clip_val, gradient_clip_algorithm or "norm")
-
-
-@contextmanager
-def _started(seed: int | None) -> Iterator[None]:
-    """Draw initial values from ``seed``, and leave the default generator as it was."""
-    if seed is None:
-        yield
-        return
-    # Drawn on the CPU, so that initial values do not depend on the device.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(check_integer("seed", seed, least=None))
-        yield
-
-
-def _to_default_device(module: nn.Module, seed: int | None) -> None:
-    """Move parameters that were drawn on the CPU to the default device."""
-    # `torch.get_default_device` does not know of `with torch.device(...)` before torch 2.8.
-    device = torch.empty(0).device
-    if seed is not None and device.type != "cpu":
-        module.to(device)
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from otdml._checks import argument_error, check_integer, check_known, check_nonnegative, check_positive
 from otdml.dml.names import PART_NAMES
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "by_group", "optimizer", "param_groups", "schedule"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "by_group", "optimizer", "param_groups", "run_schedule", "schedule"]
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -155,3 +155,38 @@ def schedule(
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * passed))
 
     return rate
+
+
+def run_schedule(
+    trainer: Any, name: str, *, warmup_epochs: int = 0, step_epochs: int | None = None, factor: float = 0.5
+) -> Callable[[int], float]:
+    """The :func:`schedule` of a run of Lightning, whose epochs are counted in optimisation steps.
+
+    Args:
+        trainer: It knows its module and data; whether it ends after so many epochs or so many steps.
+        name: As for :func:`schedule`.
+        warmup_epochs: Epochs of linear warm-up.
+        step_epochs: Epochs between two drops of ``"step"``; a third of those after the warm-up if None.
+        factor: As for :func:`schedule`.
+
+    Raises:
+        ValueError: If the schedule depends on the end of a run that has none, or on the length of endless epochs.
+    """
+    steps = trainer.estimated_stepping_batches
+    if trainer.train_dataloader is None:
+        # A trainer that counts steps alone has not asked for the batches.
+        trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches
+    if (warmup_epochs or step_epochs) and math.isinf(batches):
+        must = "be 0, and `step_epochs` None, where batches cannot be counted"
+        raise argument_error("warmup_epochs", must, warmup_epochs, "Or set the trainer's `limit_train_batches`.")
+    endless = math.isinf(steps) or steps < 0
+    if endless and not (name == "constant" or (name == "step" and step_epochs)):
+        raise argument_error(
+            "schedule", "be 'constant' for a run without end", name, "Or set the trainer's `max_steps`."
+        )
+    per_epoch = 0 if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+    warmup = per_epoch * warmup_epochs
+    every = per_epoch * step_epochs if step_epochs else None
+    steps = warmup if endless else int(steps)
+    return schedule(name, steps, warmup=min(steps, warmup), every=every, factor=factor)

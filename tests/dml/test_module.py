@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from otdml.data import Digits
 from otdml.dml import (
@@ -222,6 +222,57 @@ def test_steps_fall_by_epoch(tmp_path):
         on_epoch=lambda _, row: rates.append(row["lr"]),
     )
     assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1])
+
+
+class Rates(Callback):
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_before_optimizer_step(self, trainer, *_):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def three_batches(**options) -> DataLoader:
+    images, labels = Digits(split="train").batch(range(27))
+    return DataLoader(TensorDataset(images.float() / 255, labels), 9, **options)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize(
+    ("ends", "rates"),
+    [
+        ({"max_epochs": 3}, [1 / 3, 2 / 3, 1, 1, 1, 1, 0.5, 0.5, 0.5]),
+        ({"max_steps": 9}, [1 / 3, 2 / 3, 1, 1, 1, 1, 0.5, 0.5, 0.5]),
+        ({"max_epochs": 9, "max_steps": 7}, [1 / 3, 2 / 3, 1, 1, 1, 1, 0.5]),
+        ({"max_steps": 6, "accumulate_grad_batches": 2}, [0.5, 1, 1, 1, 0.5, 0.5]),
+    ],
+)
+def test_epochs_of_a_schedule_are_those_of_the_data(tmp_path, ends, rates):
+    """Also under a trainer that ends after so many steps, by which an epoch is not known."""
+    seen = Rates()
+    module = ProxyDML(3, **SMALL, lr=1.0, schedule="step", step_epochs=1, warmup_epochs=1)
+    plain_trainer(tmp_path, callbacks=[seen], **ends).fit(module, three_batches())
+    assert seen.seen == pytest.approx(rates)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_schedule_needs_an_end(tmp_path):
+    endless = plain_trainer(tmp_path, max_epochs=-1)
+    with pytest.raises(ValueError, match=r"`schedule` must be 'constant' for a run without end.*`max_steps`"):
+        endless.fit(ProxyDML(3, **SMALL), three_batches())
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(Digits(split="train"))
+
+    with pytest.raises(ValueError, match=r"`warmup_epochs` must be 0.*cannot be counted.*`limit_train_batches`"):
+        plain_trainer(tmp_path, max_steps=2).fit(ProxyDML(3, **SMALL, warmup_epochs=1), DataLoader(Stream(), 9))
 
 
 def test_any_module_and_loss_are_accepted(tmp_path, batch):
