@@ -31,6 +31,7 @@ from otdml.sphere import unit
 
 try:
     from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities import GradClipAlgorithmType
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("ProxyDML is built on Lightning: pip install 'otdml[train]'") from error
@@ -301,7 +302,8 @@ class ProxyDML(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parts = {"backbone": self.backbone, "head": self.head, "proxies": self.loss, "flow": self.nir}
         groups = param_groups(parts, lr=self.lr, weight_decay=self.weight_decay)
-        found = optimizer(self.optimizer_name, groups, fused=self.clip is None)
+        # Lightning refuses to clip gradients that a fused optimiser unscales by itself.
+        found = optimizer(self.optimizer_name, groups, fused=not (self.clip or self.trainer.gradient_clip_val))
         rate = run_schedule(
             self.trainer,
             self.schedule_name,
@@ -318,8 +320,11 @@ class ProxyDML(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # The module's own `clip` has precedence over the trainer's.
-        self.clip_gradients(optimizer, self.clip or gradient_clip_val, gradient_clip_algorithm or "norm")
+        # The own `clip`, of the norm, has precedence over the trainer's; `clip_gradients` refuses to have both.
+        value, kind = gradient_clip_val or 0.0, gradient_clip_algorithm or "norm"
+        if self.clip:
+            value, kind = self.clip, "norm"
+        self.trainer.precision_plugin.clip_gradients(optimizer, value, GradClipAlgorithmType(kind))
 
 
 def _loss(loss: str | nn.Module, num_classes: int, dim: int, options: Mapping[str, Any] | None) -> nn.Module:

@@ -275,6 +275,27 @@ def test_a_schedule_needs_an_end(tmp_path):
         plain_trainer(tmp_path, max_steps=2).fit(ProxyDML(3, **SMALL, warmup_epochs=1), DataLoader(Stream(), 9))
 
 
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("own", "given", "bound"),
+    [
+        (None, {"gradient_clip_val": 1e-3}, 1e-3),
+        (1e-3, {"gradient_clip_val": 5.0}, 1e-3),
+        (1e-3, {"gradient_clip_algorithm": "value"}, 1e-3),
+    ],
+)
+def test_gradients_are_clipped_by_the_module_or_else_the_trainer(tmp_path, precision, own, given, bound):
+    """Plain gradient descent with Nesterov's momentum moves by 1.9 times lr and the gradient in its first step."""
+    start = ProxyDML(3, **SMALL, optimizer="sgd", clip=own, schedule="constant", lr=1.0)
+    module = copy.deepcopy(start)
+    plain_trainer(tmp_path, max_steps=1, precision=precision, **given).fit(module, three_batches())
+    moved = torch.cat([(a - b).flatten() for a, b in zip(module.parameters(), start.parameters(), strict=True)])
+    assert float(moved.detach().norm()) == pytest.approx(1.9 * bound, rel=1e-3)
+
+
 def test_any_module_and_loss_are_accepted(tmp_path, batch):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16))
     network.num_features = 16
