@@ -21,6 +21,7 @@ from otdml.dml.dispersion import Dispersion
 from otdml.dml.evaluation import protocol_metrics
 from otdml.dml.export import load_pretrained, save_pretrained
 from otdml.dml.head import EmbeddingHead
+from otdml.dml.hold import Hold
 from otdml.dml.hyperparameters import plain, without_start
 from otdml.dml.loading import loaded_places, loaded_queries
 from otdml.dml.losses import named_loss
@@ -153,8 +154,7 @@ class ProxyDML(LightningModule):
         self.frozen, self._still = frozen, [] if frozen is None else stopped(self.backbone, frozen)
         # In a tuple, so that its modules are not registered a second time.
         self._upper: tuple[nn.Module, ...] = ()
-        # A part of the backbone that the caller has frozen stays frozen.
-        self._learnt = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        self._hold = Hold()
 
     def _remember(self, arguments: Mapping[str, Any]) -> None:
         """Keep the hyper-parameters that a checkpoint can hold as plain types."""
@@ -258,17 +258,20 @@ class ProxyDML(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Freeze the parts that are not trained in this epoch."""
-        frozen = self.current_epoch < self.frozen_epochs
-        if self.frozen_epochs:
-            for parameter in self._learnt:
-                parameter.requires_grad_(not frozen)
-            self.backbone.train(not frozen)
+        if self.current_epoch < self.frozen_epochs:
+            self._hold.freeze(self.backbone)
+        else:
+            self._hold.release()
         if self.freeze_bn:
             for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         for module in self._still:
             module.eval()
+
+    def on_train_end(self) -> None:
+        """Leave a backbone that was frozen to the end as it was before."""
+        self._hold.release()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch

@@ -175,6 +175,23 @@ def test_parts_frozen_by_the_caller_stay_frozen(tmp_path):
     assert not module.backbone.layers[0].weight.requires_grad
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_backbone_is_as_before_once_it_is_not_frozen(tmp_path, epochs):
+    """What the caller has stopped, also after the module was made, and what not."""
+    module = ProxyDML(3, **SMALL, frozen_epochs=1)
+    module.backbone.layers[1].eval()
+    module.backbone.layers[0].weight.requires_grad_(False)
+    modes = [part.training for part in module.modules()]
+    learnt = [parameter.requires_grad for parameter in module.parameters()]
+    config = TrainingConfig(epochs=epochs, **CONFIG)
+    with pytest.warns(UserWarning, match="in eval mode"):
+        fit(module, Digits(split="train"), folder=tmp_path, config=config, progress=False)
+    assert [part.training for part in module.modules()] == modes
+    assert [parameter.requires_grad for parameter in module.parameters()] == learnt
+    seen = [part.num_batches_tracked for part in module.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert seen == [0, 2 * (epochs - 1)]
+
+
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
     module = trained(tmp_path, freeze_bn=True)
     assert module.backbone.layers[1].num_batches_tracked == 0
