@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_integer
 from otdml._files import FolderLockedError, folder_lock, replacing
-from otdml._training import evaluating
+from otdml._training import as_float, evaluating, inputs_of
 from otdml.dml.backbones.cut import cut
 from otdml.dml.cache import maps_key
 from otdml.dml.loading import Augment, OrderedCrops, epoch_seed, portions
@@ -98,7 +97,7 @@ def keep_maps(
         folder: Where to keep files; ``otdml/maps`` in the user's cache if None.
         crops: How many times each image is cut and distorted at random, by its transform and ``augment``.
         augment: Distorts a batch of images, as for :func:`otdml.dml.fit`.
-        exact: Whether to keep float32, or else half precision, half as large.
+        exact: Whether to keep all digits, of single precision or of a network in double, or else half precision.
         seed: Of the crop that each image begins with.
         workers: Processes that load images of sets that do not live in memory.
 
@@ -132,7 +131,7 @@ def keep_maps(
     def compute(number: int) -> None:
         size = BATCH if module.device.type == "cpu" else 32 * BATCH
         cropped = OrderedCrops(dataset, number, augment=augment, batch_size=size, workers=workers, device=module.device)
-        _write(files[number], _maps(lower, cropped), len(dataset), np.dtype("float32" if exact else "float16"))
+        _write(files[number], _maps(module, lower, cropped), len(dataset), exact)
 
     if not all(file.exists() for file in files):
         home.mkdir(parents=True, exist_ok=True)
@@ -145,19 +144,20 @@ def keep_maps(
 
 
 @torch.no_grad()
-def _maps(lower: nn.Module, images: OrderedCrops) -> Iterator[Tensor]:
+def _maps(module: ProxyDML, lower: nn.Module, images: OrderedCrops) -> Iterator[Tensor]:
     with evaluating(lower):
-        for batch in (part for loaded in images for part in portions(loaded)):
-            maps = lower(batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch)
+        for batch in (inputs_of(module, part) for loaded in images for part in portions(loaded)):
+            maps = as_float(lower(batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch))
             yield (maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps).cpu()
 
 
-def _write(file: Path, maps: Iterator[Tensor], count: int, dtype: np.dtype[Any]) -> None:
-    """All maps in one array, which is there as a whole or not at all."""
+def _write(file: Path, maps: Iterator[Tensor], count: int, exact: bool) -> None:
+    """All maps in one array, exact or in half precision, which is there as a whole or not at all."""
     with replacing(file) as part:
         array, place = None, 0
         for batch in maps:
             if array is None:
+                dtype = batch.numpy().dtype if exact else np.dtype("float16")
                 array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(count, *batch.shape[1:]))
             with np.errstate(over="ignore"):
                 array[place : place + len(batch)] = batch.numpy()

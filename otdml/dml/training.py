@@ -118,6 +118,8 @@ def fit(
         trainer = make_trainer(config, module, folder, [run, *([ProgressLine()] if progress else [])])
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder) if trainer.is_global_zero else nullcontext():
+            # What is computed and restored before the training has the precision of it.
+            trainer.precision_plugin.convert_module(module)
             with _inputs(trainer, run, train, augment) as (images, rest):
                 _trained(trainer, run, _Batches(images, config, rest), resume)
                 with _on(module, trainer.strategy.root_device):

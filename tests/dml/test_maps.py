@@ -47,6 +47,16 @@ def test_exact_maps_are_the_frozen_parts(tmp_path):
     assert network.training is False
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_maps_of_a_network_in_another_precision_are_its_own(tmp_path, dtype):
+    digits, network = Digits(split="val"), module().eval().to(dtype)
+    maps, _ = keep_maps(network, digits, folder=tmp_path, exact=True).batch(range(8))
+    images = (digits.batch(range(8))[0].float() / 255).to(dtype).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(maps.to(dtype), cut(network.backbone, "layers.3").lower(images))
+    assert maps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert keep_maps(network, digits, folder=tmp_path).batch([0])[0].dtype == torch.float16
+
+
 def test_features_without_places_are_kept_as_they_are(tmp_path):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Linear(5, 4))
     network.num_features = 4

@@ -143,6 +143,40 @@ def test_finished_run_is_only_evaluated(tmp_path):
     assert evaluate(other, Digits(split="val"), ks=(1, 2))["map@r"] == first.last["val/map@r"]
 
 
+class KilledError(Exception):
+    """A run that ends before its time."""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("crops", [0, 1])
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_run_in_another_precision_ends_alike_killed_or_finished(tmp_path, precision, crops):
+    """Weights of a checkpoint are not rounded on their way, nor evaluated in another precision than they had."""
+    settings = {"precision": precision, "crops": crops, "maps": str(tmp_path / "maps"), "select": "recall@1"}
+    config = TrainingConfig(epochs=3, batches_per_epoch=1, classes_per_batch=3, accelerator="cpu", ks=(1,), **settings)
+    sets = {"val": Digits(split="val"), "test": Digits(split="test")}
+
+    def ran(name, **options):
+        return run(
+            tmp_path / name, config=config, module=module(frozen="layers.2" if crops else None), **sets, **options
+        )
+
+    def kill(epoch, _):
+        if epoch == 0:
+            raise KilledError
+
+    whole, expected = ran("whole")
+    assert torch.equal(expected.test_embeddings, embed(whole, sets["test"]))
+    with pytest.raises(KilledError):
+        ran("killed", on_epoch=kill)
+    for trained, found in (ran("killed"), ran("whole")):
+        assert (found.last, found.best) == (expected.last, expected.best)
+        assert torch.equal(found.test_embeddings, expected.test_embeddings)
+        for name, value in whole.state_dict().items():
+            assert value.dtype == trained.state_dict()[name].dtype
+            assert torch.equal(value, trained.state_dict()[name]), name
+
+
 def test_checkpoint_rebuilds_the_module(tmp_path):
     trained, _ = run(tmp_path, module=module(nir_weight=0.1, loss="soft-triple", loss_options={"centres": 2}))
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
