@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_float", "drawn_rows", "evaluating", "inputs_of", "minimised"]
+__all__ = ["as_float", "drawn_rows", "evaluating", "in_training", "inputs_of", "minimised"]
 
 
 def minimised(
@@ -59,8 +59,25 @@ def inputs_of(model: nn.Module, images: Tensor) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A model in evaluation mode, and each of its parts in the mode it was in afterwards, whatever happens."""
+    with _modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def in_training(model: nn.Module) -> Iterator[None]:
+    """A model that is in evaluation mode as a whole in training mode, and another one as it is, parts in evaluation."""
+    if model.training:
+        yield
+        return
+    with _modes_kept(model):
+        model.train()
+        yield
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in model.modules()}
-    model.eval()
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_boolean
 from otdml._files import folder_lock
-from otdml._training import as_float, inputs_of
+from otdml._training import as_float, in_training, inputs_of
 from otdml.dml.config import TrainingConfig
 from otdml.dml.evaluation import check_pairs, embed, evaluate
 from otdml.dml.loading import Augment, TrainingBatches, epoch_seed, seeded
@@ -76,7 +76,8 @@ def fit(
     all get the same metrics. The loss is that of the whole batch, whatever the number of processes.
 
     Args:
-        module: What to train, in place. Give it a ``seed``: a run killed before its first checkpoint starts over.
+        module: What to train, in place. Give it a ``seed``: a run killed before its first checkpoint starts over. In
+            evaluation mode, as ``from_pretrained`` returns it, it is trained in the other, and gets its mode back.
         train: Training images, float or uint8, with labels in [0, num_classes).
         folder: Where the run lives; made if missing.
         val: Images of held-out classes, on which the epoch is selected.
@@ -113,7 +114,7 @@ def fit(
         if images is not None:
             check_pairs(name, images)
     run = RunRecord(module, folder, config, train=train, val=val, test=test, augment=augment, on_epoch=on_epoch)
-    with seeded() as seed_all, _quiet():
+    with seeded() as seed_all, _quiet(), in_training(module):
         run.seed_all = seed_all
         trainer = make_trainer(config, module, folder, [run, *([ProgressLine()] if progress else [])])
         folder.mkdir(parents=True, exist_ok=True)

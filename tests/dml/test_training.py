@@ -177,6 +177,16 @@ def test_a_run_in_another_precision_ends_alike_killed_or_finished(tmp_path, prec
             assert torch.equal(value, trained.state_dict()[name]), name
 
 
+def test_a_module_in_evaluation_is_trained_like_any_other(tmp_path):
+    trained, found = run(tmp_path / "training", test=Digits(split="test"))
+    other, again = run(tmp_path / "evaluation", test=Digits(split="test"), module=module().eval())
+    assert again.last == found.last
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+    assert not any(part.training for part in other.modules())
+
+
 def test_checkpoint_rebuilds_the_module(tmp_path):
     trained, _ = run(tmp_path, module=module(nir_weight=0.1, loss="soft-triple", loss_options={"centres": 2}))
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
