@@ -61,8 +61,10 @@ class _Softened(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, proxies, cosines, lengths, found = ctx.saved_tensors
         if torch.is_grad_enabled():
-            value = _softened(z, proxies, ctx.gamma)
-            return (*torch.autograd.grad(value, (z, proxies), grad, create_graph=True), None)
+            value, needed = _softened(z, proxies, ctx.gamma), ctx.needs_input_grad[:2]
+            leaves = [t for t, wanted in zip((z, proxies), needed, strict=True) if wanted]
+            found = iter(torch.autograd.grad(value, leaves, grad, create_graph=True))
+            return (*(next(found) if wanted else None for wanted in needed), None)
         pull, along = torch.empty_like(cosines), torch.zeros_like(lengths)
         for rows in _blocks(cosines):
             block = cosines[:, rows]
