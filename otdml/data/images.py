@@ -111,9 +111,10 @@ def _metadata_unwarned() -> Iterator[None]:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """The transposition that makes an undecoded image upright, from its EXIF or XMP."""
-    if image.info.get(_AS_STORED) or ExifTags.Base.Orientation in getattr(image, "tag_v2", ()):
-        # Pillow turns TIFFs by itself.
-        return None
+    stored, own = image.info.get(_AS_STORED), getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation)
+    if stored or own is not None:
+        # Pillow turns TIFFs by itself as it decodes them. The way back is another one for quarter turns alone.
+        return _TURNS.get({6: 8, 8: 6}.get(own, own)) if stored else None
     if image.format == "PNG":
         # The EXIF of a PNG may follow the pixels.
         _decode(image)
@@ -151,9 +152,20 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def _decode(image: Image.Image) -> None:
     try:
-        image.load()
+        _load(image)
     except DAMAGE as error:
         raise ValueError(f"{_name(image)} cannot be read as an image ({error}).{_remedy(image)}") from error
+
+
+def _load(image: Image.Image) -> None:
+    """Decode an image, a TIFF from memory: Pillow maps its file with the sides that it has once it is turned."""
+    name = getattr(image, "filename", "")
+    if image.format == "TIFF":
+        image.filename = ""  # type: ignore[attr-defined]
+    try:
+        image.load()
+    finally:
+        image.filename = name  # type: ignore[attr-defined]
 
 
 def _name(image: Image.Image) -> str:
@@ -207,9 +219,7 @@ def _damage(path: str | Path) -> str:
     try:
         with open_image(path) as image:
             image.draft("RGB", (1, 1))
-            image.load()
-            if image.mode == "F" or image.mode.startswith("I"):
-                _eight_bits(image)
+            as_rgb(image)
     except ValueError as error:
         # The message of Pillow, without the name of the file.
         return str(error.__cause__ or error)

@@ -170,9 +170,31 @@ def test_orientation_of_a_camera_is_followed(orientation, suffix, tmp_path):
     assert turned.size == (640, 320)
     # Once turned, it is not turned again.
     torch.testing.assert_close(CenterCrop(32, **RAW)(turned), CenterCrop(32, **RAW)(upright), atol=0.03, rtol=0)
-    if suffix != "tif":
-        with open_image(tmp_path / f"image.{suffix}", upright=False) as image:
-            assert as_rgb(image).size == stored.size
+    with open_image(tmp_path / f"image.{suffix}", upright=False) as image:
+        as_stored = as_rgb(image)
+    assert as_stored.size == stored.size
+    np.testing.assert_allclose(np.float32(as_stored), np.float32(stored), atol=8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+def test_pixels_of_a_turned_tiff_stay_in_their_places(orientation, mode, tmp_path):
+    """Pillow maps such files into memory, in rows as long as those of the image once it is upright."""
+    grey = (np.arange(35, dtype=np.uint16) * 7).reshape(5, 7)
+    stored = Image.fromarray(257 * grey) if mode == "I;16" else Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    expected = as_rgb(stored)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "image.tif"
+    stored.save(path, exif=exif)
+    with open_image(path) as image:
+        assert np.array_equal(as_rgb(image).transpose(BACK[orientation]), expected)
+    with open_image(path, upright=False) as image:
+        assert np.array_equal(as_rgb(image), expected)
+    path.write_bytes(path.read_bytes()[:-3])
+    with open_image(path) as image, pytest.raises(ValueError, match=r"image\.tif cannot be read"):
+        as_rgb(image)
+    assert list(unreadable([path])) == [str(path)]
 
 
 def test_damaged_metadata_do_not_matter(tmp_path):
