@@ -1,7 +1,7 @@
 """Hyper-parameters in checkpoints: plain types, without the source of the initial weights."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         kept = {key: entry for key, entry in value.items() if not isinstance(entry, nn.Module | torch.Generator)}
         return {str(key): plain(entry) for key, entry in kept.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain(entry) for entry in value]
-    if isinstance(value, np.generic) or (isinstance(value, Tensor | np.ndarray) and value.ndim == 0):
-        return value.item()
     return str(value) if isinstance(value, os.PathLike) else value

@@ -347,6 +347,16 @@ def test_checkpoints_hold_plain_types_whatever_the_arguments(tmp_path, batch):
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.parametrize("widths", [np.array([4, 8]), torch.tensor([4, 8]), range(4, 9, 4)])
+def test_checkpoints_hold_lists_whatever_sequence_is_given(tmp_path, widths):
+    """An array in a checkpoint would make it one that no safe load reads, and no run goes on from."""
+    module = trained(tmp_path, backbone_options={"widths": widths})
+    assert module.hparams["backbone_options"] == {"widths": [4, 8]}
+    assert ProxyDML.load_from_checkpoint(tmp_path / "last.ckpt").hparams == module.hparams
+    again = trained(tmp_path, backbone_options={"widths": widths})
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())
+
+
 def test_checkpoints_do_not_ask_for_the_weights_they_started_from(tmp_path):
     options = {"in_channels": 1, "small_images": True}
     file = tmp_path / "published.pth"
