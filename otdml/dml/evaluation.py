@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from otdml._checks import argument_error, check_boolean
+from otdml._checks import argument_error, check_boolean, check_integer, check_several
 from otdml._training import evaluating, inputs_of
 from otdml.distributed import from_first, gather
 from otdml.dml.loading import EvaluationBatches, portions
@@ -108,12 +108,17 @@ def evaluate(
     Returns:
         Values keyed as :func:`otdml.dml.retrieval_metrics` keys them.
 
+    Raises:
+        ValueError: If no image has another one of its class to find; before any is embedded.
+
     Example:
         >>> from otdml.data import Digits
         >>> from otdml.dml import ProxyDML
         >>> sorted(evaluate(ProxyDML(5, dim=8, seed=0), Digits(split="test"), ks=(1,)))
         ['left_out', 'map@r', 'r_precision', 'recall@1']
     """
+    ks = check_several("ks", ks, check_integer)
+    check_pairs("dataset", dataset)
     z = embed(module, dataset, batch_size=batch_size, workers=workers, share=share)
     return metrics_of(z, dataset, ks, share=share)
 

@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_integer, check_labels, check_matrix, check_several
+from otdml._checks import argument_error, check_labels, check_matrix
 from otdml.dml.evaluation import protocol_metrics
+from otdml.dml.retrieval import check_asked
 
 try:
     from torchmetrics import Metric
@@ -59,7 +60,8 @@ class RetrievalMetrics(Metric):
         similarity: str = "cosine",
     ) -> None:
         super().__init__()
-        self.ks, self.extra = check_several("ks", ks, check_integer), tuple(extra)
+        # Checked here, as the values are computed after an epoch.
+        self.ks, self.extra = check_asked(ks, extra, average, similarity), tuple(extra)
         self.average, self.similarity = average, similarity
         for name in ("z", "labels", "index", "queries"):
             self.add_state(name, default=[], dist_reduce_fx="cat")

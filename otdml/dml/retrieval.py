@@ -22,10 +22,11 @@ from otdml.kmeans import kmeans
 from otdml.neighbors import nearest_neighbors
 from otdml.sphere import unit
 
-__all__ = ["retrieval_by_class", "retrieval_metrics"]
+__all__ = ["check_asked", "retrieval_by_class", "retrieval_metrics"]
 
 RANKED = ("precision", "mrr", "map@1000", "map@1000_legacy")
 EXTRA = (*RANKED, "nmi", "f1")
+SIMILARITIES = ("cosine", "inner", "l2")
 # Neighbours in memory (some 200 MB with what is computed from them) and queries at a time, as many as FAISS processes
 # at once.
 _BLOCK, _ROWS = 2**22, 4096
@@ -133,10 +134,7 @@ def retrieval_metrics(
         >>> retrieval_metrics(z, torch.tensor([0, 0, 1, 1]), ks=(1, 2), similarity="l2")
         {'recall@1': 0.75, 'recall@2': 1.0, 'r_precision': 0.75, 'map@r': 0.75, 'left_out': 0.0}
     """
-    ks, seed = check_several("ks", ks, check_integer), check_integer("seed", seed, least=None)
-    for name in extra:
-        check_choice("extra", name, EXTRA)
-    check_choice("average", average, ("queries", "classes"))
+    ks, seed = check_asked(ks, extra, average, similarity), check_integer("seed", seed, least=None)
     task = _task(z, labels, gallery, gallery_labels, own, similarity, backend)
     values, found = _measured(task, ks, extra), task.relevant > 0
     if average == "classes":
@@ -203,6 +201,15 @@ def retrieval_by_class(
     return found | {name: value[order] for name, value in means.items()}
 
 
+def check_asked(ks: Sequence[int], extra: Collection[str], average: str, similarity: str) -> tuple[int, ...]:
+    """The K of Recall@K, if :func:`retrieval_metrics` knows all that is asked for."""
+    for name in extra:
+        check_choice("extra", name, EXTRA)
+    check_choice("average", average, ("queries", "classes"))
+    check_choice("similarity", similarity, SIMILARITIES)
+    return check_several("ks", ks, check_integer)
+
+
 def _task(
     z: Tensor,
     labels: Tensor | ArrayLike,
@@ -212,7 +219,7 @@ def _task(
     similarity: str,
     backend: str,
 ) -> _Task:
-    check_choice("similarity", similarity, ("cosine", "inner", "l2"))
+    check_choice("similarity", similarity, SIMILARITIES)
     if (gallery is None) != (gallery_labels is None):
         missing = "gallery" if gallery is None else "gallery_labels"
         raise argument_error(missing, "be given with the other of `gallery` and `gallery_labels`", None)

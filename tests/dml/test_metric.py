@@ -76,6 +76,20 @@ def test_errors_name_the_argument():
         metric.update(z, labels[:3], index=torch.arange(N))
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"ks": (0,)}, "`ks` must be an integer >= 1"),
+        ({"extra": ("precison",)}, "`extra` must be one of"),
+        ({"average": "images"}, "`average` must be one of"),
+        ({"similarity": "cosin"}, "`similarity` must be one of"),
+    ],
+)
+def test_options_are_checked_before_anything_is_embedded(option, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalMetrics(**option)
+
+
 def work(rank, folder):
     # As a distributed sampler deals: in turn, and the first samples once more where the last are missing.
     dealt = [*range(N), 0][rank::2]

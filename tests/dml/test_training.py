@@ -402,6 +402,16 @@ def test_queries_search_their_gallery():
     assert evaluate(trained, digits, ks=(1,)) == expected
 
 
+def test_an_evaluation_that_cannot_be_is_refused_before_images_are_embedded(monkeypatch):
+    alone = TensorImages(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), list("abc"))
+    trained = module()
+    monkeypatch.setattr(type(trained), "forward", None)
+    with pytest.raises(ValueError, match="`dataset` must hold some class with another item to find, got 3 images"):
+        evaluate(trained, alone)
+    with pytest.raises(ValueError, match="`ks` must be an integer >= 1, got 0"):
+        evaluate(trained, Digits(split="test"), ks=(0,))
+
+
 def test_last_epoch_is_always_evaluated(tmp_path):
     config = TrainingConfig(**{**vars(CONFIG), "epochs": 3, "val_every": 2, "test_every": 1})
     run(tmp_path, config=config, val=Digits(split="val"), test=Digits(split="test"))
