@@ -1,5 +1,6 @@
 """Triplet margin: a positive nearer than a negative, by a margin."""
 
+import torch
 from torch import Tensor, nn
 
 from otdml._checks import check_nonnegative
@@ -69,8 +70,18 @@ def _excess(found: Comparison, tuples: Tuples | None) -> Tensor:
         excess = distances[anchor, positive, None] - distances[anchor]
         return excess[found.negative[anchor]]
     anchor, positive, other, negative = tuples
-    pair, rival = (anchor[:, None] == other).nonzero(as_tuple=True)
+    pair, rival = _matches(anchor, other, len(found.z))
     return distances[anchor[pair], positive[pair]] - distances[other[rival], negative[rival]]
+
+
+def _matches(first: Tensor, second: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Where two lists of integers in [0, n) agree: all pairs of places, without the matrix of those that do not."""
+    counts, order = second.bincount(minlength=n), second.argsort(stable=True)
+    each = counts[first]
+    places = torch.arange(len(first), device=first.device).repeat_interleave(each)
+    # Places in `second` of one integer are neighbours in `order`, from the number of those of smaller integers on.
+    starts = (counts.cumsum(0) - counts)[first] - (each.cumsum(0) - each)
+    return places, order[starts[places] + torch.arange(len(places), device=first.device)]
 
 
 class TripletMargin(nn.Module):

@@ -155,6 +155,28 @@ def test_epsilon_is_the_miner_of_the_peer(peer, z, epsilon):
     agree(lambda z: ours(z, LABELS), lambda z: loss(z, LABELS, miner(z, LABELS)), z)
 
 
+def test_pairs_are_all_triplets_that_they_make(generator):
+    """In any order, some of them twice, and anchors with pairs of one kind alone."""
+    z = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    drawn = torch.randint(0, 6, (4, 40), generator=generator)
+    pairs = drawn[0], drawn[1], drawn[2, :25] // 2, drawn[3, :25]
+    triplets = [
+        (a, p, n)
+        for a, p in zip(*(part.tolist() for part in pairs[:2]), strict=True)
+        for b, n in zip(*(part.tolist() for part in pairs[2:]), strict=True)
+        if a == b
+    ]
+    labels = torch.zeros(6, dtype=torch.long)
+    expected = triplet_margin(z, labels, tuples=torch.tensor(triplets).unbind(1), margin=0.3)
+    torch.testing.assert_close(triplet_margin(z, labels, tuples=pairs, margin=0.3), expected)
+    # As a matrix of all pairs of pairs these would take ten gigabytes.
+    many, ends = torch.arange(100_000), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    options = {"reference": ends, "reference_labels": torch.tensor([0, 1]), "margin": 0.5}
+    one = torch.zeros_like(many)
+    side = torch.tensor([[0.0, 1.0]]).expand(100_000, 2)
+    assert triplet_margin(side, one, tuples=(many, one, many, one + 1), **options) == 0.5
+
+
 def test_easy_triplets_leave_the_mean():
     z = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [0.9, 0.1]])
     unit = F.normalize(z, dim=-1)
