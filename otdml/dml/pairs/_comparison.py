@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_labels, check_points
+from otdml._checks import argument_error, check_integers, check_labels, check_points, has_values
 from otdml._distances import distance
 from otdml.sphere import unit
 
@@ -43,6 +43,11 @@ class Comparison:
     def negative(self) -> Tensor:
         """Points of other classes, shape (n, m)."""
         return ~self.same
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of anchors and of points."""
+        return len(self.z), len(self.reference)
 
     def cosines(self) -> Tensor:
         """Shape (n, m)."""
@@ -83,7 +88,7 @@ def pair_masks(found: Comparison, tuples: Tuples | None) -> tuple[Tensor, Tensor
     """Masks of the positive and the negative pairs, shape (n, m) each: of all pairs, or of those in ``tuples``."""
     if tuples is None:
         return found.positive, found.negative
-    check_tuples(tuples)
+    tuples = check_tuples(tuples, found.shape, found.z.device)
     anchor, positive, other, negative = tuples if len(tuples) == 4 else (*tuples[:2], tuples[0], tuples[2])
     masks = torch.zeros((2, *found.same.shape), dtype=torch.bool, device=found.z.device)
     masks[0, anchor, positive] = True
@@ -91,12 +96,23 @@ def pair_masks(found: Comparison, tuples: Tuples | None) -> tuple[Tensor, Tensor
     return masks[0], masks[1]
 
 
-def check_tuples(tuples: Tuples) -> Tuples:
-    """``tuples``, if they are triplets or pairs, as miners return them."""
+def check_tuples(tuples: Tuples, shape: tuple[int, int], device: torch.device) -> Tuples:
+    """``tuples`` as tensors, if they are triplets or pairs of a comparison of this shape, as miners return them."""
     if not isinstance(tuples, (tuple, list)) or len(tuples) not in (3, 4):
         got = len(tuples) if isinstance(tuples, (tuple, list)) else type(tuples).__name__
         raise argument_error("tuples", "hold three or four tensors of indices", got)
-    return tuples
+    found = tuple(check_integers("tuples", part).to(device) for part in tuples)
+    shapes = [tuple(part.shape) for part in found]
+    joint = [shapes] if len(found) == 3 else [shapes[:2], shapes[2:]]
+    if any(len(one) != 1 for one in shapes) or any(len(set(own)) > 1 for own in joint):
+        raise argument_error("tuples", "hold as many anchors as points of each kind, shape (k,)", shapes)
+    n, m = shape
+    sizes = (n, m, m) if len(found) == 3 else (n, m, n, m)
+    wrong = torch.stack([((part < 0) | (part >= size)).any() for part, size in zip(found, sizes, strict=True)]).any()
+    if has_values(wrong) and wrong:
+        must = f"hold indices of {n} anchors and of {m} points of the reference"
+        raise argument_error("tuples", must, "others", "Mine them from the embeddings of this call.")
+    return found
 
 
 def without_itself(tuples: Tuples, rows: Tensor) -> Tuples:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_boolean, check_integer, check_labels, check_matrix
 from otdml.distributed import gather as gather_rows
-from otdml.dml.pairs._comparison import Tuples, all_pairs, compare, without_itself
+from otdml.dml.pairs._comparison import Tuples, all_pairs, check_tuples, compare, without_itself
 
 __all__ = ["CrossBatchMemory"]
 
@@ -95,6 +95,7 @@ class CrossBatchMemory(nn.Module):
                 found = all_pairs(compare(z, labels, reference, others))
         else:
             found = self.miner(z.detach(), labels, reference, others)
+            found = check_tuples(found, (len(z), len(reference)), z.device)
         return self.loss(z, labels, without_itself(found, rows), reference, others)
 
     @torch.no_grad()

@@ -61,14 +61,15 @@ def triplet_margin(
 def _excess(found: Comparison, tuples: Tuples | None) -> Tensor:
     """By how much the positive is farther than the negative, for every triplet."""
     distances = found.distances()
-    if tuples is not None and len(check_tuples(tuples)) == 3:
-        anchor, positive, negative = tuples
-        return distances[anchor, positive] - distances[anchor, negative]
     if tuples is None:
         anchor, positive = found.positive.nonzero(as_tuple=True)
         # One row per positive pair: its distance less those to all negatives of its anchor.
         excess = distances[anchor, positive, None] - distances[anchor]
         return excess[found.negative[anchor]]
+    tuples = check_tuples(tuples, found.shape, found.z.device)
+    if len(tuples) == 3:
+        anchor, positive, negative = tuples
+        return distances[anchor, positive] - distances[anchor, negative]
     anchor, positive, other, negative = tuples
     pair, rival = _matches(anchor, other, len(found.z))
     return distances[anchor[pair], positive[pair]] - distances[other[rival], negative[rival]]

@@ -6,6 +6,7 @@ import pickle
 from importlib import import_module
 from pkgutil import iter_modules
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -255,6 +256,24 @@ def test_errors_say_what_to_do(function, z):
     for tuples in ((LABELS, LABELS), "hard", LABELS):
         with pytest.raises((TypeError, ValueError), match="`tuples` must hold three or four tensors"):
             function(z, LABELS, tuples=tuples)
+    one, two, far = torch.tensor([1]), torch.tensor([0, 1]), torch.tensor([10])
+    for tuples in ((two, one, one), (two, one, two, two), (one, one, two, one), (one[:, None],) * 3):
+        with pytest.raises(
+            ValueError, match=r"`tuples` must hold as many anchors as points of each kind, shape \(k,\)"
+        ):
+            function(z, LABELS, tuples=tuples)
+    for tuples in ((far, one, one), (one, one, far - 11), (one, far, one, one), (one, one, far, one)):
+        with pytest.raises(ValueError, match="`tuples` must hold indices of 10 anchors and of 10 points"):
+            function(z, LABELS, tuples=tuples)
+    with pytest.raises(TypeError, match="`tuples` must be a tensor of integers"):
+        function(z, LABELS, tuples=(z[:, 0],) * 3)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_tuples_may_be_arrays_and_lists(function, z):
+    for tuples in (([0, 4], [1, 5], [2, 6]), ([0, 4], [1, 5], [2], [6])):
+        expected = function(z, LABELS, tuples=tuple(map(torch.tensor, tuples)))
+        assert function(z, LABELS, tuples=tuples) == function(z, LABELS, tuples=list(map(np.array, tuples))) == expected
 
 
 def test_hyper_parameters_are_checked():

@@ -112,6 +112,13 @@ def test_trains_with_the_module():
     assert module.state_dict()["loss._extra_state"] == {"next": 48 % 32, "filled": 32}
 
 
+def test_what_a_miner_finds_is_checked():
+    z, labels = torch.randn(3, 4), torch.tensor([0, 0, 1])
+    memory = CrossBatchMemory(TripletMargin(), 4, size=8, miner=lambda *batch: None)
+    with pytest.raises(ValueError, match="`tuples` must hold three or four tensors of indices, got NoneType"):
+        memory(z, labels)
+
+
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="`size` must hold a batch of 5, got 4"):
         CrossBatchMemory(MultiSimilarity(), 2, size=4)(torch.randn(5, 2), torch.arange(5))
