@@ -114,7 +114,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     stored, own = image.info.get(_AS_STORED), getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation)
     if stored or own is not None:
         # Pillow turns TIFFs by itself as it decodes them. The way back is another one for quarter turns alone.
-        return _TURNS.get({6: 8, 8: 6}.get(own, own)) if stored else None
+        return _TURNS.get({6: 8, 8: 6}.get(own, own)) if stored and own is not None else None
     if image.format == "PNG":
         # The EXIF of a PNG may follow the pixels.
         _decode(image)
