@@ -43,7 +43,8 @@ def without_idle(
     """Costs and weights of the points that have an admissible partner with weight, and what has been removed.
 
     Points that are removed have costs and weights of zero. A point with weight and a constraint is not removed. The
-    costs are read once.
+    costs are read once, and again where points with weight are removed: they may have been all that a point without
+    weight was allowed.
 
     Args:
         cost: Costs, plus infinity for forbidden pairs.
@@ -57,8 +58,13 @@ def without_idle(
     # Where no point of the other side has weight, the problem has a value as it is.
     rows, columns = found[0] & (b > 0).any(-1, keepdim=True), found[1] & (a > 0).any(-1, keepdim=True)
     rows, columns = (idle & ((w == 0) | may) for idle, w, may in ((rows, a, free[0]), (columns, b, free[1])))
-    idle = Idle(rows, columns, *(w.where(which, 0.0).sum(-1) for w, which in ((a, rows), (b, columns))))
-    return cost.without(rows, columns), a.masked_fill(rows, 0.0), b.masked_fill(columns, 0.0), idle
+    lost = [w.where(which, 0.0).sum(-1) for w, which in ((a, rows), (b, columns))]
+    cost, a, b = cost.without(rows, columns), a.masked_fill(rows, 0.0), b.masked_fill(columns, 0.0)
+    if not bool(torch.stack(lost).any()):
+        return cost, a, b, Idle(rows, columns, *lost)
+    cost, a, b, more = without_idle(cost, a, b, free=free)
+    rows, columns = (rows, columns) if more is None else (rows | more.rows, columns | more.columns)
+    return cost, a, b, Idle(rows, columns, *lost)
 
 
 @torch.no_grad()

@@ -71,6 +71,20 @@ def test_a_column_that_only_rows_without_weight_may_reach_is_idle_too():
     torch.testing.assert_close(found, sinkhorn_matrix(C.clamp(max=1e4), a, b, eps=0.1, rho=1.0).value)
 
 
+@pytest.mark.parametrize("rho", [0.7, (0.7, None), (0.7, 2.0)])
+def test_a_column_without_weight_that_only_idle_rows_may_reach_is_absent(rho):
+    # The second row may go to the second column only, which has no weight: it moves nothing, and nothing moves there.
+    C = torch.tensor([[0.0, math.inf], [math.inf, 0.5]], dtype=torch.float64)
+    a, b = torch.tensor([0.4, 0.6]).double().requires_grad_(), torch.tensor([0.5, 0.0]).double()
+    for C, weights, penalties in ((C, (a, b), rho), (C.mT, (b, a), rho[::-1] if isinstance(rho, tuple) else rho)):
+        found = sinkhorn_matrix(C, *weights, eps=0.1, rho=penalties, tol=1e-8)
+        alone = sinkhorn_matrix(C[:1, :1], *(w[:1] for w in weights), eps=0.1, rho=penalties, tol=1e-8)
+        torch.testing.assert_close(found.value, alone.value + 0.7 * a[1] + 0.1 * a[1] * b[0])
+        torch.testing.assert_close(found.plan, torch.nn.functional.pad(alone.plan, (0, 1, 0, 1)))
+        (slope,) = torch.autograd.grad(found.value, a)
+        torch.testing.assert_close(slope[1], torch.tensor(0.7 + 0.1 * 0.5).double())
+
+
 def test_derivatives_are_right_up_to_the_second():
     a, top = torch.tensor([0.5, 0.5], dtype=torch.float64), ROW[:1].clone()
 
@@ -145,6 +159,16 @@ def test_a_point_without_weight_that_may_go_nowhere_is_absent(backend):
     right = sinkhorn(POINTS[a > 0], PLACES[:2], a[a > 0], cost=near, eps=0.3, backend=backend)
     torch.testing.assert_close(found.value, right.value)
     torch.testing.assert_close(found.plan[a > 0], right.plan, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+def test_a_point_without_weight_that_only_idle_points_may_reach_is_absent(backend):
+    # The point at 50 may go to 51 only, which has no weight.
+    y, b = torch.cat([PLACES[:2], torch.tensor([[51.0]])]), torch.tensor([0.5, 0.5, 0.0])
+    options = {"cost": near, "eps": 0.3, "rho": 1.0, "tol": 1e-6, "backend": backend}
+    found, right = (sinkhorn(POINTS, y[:k], None, b[:k], **options) for k in (3, 2))
+    torch.testing.assert_close(found.value, right.value)
+    torch.testing.assert_close(found.plan[:, :2], right.plan, rtol=1e-4, atol=1e-6)
 
 
 def test_the_divergence_of_a_function():
