@@ -5,17 +5,21 @@ called inside an ``autograd.Function``, on plain tensors: a batch of a ``vmap`` 
 and second derivatives are those that ordinary automatic differentiation gives there.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["Call", "batch_first", "called", "refuse_forward_twice", "transformable", "transforming"]
+__all__ = ["Call", "arguments_only", "batch_first", "called", "refuse_forward_twice", "transformable", "transforming"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,12 +84,14 @@ class Call:
         names: Those of the tensors that it is differentiated in.
         others: All other arguments.
         scalar: Whether it has one value per batch element.
+        differentiable: Whether gradients are on where it is called.
     """
 
     function: Callable[..., Tensor]
     names: tuple[str, ...]
     others: Mapping[str, Any]
     scalar: bool = True
+    differentiable: bool = True
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         # `self` of a method has no name here: arguments are passed as they were bound.
@@ -100,7 +106,8 @@ def called(function: Callable[..., Tensor], arguments: Mapping[str, Any], *, sca
     batch = torch.broadcast_shapes(*(v.shape[: v.ndim - events[k]] for k, v in named.items()))
     # Equal batch dimensions, so that every derivative belongs to one element of the batch.
     tensors = [v.expand((*batch, *v.shape[v.ndim - events[k] :])) for k, v in named.items()]
-    return cast(Tensor, _Value.apply(Call(function, tuple(named), others, scalar), *tensors))
+    call = Call(function, tuple(named), others, scalar, torch.is_grad_enabled())
+    return cast(Tensor, _Value.apply(call, *tensors))
 
 
 def _leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -119,10 +126,71 @@ def _gradients(found: Sequence[Tensor | None], of: Sequence[Tensor]) -> Tensors:
     return tuple(torch.zeros_like(t) if g is None else g.detach() for g, t in zip(found, of, strict=True))
 
 
+# Whether what runs is the function of a `Call`, whose tensors are plain.
+_inside: ContextVar[bool] = ContextVar("_inside", default=False)
+
+
+@contextlib.contextmanager
+def _plain() -> Iterator[None]:
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def arguments_only() -> contextlib.AbstractContextManager[Any]:
+    """A context for calls of what a caller has given, which may refer to other tensors than the arguments of a solver.
+
+    Of a tensor of a transform the value would be right there, and the derivative zero: it raises an error.
+    """
+    # A compiler does not trace context variables, and none of this happens within what it compiles.
+    if torch.compiler.is_compiling() or not _inside.get():
+        return contextlib.nullcontext()
+    return _ArgumentsOnly()
+
+
+class _ArgumentsOnly(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        used = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        if any(map(_is_transformed, used)):
+            raise RuntimeError(_ARGUMENTS_ONLY)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_transformed(t: Tensor) -> bool:
+    """Whether it is a batch of a ``vmap``, or may depend on what a transform differentiates in."""
+    functorch = torch._C._functorch
+    if not functorch.is_functorch_wrapped_tensor(t):
+        return _has_tangent(t)
+    # In forward mode a tensor does not say outside of its transform whether it has a tangent.
+    live = functorch.is_batchedtensor(t) or t.requires_grad or forward_ad._current_level >= 0
+    return live or _is_transformed(functorch.get_unwrapped(t))
+
+
+def _has_tangent(t: Tensor) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    # Functions with a formula for their derivative are called without forward mode.
+    with forward_ad._set_fwd_grad_enabled(True):
+        return forward_ad.unpack_dual(t).tangent is not None
+
+
+_ARGUMENTS_ONLY = (
+    "A function that contains a solver has transforms of torch.func and derivatives in forward mode in its arguments "
+    "only, and none in parameters of a cost or in what else a cost refers to. Differentiate in these by "
+    "`torch.autograd.grad` or `backward` without a transform, or compute them outside of it and detach them."
+)
+
+
 class _Value(torch.autograd.Function):
     @staticmethod
     def forward(call: Call, *tensors: Tensor) -> Tensor:
-        return call(tensors).detach()
+        with _plain(), torch.set_grad_enabled(call.differentiable):
+            value = call([t.detach() for t in tensors])
+        if value.requires_grad:
+            raise RuntimeError(_ARGUMENTS_ONLY)
+        return value.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

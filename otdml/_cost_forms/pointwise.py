@@ -10,6 +10,7 @@ from torch import Tensor
 from otdml._checks import argument_error
 from otdml._cost_forms.base import Gradients, Ground, LinkedPlan, Plan, Scale, Symbolic, per_batch
 from otdml._cost_forms.matrix import Matrix
+from otdml._transforms import arguments_only
 from otdml.sphere import length
 
 __all__ = ["GivenCost", "Pointwise"]
@@ -33,7 +34,8 @@ class GivenCost:
     name: str = "cost"
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        values = self.function(x.to(self.dtype), y.to(self.dtype))
+        with arguments_only():
+            values = self.function(x.to(self.dtype), y.to(self.dtype))
         if not isinstance(values, Tensor):
             remedy = "Compute it by operations of torch."
             raise argument_error(self.name, "return a tensor", type(values).__name__, remedy, TypeError)

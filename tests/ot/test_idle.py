@@ -76,9 +76,10 @@ def test_a_column_without_weight_that_only_idle_rows_may_reach_is_absent(rho):
     # The second row may go to the second column only, which has no weight: it moves nothing, and nothing moves there.
     C = torch.tensor([[0.0, math.inf], [math.inf, 0.5]], dtype=torch.float64)
     a, b = torch.tensor([0.4, 0.6]).double().requires_grad_(), torch.tensor([0.5, 0.0]).double()
-    for C, weights, penalties in ((C, (a, b), rho), (C.mT, (b, a), rho[::-1] if isinstance(rho, tuple) else rho)):
-        found = sinkhorn_matrix(C, *weights, eps=0.1, rho=penalties, tol=1e-8)
-        alone = sinkhorn_matrix(C[:1, :1], *(w[:1] for w in weights), eps=0.1, rho=penalties, tol=1e-8)
+    turned = rho[::-1] if isinstance(rho, tuple) else rho
+    for costs, weights, penalties in ((C, (a, b), rho), (C.mT, (b, a), turned)):
+        found = sinkhorn_matrix(costs, *weights, eps=0.1, rho=penalties, tol=1e-8)
+        alone = sinkhorn_matrix(costs[:1, :1], *(w[:1] for w in weights), eps=0.1, rho=penalties, tol=1e-8)
         torch.testing.assert_close(found.value, alone.value + 0.7 * a[1] + 0.1 * a[1] * b[0])
         torch.testing.assert_close(found.plan, torch.nn.functional.pad(alone.plan, (0, 1, 0, 1)))
         (slope,) = torch.autograd.grad(found.value, a)

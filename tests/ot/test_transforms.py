@@ -1,12 +1,21 @@
 """Every transform of ``torch.func`` and forward mode, by value: those of a loop, and finite differences."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from transforms import TRANSFORMS
 
-from otdml.losses import entropic_ot, gromov_monge_gap, monge_gap, sinkhorn_divergence
+from otdml.losses import (
+    distortion,
+    entropic_ot,
+    fused_gromov_wasserstein,
+    gromov_monge_gap,
+    monge_gap,
+    sinkhorn_divergence,
+)
 from otdml.ot import sinkhorn, sinkhorn_matrix
 
 TIGHT = {"eps": 0.2, "tol": 1e-11}
@@ -76,6 +85,66 @@ def test_no_second_derivatives_of_gromov_problems_is_an_error():
     torch.testing.assert_close(grad(gap)(x), torch.autograd.grad(gap(x), x)[0])
     with pytest.raises(RuntimeError, match="Gromov problems have no second derivatives"):
         hessian(gap)(x)
+
+
+def stretched(s):
+    return lambda x, y: s * (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+
+
+@dataclass(frozen=True)
+class Multiple:
+    scale: torch.Tensor
+    cost: str = "sqeuclidean"
+
+
+OF_A_SCALE = {
+    "divergence": lambda s, x: sinkhorn_divergence(x, Y, cost=stretched(s), rho=1.0, **TIGHT),
+    "streamed": lambda s, x: entropic_ot(x, Y, cost=stretched(s), backend="streamed", **TIGHT),
+    "plan": lambda s, x: sinkhorn(x, Y, cost=stretched(s), **TIGHT).plan[0, 0],
+    "distortion": lambda s, x: distortion(x, Y[:5], cost_y=Multiple(s)),
+    "gap": lambda s, x: gromov_monge_gap(x, Y[:5], cost_x=stretched(s), eps=0.1, tol=1e-8),
+    "features": lambda s, x: fused_gromov_wasserstein(
+        x, Y, features=(x, Y), cost_features=stretched(s), eps=0.1, tol=1e-8
+    ),
+}
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("name", OF_A_SCALE)
+def test_what_a_cost_refers_to_has_no_derivative_under_a_transform(name):
+    # The solver sees it as a constant there, so the derivative would be zero.
+    function, s, x, many = OF_A_SCALE[name], torch.tensor(2.0).double(), clouds(), clouds(2)
+    learnt = s.clone().requires_grad_()
+    ways = {
+        "grad": lambda: grad(function)(s, x),
+        "jvp": lambda: jvp(lambda s: function(s, x), (s,), (s,)),
+        "vmap": lambda: vmap(function, in_dims=(0, None))(torch.stack([s, s]), x),
+        "grad of vmap": lambda: grad(lambda s: vmap(lambda x: function(s, x))(many).sum())(s),
+        "backward of vmap": lambda: vmap(lambda x: function(learnt, x))(many),
+    }
+    for call in ways.values():
+        # The streamed engine refuses parameters with gradients by itself.
+        with pytest.raises((RuntimeError, ValueError), match=r"none in parameters of a cost|or detach the parameters"):
+            call()
+    torch.testing.assert_close(vmap(lambda x: function(s, x))(many), torch.stack([function(s, x) for x in many]))
+
+
+@TRANSFORMS
+def test_constants_of_a_transformed_function_may_be_in_a_cost():
+    def loss(x):
+        return OF_A_SCALE["streamed"](2 * torch.ones((), dtype=x.dtype), x)
+
+    torch.testing.assert_close(grad(loss)(clouds()), grad(lambda x: OF_A_SCALE["streamed"](2.0, x))(clouds()))
+    with torch.no_grad():
+        learnt = torch.tensor(2.0, dtype=torch.float64).requires_grad_()
+        torch.testing.assert_close(vmap(lambda x: OF_A_SCALE["streamed"](learnt, x))(clouds(2)), vmap(loss)(clouds(2)))
+
+
+def test_tangents_of_what_a_cost_refers_to_are_refused_beside_those_of_points():
+    with forward_ad.dual_level():
+        s, x = (forward_ad.make_dual(t, torch.ones_like(t)) for t in (torch.tensor(2.0).double(), clouds()))
+        with pytest.raises(RuntimeError, match="in its arguments only"):
+            OF_A_SCALE["divergence"](s, x)
 
 
 READINGS = {

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from otdml._checks import argument_error, check_choice
 from otdml._cost_forms import GivenCost
+from otdml._transforms import arguments_only
 from otdml.costs import COSTS, cost_matrix
 from otdml.sphere import length
 
@@ -136,8 +137,14 @@ def centred(name: str, x: Tensor, a: Tensor, cost: WithinCost) -> CentredCost:
 def scale_and_cost(cost: WithinCost, like: Tensor) -> tuple[Tensor, str | Function]:
     """The scale of a cost, in the dtype of ``like``, and the cost without it."""
     if not isinstance(cost, str) and isinstance(cost, ScaledCostLike):
-        return cost.scale.to(like), cost.cost
+        return _scale(cost).to(like), cost.cost
     return like.new_ones(()), cost
+
+
+def _scale(cost: ScaledCostLike) -> Tensor:
+    with arguments_only():
+        # A scale that is a tensor, and not computed from one, is used here.
+        return cost.scale.view_as(cost.scale)
 
 
 def centred_matrix(matrix: Tensor, a: Tensor) -> CentredCost:
@@ -165,7 +172,7 @@ def cost_block(name: str, rows: Tensor, x: Tensor, cost: WithinCost, dtype: torc
     """The costs between some ``rows`` of a cloud and all of its points, shape (..., rows, n), in a dtype or theirs."""
     dtype = x.dtype if dtype is None else dtype
     if isinstance(cost, ScaledCostLike):
-        return cost.scale.to(x.device, dtype) * cost_block(name, rows, x, cost.cost, dtype)
+        return _scale(cost).to(x.device, dtype) * cost_block(name, rows, x, cost.cost, dtype)
     if isinstance(cost, str):
         return cost_matrix(rows.to(dtype), x.to(dtype), check_choice(name, cost, COSTS))
     return GivenCost(cost, x.dtype, name)(rows, x).to(dtype)
