@@ -85,9 +85,9 @@ def fused_gromov_wasserstein(
         >>> fused_gromov_wasserstein(x, -x, features=(x, x + 1), alpha=0.5, eps=1e-3)
         tensor(0.5000)
     """
-    options = _Options(alpha, cost_x, cost_y, cost_features, eps, rho, mass, tol, max_iter, init, backend)
+    options = _Options(alpha, cost_x, cost_y, cost_features, eps, rho, tol, max_iter, init, backend)
     u, v = (None, None) if features is None else check_pair(features)
-    return _value(x, y, a, b, u, v, options)
+    return _value(x, y, a, b, u, v, mass, options)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ class _Options:
     cost_features: Cost
     eps: float | None
     rho: float | tuple[float, float] | None
-    mass: Mass | None
     tol: float
     max_iter: int
     init: str
@@ -110,10 +109,17 @@ class _Options:
 @transformable
 @full_precision
 def _value(
-    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, u: Tensor | None, v: Tensor | None, options: _Options
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    u: Tensor | None,
+    v: Tensor | None,
+    mass: Mass | None,
+    options: _Options,
 ) -> Tensor:
     features = None if u is None or v is None else (u, v)
-    return gromov(x, y, a, b, features=features, **vars(options)).value
+    return gromov(x, y, a, b, features=features, mass=mass, **vars(options)).value
 
 
 class FusedGromovWasserstein(nn.Module):

@@ -64,6 +64,17 @@ def test_descent_gives_a_cloud_the_shape_and_the_features_of_another():
     assert float(loss(target, moving[0], features=(u, moving[1])).detach()) < 0.1 * first
 
 
+def test_the_mass_has_a_derivative_under_transforms_too():
+    x, y, u, v = problem(4, 3)
+
+    def value(mass):
+        return fused_gromov_wasserstein(x, y, features=(u, v), mass=mass, eps=3.0, tol=1e-8, init="product")
+
+    masses = torch.tensor([0.4, 0.7], dtype=x.dtype)
+    slopes = [torch.autograd.grad(value(m), m)[0] for m in masses.clone().requires_grad_().unbind()]
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(value))(masses), torch.stack(slopes))
+
+
 def test_without_features_it_is_gromov_wasserstein():
     x, y, _, _ = problem()
     assert FusedGromovWasserstein(eps=2.0)(x, y) == gromov(x, y, eps=2.0).value

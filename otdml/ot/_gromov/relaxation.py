@@ -18,6 +18,7 @@ from torch import Tensor
 from otdml._checks import argument_error
 from otdml.costs import Bilinear, Matrix
 from otdml.ot._annealing import Init
+from otdml.ot._gromov.options import zero_with_gradient
 from otdml.ot._gromov.relaxed_objective import Reading, RelaxedObjective
 from otdml.ot._partial import Mass, RestrictedPlan, extended, extended_options, restricted
 from otdml.ot._problem import Problem, SolverOptions, check_rho
@@ -90,12 +91,20 @@ class Relaxation(ABC):
     def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of objective, penalties and entropy in the two weights."""
 
+    def differentiated(self, value: Tensor, found: Linearised) -> Tensor:
+        """``value``, with its gradient in what is prescribed beside the weights."""
+        return value
+
 
 @dataclass(frozen=True)
 class Partial(Relaxation):
-    """A plan of the mass ``moved``, shape (...)."""
+    """A plan of the mass ``prescribed``, shape (...), which may have a graph."""
 
-    moved: Tensor
+    prescribed: Tensor
+
+    @property
+    def moved(self) -> Tensor:
+        return self.prescribed.detach()
 
     def mass(self, a: Tensor, b: Tensor) -> Tensor:
         return self.moved
@@ -123,12 +132,24 @@ class Partial(Relaxation):
         return torch.zeros_like(self.moved), (found.transport.value - found.costs) / eps
 
     def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
-        plan = found.transport._coupling
-        assert isinstance(plan, RestrictedPlan)
-        with torch.no_grad():
-            da, db = plan.whole.duals()
+        da, db = _extended_duals(found)
         # The weight of an added point depends on the weights of the other side.
         return da[..., :-1] + db[..., -1:], db[..., :-1] + da[..., -1:]
+
+    def differentiated(self, value: Tensor, found: Linearised) -> Tensor:
+        if not self.prescribed.requires_grad:
+            return value
+        da, db = _extended_duals(found)
+        # The weights of both added points fall by as much as the mass grows.
+        return value + zero_with_gradient(self.prescribed[..., None], -da[..., -1:] - db[..., -1:])
+
+
+def _extended_duals(found: Linearised) -> tuple[Tensor, Tensor]:
+    """The gradients in the weights of a partial problem, with those of the added points."""
+    plan = found.transport._coupling
+    assert isinstance(plan, RestrictedPlan)
+    with torch.no_grad():
+        return plan.whole.duals()
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def _result(
 ) -> GromovResult:
     frozen, transport = objective.detach(), last.found.transport
     penalty, divergence = relaxation.penalties(frozen, last.found, eps)
-    value = objective.value(transport) + penalty
+    value = relaxation.differentiated(objective.value(transport) + penalty, last.found)
     return GromovResult(
         marginals.differentiated(value, lambda: relaxation.duals(frozen, last.found, eps)),
         last.converged,

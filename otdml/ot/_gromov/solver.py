@@ -115,8 +115,8 @@ def gromov(
 
     Returns:
         The result. Its value is the quadratic part of the objective, shape (...); it carries the gradient of the
-        whole objective in points, features, weights and scales, with the plan held fixed. There are no second
-        derivatives.
+        whole objective in points, features, weights, scales and ``mass``, with the plan held fixed. There are no
+        second derivatives.
 
     Raises:
         ValueError: If shapes do not fit, masses differ without ``rho`` and ``mass``, the costs are not finite, or the
@@ -133,7 +133,7 @@ def gromov(
     x, y, a, b = broadcast_clouds(x, y, a, b)
     options = GromovOptions(eps, tol, max_iter, init, backend)
     u, v = check_features(features, x, y)
-    refuse_transforms("gromov", x, y, a, b, u, v)
+    refuse_transforms("gromov", x, y, a, b, u, v, mass if isinstance(mass, Tensor) else None)
     x, y = _first_order(x), _first_order(y)
     marginals = _marginals(x, y, a, b, equal=rho is None and mass is None)
     share = _share(alpha, fused=u is not None)
@@ -177,7 +177,7 @@ def gromov_matrix(
         init: The plan to start from.
 
     Returns:
-        The result, differentiable in the matrices and in the weights.
+        The result, differentiable in the matrices, in the weights and in ``mass``.
 
     Raises:
         ValueError: If shapes do not fit, a matrix is not symmetric, masses differ, or the costs are not finite.
@@ -189,7 +189,7 @@ def gromov_matrix(
         >>> gromov_matrix(C, C.flip(0, 1), eps=1e-2).plan.argmax(-1)
         tensor([2, 1, 0])
     """
-    refuse_transforms("gromov_matrix", C_x, C_y, a, b, features)
+    refuse_transforms("gromov_matrix", C_x, C_y, a, b, features, mass if isinstance(mass, Tensor) else None)
     C_x, a, _ = broadcast_matrix(C_x, a, None, name="C_x")
     C_y, b, _ = broadcast_matrix(C_y, b, None, name="C_y")
     options = GromovOptions(eps, tol, max_iter, init, "auto")
@@ -288,7 +288,7 @@ def _in_dtype(init: Init, dtype: torch.dtype) -> Init:
 def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, marginals: Marginals) -> Relaxation | None:
     check_alone(rho, mass)
     if mass is not None:
-        return Partial(check_mass(mass, marginals.a, marginals.b).detach())
+        return Partial(_first_order(check_mass(mass, marginals.a, marginals.b)))
     return rho if rho is None else Unbalanced(check_penalties(rho))
 
 

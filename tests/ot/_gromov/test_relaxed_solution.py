@@ -160,6 +160,27 @@ def test_gradient_is_that_of_the_entropic_objective(relaxed, cost):
         torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_gradient_in_the_mass_is_that_of_the_entropic_objective(fused):
+    x, y, u, v, a, b = problem(6, 5, batch=(2,))
+    masses, step = torch.tensor([0.4, 0.7], dtype=torch.float64), 1e-4
+
+    def solved(mass):
+        features = {"features": (u, v), "alpha": 0.4} if fused else {}
+        return gromov(x, y, a, b, mass=mass, eps=3.0, tol=1e-10, max_iter=2000, **features)
+
+    def objective(result):
+        return result.value + result.eps * result.divergence
+
+    mass = masses.clone().requires_grad_()
+    (found,) = torch.autograd.grad(solved(mass).value.sum(), mass)
+    expected = (objective(solved(masses + step)) - objective(solved(masses - step))) / (2 * step)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    (slope,) = torch.autograd.grad(solved(mass).value.sum(), mass, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        torch.autograd.grad(slope.sum(), mass)
+
+
 @pytest.mark.parametrize("relaxed", [{"rho": 4.0}, {"mass": 0.6}])
 def test_batch_is_loop_and_engines_agree(relaxed):
     x, y, u, v, a, b = problem(batch=(3,))
