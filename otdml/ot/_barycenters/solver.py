@@ -18,7 +18,7 @@ from otdml._checks import (
 from otdml._derivatives import refuse_transforms
 from otdml._precision import full_precision, widest
 from otdml._warnings import warn_caller
-from otdml.costs import Cost, check_cost
+from otdml.costs import Cost, check_cost, ground
 from otdml.measures import expand
 from otdml.ot._barycenters.fixed_support import fixed_weights
 from otdml.ot._barycenters.free_support import free_points
@@ -157,6 +157,9 @@ def _free(measures: Measures, y: Tensor, debias: bool, options: SolverOptions) -
 
 
 def _fixed(measures: Measures, support: Tensor, debias: bool, options: SolverOptions) -> BarycenterResult:
+    if callable(measures.cost) and ground(support, support, measures.cost).depends_on_parameters:
+        remedy = "A barycentre has no derivative in them: detach them."
+        raise argument_error("cost", "depend on nothing but the points", "parameters with gradients", remedy)
     found = fixed_weights(measures, support, debias=debias, options=options)
     return _checked(support, found.weights, found.error, found.n_iter, options)
 

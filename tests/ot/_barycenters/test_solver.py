@@ -361,3 +361,18 @@ def test_errors(change, message):
     arguments = {"clouds": torch.zeros(2, 5, 2), **change}
     with pytest.raises((TypeError, ValueError), match=message):
         sinkhorn_barycenter(**arguments)
+
+
+def test_parameters_of_a_cost_have_no_derivative_and_are_refused():
+    def stretched(x, y):
+        return scale * (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+
+    support = torch.tensor([[0.0], [1.0], [2.0]])
+    clouds, scale = torch.stack([support[:2], support[1:]]), torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(ValueError, match="`cost` must depend on nothing but the points, got parameters with gradients"):
+        sinkhorn_barycenter(clouds, support=support, cost=stretched, eps=0.5)
+    with torch.no_grad():
+        found = sinkhorn_barycenter(clouds, support=support, cost=stretched, eps=0.5, tol=1e-5).weights
+    torch.testing.assert_close(
+        found, sinkhorn_barycenter(clouds, support=support, eps=0.25, tol=1e-5).weights, rtol=0, atol=1e-3
+    )
