@@ -170,7 +170,7 @@ def _check_constant(*others: object) -> None:
     ):
         raise RuntimeError(
             "contrastive_alignment has no transforms of torch.func, and no derivatives in forward mode, in `eps` and "
-            "`target`. Pass a number as `eps` and a target without gradient, or use `torch.autograd.grad`."
+            "`target`. Pass a number as `eps` and a target without gradient, or use `torch.autograd.grad` for `eps`."
         )
 
 

@@ -83,6 +83,9 @@ class Samples:
         if target is None or isinstance(target, tuple) or (isinstance(target, Tensor) and target.ndim == 1):
             return cls(_pair("target", target, n, m), _pair("ids", ids, n, m))
         if isinstance(target, Tensor) and target.ndim == 2:
+            if target.requires_grad and torch.is_grad_enabled():
+                remedy = "The loss has no derivative in it: pass `target.detach()`."
+                raise argument_error("target", "be a constant", "a tensor that requires a gradient", remedy)
             return cls(target, _pair("ids", ids, n, m))
         must = "be None, one label per row, a pair of those, a matrix, or a DomainTarget"
         got = f"shape {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__

@@ -661,6 +661,18 @@ def test_error_targets(target, error, message):
         contrastive_alignment(*views(), target)
 
 
+def test_error_target_with_a_gradient():
+    z1, z2 = views()
+    target = torch.rand(len(z1), len(z2), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for given in (target, 2 * target):
+        with pytest.raises(ValueError, match=r"`target` must be a constant, .* pass `target.detach\(\)`"):
+            contrastive_alignment(z1, z2, given)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            contrastive_alignment(z1, z2, target), contrastive_alignment(z1, z2, target.detach())
+        )
+
+
 def test_error_sizes():
     z1, z2 = views(6, 4)
     for settings in ({}, {"target": LABELS}, {"target": torch.ones(6, 4), "form": "joint"}):
