@@ -37,12 +37,12 @@ class EmbeddingHead(nn.Module):
         super().__init__()
         check_choice("head", kind, ("linear", "layernorm"))
         self.pool = check_known("pool", pool, POOLS)
-        num_features = check_integer("num_features", num_features)
-        self.norm = nn.LayerNorm(num_features, elementwise_affine=False) if kind == "layernorm" else nn.Identity()
-        self.linear = nn.Linear(num_features, check_integer("dim", dim))
+        self.num_features = check_integer("num_features", num_features)
+        self.norm = nn.LayerNorm(self.num_features, elementwise_affine=False) if kind == "layernorm" else nn.Identity()
+        self.linear = nn.Linear(self.num_features, check_integer("dim", dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        if features.ndim not in (2, 4) or features.shape[1] != self.linear.in_features:
-            must = f"return features (n, {self.linear.in_features}) or maps of as many channels, as `num_features` says"
+        if features.ndim not in (2, 4) or features.shape[1] != self.num_features:
+            must = f"return features (n, {self.num_features}) or maps of as many channels, as `num_features` says"
             raise argument_error("backbone", must, f"a tensor of shape {tuple(features.shape)}")
         return self.linear(self.norm(POOLS[self.pool](features) if features.ndim == 4 else features))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from otdml import _precision
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import preset
 from otdml.benchmarks.runs import Run, RunFolder, plan
@@ -140,6 +141,8 @@ def test_automatic_precision_is_the_processors_own_and_is_written_down(monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(Path, "exists", lambda path: True)
     monkeypatch.setattr(Path, "read_text", lambda path: f"flags : {flags}\n")
+    # Read anew, as flags are kept for the life of a process.
+    monkeypatch.setattr(_precision, "_processor_flags", _precision._processor_flags.__wrapped__)
     chosen = Run.of(digits, digits.method("proxy-anchor"), 0, precision="auto")
     assert chosen.config()["training"]["precision"] == precision
 
