@@ -148,10 +148,7 @@ class Told(nn.Module):
         self.config, self.found, self.scale = types.SimpleNamespace(**config or {}), found, nn.Parameter(torch.ones(()))
 
     def forward(self, pixel_values):
-        assert pixel_values.shape[1:] == (
-            3,
-            *(self.config.image_size if hasattr(self.config, "image_size") else [224] * 2),
-        )
+        assert pixel_values.shape[1:] == (3, *getattr(self.config, "image_size", (224, 224)))
         found = {key: None if value is None else value[: len(pixel_values)] for key, value in self.found.items()}
         return types.SimpleNamespace(**found)
 
@@ -182,6 +179,21 @@ def test_the_part_for_images_of_a_transformers_model_sees_all_of_each_image():
     assert network.model is masked
 
 
+@pytest.mark.parametrize(
+    ("missing", "place"),
+    [([], 1), (["text_model.pooler.weight"], 1), (["vision_model.pooler.weight"], 0), (["vision_model.head"], 1)],
+)
+def test_only_a_pooler_of_images_without_weights_is_left_out(monkeypatch, missing, place):
+    tokens, both = torch.arange(24.0).reshape(2, 4, 3), nn.Module()
+    both.vision_model = Told(last_hidden_state=tokens, pooler_output=tokens[:, 1])
+    transformers = types.ModuleType("transformers")
+    loaded = types.SimpleNamespace(from_pretrained=lambda name, **options: (both, {"missing_keys": missing}))
+    transformers.AutoModel = loaded
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    found = backbone("hf/owner/name")(torch.zeros(2, 3, 224, 224))
+    torch.testing.assert_close(found, tokens[:, place])
+
+
 def test_models_of_other_things_than_images_are_refused():
     class Words(Told):
         def forward(self, pixel_values):
@@ -204,12 +216,13 @@ def test_classifiers_end_before_their_last_layer():
     assert plain.num_features == 6
     assert [*plain.fc.children()] == []
     # The hidden layers of a VGG, the normalisation of a ConvNeXt.
-    hidden = classifier("classifier", nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 3)))
+    whole, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 3)), torch.rand(2, 6)
+    hidden = classifier("classifier", whole)
     assert hidden.num_features == 5
-    assert hidden.train().classifier(torch.ones(2, 6)).shape == (2, 5)
-    assert torch.equal(hidden.classifier(torch.ones(2, 6)), hidden.classifier(torch.ones(2, 6)))
-    normed = classifier("classifier", nn.Sequential(nn.LayerNorm((6, 1, 1)), nn.Flatten(1), nn.Linear(6, 3)))
-    assert normed.classifier(torch.rand(2, 6, 1, 1)).shape == (2, 6)
+    torch.testing.assert_close(whole[-1](hidden.train().classifier(x)), whole.eval()(x))
+    whole = nn.Sequential(nn.LayerNorm((6, 1, 1)), nn.Flatten(1), nn.Linear(6, 3))
+    normed = classifier("classifier", whole)
+    torch.testing.assert_close(whole[-1](normed.classifier(x[..., None, None])), whole(x[..., None, None]))
     # Inception networks.
     several = classifier("fc", nn.Linear(6, 3), aux_logits=True, AuxLogits=nn.Linear(4, 3), dropout=nn.Dropout())
     assert (several.aux_logits, several.AuxLogits, several.training) == (False, None, True)
@@ -247,19 +260,38 @@ def test_networks_of_other_libraries_or_a_reason(library):
             backbone(f"{library}/fcn_resnet50", {"pretrained": False})
 
 
+def test_only_classifiers_of_torchvision_are_made(monkeypatch):
+    """A network for segmentation fetches weights of a part of it where none are asked for."""
+
+    def get_model(name, weights):
+        assert (name, weights) == ("resnet18", None)
+        network = nn.Module()
+        network.fc = nn.Linear(6, 3)
+        return network
+
+    models = types.ModuleType("torchvision.models")
+    models.list_models, models.get_model = lambda module: ["resnet18"] if module is models else ["fcn"], get_model
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    assert num_features(backbone("torchvision/resnet18", {"pretrained": False})) == 6
+    with pytest.raises(ValueError, match=r"unknown classifier of torchvision 'fcn'\. Known: resnet18"):
+        backbone("torchvision/fcn", {"pretrained": False})
+
+
 def test_a_file_of_weights_reaches_the_other_library(monkeypatch):
     asked = {}
 
     def create_model(name, **options):
         asked.update(options, name=name)
         network = nn.Flatten()
-        network.num_features = 4
+        # As a hidden layer after the features has it.
+        network.num_features, network.head_hidden_size = 4, 6
         return network
 
     timm = types.ModuleType("timm")
     timm.create_model = create_model
     monkeypatch.setitem(sys.modules, "timm", timm)
-    backbone("timm/vit", {"weights": "vit.safetensors", "img_size": 32})
+    assert num_features(backbone("timm/vit", {"weights": "vit.safetensors", "img_size": 32})) == 6
     overlay = {"file": "vit.safetensors"}
     wanted = {"name": "vit", "pretrained": True, "num_classes": 0, "img_size": 32, "pretrained_cfg_overlay": overlay}
     assert asked == wanted

@@ -113,6 +113,7 @@ class OfTransformers(nn.Module):
         try:
             with evaluating(self), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 return self(images).shape[1]
+        # A model of words, video or masks fails in a way of its own.
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             remedy = "Name a model of images, as vit, dinov2 and clip are."
             raise argument_error(
@@ -138,7 +139,9 @@ def _published(transformers: Any, name: str, **options: Any) -> nn.Module:
     """In single precision unless asked for another, as weights may be published in half."""
     model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **options)
     own = model if {"dtype", "torch_dtype"} & set(options) else model.float()
-    return OfTransformers(own, pooler=not any("pooler" in key for key in info["missing_keys"]))
+    # The part for texts may have a pooler of its own.
+    part = "vision_model" if hasattr(model, "vision_model") else ""
+    return OfTransformers(own, pooler=not any(part in key and "pooler" in key for key in info["missing_keys"]))
 
 
 def check_importable(network: str) -> None:
