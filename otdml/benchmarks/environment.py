@@ -45,6 +45,8 @@ def environment(threads: int | None = None) -> dict[str, str]:
     }
     found |= {"processor": _processor(), "threads": str(threads or torch.get_num_threads())}
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    # Where it is emulated, what could be computed in it is computed in float32.
+    found["bfloat16"] = "native" if native_precision() == "bf16-mixed" else "emulated"
     return found | {name: version for name in LIBRARIES if (version := _version(name))}
 
 

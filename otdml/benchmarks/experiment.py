@@ -22,12 +22,12 @@ from otdml._files import folder_lock, write_text
 from otdml.benchmarks.environment import cores
 from otdml.benchmarks.exhibits import exhibits, save_exhibits, thumbnails
 from otdml.benchmarks.finished import finished_folders
-from otdml.benchmarks.runs import Run, RunFolder, plan
+from otdml.benchmarks.runs import WEIGHTS, Run, RunFolder, plan
 from otdml.data.augment import Distort
 from otdml.data.registry import named_dataset
 from otdml.distributed import from_first, is_first
 from otdml.dml.config import TrainingConfig
-from otdml.dml.fingerprint import fingerprint
+from otdml.dml.fingerprint import file_hash, fingerprint
 from otdml.dml.protocols import ImagesInMemory, queries
 from otdml.dml.retrieval import retrieval_metrics
 
@@ -123,11 +123,10 @@ def execute(
 
     folder = RunFolder(path)
     folder.check(run)
+    splits, inputs = _inputs(run, root)
+    folder.check_inputs(inputs)
     if folder.finished:
-        folder.check_images(_images(run, root)[1])
         return
-    splits, images = _images(run, root)
-    folder.check_images(images)
     names = list(splits)
     train, test = splits[names[0]], splits["test"]
     module = ProxyDML(num_classes=len(train.classes), seed=run.seed, **run.model)
@@ -137,7 +136,7 @@ def execute(
     with folder_lock(path) if is_first() else nullcontext():
         if is_first():
             # After data and settings have been checked.
-            folder.claim(run, images)
+            folder.claim(run, inputs)
         found = fit(
             module,
             train,
@@ -151,28 +150,36 @@ def execute(
         from_first(lambda: _finish(folder, test, found, config.ks))
 
 
-def _images(run: Run, root: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """The splits that a run needs, and their fingerprints, by name."""
+def _inputs(run: Run, root: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The splits that a run needs by name, and the hashes of all that it reads: these, and weights to start from."""
     names = ("train", "val", "test") if run.hold_out else ("trainval", "test")
     splits = {name: load_split(run.dataset, root, name, run.data) for name in names}
-    return splits, {name: fingerprint(split) for name, split in splits.items()}
+    hashes = {name: fingerprint(split) for name, split in splits.items()}
+    weights = _weights(run.model)
+    return splits, hashes | ({WEIGHTS: file_hash(weights)} if weights else {})
+
+
+def _weights(model: Mapping[str, Any]) -> Path | None:
+    """The file of weights that a network starts from; those of an installed package are told by its version."""
+    path = Path(model.get("backbone_options", {}).get("weights") or "")
+    return path if path.is_file() else None
 
 
 def _check_finished(out: Path, folders: Mapping[Path, Run], root: str | None) -> None:
-    """Raise where a run that is there was made with other images, also one that was not asked for now.
+    """Raise where a run that is there was made with other images or weights, also one that was not asked for now.
 
     All finished runs of a folder stand in one table. Sets are read once for all runs that share them.
     """
     # A seed of the Reality Check protocol has the test classes of its folds.
-    asked = {_images_key(run.config(), whole=whole): run for run in folders.values() for whole in (True, False)}
-    found = {path: _images_key(run.config()) for path, run in folders.items() if RunFolder(path).begun}
-    found |= {folder.path: _images_key(folder.config()["run"]) for folder in _others(out, folders)}
+    asked = {_inputs_key(run.config(), whole=whole): run for run in folders.values() for whole in (True, False)}
+    found = {path: _inputs_key(run.config()) for path, run in folders.items() if RunFolder(path).begun}
+    found |= {folder.path: _inputs_key(folder.config()["run"]) for folder in _others(out, folders)}
     seen: dict[str, dict[str, str]] = {}
     for path, key in found.items():
         if key in asked:
             if key not in seen:
-                seen[key] = _images(asked[key], root)[1]
-            RunFolder(path).check_images(seen[key])
+                seen[key] = _inputs(asked[key], root)[1]
+            RunFolder(path).check_inputs(seen[key])
 
 
 def _others(out: Path, folders: Mapping[Path, Run]) -> list[RunFolder]:
@@ -182,12 +189,13 @@ def _others(out: Path, folders: Mapping[Path, Run]) -> list[RunFolder]:
     return [RunFolder(path) for path in [*there, *folds] if path not in folders]
 
 
-def _images_key(run: Mapping[str, Any], *, whole: bool = False) -> str:
-    """A text that runs on the same splits share; that of all folds if ``whole``."""
+def _inputs_key(run: Mapping[str, Any], *, whole: bool = False) -> str:
+    """A text that runs share which read the same splits and weights; that of all folds if ``whole``."""
     data = dict(run.get("data", {}))
     if whole or isinstance(data.get("fold"), str):
         data.pop("fold", None)
-    return repr((run.get("dataset"), sorted(data.items(), key=str), run.get("hold_out")))
+    weights = _weights(run.get("model", {}))
+    return repr((run.get("dataset"), sorted(data.items(), key=str), run.get("hold_out"), weights))
 
 
 def _budget(run: Run, devices: int | None) -> TrainingConfig:

@@ -18,7 +18,10 @@ from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.validation import check, run_problems
 from otdml.dml.config import MEANS
 
-__all__ = ["Run", "RunFolder", "check_settings", "checkpoint_file", "place_of", "plan"]
+__all__ = ["WEIGHTS", "Run", "RunFolder", "check_settings", "checkpoint_file", "place_of", "plan"]
+
+# Among hashes of the splits that a run reads, that of the file of weights it starts from.
+WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,10 @@ class RunFolder:
         """Whether an epoch has been trained here: a run that failed before leaves its folder to any other."""
         return self.finished or (self.path / "last.ckpt").exists()
 
-    def claim(self, run: Run, images: Mapping[str, str] | None = None) -> None:
+    def claim(self, run: Run, inputs: Mapping[str, str] | None = None) -> None:
         """Make this the folder of ``run``: write its configuration, or check the one that is there.
 
-        The fingerprints of the images of each split are written down with it, for :meth:`check_images`.
+        The hashes of what it reads are written down with it, for :meth:`check_inputs`.
 
         Where a run goes on with other versions or on another machine, that is written down beside the first ones.
 
@@ -162,7 +165,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"fingerprint": run.fingerprint, "run": run.config(), "environment": environment()}
-        content |= {} if images is None else {"images": dict(images)}
+        content |= {} if inputs is None else {"inputs": dict(inputs)}
         write_text(self.path / "config.json", json.dumps(content, indent=1))
 
     def environments(self) -> list[tuple[int, dict[str, str]]]:
@@ -207,21 +210,24 @@ class RunFolder:
             what = "; ".join(differences) or "an earlier format"
             raise ValueError(f"{self.path} holds a run of another configuration ({what}). {remedy}")
 
-    def check_images(self, images: Mapping[str, str]) -> None:
-        """Raise where the run was made with other images than those with these fingerprints, by split.
+    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Raise where the run has read other images or weights than those with these hashes, by split and ``WEIGHTS``.
 
         Raises:
-            ValueError: The message names the splits.
+            ValueError: The message names the splits, or the weights.
         """
         if not self.begun or not (self.path / "config.json").exists():
             return
-        there = self.config().get("images", {})
-        if others := [split for split, found in images.items() if there.get(split, found) != found]:
-            what = f"{' and '.join(others)} {'hold' if len(others) > 1 else 'holds'} other images or labels now"
-            raise ValueError(
-                f"{self.path} holds a run on another state of the data set: {what}. "
-                "Choose another folder with --out, or delete that one."
-            )
+        content = self.config()
+        # As earlier versions called it.
+        there = content.get("inputs", content.get("images", {}))
+        others = [name for name, found in inputs.items() if there.get(name, found) != found]
+        remedy = "Choose another folder with --out, or delete that one."
+        if splits := [name for name in others if name != WEIGHTS]:
+            what = f"{' and '.join(splits)} {'hold' if len(splits) > 1 else 'holds'} other images or labels now"
+            raise ValueError(f"{self.path} holds a run on another state of the data set: {what}. {remedy}")
+        if others:
+            raise ValueError(f"{self.path} holds a run from other weights: their file has changed since. {remedy}")
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write the metrics: from now on the run is finished, and is not repeated."""

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ import torch
 
 from otdml.benchmarks import experiment
 from otdml.benchmarks.exhibits import load_exhibits
-from otdml.benchmarks.experiment import _recorded, execute, load_split, run_grid
+from otdml.benchmarks.experiment import _check_finished, _recorded, execute, load_split, run_grid
 from otdml.benchmarks.methods import METHODS
 from otdml.benchmarks.presets import Preset
 from otdml.benchmarks.runs import Run, RunFolder
+from otdml.dml.backbones import backbone
 
 # One thread and few steps: what is tested is the bookkeeping.
 TINY = Preset(
@@ -233,3 +235,22 @@ def test_a_run_on_other_images_is_refused_finished_or_not(tmp_path, monkeypatch)
     (tmp_path / "a/proxy-anchor/seed-0/metrics.json").unlink()
     with pytest.raises(ValueError, match="another state of the data set"):
         execute(tiny(), tmp_path / "a/proxy-anchor/seed-0")
+
+
+def test_a_run_from_other_weights_in_the_same_file_is_refused(tmp_path):
+    """Seeds of one table start from the same numbers, which a path does not say."""
+    small = {"in_channels": 1, "depths": [1, 1], "widths": [4, 4]}
+    first, second = (backbone("resnet", small).state_dict() for _ in range(2))
+    file, out = tmp_path / "weights.pth", tmp_path / "out"
+    torch.save(first, file)
+    options = {"backbone": "resnet", "backbone_options": {**small, "weights": str(file)}}
+    runs = [replace(tiny(seed=seed), model={**tiny().model, **options}) for seed in (0, 1)]
+    execute(runs[0], out / runs[0].place)
+    execute(runs[0], out / runs[0].place)
+    torch.save(second, file)
+    with pytest.raises(ValueError, match=r"seed-0 holds a run from other weights: their file has changed since"):
+        list(run_grid(out, runs[1:]))
+    with pytest.raises(ValueError, match="other weights"):
+        execute(runs[0], out / runs[0].place)
+    torch.save(first, file)
+    _check_finished(out, {out / run.place: run for run in runs}, None)

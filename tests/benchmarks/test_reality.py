@@ -150,17 +150,17 @@ def test_a_seed_knows_the_images_of_its_test(seed):
     """They are those of its folds, and no more of the grid is run on others."""
     root, out, run = seed
     assemble(out, [run], root)
-    images = RunFolder(out / run.place).config()["images"]
-    assert images == {"test": RunFolder(out / fold_runs(run)[0].place).config()["images"]["test"]}
+    inputs = RunFolder(out / run.place).config()["inputs"]
+    assert inputs == {"test": RunFolder(out / fold_runs(run)[0].place).config()["inputs"]["test"]}
     later = fold_runs(replace(run, seed=1))
     _check_finished(out, {out / one.place: one for one in later}, root)
     path = out / run.place / "config.json"
-    path.write_text(path.read_text().replace(images["test"], "0" * 32))
+    path.write_text(path.read_text().replace(inputs["test"], "0" * 32))
     with pytest.raises(ValueError, match=r"proxy-anchor/seed-0 holds a run on another state .*: test holds other"):
         _check_finished(out, {out / one.place: one for one in later}, root)
     # Of runs that were made before they were written down, nothing is known.
     content = json.loads(path.read_text())
-    del content["images"]
+    del content["inputs"]
     path.write_text(json.dumps(content))
     _check_finished(out, {out / one.place: one for one in later}, root)
 
