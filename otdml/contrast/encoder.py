@@ -23,6 +23,7 @@ from otdml._checks import (
     device_of_draws,
 )
 from otdml._precision import multiplies_in_bfloat16
+from otdml._start import started, to_default_device
 from otdml._training import as_float, evaluating, inputs_of, minimised
 from otdml.contrast.views import SPOILS, Views, spoiled
 from otdml.dml.backbones import ResNet
@@ -55,13 +56,13 @@ class Encoder(nn.Module):
         widths = check_several("widths", widths, check_integer)
         if not widths:
             raise argument_error("widths", "be one or more", widths)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with started(seed):
             network = ResNet(in_channels=12, widths=widths, depths=(1,) * len(widths), small_images=True)
             self.trunk = nn.Sequential(nn.PixelUnshuffle(2), network)
             self.head = nn.Sequential(
                 nn.Linear(widths[-1], widths[-1]), nn.BatchNorm1d(widths[-1]), nn.ReLU(), nn.Linear(widths[-1], dim)
             )
+        to_default_device(self, seed)
 
     def pooled(self, images: Tensor) -> Tensor:
         """The mean of the maps over their points, shape (n, widths[-1]); images in [0, 1], shape (n, 3, h, w).

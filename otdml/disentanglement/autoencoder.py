@@ -21,6 +21,7 @@ from otdml._checks import (
     check_positive,
 )
 from otdml._precision import full_precision
+from otdml._start import started, to_default_device
 from otdml._training import inputs_of, minimised
 from otdml.losses import MMD
 
@@ -277,6 +278,7 @@ def fit(
 
 def seeded(seed: int, *, size: int = 32, width: int = 16, channels: int = 1, codes: int = 10) -> Autoencoder:
     """A new network whose weights depend on the seed alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(check_integer("seed", seed, least=None))
-        return Autoencoder(size=size, width=width, channels=channels, codes=codes)
+    with started(check_integer("seed", seed, least=None)):
+        model = Autoencoder(size=size, width=width, channels=channels, codes=codes)
+    to_default_device(model, seed)
+    return model

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from otdml._arguments import check_boolean
 from otdml._checks import argument_error, check_integer, check_known, check_nonnegative, check_positive
+from otdml._start import started, to_default_device
 from otdml.distributed import gather, total
 from otdml.dml.backbones import backbone as make_backbone
 from otdml.dml.backbones import num_features
@@ -26,7 +27,6 @@ from otdml.dml.hyperparameters import plain, without_start
 from otdml.dml.loading import loaded_places, loaded_queries
 from otdml.dml.losses import named_loss
 from otdml.dml.optim import OPTIMIZERS, SCHEDULES, by_group, optimizer, param_groups, run_schedule
-from otdml.dml.start import started, to_default_device
 from otdml.dml.trust import check_modules, check_names
 from otdml.sphere import unit
 

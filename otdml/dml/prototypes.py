@@ -23,6 +23,7 @@ from otdml._checks import (
     check_points,
     check_positive,
 )
+from otdml._start import started, to_default_device
 from otdml._training import drawn_rows, evaluating, inputs_of, minimised
 from otdml.dml.backbones import ConvNet
 from otdml.sphere import uniform_points
@@ -72,14 +73,14 @@ class PrototypeClassifier(nn.Module):
         least = 2 ** (len(widths) - 1)
         if features is None and size < least:
             raise argument_error("size", f"be {least} or more, as every width but the first halves it", size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with started(seed):
             self.network = ConvNet(widths) if features is None else nn.Identity()
             features = widths[-1] * (size >> (len(widths) - 1)) ** 2 if features is None else features
             # Coordinates are centred: otherwise all embeddings start in nearly one direction.
             self.project = nn.Sequential(nn.Linear(features, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
             self.prototypes = nn.Parameter(uniform_points(classes, dim))
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        to_default_device(self, seed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, shape (n, classes); images in [0, 1], shape (n, 1, h, w), or features, shape (n, features)."""

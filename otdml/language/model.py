@@ -19,6 +19,7 @@ from otdml._checks import (
     check_optional_function,
     check_positive,
 )
+from otdml._start import started, to_default_device
 from otdml._training import drawn_rows, evaluating, minimised
 
 __all__ = ["TiedLanguageModel", "Training", "training"]
@@ -59,8 +60,7 @@ class TiedLanguageModel(nn.Module):
         context, seed = check_integer("context", context), check_integer("seed", seed, least=None)
         if width % heads:
             raise argument_error("heads", f"divide `width`, {width}", heads)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with started(seed):
             # Short vectors turn faster under Adam, whose steps have one length.
             self.table = nn.Parameter(0.3 * torch.randn(vocabulary, dim))
             self.place = nn.Parameter(0.02 * torch.randn(context, width))
@@ -71,6 +71,7 @@ class TiedLanguageModel(nn.Module):
             )
             self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
+        to_default_device(self, seed)
 
     @property
     def context(self) -> int:
