@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from otdml._checks import argument_error, check_images, check_nonnegative, check_share
+from otdml._checks import argument_error, check_generator, check_images, check_nonnegative, check_share
+from otdml._training import as_float
 
 __all__ = ["Distort"]
 
@@ -20,7 +21,7 @@ class Distort:
 
     Args:
         degrees: Rotation.
-        scale: Relative change of each side's length, e.g. .15 for 85 % to 115 %.
+        scale: Relative change of the sides of what is shown, e.g. .15 for 85 % to 115 % of the image.
         shear: Horizontal shift per unit of height.
         translate: Shift, as a share of the side.
         elastic: Standard deviation of a smooth displacement, drawn on a 4 × 4 grid, as a share of half the side.
@@ -60,8 +61,13 @@ class Distort:
         return f"Distort({', '.join(f'{name}={value:g}' for name, value in vars(self).items())})"
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Distorted ``images`` (n, c, h, w), float; ``generator`` on their device. Nothing comes in from outside."""
-        check_images("images", images)
+        """Distorted ``images`` (n, c, h, w), in single precision or better; ``generator`` on their device.
+
+        Nothing comes in from outside.
+        """
+        check_generator(generator)
+        # Places of points are not numbers of half precision.
+        images = as_float(check_images("images", images))
         grid = F.affine_grid(self._affine(images, generator), list(images.shape), align_corners=False)
         if self.elastic:
             waves = torch.randn(len(images), 2, 4, 4, generator=generator, device=images.device, dtype=images.dtype)

@@ -98,3 +98,11 @@ def test_magnitudes_that_turn_an_image_inside_out_are_refused():
         Distort(scale=1.0)
     with pytest.raises(TypeError, match="`images` must be of floating point, got bytes"):
         Distort()(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.Generator())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_places_do_not_have_the_digits_of_half_precision(dtype, generator):
+    """Places in 224 pixels were off by a pixel, and some pixels became NaN."""
+    images = torch.rand(2, 1, 224, 224, generator=generator).to(dtype)
+    found = Distort(**STILL)(images, generator)
+    torch.testing.assert_close(found, images.float(), atol=1e-3, rtol=0)
