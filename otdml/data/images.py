@@ -26,6 +26,7 @@ from otdml._checks import (
     check_several,
     check_share,
 )
+from otdml.data.channels import REMEDY, image_name, remedy, three_channels
 
 __all__ = [
     "DAMAGE",
@@ -41,7 +42,6 @@ __all__ = [
 
 # ImageNet statistics, which pretrained backbones expect.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REMEDY = "Replace the file, or pass on_corrupt='skip' (--skip-corrupt) to leave such images out."
 # What Pillow raises for damaged files: SyntaxError for broken PNG chunks, RuntimeError for AVIF, TypeError for TIFF.
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, RuntimeError, TypeError, LookupError,
@@ -134,7 +134,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def as_rgb(image: Image.Image) -> Image.Image:
     """The decoded image, upright and with three channels.
 
-    Grey is repeated, 16 bits are reduced to 8, floating point in [0, 1] becomes 8 bits, CMYK and palettes are
+    Grey is repeated, 12 and 16 bits are reduced to 8, floating point in [0, 1] becomes 8 bits, CMYK and palettes are
     converted, alpha is dropped.
 
     Raises:
@@ -142,7 +142,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     turn = _turn(image)
     _decode(image)
-    found = _three_channels(image)
+    found = three_channels(image)
     # So that the image is not rotated a second time.
     for key in _ORIENTED:
         found.info.pop(key, None)
@@ -154,7 +154,7 @@ def _decode(image: Image.Image) -> None:
     try:
         _load(image)
     except DAMAGE as error:
-        raise ValueError(f"{_name(image)} cannot be read as an image ({error}).{_remedy(image)}") from error
+        raise ValueError(f"{image_name(image)} cannot be read as an image ({error}).{remedy(image)}") from error
 
 
 def _load(image: Image.Image) -> None:
@@ -166,43 +166,6 @@ def _load(image: Image.Image) -> None:
         image.load()
     finally:
         image.filename = name  # type: ignore[attr-defined]
-
-
-def _name(image: Image.Image) -> str:
-    return str(getattr(image, "filename", "") or "the image")
-
-
-def _remedy(image: Image.Image) -> str:
-    """The remedy for a damaged file; none for an image without a name, which is not one of the user's files."""
-    return f" {REMEDY}" if getattr(image, "filename", "") else ""
-
-
-def _three_channels(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
-    try:
-        # A palette whose transparency is per colour has to pass through RGBA.
-        return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
-    except ValueError as error:
-        raise ValueError(f"{_name(image)} cannot be converted to RGB ({error}).{_remedy(image)}") from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits in 8; Pillow would clip it to 255.
-
-    Raises:
-        ValueError: If nothing says which number is white.
-    """
-    pixels = np.asarray(image)
-    low, high = pixels.min(), pixels.max()
-    if image.mode == "F" and low >= 0 and high <= 1:
-        return Image.fromarray(np.rint(255 * pixels).astype(np.uint8))
-    # Pillow reads 16-bit PNG and PGM in mode I; in a TIFF that mode is of 32 bits.
-    if image.mode != "F" and (image.mode != "I" or image.format != "TIFF") and low >= 0 and high <= 65535:
-        return Image.fromarray((pixels // 257).astype(np.uint8))
-    kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits"
-    wanted = "Save it with 8 or 16 bits per channel, or as floating point in [0, 1]."
-    raise ValueError(f"{_name(image)} holds {kind} from {low:g} to {high:g}, whose white is not known. {wanted}")
 
 
 def unreadable(paths: Sequence[str | Path], workers: int | None = None) -> dict[str, str]:

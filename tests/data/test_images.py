@@ -286,6 +286,31 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path):
         assert found[..., 0].tolist() == [[0, 128, 255]]
 
 
+def tiff(path, pixels, bits, photometric, kind=1):
+    """A TIFF of one row of two grey pixels, whose bytes are given; ``kind`` is 3 for floating point."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(pixels), 339: kind}
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag == 279 else 3, 1, value) for tag, value in tags.items())
+    body = pixels + bytes(len(pixels) % 2)
+    content = struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries
+    path.write_bytes(content + bytes(4))
+    with open_image(path) as image:
+        return np.asarray(as_rgb(image))[0, :, 0].tolist()
+
+
+def test_the_white_of_a_tiff_is_that_of_its_bits(tmp_path):
+    """Twelve bits were taken for sixteen, of which their white is a sixteenth."""
+    path = tmp_path / "image.tif"
+    assert tiff(path, bytes([0xFF, 0xF8, 0x00]), bits=12, photometric=1) == [255, 128]
+    assert tiff(path, struct.pack("<HH", 65535, 257), bits=16, photometric=1) == [255, 1]
+
+
+def test_zero_is_white_where_a_tiff_says_so(tmp_path):
+    path = tmp_path / "image.tif"
+    assert tiff(path, bytes([0, 200]), bits=8, photometric=0) == [255, 55]
+    assert tiff(path, struct.pack("<HH", 0, 200 * 257), bits=16, photometric=0) == [255, 55]
+    assert tiff(path, struct.pack("<ff", 0.0, 0.2), bits=32, photometric=0, kind=3) == [255, 204]
+
+
 XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/">
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>
