@@ -21,6 +21,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 def class_pictures(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
     """All pictures ``SPLIT/CLASS/NAME.jpg`` (or ``.png``) of a folder or zip archive, in order of their names.
 
+    They are made upright and RGB as those of :class:`~otdml.data.ImageFolder` are. There may be one folder around the
+    splits.
+
     Args:
         path: The folder or archive.
         split: Its part, e.g. ``"train"``.
@@ -30,7 +33,7 @@ def class_pictures(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[s
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        ValueError: If there are no such pictures, or they are of several sizes, or one cannot be read.
+        ValueError: If there are no such pictures, or in several places, or of several sizes, or one cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -38,6 +41,8 @@ def class_pictures(path: str | Path, split: str) -> tuple[Tensor, Tensor, list[s
     with _files(path, split) as found:
         if not found:
             raise argument_error("path", f"hold pictures {split}/CLASS/NAME.jpg or .png", str(path))
+        if len(around := {name.rpartition(f"{split}/")[0] for name in found}) > 1:
+            raise argument_error("path", f"hold one folder {split}", ", ".join(f"{a}{split}" for a in sorted(around)))
         names = sorted(found)
         pictures = [_decoded(name, found[name]) for name in names]
     if len(sizes := {picture.shape for picture in pictures}) > 1:
@@ -71,12 +76,10 @@ def _is_picture(name: str, split: str) -> bool:
 
 
 def _decoded(name: str, read: Callable[[], bytes]) -> np.ndarray:
-    from PIL import Image
-
-    from otdml.data.images import DAMAGE
+    from otdml.data.images import DAMAGE, as_rgb, open_image
 
     try:
-        with Image.open(io.BytesIO(read())) as image:
-            return np.asarray(image.convert("RGB"))
+        with open_image(io.BytesIO(read())) as image:
+            return np.asarray(as_rgb(image))
     except (*DAMAGE, zipfile.BadZipFile) as error:
         raise argument_error("path", "hold pictures that can be read", f"{name} ({error})") from error

@@ -65,3 +65,24 @@ def test_what_cannot_be_read_is_named(folder, tmp_path):
     (tmp_path / "other.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"be a folder or a zip archive, got .*other.zip"):
         class_pictures(tmp_path / "other.zip", "train")
+
+
+def test_pixels_are_those_that_one_sees(tmp_path):
+    """Sixteen bits were cut off at 255, and pictures lay as the camera was held."""
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(np.array([[32896, 257]], np.uint16)).save(tmp_path / "train" / "cat" / "a.png")
+    exif = Image.Exif()
+    exif[274] = 3  # Upside down.
+    Image.fromarray(np.array([[5, 9]], np.uint8)).save(tmp_path / "train" / "cat" / "b.png", exif=exif)
+    assert class_pictures(tmp_path, "train")[0][:, 1, 0].tolist() == [[128, 1], [9, 5]]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_two_sets_side_by_side_are_not_one(folder, tmp_path, archived):
+    both = tmp_path / "both"
+    both.mkdir()
+    shutil.copytree(folder, both / "first")
+    folder.rename(both / "second")
+    path = shutil.make_archive(str(both), "zip", both) if archived else both
+    with pytest.raises(ValueError, match=r"hold one folder train, got first/train, second/train\."):
+        class_pictures(path, "train")
