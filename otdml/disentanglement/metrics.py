@@ -66,7 +66,8 @@ def _concentration(R: Tensor) -> float:
     mass = R.sum(1)
     shares = R / mass.clamp(min=torch.finfo(R.dtype).tiny)[:, None]
     entropy = torch.special.entr(shares).sum(1) / torch.tensor(float(max(2, R.shape[1])), dtype=R.dtype).log()
-    return float((mass / total * (1 - entropy)).sum())
+    # Rounding may lead beyond.
+    return min(1.0, max(0.0, float((mass / total * (1 - entropy)).sum())))
 
 
 def importances(codes: Tensor, factors: Tensor, classifier: Callable[[], Any]) -> tuple[Tensor, list[Any]]:

@@ -156,3 +156,13 @@ def test_trees_take_codes_in_bfloat16():
         for codes in (CODES.bfloat16(), CODES.bfloat16().float())
     ]
     assert found[0] == found[1]
+
+
+def test_rounding_does_not_lead_beyond_zero_and_one():
+    for codes in range(1, 13):
+        for factors in range(1, 13):
+            for importance in (
+                torch.ones(codes, factors),
+                torch.eye(13)[:codes, :factors] / torch.arange(1, 1 + factors),
+            ):
+                assert all(0 <= score <= 1 for score in dci_scores(importance))
