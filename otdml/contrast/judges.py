@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from otdml._arguments import argument_error
 from otdml._checks import check_integer, check_labels, check_matrix
+from otdml._precision import full_precision
 from otdml.sphere import unit
 
 __all__ = ["linear_probe", "neighbours"]
@@ -31,7 +32,7 @@ def linear_probe(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor,
 
     mean, scale = z.mean(0), z.std(0)
     # What is constant but for rounding tells nothing.
-    scale = torch.where(scale > 1e-6 * scale.max(), scale, scale.max() + (scale.max() == 0))
+    scale = torch.where(scale > 8 * torch.finfo(z.dtype).eps * z.abs().amax(0), scale, torch.inf)
     judge = LogisticRegression(max_iter=check_integer("steps", steps))
     with warnings.catch_warnings():
         # Accuracy converges long before the weights do.
@@ -40,10 +41,11 @@ def linear_probe(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor,
     return float(judge.score(((test_z - mean) / scale).numpy(), test_labels.numpy()))
 
 
+@full_precision
 def neighbours(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor, *, k: int = 20) -> float:
     """Test accuracy of the vote of the k training rows of largest cosine; of classes with equal votes, the first.
 
-    Arguments are those of :func:`linear_probe`.
+    Of rows with equal cosines the first ones vote. Arguments are those of :func:`linear_probe`.
 
     Example:
         >>> import torch
@@ -57,10 +59,17 @@ def neighbours(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor, *
     z, right = unit(z), 0
     classes, labels = labels.unique(return_inverse=True)
     for part, truth in zip(test_z.split(1000), test_labels.split(1000), strict=True):
-        nearest = (unit(part) @ z.mT).topk(k).indices
-        votes = F.one_hot(labels[nearest], len(classes)).sum(1)
+        votes = F.one_hot(labels[_nearest(unit(part) @ z.mT, k)], len(classes)).sum(1)
         right += int((classes[votes.argmax(1)] == truth).sum())
     return right / len(test_z)
+
+
+def _nearest(cosines: Tensor, k: int) -> Tensor:
+    """Indices of the k largest of each row; of equal ones the first, which `topk` does not promise."""
+    least, nearest = cosines.topk(k)
+    tied = ((cosines >= least[:, -1:]).sum(1) > k).nonzero()[:, 0]
+    nearest[tied] = cosines[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return nearest
 
 
 def _checked(z: Tensor, labels: Tensor, test_z: Tensor, test_labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
