@@ -18,6 +18,7 @@ from otdml._checks import (
     check_nonnegative,
     check_optional_function,
     check_positive,
+    device_of_draws,
 )
 from otdml._start import started, to_default_device
 from otdml._training import drawn_rows, evaluating, minimised
@@ -80,11 +81,7 @@ class TiedLanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the token after each, shape (n, length, vocabulary); tokens of shape (n, length)."""
-        tokens = check_integers("tokens", tokens)
-        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.context:
-            must = f"have shape (n, length) with a length of 1 to {self.context}"
-            raise argument_error("tokens", must, tuple(tokens.shape))
-        check_labels("tokens", tokens.flatten(), tokens.numel(), len(self.table))
+        tokens = self._sequences(tokens, 1, self.context)
         length = tokens.shape[1]
         hidden = self.enter(self.table[tokens]) + self.place[:length]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
@@ -95,9 +92,19 @@ class TiedLanguageModel(nn.Module):
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean negative log-likelihood of all tokens but the first ones, in nats; shape (n, length)."""
+        tokens = self._sequences(tokens, 2, self.context + 1)
         logits = self(tokens[:, :-1]).flatten(0, 1)
         # Half precision has two or three digits of a perplexity.
         return F.cross_entropy(logits if logits.dtype.itemsize >= 4 else logits.float(), tokens[:, 1:].flatten())
+
+    def _sequences(self, tokens: Tensor, shortest: int, longest: int) -> Tensor:
+        """Sequences on the device of the weights, if they are of this vocabulary and of such a length."""
+        tokens = check_integers("tokens", tokens)
+        if tokens.ndim != 2 or not len(tokens) or not shortest <= tokens.shape[1] <= longest:
+            must = f"have shape (n, length) with n >= 1 and a length of {shortest} to {longest}"
+            raise argument_error("tokens", must, tuple(tokens.shape))
+        check_labels("tokens", tokens.flatten(), tokens.numel(), len(self.table))
+        return tokens.to(self.table.device)
 
     def _checked(self, tokens: Tensor) -> Tensor:
         """A text, if it is one of this vocabulary, and a sequence long."""
@@ -109,12 +116,18 @@ class TiedLanguageModel(nn.Module):
 
     @torch.no_grad()
     def perplexity(self, tokens: Tensor) -> float:
-        """The exponential of the loss on a text, shape (n,), cut into sequences; the rest of its end is not used."""
+        """The exponential of the loss on a text, shape (n,), cut into sequences; the rest of its end is not used.
+
+        It is infinite where it is no number of double precision.
+        """
         tokens = self._checked(tokens)
         rows = tokens.unfold(0, self.context + 1, self.context)
         with evaluating(self):
             total = sum(float(self.loss(part)) * len(part) for part in rows.split(64))
-        return math.exp(total / len(rows))
+        try:
+            return math.exp(total / len(rows))
+        except OverflowError:  # More than 709 nats.
+            return math.inf
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,8 @@ def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator:
     drawing = torch.Generator().manual_seed(generator.initial_seed())
 
     def loss() -> Tensor:
-        value = model.loss(sequences[torch.randint(len(sequences), (how.batch,), generator=generator)])
+        rows = torch.randint(len(sequences), (how.batch,), generator=generator, device=device_of_draws(generator))
+        value = model.loss(sequences[rows.to(sequences.device)])
         if how.regulariser is None:
             return value
         return value + how.weight * how.regulariser(drawn_rows(model.table, how.rows, drawing))

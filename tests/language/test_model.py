@@ -106,3 +106,29 @@ def test_sequences_are_of_the_vocabulary_and_no_longer_than_the_context():
     with pytest.raises(ValueError, match="`tokens` must have shape"):
         model.loss(torch.zeros(2, 1).long())
     assert torch.equal(model(torch.tensor([[1, 2]], dtype=torch.uint8)), model(torch.tensor([[1, 2]])))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
+def test_the_loss_is_the_same_whatever_integers_tokens_are(kind):
+    found, tokens = model(), torch.tensor([[0, 1, 2], [4, 4, 3]])
+    logits = found(tokens[:, :-1])
+    expected = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).mean()
+    torch.testing.assert_close(found.loss(tokens.to(kind)), expected)
+    torch.testing.assert_close(found.loss(tokens.to(kind).numpy()), expected)
+
+
+def test_the_loss_is_of_tokens_of_the_vocabulary():
+    """The last token of a sequence is not read, and -100 was left out of the mean."""
+    for last in (-100, 5):
+        with pytest.raises(ValueError, match=r"`tokens` must lie in \[0, 5\)"):
+            model().loss(torch.tensor([[0, 1, 2], [0, 1, last]]))
+    for tokens in (torch.tensor([0, 1]), torch.tensor([[0]]), torch.zeros(0, 3, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"have shape \(n, length\) with n >= 1 and a length of 2 to 9"):
+            model().loss(tokens)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite():
+    found = model()
+    with torch.no_grad():
+        found.bias[0] = 1000.0
+    assert found.perplexity(torch.ones(20, dtype=torch.long)) == math.inf
