@@ -19,6 +19,7 @@ from otdml._checks import (
     check_pixels,
     check_points,
     check_positive,
+    device_of_draws,
 )
 from otdml._precision import full_precision
 from otdml._start import started, to_default_device
@@ -61,9 +62,12 @@ class Autoencoder(nn.Module):
         )  # fmt: skip
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior means and log-variances, each of shape (n, codes); images in [0, 1], shape (n, channels, h, w)."""
+        """Posterior means and log-variances, each of shape (n, codes); images in [0, 1], shape (n, channels, h, w).
+
+        They are moved to the device and the dtype of the weights.
+        """
         check_images("images", images, channels=self.channels, sides=(self.size, self.size))
-        mean, log_variance = self.posterior(self.encoder(images)).chunk(2, -1)
+        mean, log_variance = self.posterior(self.encoder(inputs_of(self, images))).chunk(2, -1)
         return mean, log_variance
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,8 +87,12 @@ def _up(inputs: int, outputs: int) -> list[nn.Module]:
 
 def drawn(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One draw from each Gaussian posterior, differentiable in its parameters."""
-    noise = torch.randn(mean.shape, generator=check_generator(generator), device=mean.device)
-    return mean + (0.5 * log_variance).exp() * noise
+    return mean + (0.5 * log_variance).exp() * _normal(mean, generator)
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Normal draws of the shape of ``like``, in its dtype and on its device, from a generator on any device."""
+    return torch.randn(like.shape, generator=generator, device=device_of_draws(generator, like.device)).to(like)
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -200,8 +208,7 @@ class Objective:
 
     def _prior(self, codes: Tensor, mean: Tensor, log_variance: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.prior == "energy":
-            ideal = torch.randn(mean.shape, generator=generator, device=mean.device)
-            return self.beta * MMD(kernel="energy")(codes, ideal)
+            return self.beta * MMD(kernel="energy")(codes, _normal(mean, generator))
         rate = divergence(mean, log_variance).sum(-1).mean()
         if self.prior == "kl":
             return self.beta * rate
@@ -248,8 +255,8 @@ def training(
     check_pixels("images", check_images("images", images, channels=model.channels, sides=sides, stored=True))
 
     def loss() -> Tensor:
-        batch = images[torch.randint(len(images), (schedule.batch,), generator=generator)]
-        return objective(model, inputs_of(model, batch), generator)
+        rows = torch.randint(len(images), (schedule.batch,), generator=generator, device=device_of_draws(generator))
+        return objective(model, inputs_of(model, images[rows.to(images.device)]), generator)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
     return minimised(loss, optimizer, schedule.steps, cosine=schedule.cosine)

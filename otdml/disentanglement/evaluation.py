@@ -110,7 +110,7 @@ def scores(
     means, log_variances = posterior(model, images)
     found = dci(means, coarse(factors, counts, values=trees.values), n_train=trees.train, classifier=trees)
     rates = divergence(means, log_variances).mean(0)
-    error = (model.decoder(means[:1000]).sigmoid() - images[:1000]).square().sum((1, 2, 3)).mean()
+    error = (model.decoder(means[:1000]).sigmoid() - images[:1000].to(means)).square().sum((1, 2, 3)).mean()
     codes = drawn(means[:256], log_variances[:256], torch.Generator().manual_seed(seed))
     pictures = model.decoder(codes).sigmoid().flatten(1)
     size = min(64, len(codes))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from otdml.disentanglement import Autoencoder, Objective, Schedule, fit, sprites, total_correlation
+from otdml.disentanglement import Autoencoder, Objective, Schedule, fit, sprites, total_correlation, training
 from otdml.losses import MMD, Distortion
 
 
@@ -235,3 +235,19 @@ def test_the_rate_falls_or_stays(images):
                 before = next(model.parameters()).clone()
         moved = float((next(model.parameters()) - before).detach().abs().max())
         assert (moved < 1e-5) == still
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("prior", ["kl", "tc", "energy"])
+def test_draws_are_of_the_precision_of_the_network(prior, dtype, images):
+    model = Autoencoder(codes=2, size=16, width=4).to(dtype)
+    steps = training(model, images, Objective(prior=prior), Schedule(1, batch=4), torch.Generator().manual_seed(0))
+    assert list(steps) == [1]
+    codes, logits, _ = model(images[:3], torch.Generator().manual_seed(0))
+    assert codes.dtype == logits.dtype == dtype
+
+
+def test_images_and_draws_go_where_the_network_is(images):
+    """A generator of the CPU draws there alone; the meta device stands for a GPU."""
+    model = Autoencoder(codes=2, size=16, width=4).to("meta")
+    assert {x.device.type for x in model(images[:3], torch.Generator().manual_seed(0))} == {"meta"}

@@ -161,8 +161,5 @@ def test_trees_take_codes_in_bfloat16():
 def test_rounding_does_not_lead_beyond_zero_and_one():
     for codes in range(1, 13):
         for factors in range(1, 13):
-            for importance in (
-                torch.ones(codes, factors),
-                torch.eye(13)[:codes, :factors] / torch.arange(1, 1 + factors),
-            ):
-                assert all(0 <= score <= 1 for score in dci_scores(importance))
+            even, single = torch.ones(codes, factors), torch.eye(codes, factors) / torch.arange(1, 1 + factors)
+            assert all(0 <= score <= 1 for one in (even, single) for score in dci_scores(one))
