@@ -1,5 +1,9 @@
 """Splits by class: disjoint, complete, whole groups, the same on every machine."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from otdml.data import class_folds, held_out_classes, split_classes
@@ -97,3 +101,22 @@ def test_seeds_draw_alike_and_independently():
     shared = [len(drawn[i] & drawn[j]) for i in range(50) for j in range(i)]
     assert 3.8 < sum(shared) / len(shared) < 4.2
     assert max(shared) < 12
+
+
+def test_the_share_held_out_is_not_rounded_up_to_one_class_more():
+    """In floating point .07 of 100 is 7.000000000000001, and .55 of 100 is 55.00000000000001."""
+    names = [f"class {k}" for k in range(100)]
+    for percent in range(2, 99):
+        assert len(held_out_classes(names, fraction=percent / 100)) == percent
+
+
+def test_names_of_one_check_sum_are_held_out_in_the_same_order_by_every_process():
+    """CRC-32 does not tell these two names apart, and the order of a set depends on the process."""
+    names = ["plumless", "buckeroo", *(f"c{k}" for k in range(6))]
+    script = f"from otdml.data import held_out_classes; print(held_out_classes({names}))"
+    for salt in "0123":
+        environment = {**os.environ, "PYTHONHASHSEED": salt}
+        found = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert found.stdout == "['buckeroo', 'c3']\n"
