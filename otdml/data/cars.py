@@ -32,7 +32,16 @@ def _read(root: Path) -> Listing:
 
 
 def _entry(path: str, number: int, names: list[str]) -> Entry:
-    return Entry(path, names[number - 1], "train" if number <= TRAINING_CLASSES else "test")
+    return Entry(path, _named(path, number, names), "train" if number <= TRAINING_CLASSES else "test")
+
+
+def _named(path: str, number: int, names: list[str]) -> str:
+    # Zero would be the last name.
+    if not 1 <= number <= len(names):
+        raise ValueError(
+            f"The annotations of Cars196 give {path} the class {number}, and classes are 1 to {len(names)}."
+        )
+    return names[number - 1]
 
 
 def _mat(path: Path, *keys: str) -> list[Any]:
@@ -94,11 +103,18 @@ def _kaggle(home: Path) -> Iterator[Entry]:
     names = find(home, ["names.csv"]).read_text(encoding="utf-8-sig").splitlines()
     names = [name.strip().strip('"') for name in names if name.strip()]
     for part in ("train", "test"):
-        with find(home, [f"anno_{part}.csv"]).open(encoding="utf-8-sig", newline="") as rows:
-            for row in csv.reader(rows):
+        file = find(home, [f"anno_{part}.csv"])
+        with file.open(encoding="utf-8-sig", newline="") as rows:
+            for line, row in enumerate(csv.reader(rows), 1):
+                if not row:
+                    continue
+                if len(row) != 6 or not row[5].strip().isdecimal():
+                    wanted = "a file, four corners of a box and the number of a class"
+                    raise ValueError(f"{file}, line {line}: expected {wanted}, found {','.join(row)!r}.")
+                number = int(row[5])
                 # Folders cannot hold the slash of "Ram C/V Cargo Van Minivan 2012".
-                folder = names[int(row[5]) - 1].replace("/", "-")
-                yield _entry(f"{part}/{folder}/{row[0]}", int(row[5]), names)
+                folder = _named(row[0], number, names).replace("/", "-")
+                yield _entry(f"{part}/{folder}/{row[0]}", number, names)
 
 
 PROTOCOL = Protocol(

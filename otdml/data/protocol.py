@@ -1,6 +1,7 @@
 """The published retrieval protocols: what their annotation files list, verified against the official counts."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Protocol:
 
         Raises:
             FileNotFoundError: If the folder or its annotation files are not there; it says where to get them.
-            ValueError: If the annotation files are damaged.
+            ValueError: If the annotation files are damaged, or train and another part have a class in common.
         """
         where = f"{self.name} is published at {self.address}. Expected: {self.layout}."
         if root is None:
@@ -63,11 +64,19 @@ class Protocol:
         if not Path(root).is_dir():
             raise FileNotFoundError(f"`root` must be the folder that holds {self.name}, but {root} is none. {where}")
         try:
-            return self.read(Path(root))
+            listing = self.read(Path(root))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}. {where}") from error
         except (KeyError, IndexError) as error:
             raise ValueError(f"The annotation files of {self.name} in {root} disagree about {error}.") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"An annotation file of {self.name} in {root} is not in UTF-8 ({error}).") from error
+        seen = {entry.name for entry in listing.entries if entry.part == "train"}
+        tested = dict.fromkeys(entry.name for entry in listing.entries if entry.part != "train")
+        if both := [name for name in tested if name in seen]:
+            where = f"in train and in another part: {_shown(both)}"
+            raise ValueError(f"The annotation files of {self.name} in {root} have {len(both):,} classes {where}.")
+        return listing
 
 
 class ProtocolImages(ImageFiles):
@@ -117,8 +126,12 @@ class ProtocolImages(ImageFiles):
         if not allow_partial and (found := differences(self.protocol, listing)):
             remedy = "Pass allow_partial=True (--allow-partial) to use what is there."
             raise ValueError(f"{root} does not hold the whole {self.protocol.name}: {'; '.join(found)}. {remedy}")
-        entries = _selected(self.protocol, listing, split, set(missing(listing)) if allow_partial else set(), fold)
-        number = {name: label for label, name in enumerate(dict.fromkeys(entry.name for entry in entries))}
+        absent = set(missing(listing)) if allow_partial else set()
+        entries = _selected(self.protocol, listing, split, absent, fold)
+        present = {entry.name for entry in entries}
+        # In the order of all parts, so that queries and gallery number their classes alike.
+        names = dict.fromkeys(e.name for e in listing.entries if e.name in present and e.path not in absent)
+        number = {name: label for label, name in enumerate(names)}
         queries = torch.tensor([entry.part == "query" for entry in entries])
         super().__init__(
             [listing.folder / entry.path for entry in entries],
@@ -136,7 +149,11 @@ def _selected(protocol: Protocol, listing: Listing, split: str, absent: set[str]
     parts = _parts(protocol, split)
     names = list(dict.fromkeys(entry.name for entry in listing.entries if entry.part in parts))
     wanted = set(split_classes(split, names, names, fold=fold) if split in SPLITS else names)
-    return [e for e in listing.entries if e.part in parts and e.name in wanted and e.path not in absent]
+    # An image that is listed again would be its own nearest neighbour.
+    first: dict[str, Entry] = {}
+    for entry in listing.entries:
+        first.setdefault(entry.path, entry)
+    return [e for e in first.values() if e.part in parts and e.name in wanted and e.path not in absent]
 
 
 def _parts(protocol: Protocol, split: str) -> set[str]:
@@ -153,6 +170,9 @@ def differences(protocol: Protocol, listing: Listing) -> list[str]:
         if (len(names), len(set(names))) != (images, classes):
             official = f"{images:,} of {classes:,}"
             found.append(f"{part} lists {len(names):,} images of {len(set(names)):,} classes, officially {official}")
+    listed = Counter(entry.path for entry in listing.entries)
+    if twice := [path for path, count in listed.items() if count > 1]:
+        found.append(f"{len(twice):,} images are listed more than once: {_shown(twice)}")
     if absent := missing(listing):
         found.append(f"{len(absent):,} listed images are missing: {_shown(absent)}")
     return found

@@ -117,3 +117,24 @@ def test_annotations_of_another_version_or_that_would_burst_are_named(tmp_path):
     file.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(600))
     with pytest.raises(ValueError, match=r"\.mat is of MATLAB's version 7\.3.*-v7"):
         Cars196(root, "trainval", allow_partial=True)
+
+
+def test_classes_that_are_counted_from_zero_are_refused(tmp_path):
+    """Class 0 was taken for the last one, and so trained on and tested on."""
+    kaggle(tmp_path)
+    (tmp_path / "anno_train.csv").write_text("00001.jpg,1,2,30,20,0\n")
+    with pytest.raises(ValueError, match=r"give 00001\.jpg the class 0, and classes are 1 to 196"):
+        Cars196(tmp_path, "trainval", allow_partial=True)
+    (tmp_path / "anno_train.csv").write_text("00001.jpg,1,2,30,20,197\n")
+    with pytest.raises(ValueError, match=r"give 00001\.jpg the class 197, and classes are 1 to 196"):
+        Cars196(tmp_path, "trainval", allow_partial=True)
+
+
+def test_a_row_that_is_no_annotation_is_named(tmp_path):
+    kaggle(tmp_path)
+    rows = (tmp_path / "anno_test.csv").read_text()
+    (tmp_path / "anno_test.csv").write_bytes(b"\r\n" + rows.replace("\n", "\r\n").encode())
+    assert len(Cars196(tmp_path, "test", allow_partial=True)) == 8
+    (tmp_path / "anno_test.csv").write_text("name,x1,y1,x2,y2,class\n" + rows)
+    with pytest.raises(ValueError, match=r"anno_test\.csv, line 1: expected a file, .* found 'name,x1,y1,x2,y2,class'"):
+        Cars196(tmp_path, "test", allow_partial=True)

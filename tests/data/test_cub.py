@@ -94,3 +94,31 @@ def test_damaged_annotations_are_named(published):
     (home / "image_class_labels.txt").write_text("1\n")
     with pytest.raises(ValueError, match=r"image_class_labels\.txt, line 1: expected 2 columns, found '1'"):
         PROTOCOL.listing(root)
+
+
+def test_an_image_that_is_listed_again_is_told_and_taken_once(published):
+    """It would be its own nearest neighbour; one that is left out beside it kept the number of images official."""
+    root = published("cub", CLASSES)
+    home = root / "CUB_200_2011"
+    rows = (home / "images.txt").read_text().splitlines()
+    rows[-1] = f"{rows[-1].split()[0]} {rows[-2].split()[1]}"
+    (home / "images.txt").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"1 images are listed more than once: 200\.Bird_200/Bird_200_0002"):
+        CUB200(root)
+    found = CUB200(root, "test", allow_partial=True)
+    assert len(found) == len(set(found.paths)) == 11
+
+
+def test_a_class_is_trained_on_or_tested_on(published):
+    root = published("cub", CLASSES)
+    names = root / "CUB_200_2011" / "classes.txt"
+    names.write_text(names.read_text().replace("101.Bird_101", "001.Bird_1"))
+    with pytest.raises(ValueError, match=r"1 classes in train and in another part: 001\.Bird_1"):
+        CUB200(root, allow_partial=True)
+
+
+def test_annotations_of_another_encoding_are_named(published):
+    root = published("cub", CLASSES)
+    (root / "CUB_200_2011" / "classes.txt").write_bytes("1 Säger\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"An annotation file of CUB-200-2011 in .* is not in UTF-8"):
+        CUB200(root)

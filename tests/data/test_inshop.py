@@ -61,3 +61,16 @@ def test_metrics_of_queries_in_the_gallery(published):
         z[queries], labels[queries], gallery=z[~queries], gallery_labels=labels[~queries], similarity="l2"
     )
     assert found["recall@1"] == 1  # The colour tells the class.
+
+
+def test_queries_and_gallery_number_their_classes_alike(published):
+    """Each numbered them in its own order, so that labels of the one meant nothing in the other."""
+    root = published("inshop", CLASSES)
+    file = root / "list_eval_partition.txt"
+    (*head,) = file.read_text().splitlines()[:2]
+    rows = file.read_text().splitlines()[2:]
+    mixed = [row for row in rows if not row.endswith("query")] + [row for row in rows[::-1] if row.endswith("query")]
+    file.write_text("\n".join(head + mixed))
+    query, gallery = (InShop(root, split, allow_partial=True) for split in ("query", "gallery"))
+    assert query.classes == gallery.classes == [f"id_{c:08d}" for c in range(6, 11)]
+    assert query.labels.tolist() == [4, 4, 3, 3, 2, 2, 1, 1, 0, 0]
