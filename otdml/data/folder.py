@@ -121,7 +121,8 @@ class _Found:
                 f"{self.root} must hold folders of four classes or more, two to train on and two to test on, and has "
                 f"{there}. Put the images of each class into a folder of its own."
             )
-        few = [part for part in ("train", "test") if len(self.parts[part]) < 2]
+        # A part without images is no part, but train and test have to be there.
+        few = [part for part in PARTS if len(self.parts[part]) < 2 and (self.parts[part] or part != "val")]
         where = " and ".join(f"{self.root / part}" for part in few)
         return f"{where} must hold folders of two classes or more." if few else ""
 

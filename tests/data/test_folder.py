@@ -191,3 +191,11 @@ def test_damaged_images_are_named_or_left_out(ten):
     whole = ClassFolders(ten, split, on_corrupt="skip")
     assert list(whole.skipped) == [f"{ten}/a/0.png"]
     assert len(whole) == len(images) - 1
+
+
+def test_one_class_to_validate_on_is_too_few(tmp_path):
+    """All neighbours would be of the right class, whatever the network."""
+    fill(tmp_path, train_a=2, train_b=2, val_c=2, test_x=2, test_y=2)
+    for split in ("train", "val", "trainval", "test"):
+        with pytest.raises(ValueError, match="val must hold folders of two classes or more"):
+            ClassFolders(tmp_path, split)
