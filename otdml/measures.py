@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_batches, check_points, check_signs, check_tensor, check_weight_shape
+from otdml._checks import (
+    argument_error,
+    argument_names,
+    check_batches,
+    check_points,
+    check_signs,
+    check_tensor,
+    check_weight_shape,
+)
 
 __all__ = [
     "broadcast_clouds",
@@ -158,5 +166,6 @@ def broadcast_matrix(
     check_tensor(name, C)
     if C.ndim < 2 or 0 in C.shape[-2:]:
         raise argument_error(name, "have shape (..., n, m) with n, m >= 1", tuple(C.shape))
-    C, transposed, a, b = broadcast_clouds(C, C.mT, a, b)
+    with argument_names(x=name, y=name):
+        C, transposed, a, b = broadcast_clouds(C, C.mT, a, b)
     return C, weights(C, a), weights(transposed, b)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from otdml._checks import check_boolean, check_integer, check_points, device_of_draws, has_values
+from otdml._checks import argument_error, check_boolean, check_integer, check_points, device_of_draws, has_values
 from otdml._derivatives import needs_derivative
 from otdml._precision import widest
 
@@ -208,12 +208,17 @@ def uniform_points(
     Returns:
         Unit vectors, shape (..., d).
 
+    Raises:
+        ValueError: If a size is negative, or there is no coordinate.
+
     Example:
         >>> import torch
         >>> uniform_points(5, 3, generator=torch.Generator().manual_seed(0)).square().sum(-1).allclose(torch.ones(5))
         True
     """
     sizes = tuple(check_integer("shape", size, least=0) for size in shape)
+    if 0 in sizes[-1:]:
+        raise argument_error("shape", "end with the number of coordinates, 1 or more", sizes)
     # Drawn on the generator's device, then moved: the points may be on another one.
     points = torch.randn(sizes, generator=generator, dtype=dtype, device=device_of_draws(generator, device))
     return unit(points if device is None else points.to(device))

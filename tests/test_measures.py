@@ -68,3 +68,8 @@ def test_negative_weights_are_refused():
     for call in calls:
         with pytest.raises(ValueError, match=r"`[ab]` must hold no negative weight, got -0.5"):
             call()
+
+
+def test_a_matrix_goes_by_its_own_name():
+    with pytest.raises(ValueError, match=r"`a` must have the batch dimensions of `C`, \(2,\), got \(5,\)"):
+        broadcast_matrix(torch.zeros(2, 2, 3), torch.ones(5, 2))

@@ -244,3 +244,9 @@ def test_parametrised_rows_stay_on_the_sphere_under_an_optimiser(generator):
 def test_of_coincident_rows_the_first_stays_however_rounding_orders_them(order):
     x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert _coincident(x, torch.tensor(order)).tolist() == [False, True, False, True]
+
+
+def test_points_have_coordinates():
+    assert uniform_points(0, 3).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"`shape` must end with the number of coordinates, 1 or more, got \(3, 0\)"):
+        uniform_points(3, 0)

@@ -146,10 +146,10 @@ def _resampling(centre: Tensor, side: Tensor, length: int, size: int) -> Tensor:
     interpolation where the piece is enlarged, and anti-aliased where it shrinks.
     """
     step = (side / size)[:, None, None]
-    places = (centre - side / 2)[:, None, None] + step * (torch.arange(size) + 0.5)[:, None]
+    places = (centre - side / 2)[:, None, None] + step * (torch.arange(size, device=side.device) + 0.5)[:, None]
     # Weights beyond the line count in the mean, as pixels without ink.
     beyond = int((side / 2 + step[:, 0, 0].clamp(min=1)).max()) + 1
-    pixels = torch.arange(-beyond, length + beyond) + 0.5
+    pixels = torch.arange(-beyond, length + beyond, device=side.device) + 0.5
     weights = (1 - (pixels - places).abs() / step.clamp(min=1)).clamp(min=0)
     return (weights / weights.sum(dim=-1, keepdim=True))[..., beyond : beyond + length]
 
@@ -174,12 +174,17 @@ def rotated_classes(images: Tensor, labels: Tensor, classes: Sequence[str]) -> t
     Returns:
         Images (4n, ...), labels (4n,) in [0, 4k), and the 4k names, the turned ones marked by their angle.
 
+    Raises:
+        ValueError: If images are not square.
+
     Example:
         >>> import torch
         >>> images, labels, classes = rotated_classes(torch.zeros(2, 1, 3, 3), torch.tensor([0, 1]), ["a", "b"])
         >>> labels.tolist(), classes[2:4]
         ([0, 1, 2, 3, 4, 5, 6, 7], ['a@90', 'b@90'])
     """
+    if images.shape[-1] != images.shape[-2]:
+        raise argument_error("images", "be square", tuple(images.shape))
     turned = torch.cat([images.rot90(quarter, (-2, -1)) for quarter in range(4)])
     names = [f"{name}@{90 * quarter}" if quarter else name for quarter in range(4) for name in classes]
     return turned, torch.cat([labels + quarter * len(classes) for quarter in range(4)]), names

@@ -74,3 +74,8 @@ def test_bad_images_are_named():
         TensorImages(images, torch.tensor([0, 1]), ["a"])
     with pytest.raises(ValueError, match="`images` must be uint8"):
         TensorImages(images.float(), torch.tensor([0, 0]), ["a"])
+
+
+def test_images_to_be_turned_are_square():
+    with pytest.raises(ValueError, match=r"`images` must be square, got \(2, 1, 3, 4\)"):
+        rotated_classes(torch.zeros(2, 1, 3, 4), torch.tensor([0, 1]), ["a", "b"])
