@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from otdml._checks import argument_error
 
@@ -169,19 +168,17 @@ class _Gather(torch.autograd.Function):
         ctx.rows = slice(start, start + len(x))
         # Collectives exchange blocks of one size, and each backend knows other dtypes; bytes are known to all.
         width = math.prod(x.shape[1:])
-        sent = torch.zeros((max(counts), width * x.itemsize), dtype=torch.uint8, device=x.device)
-        sent[: len(x)] = x.contiguous().view(len(x), width).view(torch.uint8)
+        padded = torch.zeros(max(counts) * width, dtype=x.dtype, device=x.device)
+        padded[: x.numel()] = x.reshape(-1)
+        sent = padded.view(torch.uint8)
         received = [torch.empty_like(sent) for _ in counts]
         dist.all_gather(received, sent)
-        rows = torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
+        rows = torch.cat([part[: count * width * x.itemsize] for part, count in zip(received, counts, strict=True)])
         return rows.view(x.dtype).view(sum(counts), *x.shape[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        summed = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed[ctx.rows]
+        return _Total.apply(grad)[ctx.rows]
 
 
 class _Total(torch.autograd.Function):
@@ -192,11 +189,9 @@ class _Total(torch.autograd.Function):
         return summed
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        summed = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
+        # Differentiable in its turn: a second derivative that is only refused is read as zero by torch.autograd.
+        return _Total.apply(grad)
 
 
 class Gathered(nn.Module):

@@ -166,6 +166,9 @@ def facts(rank):
             refused(x) for x in (torch.ones(2, 2 + rank), torch.ones(2, dtype=DTYPES[rank]), torch.ones(rank * (1,)))
         ],
         "after": gather(rows),
+        "second": second_derivatives(rank),
+        "due": (gather(torch.tensor([1 + 2j]).conj()), gather(torch.tensor([1 + 2j]).conj().imag)),
+        "no columns": gather(torch.ones(COUNTS[rank], 0)),
         "failures": [failure(error) for error in (Odd(1, 2), SystemExit(3), ValueError(lambda: None))],
     }
 
@@ -201,6 +204,16 @@ def raised_by_first():
         from_first(lambda: {}["absent"])
     except KeyError as error:
         return str(error)
+
+
+def second_derivatives(rank):
+    """Of the gradients of cubes of all rows and of their sum, added up over the processes."""
+    found = []
+    for collective in (gather, total):
+        x = torch.full((2,), float(rank + 1), requires_grad=True)
+        (slope,) = torch.autograd.grad(collective(x).pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.sum(), x, allow_unused=True)[0])
+    return found
 
 
 def work(rank, folder):
@@ -268,6 +281,23 @@ def test_gradients_are_those_of_the_sum_of_processes(processes):
         torch.testing.assert_close(found["facts"]["gather gradient"], torch.full((COUNTS[rank], 2), 3.0))
         torch.testing.assert_close(found["facts"]["total"], torch.tensor(3.0))
         torch.testing.assert_close(found["facts"]["total gradient"], torch.tensor(3.0))
+
+
+def test_second_derivatives_are_those_of_the_sum_of_processes(processes):
+    """They were read as zero where they may be unused, as in ``torch.autograd.functional.hessian``."""
+    for rank, found in enumerate(processes):
+        gathered, summed = found["facts"]["second"]
+        # Each of two processes has 3 x² of each row, and each of two slopes is 2 · 3 s² of the sum s = 3.
+        torch.testing.assert_close(gathered, torch.full((2,), 2 * 6.0 * (rank + 1)))
+        torch.testing.assert_close(summed, torch.full((2,), 2 * 2 * 6.0 * 3))
+
+
+def test_views_and_rows_without_columns_are_gathered(processes):
+    for found in processes:
+        conjugate, negative = found["facts"]["due"]
+        assert conjugate.tolist() == [1 - 2j] * 2
+        assert negative.tolist() == [-2.0] * 2
+        assert found["facts"]["no columns"].shape == (N, 0)
 
 
 def test_first_process_speaks_for_all(processes):

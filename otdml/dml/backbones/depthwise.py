@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = ["depthwise"]
@@ -53,7 +52,6 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(maps, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight = ctx.saved_tensors
         asked = ctx.needs_input_grad

@@ -53,3 +53,17 @@ def test_in_half_precision_long_sums_are_exact_to_its_rounding():
     (slope,) = torch.autograd.grad(found.float().sum(), [weight])
     line = torch.tensor([11.0, 12.0, 11.0])
     torch.testing.assert_close(slope[0, 0], 64 * line[:, None] * line, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (2, 0)])
+def test_second_derivatives_are_those_of_a_grouped_convolution(stride, padding):
+    """They were read as zero where they may be unused, as in a Hessian."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, 5, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(3, 1, 3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    found = []
+    for value in (depthwise(maps, weight, None, stride, padding), F.conv2d(maps, weight, None, stride, padding, 1, 3)):
+        slopes = torch.autograd.grad(value.pow(3).sum(), [maps, weight], create_graph=True)
+        found += [torch.autograd.grad(sum(s.square().sum() for s in slopes), [maps, weight], allow_unused=True)]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
