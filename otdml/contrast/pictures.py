@@ -69,9 +69,9 @@ def _files(path: Path, split: str) -> Iterator[dict[str, Callable[[], bytes]]]:
 
 
 def _is_picture(name: str, split: str) -> bool:
-    """Whether it is a picture of a class of the split; what macOS writes beside each is none."""
+    """Whether it is a picture of a class of the split; what is hidden, as editors and macOS leave it, is none."""
     parts = name.split("/")
-    there = len(parts) in (3, 4) and parts[-3] == split and not parts[-1].startswith("._")
+    there = len(parts) in (3, 4) and parts[-3] == split and not any(part.startswith(".") for part in parts)
     return there and name.lower().endswith(SUFFIXES)
 
 

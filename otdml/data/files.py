@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -174,8 +175,12 @@ def said(over: Mapping[str, int]) -> str:
 
 
 def shown_name(folder: Path) -> str:
-    """The name of a folder as text that any file can hold: bytes that are no UTF-8 are escapes."""
-    return os.fsencode(folder.as_posix()).decode("utf-8", "backslashreplace")
+    """The name of a folder as text that any file can hold, the same on every file system.
+
+    Bytes that are no UTF-8 are escapes, and a letter and its accent are one character: some file systems take them
+    apart, and classes that are drawn by their names would be others there.
+    """
+    return normalize("NFC", os.fsencode(folder.as_posix()).decode("utf-8", "backslashreplace"))
 
 
 def _images(folder: str, over: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -184,7 +189,7 @@ def _images(folder: str, over: Counter[str], above: tuple[tuple[int, int], ...])
     A link to one of the folders ``above`` would lead in circles, and is passed over.
     """
     try:
-        entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+        entries = sorted(os.scandir(folder or "."), key=lambda entry: (normalize("NFC", entry.name), entry.name))
     except OSError:
         over["folders that cannot be read"] += 1
         return

@@ -1,6 +1,7 @@
 """Images of one's own: how classes are split, what is passed over, and what is said of folders that will not do."""
 
 import os
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -199,3 +200,20 @@ def test_one_class_to_validate_on_is_too_few(tmp_path):
     for split in ("train", "val", "trainval", "test"):
         with pytest.raises(ValueError, match="val must hold folders of two classes or more"):
             ClassFolders(tmp_path, split)
+
+
+def test_accents_of_file_systems_change_no_split(tmp_path):
+    """Some store a letter and its accent as two characters, by which other classes were drawn."""
+    names = ["école", "fête", "Öl", "über", "a", "b", "c", "d"]
+    found = []
+    for form in ("NFC", "NFD"):
+        for name in names:
+            fill(tmp_path / form, **{normalize(form, name): 2})
+        found.append(splits(tmp_path / form))
+    for name, composed in found[0].items():
+        apart = found[1][name]
+        assert composed.classes == apart.classes
+        assert [os.path.basename(path) for path in composed.paths] == [os.path.basename(path) for path in apart.paths]
+    fill(tmp_path / "NFC", **{normalize("NFD", "Öl"): 3})
+    both = [one for one in splits(tmp_path / "NFC", *HALVES).values() if "Öl" in one.classes]
+    assert both[0].labels.bincount()[both[0].classes.index("Öl")] == 5
