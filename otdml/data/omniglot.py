@@ -234,6 +234,10 @@ def _repacked(path: Path) -> _Drawings:
     characters = len(paper)
     if labels.shape != paper.shape[:2]:
         raise ValueError(f"{path} must hold one label per image, {paper.shape[:2]}, got {labels.shape}.")
+    # Minus one would be the last character.
+    if labels.dtype.kind not in "iu" or not 0 <= int(labels.min()) <= int(labels.max()) < characters:
+        found = f"{labels.dtype} from {labels.min()} to {labels.max()}"
+        raise ValueError(f"{path} must hold labels of its {characters} characters, counted from 0, got {found}.")
     return _Drawings(
         ~paper.reshape(-1, *paper.shape[2:]), torch.from_numpy(labels.reshape(-1)).long(), _names(characters)
     )

@@ -213,6 +213,15 @@ def test_repack_has_the_names_of_the_background_set(tmp_path):
     assert found.classes[107] == "Balinese/character01"
 
 
+@pytest.mark.parametrize("wrong", [-1, 4, 0.5])
+def test_labels_of_a_repack_are_its_characters(tmp_path, wrong):
+    """Minus one was the last character."""
+    labels = np.array([[0], [1], [2], [wrong]])
+    np.savez_compressed(tmp_path / "omniglot_background.npz", images=np.ones((4, 1, 105, 105), bool), labels=labels)
+    with pytest.raises(ValueError, match=r"npz must hold labels of its 4 characters, counted from 0, got"):
+        Part(tmp_path, "trainval", protocol="full")
+
+
 def test_real_archives_have_the_protocols_counts(real_data):
     assert (len(Omniglot(real_data, "trainval")), len(Omniglot(real_data, "trainval").classes)) == (2720, 136)
     test = Omniglot(real_data, "test")
