@@ -26,9 +26,10 @@ class ClassFolders(ImageFiles):
     """Images of one's own, a folder for each class: trained on some classes, tested on others.
 
     Classes are split in one of two ways. Where the folder holds ``train/`` and ``test/``, the folders in these are the
-    classes, and with a third one, ``val/``, its classes are validated on. Otherwise all folders are classes, and a
-    share of them, drawn from a seed and their names, is tested on. ``val`` is a fifth of the training classes unless
-    it has a folder. Names say nothing: classes are drawn one by one, also where folders lie in folders.
+    classes, and with a third one, ``val/``, its classes are validated on; they may be in capital letters. Otherwise all
+    folders are classes, and a share of them, drawn from a seed and their names, is tested on. ``val`` is a fifth of
+    the training classes unless it has a folder. Names say nothing: classes are drawn one by one, also where folders
+    lie in folders.
 
     Files are read as :class:`~otdml.data.ImageFolder` reads them: every format that Pillow decodes, links followed,
     turned as the camera had it. What is passed over is counted, and said in a warning.
@@ -164,7 +165,7 @@ def _found(root: str | Path | None, level: str, least: int) -> _Found:
     apart = _apart(folder, within)
     images: dict[tuple[str, str], list[str]] = {}
     for path, (*above, _) in zip(paths, within, strict=True):
-        part = above.pop(0) if apart and above else ""
+        part = above.pop(0).lower() if apart and above else ""
         if apart and part not in PARTS:
             over["images beside train and test"] += 1
         elif not above:
@@ -181,14 +182,16 @@ def _found(root: str | Path | None, level: str, least: int) -> _Found:
 
 def _apart(folder: Path, within: Sequence[Sequence[str]]) -> bool:
     """Whether folders say which classes are trained on and tested on."""
-    there = [part for part in ("train", "test") if (folder / part).is_dir()]
-    if len(there) == 1 and any(parts[0] == there[0] and len(parts) > 2 for parts in within):
-        other = "test" if there == ["train"] else "train"
+    there = {entry.name.lower(): entry.name for entry in folder.iterdir() if entry.is_dir()}
+    train, test = there.get("train"), there.get("test")
+    one = train or test
+    if not (train and test) and any(parts[0] == one and len(parts) > 2 for parts in within):
+        other = "test" if train else "train"
         raise ValueError(
-            f"{folder} holds {there[0]} and no {other}. Add {other} with folders of other classes, or give "
-            f"{folder / there[0]} as the folder, whose classes are split by a seed."
+            f"{folder} holds {one} and no {other}. Add {other} with folders of other classes, or give "
+            f"{folder / str(one)} as the folder, whose classes are split by a seed."
         )
-    return len(there) == 2
+    return bool(train and test)
 
 
 def _shown(names: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:

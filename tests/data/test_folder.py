@@ -217,3 +217,15 @@ def test_accents_of_file_systems_change_no_split(tmp_path):
     fill(tmp_path / "NFC", **{normalize("NFD", "Öl"): 3})
     both = [one for one in splits(tmp_path / "NFC", *HALVES).values() if "Öl" in one.classes]
     assert both[0].labels.bincount()[both[0].classes.index("Öl")] == 5
+
+
+def test_train_and_test_may_be_in_capital_letters(tmp_path):
+    """Train/a and Test/a were two classes, one of which may be trained on and the other tested on."""
+    fill(tmp_path, Train_a=2, Train_b=2, TEST_x=2, TEST_y=2, Val_v=2, Val_w=2)
+    found = splits(tmp_path)
+    assert {name: one.classes for name, one in found.items()} == {
+        "train": ["a", "b"], "val": ["v", "w"], "trainval": ["a", "b", "v", "w"], "test": ["x", "y"],
+    }  # fmt: skip
+    fill(tmp_path, TEST_a=2)
+    with pytest.raises(ValueError, match=r"1 classes are in two of the folders train, val and test of .*: a\."):
+        ClassFolders(tmp_path)
