@@ -13,7 +13,6 @@ from otdml._checks import (
     check_fraction,
     check_generator,
     check_images,
-    check_nonnegative,
     check_pixels,
     check_positive,
     check_several,
@@ -36,7 +35,8 @@ class Views:
     Attributes:
         crop: Smallest and largest share of the picture's area.
         ratio: Largest ratio of the sides of a crop.
-        colour: Largest relative change of brightness, contrast and saturation.
+        colour: Largest relative change of brightness, contrast and saturation, in [0, 1]: beyond, colours would be
+            inverted.
         grey: Share of views without colour.
 
     Example:
@@ -55,7 +55,7 @@ class Views:
     grey: float = 0.2
 
     def __post_init__(self) -> None:
-        check_fields(self, ratio=check_positive, colour=check_nonnegative, grey=check_share)
+        check_fields(self, ratio=check_positive, colour=check_share, grey=check_share)
         check_fields(self, crop=partial(check_several, check=check_fraction))
         if len(self.crop) != 2 or self.crop[0] > self.crop[1]:
             raise argument_error("crop", "be two shares of the area in (0, 1], the smaller one first", self.crop)

@@ -131,3 +131,9 @@ def test_pictures_on_a_gpu_with_a_generator_anywhere(device):
         assert found.device == images.device
         if device == "cpu":
             torch.testing.assert_close(found.cpu(), change(RAMP, seeded()), rtol=0, atol=1e-4)
+
+
+def test_colours_are_not_inverted():
+    """A brightness of 1 - 1.5 made black views, and such a contrast negatives."""
+    with pytest.raises(ValueError, match=r"`colour` must lie in \[0, 1\], got 1.5"):
+        Views(colour=1.5)
