@@ -51,7 +51,7 @@ def matrix(objective, steps=200):
 
 # %%
 # One short training each, all from the same network. A column is a code, a row a factor, and a bright cell says that
-# boosted trees predict this factor from this code; in a perfect score every column would have one bright cell. With
+# boosted trees predict this factor from this code; in a perfect score no column would have two bright cells. With
 # 200 steps and one seed this shows the method, and not which regularizer is better: so short a training leaves codes
 # that say next to nothing. That takes thousands of steps, several seeds and a control, which is what a study is::
 #
