@@ -1,12 +1,13 @@
 """Random distortions of whole batches of images, on their device."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from otdml._checks import argument_error, check_generator, check_images, check_nonnegative, check_share
+from otdml._checks import argument_error, check_images, check_nonnegative, check_share, device_of_draws
 from otdml._training import as_float
 
 __all__ = ["Distort"]
@@ -61,16 +62,15 @@ class Distort:
         return f"Distort({', '.join(f'{name}={value:g}' for name, value in vars(self).items())})"
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Distorted ``images`` (n, c, h, w), in single precision or better; ``generator`` on their device.
+        """Distorted ``images`` (n, c, h, w), in single precision or better; nothing comes in from outside.
 
-        Nothing comes in from outside.
+        The ``generator`` is on their device or any other.
         """
-        check_generator(generator)
         # Places of points are not numbers of half precision.
         images = as_float(check_images("images", images))
         grid = F.affine_grid(self._affine(images, generator), list(images.shape), align_corners=False)
         if self.elastic:
-            waves = torch.randn(len(images), 2, 4, 4, generator=generator, device=images.device, dtype=images.dtype)
+            waves = _drawn(torch.randn, (len(images), 2, 4, 4), images, generator)
             smooth = F.interpolate(waves, images.shape[-2:], mode="bicubic", align_corners=False)
             grid = grid + self.elastic * smooth.permute(0, 2, 3, 1)
         images = F.grid_sample(images, grid, align_corners=False)
@@ -78,7 +78,7 @@ class Distort:
 
     def _affine(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Affine maps from points of the new image to the old one, (n, 2, 3): rotation × shear × scale, and a shift."""
-        draws = torch.rand(6, len(images), generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+        draws = _drawn(torch.rand, (6, len(images)), images, generator) * 2 - 1
         angle, shear = draws[0] * math.radians(self.degrees), draws[1] * self.shear
         width, height = 1 + self.scale * draws[2:4]
         right, down = 2 * self.translate * draws[4:6]
@@ -92,7 +92,13 @@ class Distort:
         return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
     def _restroked(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        draw = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype)
+        draw = _drawn(torch.rand, (len(images), 1, 1, 1), images, generator)
         share = self.strokes * (2 * draw - 1)
         thick, thin = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
         return torch.lerp(images, torch.where(share > 0, thick, thin), share.abs())
+
+
+def _drawn(law: Callable[..., Tensor], shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws in the dtype and on the device of the images."""
+    source = device_of_draws(generator, images.device)
+    return law(shape, generator=generator, device=source, dtype=images.dtype).to(images.device)

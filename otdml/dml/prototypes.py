@@ -22,6 +22,7 @@ from otdml._checks import (
     check_pixels,
     check_points,
     check_positive,
+    device_of_draws,
 )
 from otdml._start import started, to_default_device
 from otdml._training import drawn_rows, evaluating, inputs_of, minimised
@@ -167,10 +168,10 @@ def training(
     drawing = torch.Generator().manual_seed(generator.initial_seed())
 
     def loss() -> Tensor:
-        index = torch.randint(len(images), (how.batch,), generator=generator)
-        batch = inputs_of(model, images[index])
+        index = torch.randint(len(images), (how.batch,), generator=generator, device=device_of_draws(generator))
+        batch = inputs_of(model, images[index.to(images.device)])
         batch = batch if how.distort is None else how.distort(batch, generator)
-        value = F.cross_entropy(model(batch), labels[index])
+        value = F.cross_entropy(model(batch), labels[index.to(labels.device)].to(batch.device))
         if how.regulariser is None:
             return value
         return value + how.weight * how.regulariser(drawn_rows(model.prototypes, how.rows, drawing))

@@ -106,3 +106,16 @@ def test_places_do_not_have_the_digits_of_half_precision(dtype, generator):
     images = torch.rand(2, 1, 224, 224, generator=generator).to(dtype)
     found = Distort(**STILL)(images, generator)
     torch.testing.assert_close(found, images.float(), atol=1e-3, rtol=0)
+
+
+def test_draws_go_where_the_images_are(generator, monkeypatch):
+    """A generator of the CPU draws there alone; the meta device, whose images have no values, stands for a GPU."""
+    monkeypatch.setattr("otdml.data.augment.check_images", lambda name, images: images)
+    images = torch.empty(2, 1, 8, 8, device="meta")
+    found = Distort(elastic=0.1, strokes=0.5)(images, generator)
+    assert (found.device.type, found.shape) == ("meta", images.shape)
+
+
+def test_what_is_no_generator_is_named():
+    with pytest.raises(TypeError, match=r"`generator` must be a torch\.Generator or None, got 3"):
+        Distort()(torch.rand(1, 1, 4, 4), 3)
