@@ -82,6 +82,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         # Labels stay 0, 1, ... where every image of a class was left out.
         present, self.labels = labels[keep].unique(return_inverse=True)
         self.classes = [classes[i] for i in present.tolist()]
+        is_query = None if is_query is None else torch.as_tensor(is_query)
         if is_query is not None and (is_query.dtype != torch.bool or is_query.shape != (len(files),)):
             got = f"{is_query.dtype} of shape {tuple(is_query.shape)}"
             raise argument_error("is_query", f"be booleans of shape ({len(files)},)", got)

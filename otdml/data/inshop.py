@@ -13,7 +13,7 @@ def _read(root: Path) -> Listing:
     partition = find(root, [FILE, f"Eval/{FILE}", f"eval/{FILE}"])
     # The protocol uses photographs of 256 pixels; img_highres contains others under the same names.
     images = find(root, ["img", "Img/img"])
-    entries = [Entry(*row) for row in table(partition, 3, header=2)]
+    entries = [Entry(*row) for row in table(partition, 3, header="image_name")]
     return Listing(images.parent, entries)
 
 

@@ -208,18 +208,26 @@ def find(root: Path, candidates: Sequence[str]) -> Path:
     raise FileNotFoundError(f"{root} holds no {candidates[0]}")
 
 
-def table(path: Path, columns: int, header: int = 0) -> Iterator[list[str]]:
+def table(path: Path, columns: int, header: str = "") -> Iterator[list[str]]:
     """Rows of a text file whose columns are separated by spaces; the last one may hold spaces.
+
+    Args:
+        path: The file.
+        columns: Number of columns.
+        header: First word of the titles of the columns. They are the first row or the second, after a count, or are
+            not there, and what comes before them is no row.
 
     Raises:
         ValueError: If a row has fewer columns; the message names the line.
     """
     # Some editors begin a file with a byte-order mark.
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if number <= header or not line.strip():
-                continue
-            row = line.split(maxsplit=columns - 1)
-            if len(row) != columns:
-                raise ValueError(f"{path}, line {number}: expected {columns} columns, found {line.strip()!r}.")
-            yield [*row[:-1], row[-1].rstrip()]
+    with path.open(encoding="utf-8-sig") as file:
+        lines = list(file)
+    titles = next((number for number, line in enumerate(lines[:2], 1) if line.split()[:1] == [header]), 0)
+    for number, line in enumerate(lines, 1):
+        if number <= titles or not line.strip():
+            continue
+        row = line.split(maxsplit=columns - 1)
+        if len(row) != columns:
+            raise ValueError(f"{path}, line {number}: expected {columns} columns, found {line.strip()!r}.")
+        yield [*row[:-1], row[-1].rstrip()]

@@ -11,7 +11,7 @@ def _read(root: Path) -> Listing:
     home = find(root, ["Ebay_train.txt", "Stanford_Online_Products/Ebay_train.txt"]).parent
     entries = []
     for part in ("train", "test"):
-        for _, name, _, path in table(find(home, [f"Ebay_{part}.txt"]), 4, header=1):
+        for _, name, _, path in table(find(home, [f"Ebay_{part}.txt"]), 4, header="image_id"):
             entries.append(Entry(path, f"{path.partition('_final/')[0]} {name}", part))
     return Listing(home, entries)
 

@@ -120,15 +120,10 @@ def test_queries_are_left_out_with_their_images(folder):
     damaged = folder / "cat" / "a.jpg"
     damaged.write_bytes(b"no image")
     paths = sorted(folder.rglob("[abcd].*"))
-    images = ImageFiles(
-        paths,
-        torch.zeros(4).long(),
-        ["x"],
-        transform=RandomResizedCrop(8),
-        is_query=torch.tensor([True, True, False, True]),
-        on_corrupt="skip",
-    )
-    assert images.is_query.tolist() == [True, False, True]
+    for is_query in (torch.tensor([True, True, False, True]), [True, True, False, True]):
+        options = {"transform": RandomResizedCrop(8), "is_query": is_query, "on_corrupt": "skip"}
+        images = ImageFiles(paths, torch.zeros(4).long(), ["x"], **options)
+        assert images.is_query.tolist() == [True, False, True]
 
 
 def test_errors(folder, tmp_path):

@@ -42,9 +42,19 @@ def test_a_byte_order_mark_is_no_part_of_a_list(published):
     root = published("sop", list(range(1, 13)), images=3)
     for name in ("Ebay_train.txt", "Ebay_test.txt"):
         file = root / "Stanford_Online_Products" / name
-        # Without its header, which is passed over whatever it says.
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert len(StanfordOnlineProducts(root, "trainval", allow_partial=True)) == 18
     lines = root / "marked.txt"
     lines.write_bytes(b"\xef\xbb\xbf1 a b\n")
     assert list(table(lines, 2)) == [["1", "a b"]]
+
+
+def test_a_list_without_titles_keeps_its_first_row(published):
+    root = published("sop", list(range(1, 13)), images=3)
+    file = root / "Stanford_Online_Products" / "Ebay_test.txt"
+    whole = StanfordOnlineProducts(root, "test", allow_partial=True).paths
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    assert StanfordOnlineProducts(root, "test", allow_partial=True).paths == whole
+    counted = root / "counted.txt"
+    counted.write_text("2\nimage_name item\na 1\nb 2\n")
+    assert list(table(counted, 2, header="image_name")) == [["a", "1"], ["b", "2"]]
