@@ -26,7 +26,7 @@ class SemidiscreteResult:
     r"""A semi-discrete transport problem's solution.
 
     Attributes:
-        value: Unbiased estimate of the dual objective, shape (); it carries the gradient in y and b.
+        value: Unbiased estimate of the dual objective, shape (); it carries the gradient in y, b and the samples.
         g: Potential of the points, shape (m,), in the units of the cost, with :math:`\langle b, g \rangle = 0`.
         mass: Share of the samples in each point's cell, shape (m,): b, up to the error of the sample.
         marginal_error: L1 distance between ``mass`` and b.
@@ -70,8 +70,9 @@ def semidiscrete(
     whose optimum splits the space into Laguerre cells, of which the j-th has the mass :math:`b_j` and is sent to
     :math:`y_j`. Solved by stochastic gradients that are averaged :cite:p:`genevay:16`, from the potentials of an
     entropic problem on one sample; their error falls as the root of the number of all samples. Value and gradient are
-    those of one further sample: the gradient in y_j is that of the mean cost over its cell, in b it is g. There are no
-    second derivatives.
+    those of one further sample: the gradient in y_j is that of the mean cost over its cell, in b it is g, and in a
+    sampled point it is that of its cost, which reaches the points of a tensor ``x``, or parameters by which a function
+    draws them. There are no second derivatives.
 
     Args:
         x: Source: a function of a number n that draws n points, shape (n, d); or points, shape (N, d), from which
@@ -98,7 +99,7 @@ def semidiscrete(
         tensor([0, 1])
     """
     y, b = weighted(y, b, name="y", weight="b")
-    refuse_transforms("semidiscrete", y, b)
+    refuse_transforms("semidiscrete", y, b, x if isinstance(x, Tensor) else None)
     if y.ndim != 2:
         raise argument_error("y", "have shape (m, d)", tuple(y.shape))
     check_generator(generator)
@@ -113,7 +114,7 @@ def semidiscrete(
     samples = _samples(x, y.detach(), check_integer("n_samples", n_samples), generator)
     with torch.no_grad():
         g = _potential(samples, y, b, cost, check_integer("n_steps", n_steps))
-    last = next(samples)
+    last = once(next(samples), _NO_SECOND)
     cells = _cells(last, y.detach(), cost, g)
     mass = torch.bincount(cells, minlength=len(y)).to(y.dtype) / len(last)
     value = _paired_cost(last, y[cells], cost).mean() - g @ mass + b @ g
@@ -127,7 +128,7 @@ def _samples(x: Sampler | Tensor, y: Tensor, n: int, generator: torch.Generator 
             points = x[torch.randint(len(x), (n,), generator=generator, device=where).to(x.device)]
         else:
             points = check_matrix("x", x(n))
-        points = points.detach().to(y.dtype)
+        points = points.to(y.dtype)
         broadcast_measures(points, y)
         yield points
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from transforms import TRANSFORMS
 
 from otdml.costs import cost_matrix
@@ -115,6 +116,8 @@ def test_derivatives_that_do_not_exist_are_refused():
         torch.func.grad(value)(y.detach())
     with pytest.raises(RuntimeError, match=r"no derivatives in forward mode. Use `torch.autograd.grad`"):
         torch.func.jvp(value, (y.detach(),), (y.detach(),))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no derivatives in forward mode"):
+        semidiscrete(forward_ad.make_dual(x, x), y.detach())
 
 
 def test_points_are_one_cloud():
@@ -122,3 +125,24 @@ def test_points_are_one_cloud():
     for x in (torch.randn(10, 5, 2), lambda n: torch.randn(10, n, 2)):
         with pytest.raises(ValueError, match=r"`x` must have shape \(n, d\)"):
             semidiscrete(x, y, n_samples=16, n_steps=2)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_points_of_the_source_have_the_gradient_of_their_costs(cost):
+    # A translation of both sides changes nothing, and nor does that of the sample against its cells in first order.
+    source = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    y = torch.tensor([[0.0, 0.0], [1.0, 0.5], [0.2, 2.0]], dtype=torch.float64, requires_grad=True)
+    options = {"n_samples": 64, "n_steps": 3, "cost": cost, "generator": torch.Generator().manual_seed(1)}
+    of_source, of_y = torch.autograd.grad(semidiscrete(source, y, **options).value, (source, y), create_graph=True)
+    assert of_source.norm() > 0.1
+    torch.testing.assert_close(of_source.sum(0), -of_y.sum(0))
+    with pytest.raises(RuntimeError, match="semidiscrete has no second derivatives"):
+        of_source.sum().backward()
+
+
+def test_parameters_of_a_source_have_a_gradient():
+    # Of a source that is scaled, sent to the origin, the cost is the square of the scale.
+    scale, draw = torch.tensor(3.0, dtype=torch.float64, requires_grad=True), uniform(2)
+    value = semidiscrete(lambda n: scale * draw(n), torch.zeros(1, 2, dtype=torch.float64), n_samples=64).value
+    (slope,) = torch.autograd.grad(value, scale)
+    torch.testing.assert_close(slope, 2 * value.detach() / scale.detach())
