@@ -26,7 +26,7 @@ R = TypeVar("R")
 Tensors = tuple[Tensor, ...]
 
 # Dimensions of a tensor argument after those of the batch, where they are not two.
-EVENT = {"a": 1, "b": 1, "mass": 0, "second": 0}
+EVENT = {"a": 1, "b": 1, "f": 1, "g": 1, "mass": 0, "second": 0}
 
 
 def transforming(*tensors: Tensor | None) -> bool:

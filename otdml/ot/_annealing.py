@@ -22,7 +22,7 @@ from otdml.ot._mass_update import MassKeeping
 from otdml.ot._problem import Posed, Problem, SolverOptions
 from otdml.ot._updates import Alternating, NotFinite, Potentials, Symmetric
 
-__all__ = ["Init", "Solved", "resolution", "solve"]
+__all__ = ["Init", "Solved", "check_init", "resolution", "solve"]
 
 Init = tuple[Tensor | None, Tensor | None]
 
@@ -32,6 +32,20 @@ PATIENCE, EXTRAPOLATIONS, HOPE = 50, 12, 30.0
 # The factor between temperatures, the marginal error at which to go on to the next, and the iterations after which that
 # is done anyway; without so many for each, none is a help.
 COOLING, ROUGH, LONGEST, SHORTEST = 2.0, 0.002, 200, 20
+
+
+def check_init(init: Init) -> Init:
+    """Potentials to start from, if they are a pair of tensors, one of which may be None."""
+    must, remedy = "be a pair of potentials (f, g), of which one may be None", "Pass `(result.f, result.g)`."
+    if not isinstance(init, (tuple, list)):
+        raise argument_error("init", must, type(init).__name__, remedy, TypeError)
+    if len(init) != 2:
+        raise argument_error("init", must, f"{len(init)} entries", remedy)
+    for potential in init:
+        if not (potential is None or isinstance(potential, Tensor)):
+            raise argument_error("init", must, type(potential).__name__, remedy, TypeError)
+    f, g = init
+    return f, g
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ def solve(posed: Posed, options: SolverOptions, init: Init | None = None, *, sym
             start: Init | None = _restored(problem, (None, found.g))
         except NotFinite as error:
             if not single:
+                _check_numbers(init, problem)
                 got, cost = "an iteration that is not finite", problem.cost
                 remedy = f"Look for {cost.look_for}; or raise `eps`."
                 raise argument_error(cost.argument, "give finite costs over `eps`", got, remedy) from error
@@ -211,7 +226,7 @@ def _near(posed: Posed, options: SolverOptions) -> Tensor:
 
 def _given(posed: Posed, init: Init) -> Tensor:
     """The reduced column potential of given potentials."""
-    problem, (f, g) = posed.problem, init
+    problem, (f, g) = posed.problem, check_init(init)
     f, g = _reduced(posed, f, problem.rows, problem.cost.u), _reduced(posed, g, problem.columns, problem.cost.v)
     if g is not None:
         return g
@@ -220,6 +235,15 @@ def _given(posed: Posed, init: Init) -> Tensor:
     # A point without weight may have an infinite potential.
     h = torch.where(problem.rows.weights > 0, f + problem.rows.log, -torch.inf)
     return problem.columns.update(posed.engine.column_softmin(h))
+
+
+def _check_numbers(init: Init | None, problem: Problem) -> None:
+    """Raise if the potential of a point with weight is no number, where costs are numbers."""
+    if init is None or not all(bool(leaf.isfinite().all()) for leaf in problem.cost.leaves):
+        return
+    for h, w in zip(init, (problem.a, problem.b), strict=True):
+        if h is not None and not bool((h.isfinite() | (w == 0)).all()):
+            raise argument_error("init", "hold finite potentials", "NaN or infinity", "Leave it out.")
 
 
 def _reduced(posed: Posed, potential: Tensor | None, marginal: Marginal, offset: Tensor | None) -> Tensor | None:

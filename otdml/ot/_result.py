@@ -131,6 +131,9 @@ class OTResult:
 
 
 def _columns(product: Callable[[Tensor], Tensor], v: Tensor, potential: Tensor) -> Tensor:
+    if not isinstance(v, Tensor):
+        remedy = "Convert it with `torch.as_tensor`."
+        raise argument_error("v", "be a torch.Tensor", type(v).__name__, remedy, TypeError)
     if v.shape == potential.shape:
         return product(v[..., None])[..., 0]
     if v.ndim != potential.ndim + 1 or v.shape[:-1] != potential.shape:

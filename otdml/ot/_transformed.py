@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 from torch import Tensor
 
 from otdml._transforms import called, transforming
+from otdml.ot._annealing import check_init
 from otdml.ot._result import Coupling, OTResult
 
 __all__ = ["transformable_result"]
@@ -28,9 +29,21 @@ def transformable_result(solver: Callable[P, OTResult]) -> Callable[P, OTResult]
             return solver(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return _transformed(solver, bound.arguments)
+        return _transformed(*_with_named_start(solver, bound.arguments))
 
     return wrapper
+
+
+def _with_named_start(solver: Solver, arguments: dict[str, Any]) -> tuple[Solver, dict[str, Any]]:
+    """The solver as a function of the potentials to start from, which then are batches as all other tensors are."""
+    init = arguments.pop("init")
+    if init is None:
+        return solver, arguments
+
+    def started(*, f: Tensor | None, g: Tensor | None, **others: Any) -> OTResult:
+        return solver(init=(f, g), **others)
+
+    return started, dict(zip("fg", check_init(init), strict=True)) | arguments
 
 
 def _transformed(solver: Solver, arguments: Mapping[str, Any]) -> OTResult:

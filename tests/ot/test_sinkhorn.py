@@ -829,3 +829,32 @@ def test_a_penalty_that_overflows_over_the_temperature_is_a_constraint(dtype):
         torch.testing.assert_close(
             found.value, sinkhorn(x, y, eps=0.01, tol=1e-5, max_iter=5000).value, rtol=1e-4, atol=0
         )
+
+
+@pytest.mark.parametrize(
+    ("init", "kind", "message"),
+    [
+        (torch.zeros(2, 5), TypeError, r"pair of potentials \(f, g\).*, got Tensor. Pass `\(result.f, result.g\)`"),
+        ("best", TypeError, "pair of potentials .*, got str"),
+        ((None, None, None), ValueError, "pair of potentials .*, got 3 entries"),
+        ((None, [0.0] * 4), TypeError, "pair of potentials .*, got list"),
+        ((None, torch.full((4,), torch.nan)), ValueError, "hold finite potentials, got NaN or infinity. Leave it out"),
+        ((torch.tensor([0.0, torch.inf, 0.0]), None), ValueError, "hold finite potentials"),
+    ],
+)
+def test_what_is_no_start_is_named(init, kind, message):
+    x, y = torch.randn(3, 2), torch.randn(4, 2)
+    with pytest.raises(kind, match=f"`init` must (be a )?{message}"):
+        sinkhorn(x, y, init=init)
+
+
+def test_costs_are_named_before_a_start():
+    with pytest.raises(ValueError, match="`x` must give finite costs"):
+        sinkhorn(torch.full((3, 2), torch.nan), torch.zeros(4, 2), eps=1.0, init=(None, torch.full((4,), torch.nan)))
+
+
+def test_what_is_no_tensor_has_no_product_with_a_plan():
+    result = sinkhorn(torch.zeros(1, 2), torch.zeros(2, 2))
+    for product in (result.apply, result.apply_transpose):
+        with pytest.raises(TypeError, match=r"`v` must be a torch\.Tensor, got list\. Convert it"):
+            product([1.0, 2.0])

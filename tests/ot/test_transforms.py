@@ -207,3 +207,32 @@ def test_several_gradients_at_once_of_what_is_read_are_refused_in_a_sentence():
     several = torch.ones(2, *images.shape, dtype=images.dtype)
     with pytest.raises(RuntimeError, match=r"has no gradients for several incoming ones at once\. Leave"):
         torch.autograd.grad(images, x, several, is_grads_batched=True)
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("given", ["f", "g", "both"])
+def test_potentials_to_start_from_are_batches_as_well(given):
+    many, start = clouds(3), sinkhorn(clouds(), Y, None, W, **TIGHT)
+    f, g = (start.f if given != "g" else None), (start.g if given != "f" else None)
+
+    def plan(x, f, g):
+        return sinkhorn(x, Y, None, W, init=(f, g), **TIGHT).plan
+
+    expected = sinkhorn(many, Y, None, W, **TIGHT).plan
+    torch.testing.assert_close(vmap(lambda x: plan(x, f, g))(many), expected)
+    each = [None if h is None else h + torch.randn(3, 1, dtype=h.dtype) for h in (f, g)]
+    in_dims = (0, *(None if h is None else 0 for h in each))
+    torch.testing.assert_close(vmap(plan, in_dims=in_dims)(many, *each), expected)
+    C = torch.cdist(many, Y).square()
+    values = vmap(lambda C: sinkhorn_matrix(C, None, W, init=(f, g), **TIGHT).value)(C)
+    torch.testing.assert_close(values, sinkhorn_matrix(C, None, W, **TIGHT).value)
+
+
+@TRANSFORMS
+def test_solutions_do_not_depend_on_the_potentials_to_start_from():
+    x = clouds()
+    g = sinkhorn(x, Y, **TIGHT).g
+    value, tangent = jvp(lambda g: sinkhorn(x, Y, init=(None, g), **TIGHT).value, (g,), (g,))
+    torch.testing.assert_close(value, sinkhorn(x, Y, **TIGHT).value)
+    assert tangent == 0
+    assert (grad(lambda g: sinkhorn(x, Y, init=(None, g), **TIGHT).value)(g) == 0).all()

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from otdml._checks import argument_error, check_choice
+from otdml._checks import argument_error, check_batches, check_choice
 from otdml.ot._gromov.centred_cost import CentredCost
 from otdml.ot._gromov.objective import GromovObjective
 from otdml.ot._gromov.plans import FactoredPlan, MatrixPlan, PairedPlan, ReadablePlan
+from otdml.ot._result import OTResult
 
 __all__ = ["STARTS", "Init", "Start", "perturbed_product", "starts"]
 
@@ -37,13 +38,8 @@ def starts(objective: GromovObjective, init: Init, *, paired: bool) -> list[Star
         init: A name, or a plan.
         paired: Whether the pairing of equal indices is a plan.
     """
-    if isinstance(init, Tensor):
-        n, m = objective.a.shape[-1], objective.b.shape[-1]
-        if init.shape[-2:] != (n, m):
-            raise argument_error("init", f"be a plan of shape (..., {n}, {m})", tuple(init.shape))
-        return [Start(MatrixPlan(init.expand(*objective.a.shape, -1)), fixed_cost=True)]
     if not isinstance(init, str):
-        return [Start(init, fixed_cost=True)]
+        return [Start(_given(init, torch.Size((*objective.a.shape, objective.b.shape[-1]))), fixed_cost=True)]
     check_choice("init", init, STARTS)
     pairing = [Start(PairedPlan(objective.a), fixed_cost=True)] if paired and init != "product" else []
     if init == "identity" and paired:
@@ -51,6 +47,23 @@ def starts(objective: GromovObjective, init: Init, *, paired: bool) -> list[Star
     # Costs between features lead away from independence without a perturbation.
     sizes = (0.5, -0.5) if objective.features is None else (0.0, 0.5, -0.5)
     return pairing + [Start(perturbed_product(objective, size), fixed_cost=False) for size in sizes]
+
+
+def _given(init: ReadablePlan | Tensor, shape: torch.Size) -> ReadablePlan:
+    """A plan to start from, if it is one for problems of this shape, (..., n, m)."""
+    if isinstance(init, MatrixPlan):
+        init = init.plan
+    if not isinstance(init, (OTResult, Tensor)):
+        must = f"be one of {', '.join(map(repr, STARTS))}, a result, or a plan in a torch.Tensor"
+        raise argument_error("init", must, type(init).__name__, kind=TypeError)
+    found = init.shape if isinstance(init, Tensor) else torch.Size((*init.f.shape, init.g.shape[-1]))
+    if found[-2:] != shape[-2:] or check_batches(x=shape[:-2], init=found[:-2]) != shape[:-2]:
+        raise argument_error("init", f"be a plan of shape (..., {shape[-2]}, {shape[-1]})", tuple(found))
+    if isinstance(init, OTResult):
+        return init if found == shape else MatrixPlan(init.plan.detach().expand(shape))
+    if not bool(((init >= 0) & (init < torch.inf)).all()):
+        raise argument_error("init", "be a plan", "a negative entry, NaN or infinity")
+    return MatrixPlan(init.expand(shape))
 
 
 def perturbed_product(objective: GromovObjective, size: float) -> FactoredPlan:

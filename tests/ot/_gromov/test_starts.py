@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from otdml.ot import gromov, sinkhorn_matrix
 from otdml.ot._gromov.centred_cost import centred
 from otdml.ot._gromov.objective import GromovObjective
 from otdml.ot._gromov.starts import perturbed_product, starts
@@ -54,3 +55,26 @@ def test_given_matrix_has_to_fit():
     assert start.fixed_cost
     with pytest.raises(ValueError, match=r"`init` must be a plan of shape \(\.\.\., 5, 4\)"):
         starts(problem, torch.ones(4, 5), paired=False)
+
+
+def test_what_is_no_plan_is_named():
+    problem = objective(5, 4)
+    plan = torch.ones(5, 4, dtype=torch.float64)
+    for init in (plan.numpy(), (plan[:, 0], plan[0]), None):
+        with pytest.raises(TypeError, match="`init` must be one of 'best', 'identity', 'product', a result, or a plan"):
+            starts(problem, init, paired=False)
+    for init in (-plan, torch.nan * plan, torch.inf * plan):
+        with pytest.raises(ValueError, match="`init` must be a plan, got a negative entry, NaN or infinity"):
+            starts(problem, init, paired=False)
+    with pytest.raises(ValueError, match=r"`init` must be a plan of shape \(\.\.\., 5, 4\), got \(3, 5, 4\)"):
+        starts(problem, plan.expand(3, 5, 4), paired=False)
+    with pytest.raises(ValueError, match=r"`init` must be a plan of shape \(\.\.\., 5, 4\), got \(5, 5\)"):
+        starts(problem, sinkhorn_matrix(plan.new_ones(5, 5)), paired=False)
+
+
+def test_a_result_is_shared_by_a_batch():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(k, 2, generator=generator, dtype=torch.float64) for k in (6, 5))
+    alone = gromov(x, y, eps=0.5)
+    both = gromov(torch.stack([x, x]), y, eps=0.5, init=alone)
+    torch.testing.assert_close(both.value, alone.value.expand(2), rtol=1e-3, atol=0)
