@@ -1,8 +1,6 @@
 """Entropic transport and the Sinkhorn divergence."""
 
 import dataclasses
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,15 +14,16 @@ from otdml._checks import (
     check_choice,
     check_integer,
     check_positive,
+    check_tensor,
 )
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
+from otdml.losses._divergence import LEAST, Divergence, loses_digits
 from otdml.losses._kept import Kept
 from otdml.measures import broadcast_matrix, broadcast_measures, expand, weighted, weights
 from otdml.ot._gromov.centred_cost import check_symmetric
 from otdml.ot._problem import HARD, Problem, Rho, SolverOptions, check_rho, given_rho, given_temperature, with_mass
-from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic, sinkhorn
 from otdml.ot.engines import BACKENDS
 
@@ -124,7 +123,8 @@ def sinkhorn_divergence(
     Args:
         x: First points, shape (..., n, d).
         y: Second points, shape (..., m, d).
-        a: Weights of the first points, shape (..., n). Uniform of mass one if None.
+        a: Weights of the first points, shape (..., n). Uniform of mass one if None. Where a mass is above 1,000, named
+            costs are computed in double precision inside: single precision would lose digits of the divergence.
         b: Weights of the second points, shape (..., m). Uniform of mass one if None.
         cost: Symmetric ground cost, see :func:`otdml.costs.ground`.
         eps: Temperature in units of the cost, the same in all terms. That of
@@ -151,8 +151,12 @@ def sinkhorn_divergence(
         tensor(4.)
     """
     x, y, a, b = broadcast_measures(x, y, a, b)
-    if second is not None and eps is None:
-        raise argument_error("eps", "be a number where `second` is given", eps, "It was computed at some temperature.")
+    if second is not None:
+        _check_second(second, eps, x.shape[:-2])
+    dtype = x.dtype
+    if isinstance(cost, str) and loses_digits(x, a, b):
+        x, y = x.double(), y.double()
+        a, b = (w if w is None else w.double() for w in (a, b))
     options = SolverOptions(tol, max_iter, backend)
     between = Problem.between(x, y, a, b, cost=cost, eps=given_temperature(eps), rho=rho)
     # Points that no pair may move have been taken out, and are there within their measure all the same.
@@ -160,68 +164,17 @@ def sinkhorn_divergence(
     a, b = whole or (between.a, between.b)
     first = Problem.with_itself(x, a, cost=cost, eps=between.eps, rho=rho)
     last = Problem.with_itself(y, b, cost=cost, eps=between.eps, rho=rho) if second is None else second
-    return _Divergence(between, first, last, b).value(options).to(x.dtype)
+    return Divergence(between, first, last, b).value(options).to(dtype)
 
 
-# Of the root of the divergence over the temperature, the share that errors of marginals may be. The gradient of a
-# divergence near zero is of the size of that root, and the error of each term's gradient of the size of its marginals'.
-SHARPNESS = 0.02
-# The least tolerance, in units of the given one, and the factor between those that are tried.
-LEAST, FINER = 1e-3, 1 / 30
-
-
-@dataclass(frozen=True)
-class _Divergence:
-    """The three terms of a divergence: their problems, or the value of the last; and the second measure's weights."""
-
-    between: Problem
-    first: Problem
-    last: Problem | Tensor
-    b: Tensor
-
-    def value(self, options: SolverOptions) -> Tensor:
-        """The divergence, shape (...), each term to a tolerance at which their errors are small beside their sum."""
-        terms = self._solved(options, None)
-        value, finer = self._sum(terms), options.tol
-        while finer > LEAST * options.tol and (enough := self._tolerance(value)) < finer:
-            finer = max(enough, finer * FINER, LEAST * options.tol)
-            terms = self._solved(dataclasses.replace(options, tol=finer), terms)
-            value = self._sum(terms)
-        return value
-
-    def _solved(self, options: SolverOptions, before: list[OTResult] | None) -> list[OTResult]:
-        """The terms that are problems, from their solutions to a larger tolerance if there are any."""
-        problems = [p for p in (self.between, self.first, self.last) if isinstance(p, Problem)]
-        starts = [None] * len(problems) if before is None else [(None, result.g.detach()) for result in before]
-        found = []
-        for i, (problem, start) in enumerate(zip(problems, starts, strict=True)):
-            # Unequal penalties break the symmetry of a term of a measure with itself.
-            symmetric = i > 0 and problem.rho[0] == problem.rho[1] and before is None
-            found.append(entropic(problem, options, init=start, symmetric=symmetric, quiet=before is not None))
-        return found
-
-    def _sum(self, terms: list[OTResult]) -> Tensor:
-        between, first, *rest = (result.precise_value for result in terms)
-        last = self.last if isinstance(self.last, Tensor) else rest[0]
-        return between - 0.5 * first - 0.5 * last + 0.5 * self.between.eps * self._excess_mass().square()
-
-    def _excess_mass(self) -> Tensor:
-        """The mass of the first measure less that of the second, zero up to rounding, which a temperature may blow up.
-
-        Its derivatives are those of the difference all the same.
-        """
-        a, b = self.first.a.sum(-1), self.b.sum(-1)
-        known = (a - b).detach()
-        equal = known.abs() <= 32 * torch.finfo(a.dtype).eps * (a + b).detach()
-        return a - b - (known if self.between.balanced else known.where(equal, 0.0))
-
-    @torch.no_grad()
-    def _tolerance(self, value: Tensor) -> float:
-        """The error of marginals that is small beside the divergence."""
-        if value.numel() == 0:
-            return math.inf
-        mass = (self.between.a.sum(-1) * self.between.b.sum(-1)).sqrt()
-        return SHARPNESS * float((value / (self.between.eps * mass)).clamp(min=0).sqrt().min())
+def _check_second(second: Tensor, eps: float | None, batch: torch.Size) -> None:
+    """Raise unless the term of the second measure is one value, or one per batch element."""
+    if eps is None:
+        raise argument_error("eps", "be a number where `second` is given", eps, "It was computed at some temperature.")
+    check_tensor("second", second)
+    if check_batches(x=batch, second=second.shape) != batch:
+        must = f"have the batch dimensions of the points, {tuple(batch)}, or none"
+        raise argument_error("second", must, tuple(second.shape))
 
 
 @transformable
@@ -274,13 +227,15 @@ def sinkhorn_divergence_matrix(
             got = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
             raise argument_error(name, f"have shape (..., {w.shape[-1]}, {w.shape[-1]}), as `C` says", got)
         check_symmetric(name, cost)
-    batch = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2])
+    batch, dtype = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2]), C.dtype
     C, C_x, C_y, a, b = (expand(t, batch, own) for t, own in ((C, 2), (C_x, 2), (C_y, 2), (a, 1), (b, 1)))
+    if loses_digits(C, a, b):
+        C, C_x, C_y, a, b = (t.double() for t in (C, C_x, C_y, a, b))
     between = Problem.of_matrix(C, a, b, eps=given_temperature(eps), rho=rho)
     a, b = (a, b) if between.idle else (between.a, between.b)
     first = Problem.of_matrix(C_x, a, a, eps=between.eps, rho=rho)
     last = Problem.of_matrix(C_y, b, b, eps=between.eps, rho=rho)
-    return _Divergence(between, first, last, last.b).value(SolverOptions(tol, max_iter, "dense"))
+    return Divergence(between, first, last, last.b).value(SolverOptions(tol, max_iter, "dense")).to(dtype)
 
 
 @transformable

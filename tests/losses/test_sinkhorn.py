@@ -216,3 +216,40 @@ def test_a_self_term_without_mass_names_the_weights_that_were_given():
 def test_errors_of_the_self_term_name_its_argument():
     with pytest.raises(ValueError, match=r"^`y` must give finite costs"):
         sinkhorn_self_term(torch.full((3, 2), torch.nan), eps=0.1)
+
+
+@pytest.mark.parametrize("eps", [1e-4, 1.0])
+def test_the_divergence_of_matrices_has_their_dtype(eps):
+    x, y = (t.float() for t in clouds()[:2])
+    C, C_x, C_y = (cost_matrix(p, q, "sqeuclidean") for p, q in ((x, y), (x, x), (y, y)))
+    assert sinkhorn_divergence_matrix(C, C_x, C_y, eps=eps).dtype == torch.float32
+
+
+@pytest.mark.parametrize("matrices", [False, True])
+@pytest.mark.parametrize("rho", [None, 1.0])
+def test_large_masses_in_single_precision(rho, matrices):
+    x, y, a, b = clouds(n=30, m=25)
+    b = b if rho is None else 0.8 * b
+
+    def divergence(x, y, a, b):
+        options = {"eps": 0.05, "rho": rho, "tol": 1e-6}
+        if not matrices:
+            return sinkhorn_divergence(x, y, a, b, **options)
+        pairs = ((x, y), (x, x), (y, y))
+        return sinkhorn_divergence_matrix(*(cost_matrix(p, q, "sqeuclidean") for p, q in pairs), a, b, **options)
+
+    # The terms are as large as 1e12, and differ by as much as 1e6.
+    double = [x, y, 1e6 * a.requires_grad_(), 1e6 * b]
+    single = [t.detach().float().requires_grad_(t.requires_grad) for t in double]
+    expected, found = divergence(*double), divergence(*single)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=0)
+    slopes = [torch.autograd.grad(value, weights)[0] for value, weights in ((expected, double[2]), (found, single[2]))]
+    torch.testing.assert_close(slopes[1], slopes[0].float(), rtol=1e-4, atol=1e-4 * float(slopes[0].abs().max()))
+
+
+def test_a_second_term_that_is_none_is_named():
+    x, y, _, _ = clouds()
+    with pytest.raises(TypeError, match=r"`second` must be a torch\.Tensor, got float"):
+        sinkhorn_divergence(x, y, eps=1.0, second=0.5)
+    with pytest.raises(ValueError, match=r"`second` must have the batch dimensions of the points, \(\), or none"):
+        sinkhorn_divergence(x, y, eps=1.0, second=torch.zeros(3))
