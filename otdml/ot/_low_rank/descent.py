@@ -39,6 +39,10 @@ SharesOfOffsets = Callable[[Tensor], Shares]
 GROWTH, SHRINKAGE, SHORTEST = 1.3, 0.5, 1e-3
 # The error of the hubs' masses after a step, in units of the tolerance.
 INNER = 3e-2
+# The error of the hubs' masses, whose sum is one, from which on a step is not taken however short it is.
+LARGEST = 1.0
+# The logarithm of that sum above which Newton's method does not start: the exponential of 710 is infinite.
+HIGHEST = 600.0
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,10 @@ def descend(here: Iterate, *, tol: float, max_iter: int) -> tuple[Iterate, int]:
         there = _stepped(here, length, max(INNER * tol, 8 * rounding))
         value = there.objective
         # The objective is known up to the mismatch of the masses, so a rise within that counts as none.
-        noise = 64 * rounding * (1 + value.abs()) + here.mismatch.where(level.isfinite(), 0.0) + there.mismatch
+        mismatch = there.mismatch
+        noise = 64 * rounding * (1 + value.abs()) + here.mismatch.where(level.isfinite(), 0.0) + mismatch
         lower = value <= level + noise
-        better = (lower & (there.mismatch <= tol)) | (length <= SHORTEST)
+        better = (lower & (mismatch <= tol)) | ((length <= SHORTEST) & (mismatch < LARGEST))
         moved = better & ~((here.error <= tol) & level.isfinite())
         length = torch.where(better, (GROWTH * length).clamp(max=1), SHRINKAGE * length)
         level = torch.where(moved, value, level)
@@ -157,6 +162,9 @@ def _stepped(here: Iterate, length: Tensor, tol: float) -> Iterate:
     level = (1 - theta) * (old.log_g + old.s + old.t) + theta * slope
     # With these offsets the masses of hubs stay the same, to first order, where their means do.
     s, t = old.s - (mu * (left - old.left)).sum(-1), old.t - (nu * (right - old.right)).sum(-1)
+    # A constant in the offsets changes no share of a point, and brings the hubs' mass to one.
+    over = torch.logsumexp(level - s - t, -1, keepdim=True)
+    s = torch.where(over > HIGHEST, s + over, s)
     shares = partial(x.shares, x.scores(left)), partial(y.shares, y.scores(right))
     s, t = _balanced(*shares, level, torch.cat([s, t], -1), tol)
     return here.at(State(left, right, s, t, level - s - t))

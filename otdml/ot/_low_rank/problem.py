@@ -101,7 +101,8 @@ class LowRankProblem:
         """The cost of the plan, shape (...), with the derivatives of the objective at fixed plan."""
         q, k, u, v = self.cost.leaves
         left, right, g = plan.factors
-        flow = ((left.mT @ q) * (right.mT @ k)).sum(-1) / torch.where(g > 0, g, 1.0)
+        # The product of two sums may be beyond all numbers where the masses are not.
+        flow = ((left.mT @ q) * ((right.mT @ k) / torch.where(g > 0, g, 1.0)[..., None])).sum(-1)
         cost = (plan.a * u).sum(-1) + (plan.b * v).sum(-1) - flow.sum(-1)
         mass = self.mass.detach()
         f, g = plan.potentials

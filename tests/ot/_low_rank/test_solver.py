@@ -253,3 +253,21 @@ def test_errors_name_the_remedy(change, message):
     x, y, a, b = clouds()
     with pytest.raises(ValueError, match=message):
         low_rank_sinkhorn(**{"x": x, "y": y, "a": a, "b": b, "rank": 3, **change})
+
+
+@pytest.mark.parametrize("mass", [1e-30, 1e25])
+def test_masses_whose_squares_are_no_numbers(mass):
+    x, y, a, b = clouds(dtype=torch.float32)
+    found = low_rank_sinkhorn(x, y, mass * a, mass * b, rank=4).value
+    torch.testing.assert_close(found / mass, low_rank_sinkhorn(x, y, a, b, rank=4).value, rtol=1e-4, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The descent stopped")
+@pytest.mark.parametrize("eps", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("rank", [2, 5])
+def test_temperatures_that_are_tiny_beside_the_cost(eps, rank):
+    x, y, *_ = clouds(8, 7)
+    found = low_rank_sinkhorn(x, y, rank=rank, eps=eps, max_iter=60)
+    least = exact(x, y).value
+    assert least <= found.value <= 2 * least
+    assert found.marginal_error < 1e-12
