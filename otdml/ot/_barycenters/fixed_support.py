@@ -249,10 +249,13 @@ def fixed_weights(measures: Measures, support: Tensor, *, debias: bool, options:
     return Fixed(final.log_weights(final.state(state)).exp(), found.error, found.n_iter)
 
 
-def _solved(solver: _Iteration, options: SolverOptions) -> Potentials:
+def _solved(solver: _Iteration, options: SolverOptions) -> Potentials | None:
+    """The solution, or None where the numbers of single precision end."""
     try:
         return iterate(solver, solver.start().flat, tol=options.tol, max_iter=options.max_iter)
     except NotFinite as error:
+        if solver.between.posed.problem.resolves_more:
+            return None
         got, remedy = "an iteration that is not finite", "Look for NaN or infinity in `clouds` and `support`."
         raise argument_error("clouds", "give finite costs over `eps`", got, remedy) from error
 

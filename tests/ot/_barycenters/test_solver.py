@@ -376,3 +376,11 @@ def test_parameters_of_a_cost_have_no_derivative_and_are_refused():
     torch.testing.assert_close(
         found, sinkhorn_barycenter(clouds, support=support, eps=0.25, tol=1e-5).weights, rtol=0, atol=1e-3
     )
+
+
+def test_costs_near_the_least_number_of_single_precision_are_solved_in_double():
+    clouds = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0))
+    support = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+    expected = sinkhorn_barycenter(clouds, support=support).weights
+    found = sinkhorn_barycenter(1e-18 * clouds, support=1e-18 * support).weights
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
