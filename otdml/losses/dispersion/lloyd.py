@@ -7,7 +7,7 @@ from otdml._checks import argument_error, argument_names, check_boolean, check_g
 from otdml._precision import full_precision
 from otdml.neighbors import nearest_center
 from otdml.ot import sinkhorn_matrix
-from otdml.sphere import angle, distinct_directions, uniform_points
+from otdml.sphere import angle, distinct_directions, uniform_points, unit
 
 __all__ = ["LloydDispersion", "lloyd_dispersion"]
 
@@ -59,9 +59,7 @@ def lloyd_dispersion(
     if check_points("z", z).shape[-1] < 2:
         raise argument_error("z", "have at least two coordinates", z.shape[-1])
     x = distinct_directions(z)
-    u = uniform_points(
-        check_integer("n_samples", n_samples), x.shape[-1], generator=generator, dtype=x.dtype, device=x.device
-    )
+    u = _samples(check_integer("n_samples", n_samples), x, generator)
     nearest = x.reshape(-1, x.shape[-1])[_cells(u, x.detach())]
     free = angle(u, nearest).square().mean(-1)
     if not check_boolean("balanced", balanced):
@@ -70,6 +68,12 @@ def lloyd_dispersion(
     scale = torch.where(free > 0, free, 1)
     with argument_names(C="z"):
         return scale * sinkhorn_matrix(_squared_angle(u, x) / scale[..., None, None], eps=_TEMPERATURE).value
+
+
+def _samples(n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform points, drawn in single precision, so that one seed gives the same ones in every precision."""
+    u = uniform_points(n, like.shape[-1], generator=generator, dtype=torch.float32, device=like.device)
+    return u if u.dtype == like.dtype else unit(u.to(like.dtype))
 
 
 @torch.no_grad()

@@ -115,3 +115,13 @@ def test_errors():
         lloyd_dispersion(torch.ones(3, 1))
     with pytest.raises(ValueError, match="`n_samples` must be an integer >= 1, got 0"):
         LloydDispersion(n_samples=0)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_one_seed_draws_the_same_points_in_both_precisions(balanced):
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    options = {"n_samples": 64, "balanced": balanced}
+    single, double = (
+        lloyd_dispersion(t, generator=torch.Generator().manual_seed(1), **options) for t in (z, z.double())
+    )
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=0)
