@@ -9,6 +9,7 @@ from otdml._checks import (
     check_integer,
     check_points,
     check_positive,
+    check_tensor,
     device_of_draws,
 )
 from otdml._precision import full_precision, widest
@@ -60,8 +61,16 @@ def wasserstein_1d(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | No
         >>> wasserstein_1d(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 1.0]), p=1)  # 0 to 1, and 1 to 3
         tensor(1.5000)
     """
-    x, y, a, b = broadcast_measures(x[..., None], y[..., None], a, b)
+    x, y, a, b = broadcast_measures(_points_of_line("x", x), _points_of_line("y", y), a, b)
     return _on_the_line(x[..., 0], y[..., 0], a, b, check_exponent(p))
+
+
+def _points_of_line(name: str, x: Tensor) -> Tensor:
+    """Numbers, shape (..., n), as points, shape (..., n, 1)."""
+    check_tensor(name, x)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise argument_error(name, "have shape (..., n) with n >= 1", tuple(x.shape))
+    return x[..., None]
 
 
 def check_exponent(p: float) -> float:

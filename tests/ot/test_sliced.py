@@ -136,3 +136,14 @@ def test_weights_are_learnt_from_uniform_ones():
         optimizer.step()
         values.append(float(value.detach()))
     assert values[-1] < 0.2 * values[0]
+
+
+def test_points_of_the_line_that_are_none_are_named():
+    x = torch.zeros(3)
+    with pytest.raises(TypeError, match=r"`x` must be a torch\.Tensor, got list\. Convert it"):
+        wasserstein_1d([0.0, 1.0], x)
+    with pytest.raises(TypeError, match=r"`y` must be a torch\.Tensor, got NoneType"):
+        wasserstein_1d(x, None)
+    for y in (torch.tensor(1.0), torch.zeros(2, 0)):
+        with pytest.raises(ValueError, match=r"`y` must have shape \(\.\.\., n\) with n >= 1, got \((2, 0)?\)\.$"):
+            wasserstein_1d(x, y)
