@@ -66,6 +66,8 @@ def _each(eps: Tensor, scale: Tensor) -> Tensor:
     if eps.shape != scale.shape:
         must = f"be a number, or one per batch element, shape {tuple(scale.shape)}"
         raise argument_error("eps", must, f"shape {tuple(eps.shape)}")
+    if eps.requires_grad and torch.is_grad_enabled():
+        raise argument_error("eps", "be a constant", "a tensor that requires a gradient", "Pass `.detach()` of it.")
     if not bool(((eps > 0) & eps.isfinite()).all()):
         raise argument_error("eps", "be positive and finite", eps.tolist())
     return eps.detach().to(scale)

@@ -425,3 +425,12 @@ def test_weights_that_are_all_zero_are_named(options):
     none[1] = 0
     with pytest.raises(ValueError, match="`b` must have mass, got weights that are all zero in batch element 1"):
         gromov(x, y, a, none, **options)
+
+
+def test_temperatures_of_a_batch_are_constants():
+    x, y, *_ = clouds(6, 5)
+    eps = torch.tensor([0.5, 1.0], dtype=x.dtype, requires_grad=True)
+    with pytest.raises(ValueError, match="`eps` must be a constant, got a tensor that requires a gradient"):
+        gromov(x.expand(2, 6, -1), y, eps=eps)
+    with torch.no_grad():
+        assert torch.equal(gromov(x.expand(2, 6, -1), y, eps=eps).eps, eps)
