@@ -41,8 +41,6 @@ GROWTH, SHRINKAGE, SHORTEST = 1.3, 0.5, 1e-3
 INNER = 3e-2
 # The error of the hubs' masses, whose sum is one, from which on a step is not taken however short it is.
 LARGEST = 1.0
-# The logarithm of that sum above which Newton's method does not start: the exponential of 710 is infinite.
-HIGHEST = 600.0
 
 
 @dataclass(frozen=True)
@@ -162,9 +160,9 @@ def _stepped(here: Iterate, length: Tensor, tol: float) -> Iterate:
     level = (1 - theta) * (old.log_g + old.s + old.t) + theta * slope
     # With these offsets the masses of hubs stay the same, to first order, where their means do.
     s, t = old.s - (mu * (left - old.left)).sum(-1), old.t - (nu * (right - old.right)).sum(-1)
-    # A constant in the offsets changes no share of a point, and brings the hubs' mass to one.
-    over = torch.logsumexp(level - s - t, -1, keepdim=True)
-    s = torch.where(over > HIGHEST, s + over, s)
+    # A constant in the offsets changes no share of a point, and brings the hubs' mass to one, near which Newton's
+    # method begins well: a long step may leave it many orders of magnitude away.
+    s = s + torch.logsumexp(level - s - t, -1, keepdim=True)
     shares = partial(x.shares, x.scores(left)), partial(y.shares, y.scores(right))
     s, t = _balanced(*shares, level, torch.cat([s, t], -1), tol)
     return here.at(State(left, right, s, t, level - s - t))

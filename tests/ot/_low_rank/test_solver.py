@@ -271,3 +271,19 @@ def test_temperatures_that_are_tiny_beside_the_cost(eps, rank):
     least = exact(x, y).value
     assert least <= found.value <= 2 * least
     assert found.marginal_error < 1e-12
+
+
+@pytest.mark.parametrize("rank", [4, 10])
+@pytest.mark.parametrize("seed", range(5))
+def test_clouds_that_fall_into_groups_take_few_steps(seed, rank):
+    """Long steps leave the hubs' masses orders of magnitude from one, where Newton's method would begin badly."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 4 * torch.randn(5, 2, generator=generator)
+    x, y = (
+        centres[torch.randint(5, (n,), generator=generator)] + 0.3 * torch.randn(n, 2, generator=generator)
+        for n in (60, 50)
+    )
+    result = low_rank_sinkhorn(x, y, rank=rank, eps=1e-2)
+    assert bool(result.converged)
+    assert result.n_iter <= 100
+    assert float(result.value) >= float(exact(x, y).value)
