@@ -51,7 +51,7 @@ def relaxed(
     eps = eps.expand(frozen.centred.mass.shape)
     ratio = (relaxation.temperature(start_temperature, a, b) / eps).clamp(min=1)
     descent = _Descent(frozen, relaxation, eps, options)
-    given = starts(problem.detach(), options.init, paired=marginals.shared is not None)
+    given = starts(problem.detach(), options.init, paired=marginals.shared is not None, free=True)
     state = _stacked([_scaled(frozen, start.plan, relaxation) for start in given])
     last = descent.finished(descent.best(descent.cooled(state, ratio)))
     options.warn_unless(last.converged)

@@ -16,6 +16,10 @@ __all__ = ["STARTS", "Init", "Start", "perturbed_product", "starts"]
 STARTS = ("best", "identity", "product")
 Init = str | ReadablePlan | Tensor
 
+# Points of the smaller cloud of which no centred functions lead to other marginals, where these are free: costs between
+# two points are the same for both.
+FEW = 2
+
 
 @dataclass(frozen=True)
 class Start:
@@ -30,13 +34,14 @@ class Start:
     fixed_cost: bool
 
 
-def starts(objective: GromovObjective, init: Init, *, paired: bool) -> list[Start]:
+def starts(objective: GromovObjective, init: Init, *, paired: bool, free: bool = False) -> list[Start]:
     """The starts that ``init`` of :func:`~otdml.ot.gromov` asks for.
 
     Args:
         objective: The objective, detached.
         init: A name, or a plan.
         paired: Whether the pairing of equal indices is a plan.
+        free: Whether plans have other marginals than the weights.
     """
     if not isinstance(init, str):
         return [Start(_given(init, torch.Size((*objective.a.shape, objective.b.shape[-1]))), fixed_cost=True)]
@@ -46,7 +51,10 @@ def starts(objective: GromovObjective, init: Init, *, paired: bool) -> list[Star
         return pairing
     # Costs between features lead away from independence without a perturbation.
     sizes = (0.5, -0.5) if objective.features is None else (0.0, 0.5, -0.5)
-    return pairing + [Start(perturbed_product(objective, size), fixed_cost=False) for size in sizes]
+    plans = [perturbed_product(objective, size) for size in sizes]
+    if free and min(objective.a.shape[-1], objective.b.shape[-1]) <= FEW:
+        plans += [_skewed_product(objective, size) for size in (0.5, -0.5)]
+    return pairing + [Start(plan, fixed_cost=False) for plan in plans]
 
 
 def _given(init: ReadablePlan | Tensor, shape: torch.Size) -> ReadablePlan:
@@ -76,6 +84,14 @@ def perturbed_product(objective: GromovObjective, size: float) -> FactoredPlan:
     h, k = _costs_to_extreme_point(objective.left, a), _costs_to_extreme_point(objective.right, b)
     columns = torch.stack([b, b * k], -1) / b.sum(-1)[..., None, None]
     return FactoredPlan(torch.stack([a, size * a * h], -1), columns)
+
+
+def _skewed_product(objective: GromovObjective, size: float) -> FactoredPlan:
+    r"""The plan :math:`a_i (1 + t h_i) b_j (1 + t h'_j)` of size t, see :func:`perturbed_product`."""
+    a, b = objective.a, objective.b
+    h, k = _costs_to_extreme_point(objective.left, a), _costs_to_extreme_point(objective.right, b)
+    columns = b * (1 + size * k) / b.sum(-1)[..., None]
+    return FactoredPlan((a * (1 + size * h))[..., None], columns[..., None])
 
 
 def _costs_to_extreme_point(cost: CentredCost, a: Tensor) -> Tensor:

@@ -114,6 +114,15 @@ def test_partial_plan_is_pot_s_or_better():
         assert (columns <= b + 1e-4).all()
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 1), (2, 2)])
+def test_half_of_the_mass_between_two_points_is_one_pair(n, m):
+    """Which distorts nothing. Costs between two points are the same for both, so their weights lead to neither."""
+    x, y = (torch.tensor([[0.0, 0.0], [0.0, length]]) for length in (3.0, 2.0))
+    result = gromov(x[:n], y[:m], mass=0.5, cost_x="sqeuclidean", cost_y="sqeuclidean", eps=0.05)
+    assert float(result.value) < 1e-3
+    assert float(result.plan.max()) > 0.499
+
+
 def test_all_of_the_mass_is_the_constrained_problem():
     x, y, u, v, a, b = problem()
     b = b / b.sum()
