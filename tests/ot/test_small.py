@@ -32,7 +32,8 @@ def test_value_and_derivatives_are_those_of_the_dense_engine(n, m, d, dtype, eps
     assert fast.converged
     assert fast.marginal_error <= tol
     torch.testing.assert_close(fast.value, slow.value, rtol=20 * tol, atol=0)
-    torch.testing.assert_close(fast.plan, slow.plan, rtol=1e-2, atol=5 * tol / min(n, m))
+    # Marginals within the tolerance determine a plan to about that in all, but not each of its entries.
+    assert (fast.plan - slow.plan).abs().sum() <= 5 * tol
     for got, want in zip(torch.autograd.grad(fast.value, (x, y)), torch.autograd.grad(slow.value, (x, y)), strict=True):
         assert (got - want).norm() <= 50 * tol * want.norm()
         assert got.dtype == dtype
