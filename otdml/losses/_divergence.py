@@ -9,11 +9,11 @@ from torch import Tensor
 
 from otdml._checks import has_values
 from otdml._precision import SINGLE_ONLY
-from otdml.ot._problem import Problem, SolverOptions
+from otdml.ot._problem import Problem, SolverOptions, of_equal_mass
 from otdml.ot._result import OTResult
 from otdml.ot._sinkhorn import entropic
 
-__all__ = ["LEAST", "Divergence", "loses_digits"]
+__all__ = ["LEAST", "Divergence", "has_large_mass"]
 
 # Of the root of the divergence over the temperature, the share that errors of marginals may be. The gradient of a
 # divergence near zero is of the size of that root, and the error of each term's gradient of the size of its marginals'.
@@ -33,15 +33,39 @@ class Divergence:
     last: Problem | Tensor
     b: Tensor
 
-    def value(self, options: SolverOptions) -> Tensor:
-        """The divergence, shape (...), each term to a tolerance at which their errors are small beside their sum."""
-        terms = self._solved(options, None)
+    def value(self, options: SolverOptions, before: list[OTResult] | None = None) -> Tensor:
+        """The divergence, shape (...), each term to a tolerance at which their errors are small beside their sum.
+
+        Args:
+            options: When to stop at the latest, and how to compute.
+            before: Solutions to start from.
+        """
+        terms = self._solved(options, before)
         value, finer = self._sum(terms), options.tol
         while finer > LEAST * options.tol and (enough := self._tolerance(value)) < finer:
             finer = max(enough, finer * FINER, LEAST * options.tol)
             terms = self._solved(dataclasses.replace(options, tol=finer), terms)
             value = self._sum(terms)
-        return value
+        return self._double().value(options, terms) if self._loses_digits(value, terms, options.tol) else value
+
+    def _double(self) -> "Divergence":
+        """The same in double precision, in which masses that were equal up to rounding are equal."""
+        between, first, last = self.between.double(), self.first.double(), self.last.double()
+        assert isinstance(last, Problem)
+        b = of_equal_mass(first.a, last.a) if between.balanced else last.a
+        return Divergence(between, first, dataclasses.replace(last, a=b, b=b), b)
+
+    @torch.no_grad()
+    def _loses_digits(self, value: Tensor, terms: list[OTResult], tol: float) -> bool:
+        """Whether the terms, whose inputs are rounded, are known to less than their sum is asked for.
+
+        They are next to equal where measures are. A last term that was given is rounded already.
+        """
+        dtype = self.between.a.dtype
+        if dtype == torch.float64 or isinstance(self.last, Tensor) or value.device.type in SINGLE_ONLY:
+            return False
+        size = torch.stack([term.precise_value.abs() for term in terms]).sum(0)
+        return bool((torch.finfo(dtype).eps * size > tol * value.abs()).any())
 
     def _solved(self, options: SolverOptions, before: list[OTResult] | None) -> list[OTResult]:
         """The terms that are problems, from their solutions to a larger tolerance if there are any."""
@@ -78,8 +102,8 @@ class Divergence:
         return SHARPNESS * float((value / (self.between.eps * mass)).clamp(min=0).sqrt().min())
 
 
-def loses_digits(x: Tensor, a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether the mass of some weights is too large for single precision."""
+def has_large_mass(x: Tensor, a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether inputs are to be double before anything: gradients of terms so large lose digits where they are added."""
     if x.dtype == torch.float64 or x.device.type in SINGLE_ONLY:
         return False
     given = [w for w in (a, b) if w is not None and w.numel() and has_values(w)]

@@ -19,7 +19,7 @@ from otdml._checks import (
 from otdml._precision import full_precision
 from otdml._transforms import transformable
 from otdml.costs import Cost, check_cost
-from otdml.losses._divergence import LEAST, Divergence, loses_digits
+from otdml.losses._divergence import LEAST, Divergence, has_large_mass
 from otdml.losses._kept import Kept
 from otdml.measures import broadcast_matrix, broadcast_measures, expand, weighted, weights
 from otdml.ot._gromov.centred_cost import check_symmetric
@@ -132,7 +132,8 @@ def sinkhorn_divergence(
         rho: Marginal penalty, a number, a pair, or None for hard constraints (then masses must agree). With a pair
             of different penalties the divergence is zero on equal measures, but nothing is proved of its sign.
         tol: L1 error of the marginals, relative to the mass, at which to stop. The terms of measures that are nearly
-            equal are solved to less, down to a thousandth of it, so that their errors stay small beside their sum.
+            equal are solved to less, down to a thousandth of it, so that their errors stay small beside their sum; and
+            in double precision where those of single precision are rounded by more than ``tol`` of the sum.
         max_iter: Most iterations of each term.
         backend: "auto", or an engine by name.
         second: The value of :func:`sinkhorn_self_term` of (y, b) with the same options, if it is known: it saves a
@@ -154,7 +155,7 @@ def sinkhorn_divergence(
     if second is not None:
         _check_second(second, eps, x.shape[:-2])
     dtype = x.dtype
-    if isinstance(cost, str) and loses_digits(x, a, b):
+    if isinstance(cost, str) and has_large_mass(x, a, b):
         x, y = x.double(), y.double()
         a, b = (w if w is None else w.double() for w in (a, b))
     options = SolverOptions(tol, max_iter, backend)
@@ -229,7 +230,7 @@ def sinkhorn_divergence_matrix(
         check_symmetric(name, cost)
     batch, dtype = check_batches(C=C.shape[:-2], C_x=C_x.shape[:-2], C_y=C_y.shape[:-2]), C.dtype
     C, C_x, C_y, a, b = (expand(t, batch, own) for t, own in ((C, 2), (C_x, 2), (C_y, 2), (a, 1), (b, 1)))
-    if loses_digits(C, a, b):
+    if has_large_mass(C, a, b):
         C, C_x, C_y, a, b = (t.double() for t in (C, C_x, C_y, a, b))
     between = Problem.of_matrix(C, a, b, eps=given_temperature(eps), rho=rho)
     a, b = (a, b) if between.idle else (between.a, between.b)

@@ -27,12 +27,12 @@ def is_small(result) -> bool:
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 7, 3), (40, 30, 5), (128, 256, 2), (200, 200, 64)])
 def test_value_and_derivatives_are_those_of_the_dense_engine(n, m, d, dtype, eps):
     x, y = clouds(n, m, d, dtype=dtype)
-    tol = 1e-6 if dtype == torch.float64 else 1e-4
+    tol = 1e-6 if dtype == torch.float64 else 3e-5
     fast, slow = (sinkhorn(x, y, eps=eps, tol=tol, backend=backend) for backend in ("auto", "dense"))
     assert fast.converged
     assert fast.marginal_error <= tol
     torch.testing.assert_close(fast.value, slow.value, rtol=20 * tol, atol=0)
-    # Marginals within the tolerance determine a plan to about that in all, but not each of its entries.
+    torch.testing.assert_close(fast.plan, slow.plan, rtol=1e-2, atol=5 * tol / min(n, m))
     assert (fast.plan - slow.plan).abs().sum() <= 5 * tol
     for got, want in zip(torch.autograd.grad(fast.value, (x, y)), torch.autograd.grad(slow.value, (x, y)), strict=True):
         assert (got - want).norm() <= 50 * tol * want.norm()
