@@ -27,6 +27,14 @@ from otdml.ot._sinkhorn import entropic
 
 __all__ = ["Linearised", "Partial", "Relaxation", "State", "Unbalanced", "check_alone", "check_penalties"]
 
+# Logarithms of the factors by which a plan's mass falls or grows at most in a step, and by which that of a solution
+# differs from it at most for the solution to be read.
+PACE, READABLE = 7.0, 30.0
+
+# Logarithm of the least mass that is followed, relative to that of the weights. Costs of features are divided by the
+# mass: it stops in a range where so many digits are left beside them.
+LEAST, LEAST_FUSED, DIGITS = -40.0, (-14.0, -2.0), 1e-6
+
 
 @dataclass(frozen=True)
 class State:
@@ -52,12 +60,15 @@ class Linearised:
         reading: What the objective reads of its plan.
         costs: The plan's costs, without constants that all plans share, shape (...).
         g: The column potential, of a partial problem with that of the added point.
+        itself: The solution, where those of some batch elements have no mass in the range of numbers, and the one above
+            has multiples of them.
     """
 
     transport: OTResult
     reading: Reading
     costs: Tensor
     g: Tensor
+    itself: "Linearised | None" = None
 
 
 class Relaxation(ABC):
@@ -80,7 +91,7 @@ class Relaxation(ABC):
         """The solution of the problem that is linearised at a state."""
 
     @abstractmethod
-    def following(self, found: Linearised, eps: Tensor, state: State) -> State:
+    def following(self, objective: RelaxedObjective, found: Linearised, eps: Tensor, state: State) -> State:
         """The state at which the next problem is linearised, if the step is a full one."""
 
     @abstractmethod
@@ -123,7 +134,7 @@ class Partial(Relaxation):
         reading = objective.read(transport, state.constant.shape)
         return Linearised(transport, reading, _costs(objective, state, transport, reading), found.g)
 
-    def following(self, found: Linearised, eps: Tensor, state: State) -> State:
+    def following(self, objective: RelaxedObjective, found: Linearised, eps: Tensor, state: State) -> State:
         # The mass is met to a tolerance.
         factor = self.moved / found.reading.mass
         return State(found.reading.scaled(factor), torch.zeros_like(factor), found.g)
@@ -169,6 +180,18 @@ class Unbalanced(Relaxation):
         return state.reading.mass
 
     def solved(self, objective: RelaxedObjective, state: State, eps: Tensor, options: SolverOptions) -> Linearised:
+        found, mass = self._solved(objective, state, eps, options), state.reading.mass
+        excess = self._log_mass(objective, found) - mass.log()
+        excess = torch.where(excess.abs() > READABLE, excess, 0.0)
+        if not bool(excess.any()):
+            return found
+        # A constant that is added to all costs multiplies the solution.
+        constant = state.constant + mass * self._unit(eps) * excess
+        start = found.g + self.rho[1] * excess[..., None]
+        readable = self._solved(objective, dataclasses.replace(state, constant=constant, g=start), eps, options)
+        return dataclasses.replace(readable, itself=found)
+
+    def _solved(self, objective: RelaxedObjective, state: State, eps: Tensor, options: SolverOptions) -> Linearised:
         gradient, mass = objective.gradient(state.reading), state.reading.mass
         # Divided by the mass of the plan that is held fixed, the problem has the given penalties and temperature.
         u, v = (t / mass[..., None] for t in (gradient.u, gradient.v) if t is not None)
@@ -179,12 +202,33 @@ class Unbalanced(Relaxation):
         costs = (_costs(objective, state, transport, reading) + state.constant * reading.mass) / mass
         return Linearised(transport, reading, costs, transport.g)
 
-    def following(self, found: Linearised, eps: Tensor, state: State) -> State:
+    def following(self, objective: RelaxedObjective, found: Linearised, eps: Tensor, state: State) -> State:
         # The objective depends only on the product of the two plans, so both get the geometric mean of their masses.
-        mass = found.reading.mass
-        factor = (state.reading.mass / mass).sqrt()
-        constant = factor * (mass * factor.log() * (sum(self.rho) + eps) - found.costs)
-        return State(found.reading.scaled(factor), constant, found.g)
+        mass, before, centred = found.reading.mass, state.reading.mass.log(), objective.centred
+        own = read = mass.log()
+        if found.itself is not None:
+            own = self._log_mass(objective, found.itself)
+            own = torch.where((own - read).abs() > READABLE / 2, own, read)
+        least = self._least(objective, eps) + self.mass(centred.a, centred.b).log()
+        mean = (0.5 * (before + own)).clamp(before - PACE, before + PACE).maximum(least)
+        constant = (mean - read).exp() * (mass * (mean - read) * self._unit(eps) - found.costs)
+        return State(found.reading.scaled((mean - read).exp()), constant, found.g)
+
+    def _unit(self, eps: Tensor) -> Tensor:
+        """The constant that divides the solution by e where it is added to all costs."""
+        return sum(self.rho) + eps
+
+    def _least(self, objective: RelaxedObjective, eps: Tensor) -> Tensor:
+        """The logarithm of the least mass that is followed, of that of the weights."""
+        features = objective.centred.features
+        if features is None:
+            return torch.full_like(eps, LEAST)
+        size = torch.maximum(features.u.abs().amax(-1), features.v.abs().amax(-1)) / eps
+        return (size * (torch.finfo(eps.dtype).eps / DIGITS)).log().clamp(*LEAST_FUSED)
+
+    def _log_mass(self, objective: RelaxedObjective, found: Linearised) -> Tensor:
+        """The logarithm of the mass of a solution, which is a function of its potential."""
+        return (objective.centred.a.log() - found.transport.f / self.rho[0]).logsumexp(-1)
 
     def penalties(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
         mass, a, b = found.reading.mass, objective.centred.a, objective.centred.b

@@ -72,7 +72,7 @@ class _Descent:
         self.n_iter += 1
         options = SolverOptions(tol, backend=self.options.backend, rounding=max(tol, self.options.tol) / 2)
         found = self.relaxation.solved(self.objective, state, eps.expand(state.constant.shape), options)
-        return found, self.relaxation.following(found, eps, state)
+        return found, self.relaxation.following(self.objective, found, eps, state)
 
     def cooled(self, state: State, ratio: Tensor) -> State:
         """The state at the last temperature."""
@@ -97,6 +97,7 @@ class _Descent:
         """The last step, after which the costs stay the same or no step is left."""
         most = max(1, self.options.max_iter - self.n_iter)
         found, _, converged = self.followed(state, self.options.tol, most, self.options.tol)
+        found = found.itself or found
         return _Last(found, converged & found.transport.converged, self.n_iter)
 
     def followed(self, state: State, tol: float, most: int, inner: float) -> tuple[Linearised, State, Tensor]:
@@ -114,10 +115,13 @@ class _Descent:
             if last is not None:
                 back = (change.projection * last.projection).sum((-2, -1)) < 0
                 share = torch.where(back, 0.5 * share, (1 + EXTRAPOLATION) * share).clamp(LEAST, 1 + EXTRAPOLATION)
+            # Beyond a fall by half there may be no mass.
+            fell = new.reading.mass < 0.5 * state.reading.mass
+            share = torch.where(fell, share.clamp(max=1), share)
             moved = state.reading.each(torch.add, change.scaled(share))
             state = State(moved, torch.lerp(state.constant, new.constant, share), new.g)
             # An error of the marginals changes the costs by the same share of their size.
-            needed = tol / float((size / self.eps).max()) if size.numel() else inner
+            needed = tol / max(float((size / self.eps).max()), 1.0) if size.numel() else inner
             resolved = rounding_of_marginals(size / self.eps)
             last, inner = change, max(inner / 2, min(inner, tol / 10, 0.1 * needed), resolved)
         raise AssertionError

@@ -2,7 +2,8 @@
 
 The objective has squares of costs, which are fourth powers of coordinates under squared distances: in single precision
 they vanish for coordinates of 1e-10, and overflow for 1e10. Such problems are solved in double precision, and read in
-the dtype of their inputs.
+the dtype of their inputs; so are those whose masses, exponentials of products of costs over a penalty or a temperature,
+would be lost in rounding.
 """
 
 import math
@@ -23,6 +24,9 @@ __all__ = ["Scale", "size_of_matrix", "size_within", "vanishing_squares"]
 # Costs, and products of costs, keep all digits where their exponents are within this share of the dtype's.
 SHARE = 1 / 3
 
+# Logarithm, base two, of products of costs over the temperature of which single precision keeps thousandths.
+SHARP = 13
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -33,12 +37,15 @@ class Scale:
         names: What the clouds, or their matrices, are called.
         sizes: Logarithms of the costs, base two, shape (...) each; minus infinity where all are zero.
         mass: The logarithm of the mass, shape (...).
+        sharpest: The least of temperature and penalties where marginals are penalised, zero where features are compared
+            as well, whose costs are divided by the mass of the plan; else None.
     """
 
     given: torch.dtype
     names: tuple[str, str]
     sizes: tuple[Tensor, Tensor]
     mass: Tensor
+    sharpest: float | None = None
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -46,7 +53,10 @@ class Scale:
         if self.given == torch.float64 or self.mass.device.type in SINGLE_ONLY:
             return self.given
         found, limit = self._products(), SHARE * math.log2(torch.finfo(self.given).max)
-        return torch.float64 if bool((found.isfinite() & (found.abs() > limit)).any()) else self.given
+        lost = found.isfinite() & (found.abs() > limit)
+        if self.sharpest is not None:
+            lost = lost | (2 * torch.maximum(*self.sizes) >= SHARP + found.new_tensor(self.sharpest).log2())
+        return torch.float64 if bool(lost.any()) else self.given
 
     def _products(self) -> Tensor:
         """Logarithms of both costs and of their product, times the mass."""

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -108,9 +109,10 @@ def gromov(
         init: The plan to start from: "identity" (equal indices are paired; for clouds of equal size and weights),
             "product" (independence, cooled down to ``eps`` in steps, and perturbed to pair points whose costs to the
             extreme point of their cloud are alike, or those whose costs differ most, whichever ends better:
-            independence itself is a stationary point for centred clouds under ``cosine`` and ``inner``), "best" (all
-            of these, and the best result for each batch element), an :class:`OTResult`, or a plan of shape (..., n, m).
-            Clouds that cannot be paired start from the product.
+            independence itself is a stationary point for centred clouds under ``cosine`` and ``inner``), "best" (all of
+            these, and the best result for each batch element; with free marginals and at most 64 pairs of points also
+            plans near each pair, as the marginals have optima of their own), an :class:`OTResult`, or a plan of shape
+            (..., n, m). Clouds that cannot be paired start from the product.
         backend: "auto", "dense" or "streamed", as in :func:`sinkhorn`.
 
     Returns:
@@ -138,7 +140,8 @@ def gromov(
     marginals = _marginals(x, y, a, b, equal=rho is None and mass is None)
     share = _share(alpha, fused=u is not None)
     features = None if u is None or v is None else (_first_order(u), _first_order(v))
-    within, scale = _within(_Cloud("cost_x", x, cost_x), _Cloud("cost_y", y, cost_y), marginals)
+    sharpest = _sharpest(eps, rho, fused=features is not None)
+    within, scale = _within(_Cloud("cost_x", x, cost_x), _Cloud("cost_y", y, cost_y), marginals, sharpest)
     between = None if features is None else between_features(*features, cost_features, 1 - share, scale.dtype)
     marginals = marginals.to(scale.dtype)
     return _solved(_Fused(within, between, share), marginals, _relaxation(rho, mass, marginals), options, scale)
@@ -197,7 +200,8 @@ def gromov_matrix(
     C_x, C_y = _first_order(C_x), _first_order(C_y)
     marginals = _marginals(C_x, C_y, a, b, equal=rho is None and mass is None)
     sizes = size_of_matrix(C_x), size_of_matrix(C_y)
-    scale = Scale(C_x.dtype, ("C_x", "C_y"), sizes, marginals.a.detach().sum(-1).log2())
+    sharpest = _sharpest(eps, rho, fused=features is not None)
+    scale = Scale(C_x.dtype, ("C_x", "C_y"), sizes, marginals.a.detach().sum(-1).log2(), sharpest)
     marginals = marginals.to(scale.dtype)
     left, right = (centred_matrix(C.to(scale.dtype), w.detach()) for C, w in ((C_x, marginals.a), (C_y, marginals.b)))
     share = _share(alpha, fused=features is not None)
@@ -238,7 +242,7 @@ class _Cloud:
         return centred(self.argument, self.points, weights.detach(), self.cost)
 
 
-def _within(first: _Cloud, second: _Cloud, marginals: Marginals) -> tuple[Pair, Scale]:
+def _within(first: _Cloud, second: _Cloud, marginals: Marginals, sharpest: float | None) -> tuple[Pair, Scale]:
     """The costs within the two clouds, in the precision that their products need."""
 
     def costs(marginals: Marginals) -> Pair:
@@ -246,7 +250,7 @@ def _within(first: _Cloud, second: _Cloud, marginals: Marginals) -> tuple[Pair, 
 
     found, given = costs(marginals), first.points.dtype
     left, right = (size_within(c.points, c.cost, cost) for c, cost in zip((first, second), found, strict=True))
-    scale = Scale(given, ("x", "y"), (left, right), marginals.a.detach().sum(-1).log2())
+    scale = Scale(given, ("x", "y"), (left, right), marginals.a.detach().sum(-1).log2(), sharpest)
     return found if scale.dtype == given else costs(marginals.to(scale.dtype)), scale
 
 
@@ -290,6 +294,18 @@ def _relaxation(rho: float | tuple[float, float] | None, mass: Mass | None, marg
     if mass is not None:
         return Partial(_first_order(check_mass(mass, marginals.a, marginals.b)))
     return rho if rho is None else Unbalanced(check_penalties(rho))
+
+
+def _sharpest(eps: float | Tensor | None, rho: float | tuple[float, float] | None, *, fused: bool) -> float | None:
+    """The least of temperature and penalties, see :class:`Scale`."""
+    if rho is None:
+        return None
+    numbers = [*check_penalties(rho)]
+    if isinstance(eps, Tensor) and eps.numel():
+        numbers.append(float(eps.detach().min()))
+    elif isinstance(eps, Real):
+        numbers.append(float(eps))
+    return 0.0 if fused else min(numbers)
 
 
 def _shared_weights(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor | None:

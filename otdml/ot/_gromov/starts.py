@@ -16,9 +16,8 @@ __all__ = ["STARTS", "Init", "Start", "perturbed_product", "starts"]
 STARTS = ("best", "identity", "product")
 Init = str | ReadablePlan | Tensor
 
-# Points of the smaller cloud of which no centred functions lead to other marginals, where these are free: costs between
-# two points are the same for both.
-FEW = 2
+# Pairs of points up to which descents with free marginals start near each of them, and how near.
+FEW, NEARNESS = 64, 0.9
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ def starts(objective: GromovObjective, init: Init, *, paired: bool, free: bool =
     # Costs between features lead away from independence without a perturbation.
     sizes = (0.5, -0.5) if objective.features is None else (0.0, 0.5, -0.5)
     plans = [perturbed_product(objective, size) for size in sizes]
-    if free and min(objective.a.shape[-1], objective.b.shape[-1]) <= FEW:
-        plans += [_skewed_product(objective, size) for size in (0.5, -0.5)]
+    if free and init == "best" and objective.a.shape[-1] * objective.b.shape[-1] <= FEW:
+        plans += _near_pairs(objective)
     return pairing + [Start(plan, fixed_cost=False) for plan in plans]
 
 
@@ -86,18 +85,28 @@ def perturbed_product(objective: GromovObjective, size: float) -> FactoredPlan:
     return FactoredPlan(torch.stack([a, size * a * h], -1), columns)
 
 
-def _skewed_product(objective: GromovObjective, size: float) -> FactoredPlan:
-    r"""The plan :math:`a_i (1 + t h_i) b_j (1 + t h'_j)` of size t, see :func:`perturbed_product`."""
-    a, b = objective.a, objective.b
-    h, k = _costs_to_extreme_point(objective.left, a), _costs_to_extreme_point(objective.right, b)
-    columns = b * (1 + size * k) / b.sum(-1)[..., None]
-    return FactoredPlan((a * (1 + size * h))[..., None], columns[..., None])
+def _near_pairs(objective: GromovObjective) -> list[FactoredPlan]:
+    r"""For each pair of points k and l the plan :math:`a_i (1 + t h_{ki}) b_j (1 + t h'_{lj})`, with a t near one.
+
+    Which parts of the clouds have mass is decided early where marginals are free, and other parts are other optima.
+    """
+    sides = []
+    for cost, w in (objective.left, objective.a), (objective.right, objective.b):
+        own = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device).expand(*w.shape, -1)
+        h = cost.times(own)
+        h = _scaled(h * h.diagonal(dim1=-2, dim2=-1)[..., None, :].sign(), -2)
+        sides.append((w / w.sum(-1, keepdim=True))[..., None] * (1 + NEARNESS * h))
+    rows, columns = (side.split(1, -1) for side in sides)
+    return [FactoredPlan(row, column) for row in rows for column in columns]
 
 
 def _costs_to_extreme_point(cost: CentredCost, a: Tensor) -> Tensor:
     """The centred costs to the point whose costs are the largest, scaled to at most one, shape (..., n)."""
     extreme = cost.energies(a).where(a > 0, -1.0).argmax(-1, keepdim=True)
     h = cost.times(torch.zeros_like(a).scatter(-1, extreme, 1.0)[..., None])[..., 0]
-    h = h * h.gather(-1, extreme).sign()
-    top = h.abs().amax(-1, keepdim=True)
+    return _scaled(h * h.gather(-1, extreme).sign(), -1)
+
+
+def _scaled(h: Tensor, dim: int) -> Tensor:
+    top = h.abs().amax(dim, keepdim=True)
     return h / torch.where(top > 0, top, torch.ones_like(top))
