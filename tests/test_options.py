@@ -127,6 +127,7 @@ GOOD: dict[str, Any] = {
     **{"channels": 3, "size": 8, "resize": 256, "count": 2, "shape": 3, "vocabulary": 3, "rows": 2, "n_train": 4},
     **{"max_iter": 20, "restarts": 1, "steps": 2, "draws": 2, "seed": 3, "generator": seeded, "values": 2, "bins": 2},
     "ClassBalancedBatchSampler rank": 1,
+    "Objective weight": 0.0,
     "EfficientNetLite width": 1.0,
     "ks": (1, 2),
     "batch": 2,

@@ -6,8 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from otdml._checks import check_generator, check_integer
-from otdml.disentanglement.factors import FactorSet
+from otdml._checks import check_integer
+from otdml.disentanglement.factors import FactorSet, random_factors
 
 __all__ = ["SCENES", "SCENE_FACTORS", "scenes"]
 
@@ -43,8 +43,7 @@ def scenes(
     """
     n, size = check_integer("n", n), check_integer("size", size)
     supersampling = check_integer("supersampling", supersampling)
-    check_generator(generator)
-    factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in SCENE_FACTORS.values()], 1)
+    factors = random_factors(SCENE_FACTORS, n, generator)
     floor, wall, thing, scale, shape, orientation = factors.unbind(1)
     # A picture is linear in its three colours, so that shading is computed once for all colours.
     shades = _shades(size, supersampling, torch.get_default_dtype())[scale, shape, orientation]

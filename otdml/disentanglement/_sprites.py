@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
-from otdml._checks import check_generator, check_integer, check_pixels, check_positive
-from otdml.disentanglement.factors import FactorSet
+from otdml._checks import check_integer, check_pixels, check_positive, device_of_draws
+from otdml.disentanglement.factors import FactorSet, random_factors
 
 __all__ = ["FACTORS", "SPRITES", "load_dsprites", "sprites"]
 
@@ -47,8 +47,7 @@ def sprites(
     n, size = check_integer("n", n), check_integer("size", size)
     supersampling = check_integer("supersampling", supersampling)
     radius = check_positive("radius", radius)
-    check_generator(generator)
-    factors = torch.stack([torch.randint(k, (n,), generator=generator) for k in FACTORS.values()], 1)
+    factors = random_factors(FACTORS, n, generator)
     return torch.cat([_draw(part, size, supersampling, radius) for part in factors.split(512)]), factors
 
 
@@ -83,14 +82,14 @@ def load_dsprites(path: str | Path, n: int, *, generator: torch.Generator | None
         ValueError: If it is damaged or holds something else, or fewer images.
     """
     n = check_integer("n", n)
-    check_generator(generator)
+    device = device_of_draws(generator)
     images, classes = _archived(path)
     if images.ndim != 3 or classes.shape != (len(images), 1 + len(FACTORS)) or images.dtype != np.uint8:
         got = f"{images.dtype} of shape {images.shape} and classes of shape {classes.shape}"
         raise argument_error("path", f"hold bytes of shape (n, h, w), and {1 + len(FACTORS)} classes of each", got)
     if n > len(images):
         raise argument_error("n", f"be at most {len(images)}, the number of images", n)
-    chosen = torch.randperm(len(images), generator=generator)[:n].numpy()
+    chosen = torch.randperm(len(images), generator=generator, device=device)[:n].cpu().numpy()
     # The first latent is the colour, of which there is one.
     pictures = check_pixels("path", torch.from_numpy(images[chosen])[:, None].float())
     return pictures, torch.from_numpy(classes[chosen, 1:]).long()

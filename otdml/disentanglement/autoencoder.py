@@ -151,7 +151,7 @@ class Objective:
             none by itself; the encoder has no noise then. Its force between close codes does not vanish, as that of
             a smooth kernel does, so that codes do not stay where they have collapsed.
         regularizer: R, a loss of a map: of points (n, d) and their images (n, e).
-        weight: :math:`\lambda`.
+        weight: :math:`\lambda`, to be given with a regularizer.
         place: Which map: the ``"decoder"``, from codes to pictures, or the ``"encoder"``, from pictures to means
             :cite:p:`uscidda:24`, or the ``"posterior"``, from pictures to codes that are drawn from it.
         reconstruction: Without it no picture is decoded, and the first term is left out.
@@ -163,14 +163,14 @@ class Objective:
     blurs that). Of factors of equal variance it finds no axes. The marginals of a total correlation do.
 
     Raises:
-        ValueError: The objective would not reach the network: a regularised decoder that is not there, or a posterior
-            without noise.
+        ValueError: The objective would not reach the network: a regularised decoder that is not there, a posterior
+            without noise, a regularizer without a weight, or a weight without a regularizer.
     """
 
     beta: float = 1.0
     prior: str = "kl"
     regularizer: nn.Module | None = None
-    weight: float = 0.0
+    weight: float | None = None
     place: str = "decoder"
     reconstruction: bool = True
 
@@ -179,7 +179,13 @@ class Objective:
         check_choice("place", self.place, PLACES)
         check_fields(self, regularizer=check_optional_function)
         check_boolean("reconstruction", self.reconstruction)
-        check_fields(self, beta=check_nonnegative, weight=check_nonnegative)
+        check_fields(self, beta=check_nonnegative)
+        if self.weight is not None:
+            check_fields(self, weight=check_nonnegative)
+        if self.regularizer is not None and self.weight is None:
+            raise argument_error("weight", "be given with a `regularizer`", self.weight)
+        if self.regularizer is None and self.weight:
+            raise argument_error("weight", "be None or zero without a `regularizer`", self.weight)
         if self.regularizer is not None and self.place == "decoder" and not self.reconstruction:
             raise argument_error("place", "be 'encoder' or 'posterior' where nothing is decoded", self.place)
         if self.regularizer is not None and self.place == "posterior" and not self.noisy:
@@ -201,7 +207,7 @@ class Objective:
             error = nn.functional.binary_cross_entropy_with_logits(logits, images, reduction="sum")
             loss = loss + error / len(images)
             maps["decoder"] = (codes, logits.sigmoid())
-        if self.regularizer is not None:
+        if self.regularizer is not None and self.weight is not None:
             points, mapped = maps[self.place]
             loss = loss + self.weight * self.regularizer(points.flatten(1), mapped.flatten(1))
         return loss

@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from otdml._arguments import argument_error
-from otdml._checks import check_integer, check_integers
+from otdml._checks import check_integer, check_integers, device_of_draws
 
-__all__ = ["FactorSet", "coarse"]
+__all__ = ["FactorSet", "coarse", "random_factors"]
+
+
+def random_factors(values: Mapping[str, int], n: int, generator: torch.Generator | None) -> Tensor:
+    """Independent uniform indices of values of each factor, shape (n, factors), on the default device."""
+    device = device_of_draws(generator)
+    drawn = [torch.randint(k, (n,), generator=generator, device=device) for k in values.values()]
+    return torch.stack(drawn, 1).to(torch.empty(0).device)
 
 
 @dataclass(frozen=True)

@@ -215,9 +215,13 @@ def test_regularizer_keeps_geometry_where_it_is_asked_to(images, place, asked):
 
 def test_a_decoder_that_is_not_there_cannot_be_regularised():
     with pytest.raises(ValueError, match="`place` must be 'encoder' or 'posterior' where nothing is decoded"):
-        Objective(regularizer=Distortion(), reconstruction=False)
+        Objective(regularizer=Distortion(), weight=1.0, reconstruction=False)
     with pytest.raises(ValueError, match="`place` must be 'encoder' where the prior is 'energy', got posterior"):
-        Objective(prior="energy", regularizer=Distortion(), place="posterior")
+        Objective(prior="energy", regularizer=Distortion(), weight=1.0, place="posterior")
+    with pytest.raises(ValueError, match="`weight` must be given with a `regularizer`, got None"):
+        Objective(regularizer=Distortion())
+    with pytest.raises(ValueError, match="`weight` must be None or zero without a `regularizer`, got 3"):
+        Objective(weight=3.0)
     with pytest.raises(ValueError, match="`prior` must be one of"):
         Objective(prior="uniform")
 
