@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from otdml._checks import argument_error
 from otdml.ot._gromov.convergence import cooling_steps, is_small, rounding_of_marginals
 from otdml.ot._gromov.objective import GromovObjective, picked
 from otdml.ot._gromov.options import GromovOptions, Marginals
@@ -129,6 +130,8 @@ class _Descent:
 
 def _scaled(objective: RelaxedObjective, plan: ReadablePlan, relaxation: Relaxation) -> Reading:
     reading = objective.read(plan).each(torch.Tensor.detach)
+    if not bool((reading.mass > 0).all()):
+        raise argument_error("init", "be a plan with mass", "none")
     return reading.scaled(relaxation.mass(objective.centred.a, objective.centred.b) / reading.mass)
 
 

@@ -280,6 +280,8 @@ def test_errors_name_the_argument():
         gromov(x, y, a, b, mass=1.1)
     with pytest.raises(ValueError, match="`rho` must be a positive number or a pair of them"):
         gromov(x, y, a, b, rho=(1.0, None))
+    with pytest.raises(ValueError, match="`init` must be a plan with mass, got none"):
+        gromov(x, y, a, b, rho=1.0, init=torch.zeros(8, 6, dtype=torch.float64))
     with pytest.raises(ValueError, match="`rho` must be None, and `mass` too, for a gap"):
         _ = gromov(x[:6], y, b, b, rho=1.0).gap
     with pytest.raises(ValueError, match="`b` must have the mass of `a`"):
