@@ -17,7 +17,11 @@ STARTS = ("best", "identity", "product")
 Init = str | ReadablePlan | Tensor
 
 # Pairs of points up to which descents with free marginals start near each of them, and how near.
-FEW, NEARNESS = 64, 0.9
+PAIRS, NEARNESS = 64, 0.9
+
+# Points of the smaller cloud of which no centred functions lead to other marginals, where these are free: costs between
+# two points are the same for both.
+FEW = 2
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,11 @@ def starts(objective: GromovObjective, init: Init, *, paired: bool, free: bool =
     # Costs between features lead away from independence without a perturbation.
     sizes = (0.5, -0.5) if objective.features is None else (0.0, 0.5, -0.5)
     plans = [perturbed_product(objective, size) for size in sizes]
-    if free and init == "best" and objective.a.shape[-1] * objective.b.shape[-1] <= FEW:
+    sides = objective.a.shape[-1], objective.b.shape[-1]
+    if free and init == "best" and sides[0] * sides[1] <= PAIRS:
         plans += _near_pairs(objective)
+    elif free and min(sides) <= FEW:
+        plans += [_skewed_product(objective, size) for size in (0.5, -0.5)]
     return pairing + [Start(plan, fixed_cost=False) for plan in plans]
 
 
@@ -83,6 +90,14 @@ def perturbed_product(objective: GromovObjective, size: float) -> FactoredPlan:
     h, k = _costs_to_extreme_point(objective.left, a), _costs_to_extreme_point(objective.right, b)
     columns = torch.stack([b, b * k], -1) / b.sum(-1)[..., None, None]
     return FactoredPlan(torch.stack([a, size * a * h], -1), columns)
+
+
+def _skewed_product(objective: GromovObjective, size: float) -> FactoredPlan:
+    r"""The plan :math:`a_i (1 + t h_i) b_j (1 + t h'_j)` of size t, see :func:`perturbed_product`."""
+    a, b = objective.a, objective.b
+    h, k = _costs_to_extreme_point(objective.left, a), _costs_to_extreme_point(objective.right, b)
+    columns = b * (1 + size * k) / b.sum(-1)[..., None]
+    return FactoredPlan((a * (1 + size * h))[..., None], columns[..., None])
 
 
 def _near_pairs(objective: GromovObjective) -> list[FactoredPlan]:

@@ -114,11 +114,12 @@ def test_partial_plan_is_pot_s_or_better():
         assert (columns <= b + 1e-4).all()
 
 
+@pytest.mark.parametrize("init", ["best", "product"])
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 1), (2, 2)])
-def test_half_of_the_mass_between_two_points_is_one_pair(n, m):
+def test_half_of_the_mass_between_two_points_is_one_pair(n, m, init):
     """Which distorts nothing. Costs between two points are the same for both, so their weights lead to neither."""
     x, y = (torch.tensor([[0.0, 0.0], [0.0, length]]) for length in (3.0, 2.0))
-    result = gromov(x[:n], y[:m], mass=0.5, cost_x="sqeuclidean", cost_y="sqeuclidean", eps=0.05)
+    result = gromov(x[:n], y[:m], mass=0.5, cost_x="sqeuclidean", cost_y="sqeuclidean", eps=0.05, init=init)
     assert float(result.value) < 1e-3
     assert float(result.plan.max()) > 0.499
 
@@ -134,6 +135,14 @@ def test_partial_problems_of_few_points_are_solved_as_well_as_from_random_plans(
             other = gromov(x, y, mass=mass, init=mass * plan / plan.sum(), eps=float(found.eps))
             objectives.append(float(other.value + other.eps * other.divergence))
         assert float(found.value + found.eps * found.divergence) < 1.01 * min(objectives) + 1e-3, (n, m, mass)
+
+
+def test_two_points_beside_many_start_from_other_marginals_too():
+    """From plans whose marginals are those of the weights alone it ends at 2.83."""
+    generator = torch.Generator().manual_seed(240)
+    x, y = (2 * torch.randn(n, d, generator=generator, dtype=torch.float64) for n, d in ((2, 2), (40, 2)))
+    result = gromov(x, y, mass=0.5)
+    assert float(result.value + result.eps * result.divergence) < 2.75
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
