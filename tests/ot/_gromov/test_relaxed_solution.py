@@ -188,6 +188,17 @@ def test_nothing_is_transported_between_features_that_are_far_apart(n, m, dtype)
     torch.testing.assert_close(found.value[0], alone.value, rtol=1e-3, atol=0)
 
 
+def test_where_nothing_is_transported_the_gradient_in_the_weights_is_that_of_penalties_and_entropy():
+    """Of rho m^2 / 2 for each side, of mass m, and of eps (m m')^2 / 2."""
+    x, y, u, v, a, b = problem(3, 4)
+    a, b = a.requires_grad_(), b.requires_grad_()
+    result = gromov(x, y, a, b, features=(u, v + 30), rho=(0.5, 2.0), eps=0.3)
+    assert float(result.plan.sum()) < 1e-6
+    da, db = torch.autograd.grad(result.value, (a, b))
+    torch.testing.assert_close(da, torch.full_like(a, 0.5 * 1.0 + 0.3 * 1.2**2))
+    torch.testing.assert_close(db, torch.full_like(b, 2.0 * 1.2 + 0.3 * 1.2))
+
+
 def test_all_of_the_mass_is_the_constrained_problem():
     x, y, u, v, a, b = problem()
     b = b / b.sum()
