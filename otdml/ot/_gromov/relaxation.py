@@ -8,6 +8,7 @@ from the weights: an unbalanced transport problem. A *partial* one bounds margin
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,6 +102,10 @@ class Relaxation(ABC):
     @abstractmethod
     def duals(self, objective: RelaxedObjective, found: Linearised, eps: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of objective, penalties and entropy in the two weights."""
+
+    def giving_up(self, objective: RelaxedObjective, state: State, energy: Tensor, eps: Tensor) -> State:
+        """The state, with next to no mass where the objective of no plan at all is below ``energy``, shape (...)."""
+        return state
 
     def differentiated(self, value: Tensor, found: Linearised) -> Tensor:
         """``value``, with its gradient in what is prescribed beside the weights."""
@@ -247,6 +252,18 @@ class Unbalanced(Relaxation):
             fixed = rho * own + eps * both.square() / own
             found_duals.append(fixed[..., None] - ((rho + eps) * mass)[..., None] * (-potential / rho).exp())
         return found_duals[0], found_duals[1]
+
+    def giving_up(self, objective: RelaxedObjective, state: State, energy: Tensor, eps: Tensor) -> State:
+        if objective.centred.features is None:
+            return state
+        # Near no plan the costs of features, which are linear, exceed all other terms: descents from mass stop before.
+        a, b = (w.sum(-1).square() for w in (objective.centred.a, objective.centred.b))
+        better = 0.5 * (self.rho[0] * a + self.rho[1] * b + eps * a * b) < energy
+        if not bool(better.any()):
+            return state
+        factor = torch.where(better, math.exp(LEAST_FUSED[0]), 1.0).to(energy.dtype)
+        g = None if state.g is None else torch.where(better[..., None], 0.0, state.g)
+        return State(state.reading.scaled(factor), torch.where(better, 0.0, state.constant), g)
 
     def _sides(self, objective: RelaxedObjective, found: Linearised) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
         """Weights, marginal, potential and penalty of each side."""

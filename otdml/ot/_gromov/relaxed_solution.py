@@ -92,7 +92,8 @@ class _Descent:
         energy = self.objective.value(found.transport, state.constant.shape) + penalty + self.eps * divergence
         index = energy.argmin(0)
         g = None if state.g is None else picked(state.g, index)
-        return State(state.reading.each(lambda t: picked(t, index)), picked(state.constant, index), g)
+        state = State(state.reading.each(lambda t: picked(t, index)), picked(state.constant, index), g)
+        return self.relaxation.giving_up(self.objective, state, energy.amin(0), self.eps)
 
     def finished(self, state: State) -> _Last:
         """The last step, after which the costs stay the same or no step is left."""

@@ -159,9 +159,9 @@ def test_one_point_far_cheaper_than_any_two_gets_one_partner(n, m, rho, dtype):
     assert abs(float(result.plan.sum()) / mass - 1) < 2e-2
 
 
-@pytest.mark.parametrize("M", [0.0, 0.5, 2.0, 10.0, 1000.0])
+@pytest.mark.parametrize("M", [0.0, 0.5, 2.0, 3.0, 3.3, 3.5, 10.0, 1000.0])
 def test_the_mass_between_two_points_is_the_best_for_the_cost_of_their_features(M):
-    """Which for a large one is none at all."""
+    """Which for a large one is none at all, where some is a local optimum too (3.3, 3.5)."""
     x = torch.zeros(1, 2, dtype=torch.float64)
     v = torch.tensor([[M**0.5, 0.0]], dtype=torch.float64)
     result = gromov(x, x, features=(x, v), rho=1.0, eps=0.5, tol=1e-5)
