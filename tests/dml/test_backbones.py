@@ -201,6 +201,10 @@ def test_models_of_other_things_than_images_are_refused():
 
     with pytest.raises(ValueError, match=r"must map images to features \(You must specify input_ids\), got Words"):
         OfTransformers(Words())
+    # The first of the objects that a detector finds is no feature of the image.
+    detector = Told({"is_encoder_decoder": True}, last_hidden_state=torch.ones(2, 4, 3))
+    with pytest.raises(ValueError, match=r"must map images to features \(its decoder makes objects or words of them\)"):
+        OfTransformers(detector)
 
 
 def classifier(place, head, **attributes):

@@ -107,6 +107,8 @@ class OfTransformers(nn.Module):
     def _width(self) -> int:
         """Features of one black image: each configuration has another word for their number, and some have none."""
         config, weight = self.model.config, next(self.model.parameters())
+        if getattr(config, "is_encoder_decoder", False):
+            raise self._no_features("its decoder makes objects or words of them")
         size = getattr(config, "image_size", None) or 224
         sides = (size, size) if isinstance(size, int) else tuple(size)
         images = weight.new_zeros(1, getattr(config, "num_channels", 3), *sides)
@@ -115,10 +117,11 @@ class OfTransformers(nn.Module):
                 return self(images).shape[1]
         # A model of words, video or masks fails in a way of its own.
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            remedy = "Name a model of images, as vit, dinov2 and clip are."
-            raise argument_error(
-                "backbone", f"map images to features ({error})", type(self.model).__name__, remedy
-            ) from error
+            raise self._no_features(error) from error
+
+    def _no_features(self, reason: object) -> Exception:
+        remedy = "Name a model of images, as vit, dinov2 and clip are."
+        return argument_error("backbone", f"map images to features ({reason})", type(self.model).__name__, remedy)
 
 
 def _hugging_face(
