@@ -48,9 +48,10 @@ class OTResult:
         marginal_error: L1 error of the plan's marginals relative to the mass, shape (...). What rounding of the
             potentials may add to it is part of it.
 
-    The plan is a function of the potentials and is computed on demand; :meth:`apply`, :meth:`apply_transpose` and
-    :attr:`marginals` never form it on an engine that does not keep the matrix. What would be read of costs or points
-    that were changed in place in the meantime raises a RuntimeError.
+    Potentials and plan of an entropic problem are differentiable; those of others (exact, Gromov, low-rank) carry no
+    gradient. The plan is computed on demand; :meth:`apply`, :meth:`apply_transpose` and :attr:`marginals` never form it
+    on an engine that does not keep the matrix. What would be read of costs or points that were changed in place in the
+    meantime raises a RuntimeError.
     """
 
     value: Tensor
@@ -68,17 +69,17 @@ class OTResult:
 
     @property
     def f(self) -> Tensor:
-        """The first potential, shape (..., n), in the units of the cost, differentiable."""
+        """The first potential, shape (..., n), in the units of the cost."""
         return self._coupling.potentials[0]
 
     @property
     def g(self) -> Tensor:
-        """The second potential, shape (..., m), in the units of the cost, differentiable."""
+        """The second potential, shape (..., m), in the units of the cost."""
         return self._coupling.potentials[1]
 
     @property
     def plan(self) -> Tensor:
-        """The transport plan, shape (..., n, m), differentiable."""
+        """The transport plan, shape (..., n, m)."""
         return self._coupling.plan()
 
     @property
@@ -117,7 +118,7 @@ class OTResult:
             y: Values at the second points, shape (..., m, e). The points themselves if None.
 
         Returns:
-            Shape (..., n, e), differentiable.
+            Shape (..., n, e).
 
         Raises:
             ValueError: If ``y`` is None and the solver was given costs in place of points of one space.

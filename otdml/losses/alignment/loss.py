@@ -69,7 +69,8 @@ def contrastive_alignment(
     unless it is small, or a ``target`` of its size is passed, or Sinkhorn's iterations run on a kernel of up to
     256 MiB (``backend="streamed"`` forbids that). Gradients are those of the converged plan, and resolved to
     ``tol`` as it is: lower it where the plan is nearer to its target than that. Second derivatives exist for
-    ``"rows"`` with ``backend="dense"``; elsewhere they raise an error.
+    ``"none"``, and for ``"rows"`` with ``backend="dense"`` or where a small matrix is kept; elsewhere they raise an
+    error.
 
     Args:
         z1: Anchors, shape (..., n, d), of any length: their directions are what counts.
