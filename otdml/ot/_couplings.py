@@ -60,8 +60,9 @@ def couple(
             "unbalanced", entropic with penalties ``rho`` in place of the marginals, so that outliers are seldom drawn;
             "partial", exact for the share ``mass`` of both that it costs least to move; "semidiscrete", each of x0 to
             the cell that it lies in, when x1 is the whole data and x0 a batch of noise.
-        n_pairs: Number of pairs, drawn with replacement from the plan. None for one pair for each point of ``x0`` that
-            the plan moves all of, in their order, which has less variance; for "unbalanced" that is drawn as well.
+        n_pairs: Number of pairs, drawn with replacement from the plan. None for one pair for each point of ``x0``, for
+            "partial" of those that move by more than half, in their order, which has less variance; for "unbalanced"
+            for as many pairs as points, whose first points are drawn as well.
         cost: Ground cost, see :func:`~otdml.costs.ground`.
         eps: Temperature of "sinkhorn" and "unbalanced", see :func:`sinkhorn`.
         rho: Penalty of "unbalanced", see :func:`sinkhorn`.

@@ -14,8 +14,9 @@ __all__ = ["pad_clouds"]
 def pad_clouds(clouds: Sequence[Tensor], masses: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
     """A batch of points and weights from clouds of different sizes.
 
-    Shorter clouds are filled with copies of their first point that have no weight, so every solver and loss gives what
-    it gives for each cloud alone, and padding has no gradient.
+    Shorter clouds are filled with copies of their first point that have no weight, so every solver and loss that takes
+    weights gives what it gives for each cloud alone, and padding has no gradient. In a batch the descent of a Gromov
+    problem may take other steps than alone, and end in another local optimum.
 
     Args:
         clouds: Points, shape (n_i, d) each.

@@ -52,7 +52,7 @@ def soft_rank(
         backend: As in :func:`sinkhorn`.
 
     Returns:
-        Ranks in [1, n], shape (..., n), whose mean is (n + 1) / 2 up to ``tol``.
+        Ranks in [1, n], shape (..., n), whose mean is (n + 1) / 2 up to n ``tol``.
 
     Raises:
         ValueError: If there is no score, or scores are not finite.

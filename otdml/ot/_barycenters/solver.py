@@ -107,8 +107,8 @@ def sinkhorn_barycenter(
             weight, and noise is added.
         debias: Whether the divergence is averaged, or the entropic cost.
         cost: Ground cost, see :func:`otdml.costs.ground`. Free points need "sqeuclidean".
-        eps: Temperature in units of the cost. 0.05 times the mean cost between two points of a cloud, averaged over
-            the clouds, if None.
+        eps: Temperature in units of the cost. If None, 0.05 times the mean excess of the costs between the points of a
+            cloud over the least one, averaged over the clouds by their weights.
         tol: Error at which to stop, see :class:`BarycenterResult`.
         max_iter: Most steps of the points, or iterations on a support.
         backend: As in :func:`sinkhorn`.
