@@ -74,8 +74,8 @@ def pair_sum(kernel: Kernel, x: Tensor, a: Tensor, *, backend: str = "auto") -> 
         kernel: A kernel of :mod:`otdml.kernels`.
         x: Points, shape (..., n, d).
         a: Weights of any sign, shape (..., n).
-        backend: ``"dense"``, memory n² d; ``"streamed"``, tiles of pairs in memory n d; on a GPU ``"keops"``, compiled
-            at first, and ``"triton"``, for Gaussians and Laplacians; or ``"auto"``, dense or streamed by size.
+        backend: ``"dense"``, memory n² d; ``"streamed"``, tiles of pairs in memory n d; ``"keops"``, compiled at first;
+            on a GPU ``"triton"``, for Gaussians and Laplacians; or ``"auto"``, dense or streamed by size.
 
     Returns:
         One value per batch element, shape (...).

@@ -77,7 +77,8 @@ def mmd(
         unbiased: Leave out the pairs of a point with itself (U-statistic). Its mean over samples is that of the
             measures they are drawn from, so that gradients of minibatches are unbiased; it may be negative, and is
             not a number where all weight is on one point.
-        backend: ``"dense"``, ``"streamed"``, ``"keops"``, or ``"auto"``, as in :func:`otdml.kernel_sums.pair_sum`.
+        backend: ``"dense"``, ``"streamed"``, ``"keops"``, ``"triton"``, or ``"auto"``, as in
+            :func:`otdml.kernel_sums.pair_sum`.
         second: The value of :func:`mmd_self_term` of (y, b) with the same options, if it is known: it saves a quarter
             of the work while the second measure is fixed. It needs numbers as ``bandwidth``.
 

@@ -53,7 +53,8 @@ def kernel_dispersion(
         gamma: Rate of the Gaussian and the Laplacian, positive.
         s: Exponent of the Riesz kernel, positive.
         log: Return the logarithm of the mean.
-        backend: ``"dense"``, ``"streamed"``, ``"keops"``, or ``"auto"``, as in :func:`otdml.kernel_sums.pair_sum`.
+        backend: ``"dense"``, ``"streamed"``, ``"keops"``, ``"triton"``, or ``"auto"``, as in
+            :func:`otdml.kernel_sums.pair_sum`.
 
     Returns:
         One value per batch element, shape (...).

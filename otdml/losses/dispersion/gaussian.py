@@ -50,7 +50,8 @@ def mmd_to_gaussian(z: Tensor, *, bandwidth: Bandwidth = None, unbiased: bool = 
             sees nothing in high dimensions.
         unbiased: Leave out the pairs of a point with itself (U-statistic), so that value and gradient of minibatches
             are unbiased; it may be negative.
-        backend: ``"dense"``, ``"streamed"``, ``"keops"``, or ``"auto"``, as in :func:`otdml.kernel_sums.pair_sum`.
+        backend: ``"dense"``, ``"streamed"``, ``"keops"``, ``"triton"``, or ``"auto"``, as in
+            :func:`otdml.kernel_sums.pair_sum`.
 
     Returns:
         One value per batch element, shape (...), non-negative up to rounding unless ``unbiased``.
