@@ -100,7 +100,7 @@ def angle(x: Tensor, y: Tensor) -> Tensor:
     .. math:: t = 2 \operatorname{atan2}(\lVert x - y \rVert, \lVert x + y \rVert)
 
     Unlike the arc cosine it keeps its digits near 0 and :math:`\pi`, and its gradient there is finite: of length one
-    away from 0 and zero at 0.
+    between them and zero at both.
 
     Args:
         x: Unit vectors, shape (..., d).

@@ -121,7 +121,7 @@ class _Factors(NamedTuple):
         return cls(x, y, shift, u, v)
 
     def spread(self, products: NumPyArray) -> float:
-        """The mean excess of the costs over the least one; see :meth:`otdml._cost_forms.base.Ground.spread`."""
+        """The mean excess of the costs over the least one; see :func:`otdml._cost_forms.temperature.spread`."""
         C = (self.u - self.u.mean())[:, None] + (self.v - self.v.mean()) - 2 * products
         least, mean = C.min(), C.mean()
         noise = 64 * np.finfo(C.dtype).eps * max(abs(mean), abs(least))

@@ -76,7 +76,6 @@ class Loss:
 ASYMMETRIC = "it scores a map, and the image comes second"
 BIASED = "the entropy blurs the plan, so the value of equal measures is not zero"
 BELOW_ZERO = "the entropy blurs the plan, so the gap of an optimal map is below zero"
-OF_THE_OBJECTIVE = "it is that of the entropic objective, which the value leaves out; see tests/ot/test_gromov.py"
 DRAWS = {"compile": "a graph takes no torch.Generator; without one slices compile, see test_sliced.py"}
 STOPS = {"compile": "the solver stops on convergence, which reads a number from the device"}
 ONE_WAY = {"symmetry": "the anchors are those of the first view"}
@@ -157,7 +156,7 @@ LOSSES = [
         "gromov_monge_gap",
         "paired",
         lambda: GromovMongeGap(eps=1e-2, tol=1e-5, max_iter=2000),
-        {**STOPS, "nonnegative": BELOW_ZERO, "gradient of weights": OF_THE_OBJECTIVE},
+        {**STOPS, "nonnegative": BELOW_ZERO, "gradient of weights": OF_ENTROPY},
     ),
     Loss(
         "monge_gap",

@@ -40,7 +40,7 @@ def sliced_dispersion(
 
     where :math:`\theta_i` are the angles of the points projected on the plane of circle l, in ascending order, and
     :math:`\mu_l` is their distribution on a circle of length one :cite:p:`bonet:23`. It is zero if the points are
-    equispaced on every circle, which more than three points in d > 2 cannot be; uniform measures come nearest. The cost
+    equispaced on every circle, which more than two points in d > 2 cannot be; uniform measures come nearest. The cost
     is n log n per circle: the regulariser for very many points, though weak at parting near ones. Coincident rows
     are moved apart first as described at :func:`otdml.sphere.distinct_directions`.
 
