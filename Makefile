@@ -19,7 +19,7 @@ help:
 	@echo "make lint       ruff: format and lint"
 	@echo "make types      mypy, strict"
 	@echo "make docs       the Sphinx site and its gallery, into docs/build/html"
-	@echo "make speed      the speed tables, this library against its peers"
+	@echo "make speed      a speed table, this library against its peers: sinkhorn, or TABLE=mmd"
 	@echo "FLAGS='...' is passed on, e.g. make test FLAGS='-k sinkhorn'"
 
 $(BIN)/python:
