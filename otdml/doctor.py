@@ -59,7 +59,7 @@ ENGINES = {
     "faiss": Engine("FAISS", "faiss", "nearest neighbours, k-means", "pip install 'otdml[cpu]'"),
     "zuko": Engine("zuko", "zuko", "flows of the NIR head", TRAIN),
     "lightning": Engine("Lightning", "lightning", "training", TRAIN),
-    "sklearn": Engine("scikit-learn", "sklearn", "digits, NMI, t-SNE", TRAIN),
+    "sklearn": Engine("scikit-learn", "sklearn", "digits, t-SNE, linear probes, boosted trees", TRAIN),
     "matplotlib": Engine("Matplotlib", "matplotlib", "plots", TRAIN),
     "pillow": Engine("Pillow", "PIL", "images", TRAIN),
     "torchvision": Engine("torchvision", "torchvision", "backbones torchvision/NAME", VISION),

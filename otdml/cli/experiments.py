@@ -308,8 +308,8 @@ def train(
 ) -> None:
     """Train one method with one seed, and print its metrics on unseen classes.
 
-    The folder holds config.json, curve.csv, metrics.json and the checkpoints. A run that was stopped goes on when
-    the command is given again, and ends with the numbers it would have had.
+    The folder holds config.json, curve.csv, metrics.json, the checkpoints, and the embeddings of the unseen classes. A
+    run that was stopped goes on when the command is given again, and ends with the numbers it would have had.
     """
     from otdml.benchmarks.runs import Run, RunFolder, check_settings
 

@@ -86,7 +86,7 @@ def doctor(
 ) -> None:
     """Which engines are present, and do they work? Each is used for a moment, in a process of its own.
 
-    Exit code 1 if one that the library cannot do without is absent or broken.
+    Exit code 1 if one that the library cannot do without is absent, broken or too slow.
     """
     from otdml._arguments import check_known
     from otdml.doctor import ENGINES, examine

@@ -66,11 +66,11 @@ def fit(
 ) -> FitResult:
     """Train a module in a folder, and evaluate it.
 
-    The folder gets ``curve.csv`` (one row per epoch), ``last.ckpt`` and, with ``val``, ``best.ckpt``. Each is replaced
-    whole or not at all: a full disk or a kill leaves the earlier one. A run that was killed goes on from ``last.ckpt``
-    when called again, and ends with the same weights and metrics, bit for bit on a CPU with the same number of
-    threads: all that is drawn in an epoch depends on the seed and the epoch's number, and on nothing before. A finished
-    run is only evaluated.
+    The folder gets ``curve.csv`` (one row per epoch), ``last.ckpt`` and, with ``val``, ``best.ckpt``, and beside these
+    the embeddings of ``val`` and ``test``, such as ``last-test.embeddings``. Each is replaced whole or not at all: a
+    full disk or a kill leaves the earlier one. A run that was killed goes on from ``last.ckpt`` when called again, and
+    ends with the same weights and metrics, bit for bit on a CPU with the same number of threads: all that is drawn in
+    an epoch depends on the seed and the epoch's number, and on nothing before. A finished run is only evaluated.
 
     With ``config.devices``, or under ``torchrun``, several processes share every batch; each calls this function, and
     all get the same metrics. The loss is that of the whole batch, whatever the number of processes.
