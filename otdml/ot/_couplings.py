@@ -25,6 +25,10 @@ from otdml.ot.engines import Streamed
 __all__ = ["METHODS", "couple"]
 
 METHODS = ("exact", "sinkhorn", "unbalanced", "partial", "semidiscrete")
+ENTROPIC = ("sinkhorn", "unbalanced")
+
+# The share of the mass that a partial plan moves, where none is given.
+MASS = 0.9
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -41,7 +45,7 @@ def couple(
     cost: Cost = "sqeuclidean",
     eps: float | None = None,
     rho: Rho = None,
-    mass: float = 0.9,
+    mass: float | None = None,
     tol: float = 1e-3,
     max_iter: int = 2000,
     backend: str = "auto",
@@ -66,7 +70,7 @@ def couple(
         cost: Ground cost, see :func:`~otdml.costs.ground`.
         eps: Temperature of "sinkhorn" and "unbalanced", see :func:`sinkhorn`.
         rho: Penalty of "unbalanced", see :func:`sinkhorn`.
-        mass: Share of the mass that "partial" moves, in (0, 1].
+        mass: Share of the mass that "partial" moves, in (0, 1]; 0.9 if None.
         tol: Tolerance of "sinkhorn" and "unbalanced".
         max_iter: Most iterations of "sinkhorn" and "unbalanced".
         backend: Engine of "sinkhorn" and "unbalanced".
@@ -76,7 +80,8 @@ def couple(
         The indices i and j of the pairs, integers of shape (n_pairs,) each.
 
     Raises:
-        ValueError: If shapes do not fit, a method is unknown, or ``rho`` is missing or does nothing.
+        ValueError: If shapes do not fit, a method is unknown, ``rho`` is missing, or ``rho``, ``eps`` or ``mass``
+            would do nothing.
 
     Example:
         >>> import torch
@@ -87,18 +92,22 @@ def couple(
     refuse_transforms("couple", x0, x1)
     check_choice("method", method, METHODS)
     _check_batches(x0, x1)
-    if (rho is None) == (method == "unbalanced"):
-        raise argument_error("rho", "be given with method='unbalanced' and with no other", rho)
+    if method == "unbalanced" and rho is None:
+        raise argument_error("rho", "be given with method='unbalanced'", rho)
+    for name, value, users in (("rho", rho, ("unbalanced",)), ("eps", eps, ENTROPIC), ("mass", mass, ("partial",))):
+        if value is not None and method not in users:
+            raise argument_error(name, f"be None with method={method!r}", value, f"Pass method={users[0]!r}.")
     n_pairs = n_pairs if n_pairs is None else check_integer("n_pairs", n_pairs)
     check_generator(generator)
-    options, mass, eps = SolverOptions(tol, max_iter, backend), check_fraction("mass", mass), given_temperature(eps)
-    if method in ("sinkhorn", "unbalanced"):
+    options, eps = SolverOptions(tol, max_iter, backend), given_temperature(eps)
+    share = MASS if mass is None else check_fraction("mass", mass)
+    if method in ENTROPIC:
         problem = Problem.between(x0, x1, None, None, cost=cost, eps=eps, rho=rho)
         return _from_potentials(problem, options, n_pairs, generator)
     if method == "semidiscrete":
         i = _rows(x0.new_ones(len(x0)), n_pairs, generator, all_rows=True)
         return i, semidiscrete(x0, x1, cost=cost, generator=generator).cells(x0)[i]
-    plan = uniform_plan(x0, x1, cost) if method == "exact" else exact(x0, x1, cost=cost, mass=mass).plan
+    plan = uniform_plan(x0, x1, cost) if method == "exact" else exact(x0, x1, cost=cost, mass=share).plan
     i = _rows(plan.sum(1), n_pairs, generator, all_rows=method == "exact")
     if method == "exact" and len(x0) == len(x1):
         # A vertex of the polytope of plans is a permutation, so nothing is drawn.

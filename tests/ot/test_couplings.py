@@ -83,7 +83,9 @@ def test_cells_of_the_second_points_have_their_mass():
     [
         ({"method": "optimal"}, "`method` must be one of 'exact'"),
         ({"method": "unbalanced"}, "`rho` must be given with method='unbalanced'"),
-        ({"rho": 1.0}, "`rho` must be given with method='unbalanced' and with no other"),
+        ({"rho": 1.0}, "`rho` must be None with method='exact', got 1.0"),
+        ({"method": "sinkhorn", "mass": 0.5}, "`mass` must be None with method='sinkhorn', got 0.5"),
+        ({"eps": 0.1}, "`eps` must be None with method='exact', got 0.1"),
         ({"method": "partial", "mass": 1.5}, "`mass` must lie in"),
         ({"n_pairs": 0}, "`n_pairs` must be an integer >= 1"),
     ],
