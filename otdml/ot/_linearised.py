@@ -5,6 +5,7 @@ block to its column potentials at next to no cost. Plans and maps do not depend 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ from torch import Tensor
 from otdml._warnings import warn_caller
 from otdml.ot._problem import Posed
 
-__all__ = ["adjoint", "tangent"]
+__all__ = ["adjoint", "of_size_one", "tangent"]
 
 Operator = Callable[[Tensor], Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -67,11 +68,10 @@ def _tangent(posed: Posed, f: Tensor, g: Tensor, df: Tensor, dg: Tensor) -> tupl
 
 def _determined(solve: _Linear, posed: Posed, f: Tensor, g: Tensor, df: Tensor, dg: Tensor) -> Pair:
     """The solution, in double precision where that determines it and single precision does not."""
-    # Squares of cotangents beyond 1e19 are none in single precision.
-    size = torch.maximum(df.abs().amax(-1), dg.abs().amax(-1)).clamp(min=torch.finfo(f.dtype).tiny)[..., None]
-    (first, second), determined = solve(posed, f, g, df / size, dg / size)
+    (df, dg), size = of_size_one(df, dg)
+    (first, second), determined = solve(posed, f, g, df, dg)
     if not determined and posed.problem.resolves_more:
-        tensors = (t.double() for t in (f, g, df / size, dg / size))
+        tensors = (t.double() for t in (f, g, df, dg))
         (first, second), determined = solve(posed.double(), *tensors)
     if not determined:
         warn_caller(
@@ -79,6 +79,18 @@ def _determined(solve: _Linear, posed: Posed, f: Tensor, g: Tensor, df: Tensor, 
             "which a derivative was asked for, is not determined in this dtype. Its derivative is taken to be zero."
         )
     return size * first.to(f.dtype), size * second.to(g.dtype)
+
+
+def of_size_one(*cotangents: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Cotangents, shapes (..., n), over the size of their largest entry, and that size, shape (..., 1).
+
+    What is linear in them is that of the quotients times the size: squares of entries beyond 1e19 overflow in single
+    precision, and those of entries below 1e-23 vanish. Where the size is not finite the quotients are zero, so that the
+    product is not a number.
+    """
+    largest = functools.reduce(torch.maximum, (t.abs().amax(-1, keepdim=True) for t in cotangents))
+    size = largest.clamp(min=torch.finfo(largest.dtype).tiny)
+    return tuple(torch.where(size.isfinite(), t / size, 0.0) for t in cotangents), size
 
 
 @dataclass(frozen=True)

@@ -604,6 +604,23 @@ def test_gradient_mode_is_left_alone(loss):
     assert loss(*points).requires_grad
 
 
+@obeys("scaled loss")
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_gradient_of_a_scaled_loss_is_the_scaled_gradient(loss, scale):
+    points = [p.requires_grad_() for p in points_of(loss, dtype=torch.float32)]
+    _, expected = value_and_gradients(loss, points)
+    for gradient, right in zip(torch.autograd.grad(scale * loss(*points), points), expected, strict=True):
+        close(gradient / scale, right, 1e-4)
+
+
+@obeys("scaled loss")
+def test_gradient_of_a_loss_that_overflows_is_not_finite(loss):
+    # A scaler of gradients looks for that, and leaves the step out.
+    points = [p.requires_grad_() for p in points_of(loss, dtype=torch.float32)]
+    for gradient in torch.autograd.grad(torch.inf * loss(*points), points):
+        assert not gradient.isfinite().all()
+
+
 @obeys("not a number")
 @pytest.mark.parametrize("position", [0, 1])
 def test_not_a_number_is_not_hidden(loss, position):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from otdml.ot import sinkhorn_matrix
+from otdml.ot import sinkhorn, sinkhorn_matrix
 from otdml.ot._linearised import adjoint, tangent
 
 DOUBLE = torch.float64
@@ -40,3 +40,20 @@ def test_the_tangent_map_reaches_points_without_weight():
     # Nothing follows from it.
     torch.testing.assert_close(rows, torch.zeros_like(rows))
     torch.testing.assert_close(columns, only)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize(
+    "read", [lambda r: r.f, lambda r: r.plan, lambda r: r.barycentric_map()], ids=["f", "plan", "map"]
+)
+def test_cotangents_that_are_not_finite_have_gradients_that_are_not_and_leave_others_theirs(read, bad):
+    # As a scaler of gradients expects it, which skips such a step.
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, n, 2, dtype=DOUBLE, generator=generator).requires_grad_() for n in (5, 4))
+    found = read(sinkhorn(x, y, eps=0.5))
+    ones = torch.ones_like(found)
+    expected = torch.autograd.grad(found, (x, y), ones, retain_graph=True)
+    gradients = torch.autograd.grad(found, (x, y), torch.stack([ones[0], bad * ones[1]]))
+    for gradient, right in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient[0], right[0])
+        assert not gradient[1].isfinite().any()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from otdml._derivatives import refuse_several
 from otdml.ot._implicit import first_order
+from otdml.ot._linearised import of_size_one
 
 __all__ = ["implicit", "krylov_solution"]
 
@@ -78,6 +79,7 @@ def krylov_solution(operator: Operator, rhs: Tensor, *, tol: float) -> Tensor:
         >>> krylov_solution(lambda u: u * torch.tensor([2.0, 4.0, 0.0]), torch.tensor([2.0, 2.0, 0.0]), tol=1e-6)
         tensor([1.0000, 0.5000, 0.0000])
     """
+    (rhs,), unit = of_size_one(rhs)
     size = torch.linalg.vector_norm(rhs, dim=-1, keepdim=True)
     tiny, most = torch.finfo(rhs.dtype).tiny, min(MOST, rhs.shape[-1])
     enough = max(tol, 16 * torch.finfo(rhs.dtype).eps)
@@ -99,5 +101,5 @@ def krylov_solution(operator: Operator, rhs: Tensor, *, tol: float) -> Tensor:
         found = torch.linalg.pinv(H, rtol=tol) @ first
         left = torch.linalg.vector_norm(H @ found - first, dim=(-2, -1))
         if k >= most or bool((left <= enough).all() | (beside <= enough).all()):
-            return size * (Q @ found)[..., 0]
+            return unit * (size * (Q @ found)[..., 0])
         basis.append(torch.where(beside > 16 * torch.finfo(rhs.dtype).eps, image / beside.clamp(min=tiny), 0.0))

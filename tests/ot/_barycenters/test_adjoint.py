@@ -24,6 +24,21 @@ def test_a_right_hand_side_of_zero_has_the_solution_zero():
     assert torch.equal(krylov_solution(lambda u: 2 * u, torch.zeros(2, 3), tol=1e-6), torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("scale", [1e-35, 1e-20, 1e20, 1e35])
+def test_right_hand_sides_of_any_size_are_solved(scale):
+    D = torch.tensor([2.0, 4.0, 3.0])
+    found = krylov_solution(lambda u: D * u, scale * torch.ones(3), tol=1e-6)
+    torch.testing.assert_close(found / scale, 1 / D)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_right_hand_side_that_is_not_finite_has_no_solution_and_leaves_others_theirs(bad):
+    D = torch.tensor([2.0, 4.0, 3.0])
+    found = krylov_solution(lambda u: D * u, torch.tensor([[1.0, 1.0, 1.0], [1.0, bad, 1.0]]), tol=1e-6)
+    torch.testing.assert_close(found[0], 1 / D)
+    assert found[1].isnan().all()
+
+
 def test_derivative_of_a_root():
     theta = torch.tensor([2.0, 5.0], dtype=torch.float64, requires_grad=True)
     root = implicit(theta.detach() ** (1 / 3), lambda s, t: s**3 - t, theta, tol=1e-12)
