@@ -4,7 +4,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from otdml._transforms import transforming
 
 __all__ = ["Kept"]
 
@@ -14,8 +17,8 @@ class Kept:
 
     It is computed anew when another tensor is passed, the tensor was written to (other than through ``.data`` or a
     NumPy array that shares its memory, which leave no trace), or an option changed. None is returned where a tensor
-    requires a gradient, or is one of inference mode, whose changes are not counted; a value with a gradient is returned
-    and not kept. Copies and pickles start empty.
+    requires a gradient, or is one of inference mode, whose changes are not counted; a value with a derivative, in
+    whatever the function has within it, or under a transform, is returned and not kept. Copies and pickles start empty.
 
     Example:
         >>> import torch
@@ -38,8 +41,10 @@ class Kept:
         if any(t is not None and (t.requires_grad or t.is_inference()) for t in tensors):
             return None
         if self._value is None or self._options != options or not _same(self._key, tensors):
-            value = compute()
-            if value.requires_grad:
+            # Parameters within the function show in a graph only, and what is kept may be used where there is one.
+            with torch.inference_mode(False), torch.enable_grad():
+                value = compute()
+            if value.requires_grad or transforming(value):
                 return value
             self._key = [None if t is None else (weakref.ref(t), t._version) for t in tensors]
             self._options, self._value = dict(options), value

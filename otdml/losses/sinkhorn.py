@@ -320,7 +320,9 @@ class SinkhornDivergence(EntropicOT):
 
     Args:
         cache_second: Whether to keep the term of the second measure with itself for as long as the same tensors are
-            passed and not written to, which saves a third of the work. It needs a number as ``eps``.
+            passed and not written to, which saves a third of the work. It needs a number as ``eps``. Under a cost with
+            parameters that are learnt nothing is kept; other tensors that a function reads must stay as they are, or
+            be buffers of a module.
     """
 
     def __init__(
@@ -351,6 +353,6 @@ class SinkhornDivergence(EntropicOT):
             return None
         broadcast_measures(x, y, a, b)
         options = self._options()
-        # As they are given, and not as views for a batch. Parameters of a cost are written to by gradient steps.
-        given = (y, b, *self.parameters())
+        # As they are given, and not as views for a batch. Parameters and buffers of a cost may be written to.
+        given = (y, b, *self.parameters(), *self.buffers())
         return self._kept(lambda: sinkhorn_self_term(y, b, **options), given, options)

@@ -99,6 +99,38 @@ def test_learnt_cost_is_not_kept(measures):
             torch.testing.assert_close(loss(x, y), expected(x, y))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_cost_with_a_parameter_within_is_not_kept_where_no_gradient_is_wanted(measures, mode):
+    # Not one of the loss: it shows in the gradient alone.
+    x, y, *_ = measures
+    scale = torch.ones((), dtype=x.dtype, requires_grad=True)
+    cost = {"cost": lambda x, y: scale * cost_matrix(x, y), "eps": 1.0, "tol": 1e-9}
+    cached, plain = SinkhornDivergence(**cost, cache_second=True), SinkhornDivergence(**cost)
+    with mode():
+        assert not cached(x, y).requires_grad
+    torch.testing.assert_close(*(torch.autograd.grad(loss(x, y), scale)[0] for loss in (cached, plain)))
+    with torch.no_grad():
+        scale.mul_(2)
+        torch.testing.assert_close(cached(x, y), plain(x, y))
+
+
+def test_term_follows_the_buffers_of_a_cost(measures):
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+        def forward(self, x, y):
+            return self.scale * cost_matrix(x, y)
+
+    x, y, *_ = measures
+    cost = Scaled()
+    cached, plain = (SinkhornDivergence(cost=cost, eps=1.0, tol=1e-9, cache_second=kept) for kept in (True, False))
+    for _ in range(2):
+        torch.testing.assert_close(cached(x, y), plain(x, y))
+        cost.scale.mul_(2)
+
+
 def test_term_of_inference_mode(pair, measures):
     cached, plain = pair
     x, y, a, b = measures
