@@ -124,6 +124,10 @@ def check_tensor(name: str, x: Tensor, must: str = "be a torch.Tensor") -> None:
         raise argument_error(name, "be a dense tensor", "a nested tensor", remedy, TypeError)
     if x.layout != torch.strided:
         raise argument_error(name, "be a dense tensor", x.layout, "Convert it with `.to_dense()`.", TypeError)
+    _check_has_numbers(name, x)
+
+
+def _check_has_numbers(name: str, x: Tensor) -> None:
     if x.is_meta:
         raise argument_error(name, "hold numbers", "a tensor on the meta device", "Move it to the CPU or a GPU first.")
 
@@ -303,6 +307,7 @@ def check_integers(name: str, values: Tensor | ArrayLike) -> Tensor:
     if isinstance(values, Tensor):
         if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
             raise argument_error(name, "be a tensor of integers", values.dtype, "Convert it with `.long()`.", TypeError)
+        _check_has_numbers(name, values)
         return values.long()
     array = np.asarray(values)
     if array.dtype.kind not in "iu":

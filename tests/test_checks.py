@@ -177,6 +177,11 @@ def test_points_on_the_meta_device():
         check_points("x", torch.zeros(2, 2, device="meta"))
 
 
+def test_labels_on_the_meta_device():
+    with pytest.raises(ValueError, match=r"`labels` must hold numbers, got a tensor on the meta device. Move it"):
+        check_labels("labels", torch.zeros(2, dtype=torch.long, device="meta"), 2, 2)
+
+
 def test_signs_of_weights():
     check_signs(a=torch.tensor([0.0, 1.0]), b=None)
     with pytest.raises(ValueError, match=r"`b` must hold no negative weight, got -0.5"):
