@@ -147,7 +147,7 @@ def _checked_alignment(
         return _alignment(z1, z2, eps, samples, options)
     views = (z.reshape(-1, *z.shape[-2:]) for z in (z1, z2))
     values = [_alignment(first, second, eps, samples, options) for first, second in zip(*views, strict=True)]
-    return _stacked(values, z1, z2)
+    return _stacked(values, eps, z1, z2)
 
 
 def _transformed_alignment(
@@ -215,14 +215,14 @@ def contrast_within(
     if z.ndim == 2:
         return _within(z, labels, eps, options, empty)
     values = [_within(cloud, labels, eps, options, empty) for cloud in z.reshape(-1, *z.shape[-2:])]
-    return _stacked(values, z)
+    return _stacked(values, eps, z)
 
 
 @full_precision
-def _stacked(values: list[Tensor], *views: Tensor) -> Tensor:
+def _stacked(values: list[Tensor], eps: Tensor | float, *views: Tensor) -> Tensor:
     """The values of a batch, shape (...); of no problems, no values, with a graph."""
     if not values:
-        return torch.stack([z.sum((-2, -1)) for z in views]).sum(0)
+        return views[0].sum((-2, -1)) + _zero_of(*views, eps)
     return torch.stack(values).reshape(views[0].shape[:-2])
 
 
@@ -235,13 +235,17 @@ def _within(z: Tensor, labels: Tensor, eps: Tensor | float, options: Options, em
     if empty != "error":
         classes = len(labels.unique())
         if classes == len(labels) or (classes == 1 and empty == "zero-one-sided"):
-            # A zero that has a gradient, of zeros.
-            return (0 * z).sum()
+            return _zero_of(z, eps)
     x, _ = factors(z, z[:0], eps, joint=True)
     pairing = Pairing.within(len(x), x.device)
     problem = Alignment(x, x, eps, pairing, target_plan((labels, labels), pairing, x), None, options.backend)
     value = problem.part(anchors).value(None, options)
     return total(value) if options.gather else value
+
+
+def _zero_of(*sources: Tensor | float) -> Tensor:
+    """A zero whose gradient in each of the tensors is there, of zeros: ``DistributedDataParallel`` waits for it."""
+    return torch.stack([(0 * t).sum() for t in sources if isinstance(t, Tensor)]).sum()
 
 
 def _numbers(n: int, device: torch.device) -> Tensor:

@@ -108,6 +108,18 @@ def test_a_batch_without_positives_is_an_error_or_zero():
         SupCon(empty="nothing")
 
 
+def test_a_zero_has_a_gradient_in_the_temperature_too():
+    # A parameter without one stops distributed training, which waits for it.
+    loss = SupCon(empty="zero", learnable=True)
+    z = torch.randn(4, 3, requires_grad=True)
+    loss(z, torch.arange(4)).backward()
+    assert loss.log_eps.grad == 0
+    assert torch.equal(z.grad, torch.zeros(4, 3))
+    loss.zero_grad()
+    loss(torch.randn(0, 4, 3), torch.zeros(4, dtype=torch.long)).sum().backward()
+    assert loss.log_eps.grad == 0
+
+
 @pytest.mark.parametrize(("empty", "value"), [("error", math.log(2)), ("zero", math.log(2)), ("zero-one-sided", 0.0)])
 def test_a_batch_of_one_class_has_the_value_of_the_formula_unless_it_is_to_be_zero(empty, value):
     z = torch.eye(3).requires_grad_()
