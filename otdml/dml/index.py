@@ -143,6 +143,7 @@ class EmbeddingIndex:
 
         Raises:
             ValueError: If there is not one path per embedding, or an embedding is not finite.
+            TypeError: If JSON cannot hold ``about``.
         """
         names = [str(path) for path in paths]
         _write(Path(folder), (_unit(z).numpy() for z in batches), names, dict(about or {}), None)
@@ -195,6 +196,7 @@ def _write(
     approximate: ApproximateSearch | None,
 ) -> None:
     """Write unit embeddings and what belongs to them, so that a kill at any moment leaves one index or the other."""
+    known = _as_json(about)
     is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     begun = path / _named(f"begun-{os.getpid()}")
@@ -206,7 +208,7 @@ def _write(
                 raise argument_error("paths", f"hold one path per embedding, {count}", len(paths))
         os.replace(begun, path / _named(sign))
         written.append((path / _named(sign), VECTORS))
-        content: dict[str, Any] = {"embeddings": sign, "about": about}
+        content: dict[str, Any] = {"embeddings": sign}
         if approximate is not None:
             with replacing(begun) as part:
                 approximate.write(part)
@@ -214,7 +216,7 @@ def _write(
             written.append((path / _named(approximate.sign), APPROXIMATE))
             content["approximate"] = approximate.said()
         with replacing(path / ITEMS) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(_lines(content, paths))
+            file.writelines(_lines(content, known, paths))
     except Exception:
         for new in (begun, *(new for new, _ in written)):
             new.unlink(missing_ok=True)
@@ -231,9 +233,18 @@ def _write(
         (path / APPROXIMATE).unlink(missing_ok=True)
 
 
-def _lines(content: Mapping[str, Any], paths: Sequence[str]) -> Iterator[str]:
+def _as_json(about: Mapping[str, Any]) -> str:
+    """The text of what is known, before there is anything to write."""
+    try:
+        return json.dumps(about, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        remedy = "Pass paths as text, arrays as lists, and None for NaN."
+        raise argument_error("about", "hold what JSON can", str(error), remedy, type(error)) from error
+
+
+def _lines(content: Mapping[str, Any], about: str, paths: Sequence[str]) -> Iterator[str]:
     """The text of ``items.json``, path by path: for a million images it would be some hundred megabytes."""
-    yield json.dumps(content, ensure_ascii=False)[:-1] + ', "paths": [\n'
+    yield json.dumps(content, ensure_ascii=False)[:-1] + f', "about": {about}, "paths": [\n'
     for number, path in enumerate(paths, 1):
         yield json.dumps(path, ensure_ascii=False) + (",\n" if number < len(paths) else "\n")
     yield "]}\n"

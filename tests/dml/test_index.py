@@ -1,7 +1,9 @@
 """An index on disk: what is found, what FAISS reads, and what happens to damaged files."""
 
 import json
+import math
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -29,6 +31,20 @@ def test_what_is_saved_is_loaded(index, tmp_path):
     assert found.paths == NAMES
     assert found.about == {"checkpoint": "last.ckpt", "size": 224}
     assert len(found) == 30
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "got"),
+    [(pathlib.Path("last.ckpt"), TypeError, "Object of type PosixPath"), (math.nan, ValueError, "Out of range float")],
+)
+def test_what_json_does_not_hold_is_refused_before_images_are_embedded(value, kind, got, tmp_path):
+    def batches():
+        raise AssertionError("asked for")
+        yield
+
+    with pytest.raises(kind, match=rf"`about` must hold what JSON can, got {got}.* Pass paths as text"):
+        EmbeddingIndex.write(tmp_path / "index", batches(), NAMES, {"checkpoint": value})
+    assert not (tmp_path / "index").exists()
 
 
 def test_the_most_similar_come_first(index, generator):
