@@ -1,5 +1,6 @@
 """A memory of earlier batches, against which pair losses compare the present one."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,8 +60,7 @@ class CrossBatchMemory(nn.Module):
         self, loss: nn.Module, dim: int, *, size: int = 1024, miner: Miner | None = None, gather: bool = False
     ) -> None:
         super().__init__()
-        if not isinstance(loss, nn.Module):
-            raise argument_error("loss", "be an nn.Module", type(loss).__name__, kind=TypeError)
+        _check_pair_loss(loss)
         if not (miner is None or callable(miner)):
             must = "be a function of embeddings and labels, such as `otdml.dml.hard_triplets`, or None"
             raise argument_error("miner", must, repr(miner), kind=TypeError)
@@ -98,6 +98,8 @@ class CrossBatchMemory(nn.Module):
             found = check_tuples(found, (len(z), len(reference)), z.device)
         return self.loss(z, labels, without_itself(found, rows), reference, others)
 
+    # In inference mode a memory of another dtype would be a tensor of that mode, which no later batch may overwrite.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _keep(self, z: Tensor, labels: Tensor) -> Tensor:
         """Put the batch in place of the oldest embeddings, and return where."""
@@ -123,3 +125,17 @@ class CrossBatchMemory(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         self._next, self._filled = state["next"], state["filled"]
+
+
+def _check_pair_loss(loss: nn.Module) -> None:
+    """Raise unless ``loss`` is a module that takes a reference, as far as its signature tells."""
+    if not isinstance(loss, nn.Module):
+        raise argument_error("loss", "be an nn.Module", type(loss).__name__, kind=TypeError)
+    try:
+        inspect.signature(loss.forward).bind(*range(5))
+    except TypeError:
+        must, remedy = (
+            "take tuples, a reference and its labels after labels",
+            "Take a pair loss, such as TripletMargin.",
+        )
+        raise argument_error("loss", must, type(loss).__name__, remedy, TypeError) from None

@@ -12,6 +12,7 @@ from otdml.dml import (
     CrossBatchMemory,
     MultiSimilarity,
     ProxyDML,
+    ProxyNCA,
     TripletMargin,
     hard_triplets,
     multi_similarity_pairs,
@@ -124,12 +125,28 @@ def test_errors_name_the_argument():
         CrossBatchMemory(MultiSimilarity(), 2, size=4)(torch.randn(5, 2), torch.arange(5))
     with pytest.raises(TypeError, match=r"`loss` must be an nn\.Module"):
         CrossBatchMemory(lambda z, labels: 0, 2)
+    with pytest.raises(TypeError, match=r"`loss` must take tuples, a reference .*, got ProxyNCA. Take a pair loss"):
+        CrossBatchMemory(ProxyNCA(4, 3), 3)
     with pytest.raises(TypeError, match=r"`miner` must be a function .* or None, got 'hard'"):
         CrossBatchMemory(MultiSimilarity(), 2, miner="hard")
     with pytest.raises(TypeError, match="`gather` must be True or False, got 'no'"):
         CrossBatchMemory(MultiSimilarity(), 2, gather="no")
     with pytest.raises(ValueError, match="`z` must have the features of the memory, 3, got 2"):
         CrossBatchMemory(MultiSimilarity(), 3)(torch.randn(5, 2), torch.arange(5))
+
+
+def test_a_memory_that_is_evaluated_in_inference_mode_goes_on_in_training():
+    loss, (first, second) = CrossBatchMemory(TripletMargin(margin=0.3), DIM, size=SIZE), batches(2)
+    with torch.inference_mode():
+        # Double precision, for which the memory is made anew.
+        loss(first[0].clone(), first[1])
+    z = second[0].requires_grad_()
+    value = loss(z, second[1])
+    value.backward()
+    other = CrossBatchMemory(TripletMargin(margin=0.3), DIM, size=SIZE)
+    other(*first)
+    torch.testing.assert_close(value, other(*second))
+    assert z.grad.abs().max() > 0
 
 
 def test_double_precision_is_kept_without_being_asked_for():
