@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from otdml._checks import device_of_draws
+
 __all__ = ["as_float", "drawn_rows", "evaluating", "in_training", "inputs_of", "minimised"]
 
 
@@ -41,7 +43,10 @@ def minimised(
 
 def drawn_rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:
     """So many rows of a table, in a random order; all of them as they are if None."""
-    return table if rows is None else table[torch.randperm(len(table), generator=generator)[:rows]]
+    if rows is None:
+        return table
+    order = torch.randperm(len(table), generator=generator, device=device_of_draws(generator))
+    return table[order[:rows].to(table.device)]
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -359,8 +359,8 @@ def _log_gaussian_mean(gamma: float, d: int) -> float:
             term *= ((2 * step - 1) ** 2 - order) / (8 * step * x)
             total += term
         return math.lgamma(d / 2) + (1 - d / 2) * math.log(gamma) - 0.5 * math.log(2 * math.pi * x) + math.log(total)
-    k = torch.arange(int(2 * gamma) + 200, dtype=torch.float64)
-    half = torch.tensor(d / 2, dtype=torch.float64)
+    k = torch.arange(int(2 * gamma) + 200, dtype=torch.float64, device="cpu")
+    half = torch.tensor(d / 2, dtype=torch.float64, device="cpu")
     terms = 2 * k * math.log(gamma) - (k + 1).lgamma() - (half + k).lgamma() + half.lgamma()
     return float(terms.logsumexp(0)) - 2 * gamma
 
@@ -372,12 +372,12 @@ def _riesz_mean(s: float, d: int) -> float:
 
 def _logarithmic_mean(d: int) -> float:
     """The derivative of the Riesz mean at s = 0."""
-    digamma = torch.tensor([d - 1, (d - 1) / 2], dtype=torch.float64).digamma()
+    digamma = torch.tensor([d - 1, (d - 1) / 2], dtype=torch.float64, device="cpu").digamma()
     return float(digamma[0] - digamma[1]) / 2 - math.log(2)
 
 
 def _quadrature(kernel: RadialKernel, d: int) -> Tensor:
-    u = torch.linspace(-5, 5, 8001, dtype=torch.float64)
+    u = torch.linspace(-5, 5, 8001, dtype=torch.float64, device="cpu")
     # The angle and its supplement, each exact near zero: t = π / (1 + exp(-π sinh u)).
     t, rest = math.pi * torch.sigmoid(math.pi * u.sinh()), math.pi * torch.sigmoid(-math.pi * u.sinh())
     density = (d - 2) * torch.minimum(t, rest).sin().log() + t.log() + rest.log() + u.cosh().log()

@@ -286,7 +286,7 @@ def _first_copies(y: Tensor) -> Tensor:
 def _keys(y: Tensor) -> Tensor:
     """A hash of each row, equal for equal rows, in integers: not all devices have double precision."""
     generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**63), 2**63 - 1, (y.shape[1],), generator=generator).to(y.device)
+    factors = torch.randint(-(2**63), 2**63 - 1, (y.shape[1],), generator=generator, device="cpu").to(y.device)
     # Zero and minus zero are equal.
     bits = (y + 0.0).view(torch.int32 if y.dtype == torch.float32 else torch.int64)
     return (bits.long() * factors).sum(1)

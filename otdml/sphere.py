@@ -264,7 +264,9 @@ def _coordinate_planes(count: int, like: Tensor, generator: torch.Generator | No
     d = like.shape[-1]
     rounds = -(-count // (d // 2))
     source = device_of_draws(generator, like.device)
-    order = torch.rand((rounds, d), generator=generator, device=source).argsort(-1).to(like.device)
+    # In single precision, so that one seed draws the same planes whatever the default dtype is.
+    order = torch.rand((rounds, d), generator=generator, dtype=torch.float32, device=source)
+    order = order.argsort(-1).to(like.device)
     pairs = order[:, : d // 2 * 2].reshape(-1, 2)[:count]
     axes = torch.eye(d, dtype=like.dtype, device=like.device)
     return axes[pairs[:, 0]], axes[pairs[:, 1]]

@@ -62,7 +62,7 @@ class TensorImages(Dataset[tuple[Any, int]]):
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """The images as they are stored, uint8, and the labels of ``indices``; ``transform`` is not applied."""
-        index = torch.as_tensor(indices)
+        index = torch.as_tensor(indices, device="cpu")
         return self.images[index], self.labels[index]
 
     def thumbnail(self, index: int) -> np.ndarray:
@@ -131,7 +131,7 @@ def crop_to_ink(images: Tensor, size: int, *, margin: float = 0.08, least: int =
     (top, bottom), (left, right) = (_extent(images.amax((1, axis)) > 0) for axis in (3, 2))
     side = (1 + 2 * margin) * torch.maximum(bottom - top, right - left).clamp(min=least)
     found = []
-    for part in torch.arange(len(images)).split(512):
+    for part in torch.arange(len(images), device="cpu").split(512):
         rows = _resampling((top + bottom)[part] / 2, side[part], images.shape[-2], size)
         columns = _resampling((left + right)[part] / 2, side[part], images.shape[-1], size)
         crops = rows[:, None] @ images[part].float() @ columns[:, None].mT

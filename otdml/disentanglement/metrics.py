@@ -1,5 +1,6 @@
 """How well codes separate known factors: DCI and the mutual information gap."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def _concentration(R: Tensor) -> float:
         return 0.0
     mass = R.sum(1)
     shares = R / mass.clamp(min=torch.finfo(R.dtype).tiny)[:, None]
-    entropy = torch.special.entr(shares).sum(1) / torch.tensor(float(max(2, R.shape[1])), dtype=R.dtype).log()
+    entropy = torch.special.entr(shares).sum(1) / math.log(max(2, R.shape[1]))
     # Rounding may lead beyond.
     return min(1.0, max(0.0, float((mass / total * (1 - entropy)).sum())))
 
@@ -80,7 +81,7 @@ def importances(codes: Tensor, factors: Tensor, classifier: Callable[[], Any]) -
     """
     codes, factors = _checked(codes, factors)
     fitted = [classifier().fit(codes.numpy(), column.numpy()) for column in factors.unbind(1)]
-    return torch.stack([torch.as_tensor(model.feature_importances_) for model in fitted], 1), fitted
+    return torch.stack([torch.as_tensor(model.feature_importances_, device="cpu") for model in fitted], 1), fitted
 
 
 def dci(codes: Tensor, factors: Tensor, *, n_train: int, classifier: Callable[[], Any] | None = None) -> DCI:
@@ -163,15 +164,17 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, *, bins: int = 20) ->
     gaps = []
     for factor in factors.unbind(1):
         values = factor.unique(return_inverse=True)[1]
-        told = torch.tensor([_mutual_information(c, values) for c in cells.unbind(1)], dtype=torch.float64)
+        told = torch.tensor(
+            [_mutual_information(c, values) for c in cells.unbind(1)], dtype=torch.float64, device="cpu"
+        )
         first, second = told.topk(2).values.tolist()
         gaps.append((first - second) / _mutual_information(values, values))
     return min(1.0, sum(gaps) / len(gaps))  # Rounding may lead beyond.
 
 
 def _mutual_information(u: Tensor, v: Tensor) -> float:
-    joint = torch.zeros(int(u.max()) + 1, int(v.max()) + 1, dtype=torch.float64)
-    joint.index_put_((u, v), torch.ones(len(u), dtype=torch.float64), accumulate=True)
+    joint = torch.zeros(int(u.max()) + 1, int(v.max()) + 1, dtype=torch.float64, device=u.device)
+    joint.index_put_((u, v), torch.ones(len(u), dtype=torch.float64, device=u.device), accumulate=True)
     joint /= len(u)
     return float(
         (torch.special.entr(joint.sum(0)).sum() + torch.special.entr(joint.sum(1)).sum())

@@ -221,7 +221,7 @@ def _rows(n: int, most: int) -> np.ndarray:
 def _least_similarities(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """For each query its similarity to the last of its nearest neighbours, itself left out; a block at a time."""
     queries, k = torch.from_numpy(np.array(vectors[rows])), min(NEIGHBORS, len(vectors) - 1)
-    best = torch.full((len(rows), k + 1), -torch.inf)
+    best = torch.full((len(rows), k + 1), -torch.inf, device="cpu")
     for start in range(0, len(vectors), BLOCK):
         scores = queries @ torch.from_numpy(np.array(vectors[start : start + BLOCK])).T
         best = torch.cat([best, scores], dim=1).topk(k + 1, dim=1).values

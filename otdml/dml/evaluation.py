@@ -184,7 +184,7 @@ def protocol_metrics(
         rest = ~query[0]
         asked, gallery = (points[query[0]], classes[query[0]]), (points[rest], classes[rest])
         # The gallery holds no query, but may hold their copies.
-        own = torch.full((len(asked[0]),), -1)
+        own = torch.full((len(asked[0]),), -1, device=points.device)
         return retrieval_metrics(*asked, gallery=gallery[0], gallery_labels=gallery[1], own=own, **options)
 
     return from_first(found) if share else found()

@@ -81,7 +81,7 @@ def export_onnx(module: "ProxyDML", path: str | Path, *, size: int, channels: in
 def _write_onnx(module: "ProxyDML", path: Path, size: int, channels: int) -> float:
     """Write the graph, and return its largest difference to PyTorch."""
     runtime = _library("onnxruntime")
-    images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0), device="cpu")
     with evaluating(module), torch.no_grad(), _quiet():
         network = _Embedder(module).eval()
         torch.onnx.export(

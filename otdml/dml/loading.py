@@ -141,7 +141,7 @@ class EvaluationBatches:
     ) -> None:
         self.dataset, self.workers = dataset, check_integer("workers", workers, least=0)
         batch_size = check_integer("batch_size", batch_size)
-        self.batches = torch.tensor(range(len(dataset)) if rows is None else rows).split(batch_size)
+        self.batches = torch.tensor(range(len(dataset)) if rows is None else rows, device="cpu").split(batch_size)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -184,7 +184,7 @@ class OrderedCrops:
     ) -> None:
         self.dataset, self.number, self.augment, self.workers = dataset, number, augment, workers
         self.device = torch.device(device)
-        self.batches = torch.arange(len(dataset)).split(batch_size)
+        self.batches = torch.arange(len(dataset), device="cpu").split(batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         if isinstance(self.dataset, BatchedImages):
@@ -223,7 +223,7 @@ def loaded_places(loader: Any, count: int) -> Tensor | None:
     sampler = batches.sampler if type(batches) is BatchSampler else None
     # Subclasses may draw a new order in each pass.
     known = type(sampler) in (SequentialSampler, DistributedSampler)
-    return torch.tensor(list(islice(sampler, count))) if known else None  # type: ignore[arg-type]
+    return torch.tensor(list(islice(sampler, count)), device="cpu") if known else None  # type: ignore[arg-type]
 
 
 def loaded_queries(loader: Any, index: Tensor | None) -> Tensor | None:

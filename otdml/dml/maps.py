@@ -49,7 +49,7 @@ class KeptMaps:
         self.crops = [np.load(file, mmap_mode="r") for file in files]
         self.labels, self.classes, self.is_query = labels, classes, is_query
         generator = torch.Generator().manual_seed(epoch_seed(seed, 0, stream=4))
-        self.first = torch.randint(len(files), (len(labels),), generator=generator)
+        self.first = torch.randint(len(files), (len(labels),), generator=generator, device="cpu")
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -65,7 +65,7 @@ class KeptMaps:
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Maps (n, channels, height, width) or features (n, channels), as they are stored, and labels."""
-        index = torch.as_tensor(indices)
+        index = torch.as_tensor(indices, device="cpu")
         crops = ((self.first[index] + self.epoch) % len(self.crops)).tolist()
         rows = np.stack([self.crops[crop][i] for crop, i in zip(crops, index.tolist(), strict=True)])
         maps = torch.from_numpy(rows)

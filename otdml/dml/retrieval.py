@@ -274,7 +274,7 @@ def _place(
 def _twins(z: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> int:
     """Queries with an identical row of their class in the gallery, found by a sum of their bits that is exact."""
     generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(-(2**62), 2**62, (z.shape[1] + 1,), generator=generator).to(z.device)
+    weights = torch.randint(-(2**62), 2**62, (z.shape[1] + 1,), generator=generator, device="cpu").to(z.device)
     keys = []
     for points, classes in ((z, labels), (gallery, gallery_labels)):
         # In blocks: 64-bit integers would take twice the memory of the embeddings.

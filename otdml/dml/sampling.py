@@ -122,7 +122,9 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
     def _draw(self, c: int, hands: list[list[int]], generator: torch.Generator) -> list[int]:
         images, size = self._images[c], self.samples_per_class
         if len(images) < size:
-            decks = [torch.randperm(len(images), generator=generator) for _ in range(-(-size // len(images)))]
+            decks = [
+                torch.randperm(len(images), generator=generator, device="cpu") for _ in range(-(-size // len(images)))
+            ]
             return images[torch.cat(decks)[:size]].tolist()
         if len(hands[c]) < size:
             hands[c] = _deal(hands[c], len(images), generator)
@@ -135,7 +137,7 @@ def _deal(rest: list[int], n: int, generator: torch.Generator) -> list[int]:
 
     So any n consecutive cards that begin in the rest are different.
     """
-    deck, held = torch.randperm(n, generator=generator).tolist(), set(rest)
+    deck, held = torch.randperm(n, generator=generator, device="cpu").tolist(), set(rest)
     return rest + [c for c in deck if c not in held] + [c for c in deck if c in held]
 
 

@@ -186,7 +186,7 @@ class Problem:
         limits, given = torch.finfo(self.cost.dtype), [rho for rho in self.rho if rho is not None]
         if not (given and self.resolves_more and self.a.numel()):
             return False
-        low, high = torch.stack(torch.as_tensor(self.scale(0), dtype=torch.float64).aminmax()).tolist()
+        low, high = torch.stack(torch.as_tensor(self.scale(0), dtype=torch.float64, device="cpu").aminmax()).tolist()
         return low * min(given) < limits.tiny / limits.eps or high * max(given) > limits.max * limits.eps
 
     def double(self) -> "Problem":

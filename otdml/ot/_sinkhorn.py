@@ -218,14 +218,16 @@ def solution(
 def _warn(solved: Solved, options: SolverOptions) -> None:
     found, problem = solved.potentials, solved.posed.problem
     # Of a partial plan errors are relative to the mass that moves.
-    mass = torch.ones(()) if problem.moved is None else problem.moved.detach() / problem.rows.mass
+    one = torch.ones((), device="cpu")
+    mass = one if problem.moved is None else problem.moved.detach() / problem.rows.mass
     error, rounding = (float((t / mass).max()) for t in (found.error, resolution(solved.posed, found)))
     tol, dtype = options.tol / float(mass.min()), found.g.dtype
     stopped, remedy = f"at `max_iter`={options.max_iter}", "Raise `max_iter` or `eps`, or accept a larger `tol`."
     if rounding > tol / 2:
         other = "" if dtype == torch.float64 else ", or pass float64"
         stopped = f"where {dtype} resolves {rounding:.1g} at this temperature,"
-        steepness = torch.finfo(dtype).eps * torch.as_tensor(problem.rows.steepness + problem.columns.steepness)
+        steepness = problem.rows.steepness + problem.columns.steepness
+        steepness = torch.finfo(dtype).eps * torch.as_tensor(steepness, device="cpu")
         raised = "`rho`" if float(steepness.max()) > rounding / 2 else "`eps`"
         raised = raised if problem.moved is None else "`mass` or `eps`"
         remedy = f"Raise {raised}, or accept a larger `tol`{other}."

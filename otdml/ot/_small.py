@@ -89,7 +89,7 @@ def _plain(x: Tensor) -> bool:
 
 
 def _true() -> Tensor:
-    return torch.ones((), dtype=torch.bool)
+    return torch.ones((), dtype=torch.bool, device="cpu")
 
 
 def _tensor(number: Any) -> Tensor:
@@ -201,7 +201,7 @@ def _solved(cost: _Factors, eps: float | None, options: SolverOptions) -> _Found
     """The solution, or None where it takes higher temperatures on the way, or another form."""
     products = _product(cost.x, cost.y.T)
     if eps is None:
-        eps = float(temperature_of_spread(torch.tensor(cost.spread(products), dtype=torch.float64)))
+        eps = float(temperature_of_spread(torch.tensor(cost.spread(products), dtype=torch.float64, device="cpu")))
     # Where no cost of a row exceeds the temperature there may be a form with more digits; NaN belongs there as well.
     if not np.abs(products[0]).max() * 2 > eps:
         return None

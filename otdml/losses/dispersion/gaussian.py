@@ -139,8 +139,8 @@ def sigreg(
     """
     check_points("z", z)
     theta = directions(z.shape[-1], check_integer("n_projections", n_projections), generator=generator, like=z)
-    t = torch.linspace(0, check_positive("largest", largest), check_integer("n_knots", n_knots, 2), dtype=torch.float64)
-    t = t.to(z)
+    last, n_knots = check_positive("largest", largest), check_integer("n_knots", n_knots, 2)
+    t = torch.linspace(0, last, n_knots, dtype=torch.float64, device="cpu").to(z)
     goal = (-0.5 * t.square()).exp()
     # The integrand is even, so that all weights but that of zero are doubled.
     weights = 2 * (t[1] - t[0]) * goal

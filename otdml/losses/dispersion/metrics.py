@@ -183,7 +183,7 @@ def uniform_baseline(
     n, d, draws = check_integer("n", n, least=2), check_integer("d", d, least=2), check_integer("draws", draws)
     clouds = (uniform_points(n, d, generator=generator, device=device) for _ in range(draws))
     found = [dispersion_metrics(z) for z in clouds]
-    return {name: float(torch.tensor([m[name] for m in found]).median()) for name in found[0]}
+    return {name: float(torch.tensor([m[name] for m in found], device="cpu").median()) for name in found[0]}
 
 
 def uniform_smallest_angle(n: int, d: int) -> float:
