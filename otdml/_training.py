@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from otdml._checks import device_of_draws
 
-__all__ = ["as_float", "drawn_rows", "evaluating", "in_training", "inputs_of", "minimised"]
+__all__ = ["as_float", "drawn_rows", "evaluating", "in_training", "inputs_of", "learnt", "minimised"]
 
 
 def minimised(
@@ -39,6 +39,12 @@ def minimised(
         if rates is not None:
             rates.step()
         yield step + 1
+
+
+def learnt(*parts: object) -> list[nn.Parameter]:
+    """Parameters of the parts that are modules, each once: of a network, and of a loss whose temperature is learnt."""
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
 
 
 def drawn_rows(table: Tensor, rows: int | None, generator: torch.Generator) -> Tensor:

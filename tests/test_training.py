@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from otdml._training import drawn_rows, evaluating, inputs_of, minimised
+from otdml._training import drawn_rows, evaluating, inputs_of, learnt, minimised
+from otdml.losses import InfoNCE
 
 
 def descended(steps, **options):
@@ -32,6 +33,11 @@ def test_rows_are_some_of_the_table_each_once():
     assert len(set(rows)) == 4
     assert set(rows) <= set(range(10))
     assert rows != drawn_rows(table, 4, generator)[:, 0].tolist()
+
+
+def test_parameters_of_modules_are_learnt_each_once():
+    network, loss = torch.nn.Linear(2, 1), InfoNCE(learnable=True)
+    assert learnt(network, loss, None, abs, network) == [network.weight, network.bias, loss.log_eps]
 
 
 def test_a_model_evaluates_and_goes_back_whatever_happens():

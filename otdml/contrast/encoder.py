@@ -24,7 +24,7 @@ from otdml._checks import (
 )
 from otdml._precision import multiplies_in_bfloat16
 from otdml._start import started, to_default_device
-from otdml._training import as_float, evaluating, inputs_of, minimised
+from otdml._training import as_float, evaluating, inputs_of, learnt, minimised
 from otdml.contrast.views import SPOILS, Views, spoiled
 from otdml.dml.backbones import ResNet
 
@@ -132,7 +132,8 @@ def training(
     Args:
         encoder: Changed in place. Batches are moved to its device and dtype.
         images: Bytes, shape (n, 3, h, w), on any device.
-        loss: Of the two views of a batch, each of shape (batch, dim), and of its domains where there are any.
+        loss: Of the two views of a batch, each of shape (batch, dim), and of its domains where there are any. If it is
+            a module its parameters, such as a temperature, are trained too.
         pairs: How views are made.
         steps: Number of batches.
         batch: Pictures in each.
@@ -157,7 +158,7 @@ def training(
             return loss(first, second)
         return loss(first, second, domains[rows.to(domains.device)].to(first.device))
 
-    return minimised(value, torch.optim.Adam(encoder.parameters(), lr=rate), steps)
+    return minimised(value, torch.optim.Adam(learnt(encoder, loss), lr=rate), steps)
 
 
 def half(device: torch.device) -> AbstractContextManager[object]:

@@ -23,7 +23,7 @@ from otdml._checks import (
 )
 from otdml._precision import full_precision
 from otdml._start import started, to_default_device
-from otdml._training import inputs_of, minimised
+from otdml._training import inputs_of, learnt, minimised
 from otdml.losses import MMD
 
 __all__ = ["Autoencoder", "Objective", "Schedule", "fit", "total_correlation", "training"]
@@ -150,7 +150,8 @@ class Objective:
             energy distance of the means of a batch to draws from the prior, which holds all codes together to it and
             none by itself; the encoder has no noise then. Its force between close codes does not vanish, as that of
             a smooth kernel does, so that codes do not stay where they have collapsed.
-        regularizer: R, a loss of a map: of points (n, d) and their images (n, e).
+        regularizer: R, a loss of a map: of points (n, d) and their images (n, e). Its parameters are trained with the
+            network.
         weight: :math:`\lambda`, to be given with a regularizer.
         place: Which map: the ``"decoder"``, from codes to pictures, or the ``"encoder"``, from pictures to means
             :cite:p:`uscidda:24`, or the ``"posterior"``, from pictures to codes that are drawn from it.
@@ -264,7 +265,7 @@ def training(
         rows = torch.randint(len(images), (schedule.batch,), generator=generator, device=device_of_draws(generator))
         return objective(model, inputs_of(model, images[rows.to(images.device)]), generator)
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=schedule.rate)
+    optimizer = torch.optim.Adam(learnt(model, objective.regularizer), lr=schedule.rate)
     return minimised(loss, optimizer, schedule.steps, cosine=schedule.cosine)
 
 

@@ -25,7 +25,7 @@ from otdml._checks import (
     device_of_draws,
 )
 from otdml._start import started, to_default_device
-from otdml._training import drawn_rows, evaluating, inputs_of, minimised
+from otdml._training import drawn_rows, evaluating, inputs_of, learnt, minimised
 from otdml.dml.backbones import ConvNet
 from otdml.sphere import uniform_points
 
@@ -118,7 +118,7 @@ class Training:
     """How a classifier is trained.
 
     Attributes:
-        regulariser: A loss of points that parts them; none if None.
+        regulariser: A loss of points that parts them; none if None. Its parameters are trained, too.
         weight: Of the regulariser beside the cross-entropy.
         rows: Prototypes that it sees in a step, drawn anew each time; all of them if None.
         decay: Weight decay of AdamW, of all parameters but the scale.
@@ -186,4 +186,4 @@ def _groups(model: PrototypeClassifier, how: Training) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         rate, decay = special.get(name, (how.rate, how.decay))
         groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
-    return groups
+    return [*groups, {"params": learnt(how.regulariser), "lr": how.rate, "weight_decay": 0.0}]

@@ -21,7 +21,7 @@ from otdml._checks import (
     device_of_draws,
 )
 from otdml._start import started, to_default_device
-from otdml._training import drawn_rows, evaluating, minimised
+from otdml._training import drawn_rows, evaluating, learnt, minimised
 
 __all__ = ["TiedLanguageModel", "Training", "training"]
 
@@ -135,7 +135,7 @@ class Training:
     """How a language model is trained.
 
     Attributes:
-        regulariser: A loss of points that parts the vectors of tokens; none if None.
+        regulariser: A loss of points that parts the vectors of tokens; none if None. Its parameters are trained, too.
         weight: Of the regulariser beside the loss.
         rows: Vectors that it sees in a step, drawn anew each time; all of them if None.
         decay: Weight decay of AdamW, of the vectors alone.
@@ -173,6 +173,7 @@ def training(model: TiedLanguageModel, tokens: Tensor, how: Training, generator:
     tokens = model._checked(tokens)
     model.train()
     others = [parameter for name, parameter in model.named_parameters() if name != "table"]
+    others += learnt(how.regulariser)
     groups = [{"params": [model.table], "weight_decay": how.decay}, {"params": others, "weight_decay": 0.0}]
     sequences = tokens.unfold(0, model.context + 1, 1)
     drawing = torch.Generator().manual_seed(generator.initial_seed())

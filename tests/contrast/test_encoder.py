@@ -48,6 +48,14 @@ def test_training_repeats_with_its_seed():
     assert not torch.equal(first, third)
 
 
+def test_a_learnable_temperature_is_learnt():
+    images = (255 * torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))).byte()
+    loss, start = InfoNCE(learnable=True), InfoNCE(learnable=True)
+    steps = {"steps": 3, "batch": 16, "rate": 1e-2}
+    list(training(Encoder(seed=0, widths=(4,), dim=3), images, loss, PLAIN, **steps, generator=torch.Generator()))
+    assert not torch.equal(loss.log_eps, start.log_eps)
+
+
 def test_pictures_of_one_kind_come_to_lie_together():
     """Stripes of two directions at random phases: near pictures in pixels are of either kind, learnt ones of one."""
     generator = torch.Generator().manual_seed(0)

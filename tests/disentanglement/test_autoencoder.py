@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from otdml.disentanglement import Autoencoder, Objective, Schedule, fit, sprites, total_correlation, training
-from otdml.losses import MMD, Distortion
+from otdml.losses import MMD, Distortion, ScaledCost
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +211,12 @@ def test_regularizer_keeps_geometry_where_it_is_asked_to(images, place, asked):
         }
         found[weight] = float(Distortion()(*maps[place]))
     assert found[asked] < 0.8 * found[0.0]
+
+
+def test_a_learnable_scale_is_learnt(images):
+    scale = ScaledCost("sqeuclidean", 3.0)
+    fit(images, Objective(regularizer=Distortion(cost_y=scale), weight=1.0), Schedule(steps=2))
+    assert float(scale.scale.detach()) != pytest.approx(3.0, abs=1e-5)
 
 
 def test_a_decoder_that_is_not_there_cannot_be_regularised():

@@ -80,6 +80,20 @@ def test_decay_shrinks_all_but_the_scale():
     assert float(decayed.log_scale.detach()) > 1.5
 
 
+def test_parameters_of_a_regulariser_are_learnt():
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, z):
+            return (z.square().sum() - self.width).square()
+
+    regulariser = Wide()
+    fitted(steps=2, regulariser=regulariser)
+    assert regulariser.width != 1
+
+
 def test_a_regulariser_of_no_weight_changes_nothing_and_a_seed_repeats():
     state = torch.get_rng_state()
     images = pictures()[0].float() / 255

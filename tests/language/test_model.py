@@ -71,6 +71,20 @@ def test_a_regulariser_parts_the_vectors_and_decay_shortens_them():
     assert float(short.table.detach().norm()) < 0.3 * float(plain.table.detach().norm())
 
 
+def test_parameters_of_a_regulariser_are_learnt():
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, z):
+            return (z.square().sum() - self.width).square()
+
+    regulariser = Wide()
+    trained(Training(regulariser, steps=2))
+    assert regulariser.width != 1
+
+
 def test_seeds_decide_and_a_regulariser_of_no_weight_changes_nothing():
     how = Training(steps=3)
     first = trained(how).state_dict()
