@@ -39,7 +39,8 @@ def monge_gap(
 
     The second term is the value of :func:`otdml.ot.sinkhorn`, with :math:`\varepsilon \mathrm{KL}(P | a \otimes a)`,
     so it is at most :math:`\varepsilon \log n` above the transport cost, the gap is at least
-    :math:`-\varepsilon \log n` (uniform weights), and its gradient is exact. With the entropy
+    :math:`-\varepsilon \log n` (uniform weights), and its gradient is exact up to ``tol`` of that of each term: near an
+    optimal map these cancel, and what is left is resolved with a smaller ``tol``. With the entropy
     :math:`-\varepsilon H(P)` in place of that term, as in the paper, the value would be larger by the constant
     :math:`2 \varepsilon \log n`, with the same gradient.
 
