@@ -39,9 +39,7 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Default: that of the run.")] = None,
     protocol: Protocol = None,
     root: Root = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, val, trainval or test, the default; of inshop query or gallery, too.")
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="Default: test; or train, val, trainval, query, gallery.")] = None,
     images: Annotated[
         Path | None, typer.Option(help="A folder of images instead of a data set; the class of each is its own folder.")
     ] = None,
