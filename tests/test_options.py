@@ -143,6 +143,8 @@ SIGNED = {"base", "seed"}
 # Options that are given together with another one.
 TOGETHER: dict[str, dict[str, Any]] = {
     "couple rho": {"method": "unbalanced"},
+    "couple eps": {"method": "sinkhorn"},
+    "couple mass": {"method": "partial"},
     "ClassBalancedBatchSampler rank": {"world_size": 2},
     "ClassBalancedBatchSampler world_size": {"rank": 1},
     **{f"{name} alpha": {"features": (X, Y)} for name in ("gromov", "fused_gromov_wasserstein")},
