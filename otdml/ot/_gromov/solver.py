@@ -112,7 +112,8 @@ def gromov(
             independence itself is a stationary point for centred clouds under ``cosine`` and ``inner``), "best" (all of
             these, and the best result for each batch element; with free marginals and at most 64 pairs of points also
             plans near each pair, as the marginals have optima of their own), an :class:`OTResult`, or a plan of shape
-            (..., n, m). Clouds that cannot be paired start from the product.
+            (..., n, m). Clouds that cannot be paired start from the product. Where several starts of a fused problem
+            with penalties are compared, no plan at all is one of them.
         backend: "auto", "dense" or "streamed", as in :func:`sinkhorn`.
 
     Returns:

@@ -172,6 +172,23 @@ def test_the_mass_between_two_points_is_the_best_for_the_cost_of_their_features(
     torch.testing.assert_close(result.value + result.eps * result.divergence, objective.min(), rtol=1e-4, atol=1e-6)
 
 
+def test_each_problem_of_a_batch_has_the_best_mass_for_its_weights_and_costs():
+    """Some mass, a local optimum that is above no mass, and none."""
+    M = torch.tensor([0.5, 2.9, 40.0], dtype=torch.float64)
+    a, b = torch.tensor([[[1.5], [1.2], [0.8]], [[0.7], [0.9], [1.1]]], dtype=torch.float64)
+    x, v = torch.zeros(3, 1, 2, dtype=torch.float64), torch.stack([M.sqrt(), 0 * M], -1)[:, None]
+    (first, second), eps = (0.5, 1.5), 0.4
+    result = gromov(x, x, a, b, features=(x, v), rho=(first, second), eps=eps, tol=1e-5)
+    s = torch.linspace(0, 1.5, 15001, dtype=torch.float64)
+    for k, (cost, p, q) in enumerate(zip(M, a[:, 0], b[:, 0], strict=True)):
+        terms = ((rho, 2 * torch.special.xlogy(s * s, s / w) - s * s + w * w) for rho, w in ((first, p), (second, q)))
+        entropy = 2 * torch.special.xlogy(s * s, s / (p * q)) - s * s + (p * q) ** 2
+        objective = 0.5 * cost * s + 0.5 * (sum(rho * term for rho, term in terms) + eps * entropy)
+        assert abs(float(result.plan[k]) - float(s[objective.argmin()])) < 1e-3
+        found = result.value[k] + result.eps[k] * result.divergence[k]
+        torch.testing.assert_close(found, objective.min(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n", "m"), [(3, 4), (20, 30)])
 def test_nothing_is_transported_between_features_that_are_far_apart(n, m, dtype):
