@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from regularisers import Width
 
 from otdml.dml.prototypes import PrototypeClassifier, Training, training
 from otdml.losses import KoLeo
@@ -81,17 +82,10 @@ def test_decay_shrinks_all_but_the_scale():
 
 
 def test_parameters_of_a_regulariser_are_learnt():
-    class Wide(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.width = torch.nn.Parameter(torch.ones(()))
-
-        def forward(self, z):
-            return (z.square().sum() - self.width).square()
-
-    regulariser = Wide()
-    fitted(steps=2, regulariser=regulariser)
-    assert regulariser.width != 1
+    """Adam's first step has the length of the rate, here towards a sum of squares above one."""
+    regulariser = Width()
+    fitted(steps=1, rate=1e-2, regulariser=regulariser)
+    assert float(regulariser.width.detach()) == pytest.approx(1 + 1e-2, abs=1e-6)
 
 
 def test_a_regulariser_of_no_weight_changes_nothing_and_a_seed_repeats():

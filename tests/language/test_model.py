@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from regularisers import Width
 
 from otdml.language import TiedLanguageModel, Training, training
 from otdml.losses import KoLeo
@@ -72,17 +73,10 @@ def test_a_regulariser_parts_the_vectors_and_decay_shortens_them():
 
 
 def test_parameters_of_a_regulariser_are_learnt():
-    class Wide(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.width = torch.nn.Parameter(torch.ones(()))
-
-        def forward(self, z):
-            return (z.square().sum() - self.width).square()
-
-    regulariser = Wide()
-    trained(Training(regulariser, steps=2))
-    assert regulariser.width != 1
+    """Adam's first step has the length of the rate, here towards a sum of squares above one."""
+    regulariser = Width()
+    trained(Training(regulariser, steps=1, rate=1e-2))
+    assert float(regulariser.width.detach()) == pytest.approx(1 + 1e-2, abs=1e-6)
 
 
 def test_seeds_decide_and_a_regulariser_of_no_weight_changes_nothing():
