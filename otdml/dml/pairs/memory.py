@@ -132,10 +132,8 @@ def _check_pair_loss(loss: nn.Module) -> None:
     if not isinstance(loss, nn.Module):
         raise argument_error("loss", "be an nn.Module", type(loss).__name__, kind=TypeError)
     try:
-        inspect.signature(loss.forward).bind(*range(5))
+        inspect.signature(loss.forward).bind("z", "labels", "tuples", "reference", "reference_labels")
     except TypeError:
-        must, remedy = (
-            "take tuples, a reference and its labels after labels",
-            "Take a pair loss, such as TripletMargin.",
-        )
+        must = "take tuples, a reference and its labels after labels"
+        remedy = "Take a pair loss, such as TripletMargin."
         raise argument_error("loss", must, type(loss).__name__, remedy, TypeError) from None
