@@ -137,19 +137,22 @@ GOOD: dict[str, Any] = {
     "param_groups lr": {"head": 0.5},
     "param_groups weight_decay": {"head": 0.5},
 }
+ZONAL = ("kernel_dispersion", "KernelDispersion", "mmd_to_uniform", "MMDToUniform")
+GOOD |= {f"{name} {scale}": 0.5 for name in ZONAL for scale in ("gamma", "s")}
 # Options that may be infinite, and those that may be negative.
 INFINITE = {"rho", "marginals"}
 SIGNED = {"base", "seed"}
 # Options that are given together with another one.
 TOGETHER: dict[str, dict[str, Any]] = {
     "couple rho": {"method": "unbalanced"},
-    "couple eps": {"method": "sinkhorn"},
+    **{f"couple {name}": {"method": "sinkhorn"} for name in ("eps", "tol", "max_iter")},
     "couple mass": {"method": "partial"},
     "ClassBalancedBatchSampler rank": {"world_size": 2},
     "ClassBalancedBatchSampler world_size": {"rank": 1},
     **{f"{name} alpha": {"features": (X, Y)} for name in ("gromov", "fused_gromov_wasserstein")},
     "gromov_matrix alpha": {"features": X @ Y.T},
     "uniform_points shape": {},
+    **{f"{name} s": {"kernel": "riesz"} for name in ZONAL},
 }
 # Calls that take seconds: what they do with an admissible number has tests of its own.
 SLOW = {
@@ -209,7 +212,10 @@ def call(label: str, name: str, value: Any) -> Any:
         elif other.default is other.empty and other.kind not in (other.VAR_POSITIONAL, other.VAR_KEYWORD):
             known = f"{label} {other.name}" in GIVEN or other.name in GIVEN
             given[other.name] = entry(GIVEN, label, other.name) if known else good(label, other.name)
-        elif other.name in ("generator", "max_iter", "steps") and (label, other.name) in OPTIONS:
+        # A number of iterations without a default belongs to some methods only.
+        elif (label, other.name) in OPTIONS and (
+            other.name == "generator" or (other.name in ("max_iter", "steps") and other.default is not None)
+        ):
             given[other.name] = good(label, other.name)
     return member(*star, **given, **TOGETHER.get(f"{label} {name}", {}))
 

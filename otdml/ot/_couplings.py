@@ -1,5 +1,7 @@
 """Pairs of points drawn from a transport plan, as flow matching trains on them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,8 @@ __all__ = ["METHODS", "couple"]
 
 METHODS = ("exact", "sinkhorn", "unbalanced", "partial", "semidiscrete")
 ENTROPIC = ("sinkhorn", "unbalanced")
+# The methods that an option belongs to.
+USERS = {"rho": ("unbalanced",), "mass": ("partial",)} | dict.fromkeys(("eps", "tol", "max_iter", "backend"), ENTROPIC)
 
 # The share of the mass that a partial plan moves, where none is given.
 MASS = 0.9
@@ -46,9 +50,9 @@ def couple(
     eps: float | None = None,
     rho: Rho = None,
     mass: float | None = None,
-    tol: float = 1e-3,
-    max_iter: int = 2000,
-    backend: str = "auto",
+    tol: float | None = None,
+    max_iter: int | None = None,
+    backend: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Pairs:
     r"""Indices of pairs drawn from a transport plan between two batches of points of equal weights.
@@ -71,17 +75,17 @@ def couple(
         eps: Temperature of "sinkhorn" and "unbalanced", see :func:`sinkhorn`.
         rho: Penalty of "unbalanced", see :func:`sinkhorn`.
         mass: Share of the mass that "partial" moves, in (0, 1]; 0.9 if None.
-        tol: Tolerance of "sinkhorn" and "unbalanced".
-        max_iter: Most iterations of "sinkhorn" and "unbalanced".
-        backend: Engine of "sinkhorn" and "unbalanced".
+        tol: Tolerance of "sinkhorn" and "unbalanced"; 1e-3 if None.
+        max_iter: Most iterations of "sinkhorn" and "unbalanced"; 2000 if None.
+        backend: Engine of "sinkhorn" and "unbalanced", see :func:`sinkhorn`; "auto" if None.
         generator: Of the pairs.
 
     Returns:
         The indices i and j of the pairs, integers of shape (n_pairs,) each.
 
     Raises:
-        ValueError: If shapes do not fit, a method is unknown, ``rho`` is missing, or ``rho``, ``eps`` or ``mass``
-            would do nothing.
+        ValueError: If shapes do not fit, a method is unknown, ``rho`` is missing, or an option is given that the
+            method leaves aside.
 
     Example:
         >>> import torch
@@ -94,12 +98,14 @@ def couple(
     _check_batches(x0, x1)
     if method == "unbalanced" and rho is None:
         raise argument_error("rho", "be given with method='unbalanced'", rho)
-    for name, value, users in (("rho", rho, ("unbalanced",)), ("eps", eps, ENTROPIC), ("mass", mass, ("partial",))):
-        if value is not None and method not in users:
-            raise argument_error(name, f"be None with method={method!r}", value, f"Pass method={users[0]!r}.")
+    given: dict[str, Any] = {"rho": rho, "eps": eps, "mass": mass, "tol": tol, "max_iter": max_iter, "backend": backend}
+    for name, value in given.items():
+        if value is not None and method not in USERS[name]:
+            raise argument_error(name, f"be None with method={method!r}", value, f"Pass method={USERS[name][0]!r}.")
     n_pairs = n_pairs if n_pairs is None else check_integer("n_pairs", n_pairs)
     check_generator(generator)
-    options, eps = SolverOptions(tol, max_iter, backend), given_temperature(eps)
+    settings = {name: given[name] for name in ("tol", "max_iter", "backend") if given[name] is not None}
+    options, eps = SolverOptions(**settings), given_temperature(eps)
     share = MASS if mass is None else check_fraction("mass", mass)
     if method in ENTROPIC:
         problem = Problem.between(x0, x1, None, None, cost=cost, eps=eps, rho=rho)

@@ -1,5 +1,7 @@
 """Pairs drawn from plans: those of the assignment, and frequencies that are the plan's entries."""
 
+import itertools
+
 import pytest
 import torch
 from draws import seeded
@@ -96,11 +98,21 @@ def test_bad_arguments_are_named(options, message):
         couple(x0, x1, **options)
 
 
-def test_options_of_other_methods_are_checked_too():
+def test_options_that_the_method_leaves_aside_are_refused():
     x0, x1 = clouds()
-    for option in ({"tol": "tight"}, {"max_iter": 0}, {"backend": "fast"}, {"mass": 2.0}):
-        with pytest.raises((TypeError, ValueError), match=f"`{next(iter(option))}` must"):
-            couple(x0, x1, **option)
+    for method, option in itertools.product(
+        ("exact", "partial", "semidiscrete"), ("tol", "max_iter", "backend", "rho")
+    ):
+        value = {"tol": 1e-3, "max_iter": 100, "backend": "dense", "rho": 1.0}[option]
+        with pytest.raises(ValueError, match=f"`{option}` must be None with method='{method}'"):
+            couple(x0, x1, method=method, **{option: value})
+
+
+@pytest.mark.parametrize("option", [{"tol": "tight"}, {"max_iter": 0}, {"backend": "fast"}])
+def test_options_of_the_solver_are_checked(option):
+    x0, x1 = clouds()
+    with pytest.raises((TypeError, ValueError), match=f"`{next(iter(option))}` must"):
+        couple(x0, x1, method="sinkhorn", **option)
 
 
 def test_points_are_called_what_they_are_called():

@@ -1,5 +1,7 @@
 """Pairwise energies of points on the sphere."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +11,16 @@ from otdml.kernel_sums import BACKENDS, pair_sum, smallest_squared_distance
 from otdml.kernels import RadialKernel, gaussian, geodesic, laplacian, logarithmic, riesz
 from otdml.sphere import distinct_directions
 
-__all__ = ["KernelDispersion", "check_several", "kernel_dispersion", "zonal_kernel"]
+__all__ = ["KernelDispersion", "check_scale", "check_several", "kernel_dispersion", "zonal_kernel"]
 
-KERNELS = ("gaussian", "laplacian", "riesz", "log")
+# Of each kernel, how it is made and what its scale is called.
+KERNELS: dict[str, tuple[Callable[..., RadialKernel], str | None]] = {
+    "gaussian": (lambda gamma: gaussian((2 * gamma) ** -0.5), "gamma"),
+    "laplacian": (lambda gamma: laplacian(1 / gamma), "gamma"),
+    "riesz": (riesz, "s"),
+    "log": (logarithmic, None),
+}
+SCALES = {"gamma": 2.0, "s": 1.0}
 DISTANCES = ("chord", "geodesic")
 # Rates at which a Gaussian or a Laplacian is far from underflow at the diameter, by angle too.
 _TAME = 3.0
@@ -23,8 +32,8 @@ def kernel_dispersion(
     *,
     kernel: str = "gaussian",
     distance: str = "chord",
-    gamma: float = 2.0,
-    s: float = 1.0,
+    gamma: float | None = None,
+    s: float | None = None,
     log: bool = False,
     backend: str = "auto",
 ) -> Tensor:
@@ -50,8 +59,8 @@ def kernel_dispersion(
             :math:`r^{-s}`, or ``"log"`` :math:`-\log r`.
         distance: ``"chord"``, or ``"geodesic"`` for the angle in place of r. The Gaussian of the angle is not positive
             definite.
-        gamma: Rate of the Gaussian and the Laplacian, positive.
-        s: Exponent of the Riesz kernel, positive.
+        gamma: Rate of the Gaussian and the Laplacian, positive; 2 if None.
+        s: Exponent of the Riesz kernel, positive; 1 if None.
         log: Return the logarithm of the mean.
         backend: ``"dense"``, ``"streamed"``, ``"keops"``, ``"triton"``, or ``"auto"``, as in
             :func:`otdml.kernel_sums.pair_sum`.
@@ -60,8 +69,8 @@ def kernel_dispersion(
         One value per batch element, shape (...).
 
     Raises:
-        ValueError: If there are fewer than two points or two coordinates, an option is unknown, or ``log`` is asked of
-            ``"log"``.
+        ValueError: If there are fewer than two points or two coordinates, an option is unknown, ``log`` is asked of
+            ``"log"``, or ``gamma`` or ``s`` is given to a kernel without it.
 
     Example:
         >>> import torch
@@ -74,7 +83,7 @@ def kernel_dispersion(
     x = distinct_directions(z)
     n = z.shape[-2]
     uniform = x.new_full(x.shape[:-1], (n * (n - 1)) ** -0.5)
-    if not log or (kernel in ("gaussian", "laplacian") and gamma < _TAME):
+    if not log or check_scale(kernel, gamma, s).get("gamma", _TAME) < _TAME:
         mean = pair_sum(k, x, uniform, backend=backend)
         return mean.log() if log else mean
     # Relative to its largest term the sum lies between 1 / n² and 1, whatever gamma and s.
@@ -82,20 +91,35 @@ def kernel_dispersion(
     return pair_sum(largest, x, uniform, backend=backend).log() + logarithm[..., 0, 0]
 
 
-def zonal_kernel(kernel: str, distance: str, gamma: float, s: float) -> RadialKernel:
+def zonal_kernel(kernel: str, distance: str, gamma: float | None = None, s: float | None = None) -> RadialKernel:
     """The kernel of these names on the sphere.
 
     Example:
         >>> import torch
-        >>> zonal_kernel("gaussian", "chord", 2.0, 1.0)(torch.tensor(0.5))[0]  # exp(-1)
+        >>> zonal_kernel("gaussian", "chord")(torch.tensor(0.5))[0]  # exp(-1)
         tensor(0.3679)
     """
-    check_choice("kernel", kernel, KERNELS)
     check_choice("distance", distance, DISTANCES)
-    gamma, s = check_positive("gamma", gamma), check_positive("s", s)
-    made = {"gaussian": gaussian((2 * gamma) ** -0.5), "laplacian": laplacian(1 / gamma), "riesz": riesz(s)}
-    chord = made.get(kernel, logarithmic())
+    chord = KERNELS[check_choice("kernel", kernel, KERNELS)][0](**check_scale(kernel, gamma, s))
     return chord if distance == "chord" else geodesic(chord)
+
+
+def check_scale(kernel: str, gamma: float | None, s: float | None) -> dict[str, float]:
+    """The scale of a kernel under its name, given or by default, unless one is given that it does not have.
+
+    Example:
+        >>> check_scale("laplacian", None, None)
+        {'gamma': 2.0}
+        >>> check_scale("riesz", 0.5, None)
+        Traceback (most recent call last):
+        ValueError: `gamma` must be None with kernel='riesz', got 0.5. It belongs to 'gaussian' and 'laplacian'.
+    """
+    own, given = KERNELS[check_choice("kernel", kernel, KERNELS)][1], {"gamma": gamma, "s": s}
+    for name in given.keys() - {own}:
+        if given[name] is not None:
+            users = " and ".join(repr(k) for k, (_, scale) in KERNELS.items() if scale == name)
+            raise argument_error(name, f"be None with kernel={kernel!r}", given[name], f"It belongs to {users}.")
+    return {n: check_positive(n, SCALES[n] if v is None else v) for n, v in given.items() if n == own}
 
 
 def check_several(z: Tensor) -> Tensor:
@@ -127,8 +151,8 @@ class KernelDispersion(nn.Module):
         *,
         kernel: str = "gaussian",
         distance: str = "chord",
-        gamma: float = 2.0,
-        s: float = 1.0,
+        gamma: float | None = None,
+        s: float | None = None,
         log: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -136,15 +160,14 @@ class KernelDispersion(nn.Module):
         zonal_kernel(kernel, distance, gamma, s)
         _check_log(kernel, log)
         self.kernel, self.distance, self.log = kernel, distance, log
-        self.gamma, self.s = check_positive("gamma", gamma), check_positive("s", s)
+        self.scale = check_scale(kernel, gamma, s)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def extra_repr(self) -> str:
-        scale = {"riesz": f", s={self.s:g}", "log": ""}.get(self.kernel, f", gamma={self.gamma:g}")
+        scale = "".join(f", {name}={value:g}" for name, value in self.scale.items())
         return f"kernel={self.kernel!r}, distance={self.distance!r}{scale}, log={self.log}"
 
     def forward(self, z: Tensor) -> Tensor:
-        scale = {"gamma": self.gamma, "s": self.s}
         return kernel_dispersion(
-            z, kernel=self.kernel, distance=self.distance, **scale, log=self.log, backend=self.backend
+            z, kernel=self.kernel, distance=self.distance, **self.scale, log=self.log, backend=self.backend
         )

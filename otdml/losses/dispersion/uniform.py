@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from otdml._checks import argument_error, check_boolean, check_choice, check_positive
+from otdml._checks import argument_error, check_boolean, check_choice
 from otdml._precision import full_precision
 from otdml.kernel_sums import BACKENDS, pair_sum
 from otdml.kernels import constant_mean
-from otdml.losses.dispersion.energy import check_several, zonal_kernel
+from otdml.losses.dispersion.energy import check_scale, check_several, zonal_kernel
 from otdml.sphere import distinct_directions
 
 __all__ = ["MMDToUniform", "mmd_to_uniform"]
@@ -18,8 +18,8 @@ def mmd_to_uniform(
     *,
     kernel: str = "gaussian",
     distance: str = "chord",
-    gamma: float = 2.0,
-    s: float = 1.0,
+    gamma: float | None = None,
+    s: float | None = None,
     unbiased: bool | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -41,8 +41,8 @@ def mmd_to_uniform(
         z: Points, shape (..., n, d), d >= 2, of any length: their directions are what counts.
         kernel: ``"gaussian"``, ``"laplacian"``, ``"riesz"`` or ``"log"``, as in :func:`kernel_dispersion`.
         distance: ``"chord"`` or ``"geodesic"``.
-        gamma: Rate of the Gaussian and the Laplacian, positive.
-        s: Exponent of the Riesz kernel, in (0, d - 1).
+        gamma: Rate of the Gaussian and the Laplacian, positive; 2 if None.
+        s: Exponent of the Riesz kernel, in (0, d - 1); 1 if None.
         unbiased: Leave out the pairs of a point with itself (U-statistic), which makes value and gradient of
             minibatches unbiased. None does so for ``"riesz"`` and ``"log"``, which are infinite there.
         backend: As in :func:`kernel_dispersion`.
@@ -51,7 +51,8 @@ def mmd_to_uniform(
         One value per batch element, shape (...), non-negative up to rounding unless unbiased.
 
     Raises:
-        ValueError: If there are fewer than two points, or the kernel has no such reading.
+        ValueError: If there are fewer than two points, the kernel has no such reading, or ``gamma`` or ``s`` is given
+            to a kernel without it.
 
     Example:
         >>> import torch
@@ -61,7 +62,7 @@ def mmd_to_uniform(
     """
     n, d = check_several(z).shape[-2:]
     unbiased = _check_kernel(kernel, distance, unbiased)
-    _check_dimension(kernel, s, d)
+    _check_dimension(check_scale(kernel, gamma, s), d)
     k = zonal_kernel(kernel, distance, gamma, s)
     x = distinct_directions(z)
     mean = 1 / (n * (n - 1)) if unbiased else 1 / n**2
@@ -83,8 +84,9 @@ def _check_kernel(kernel: str, distance: str, unbiased: bool | None) -> bool:
     return infinite if unbiased is None else check_boolean("unbiased", unbiased)
 
 
-def _check_dimension(kernel: str, s: float, d: int) -> None:
-    if kernel == "riesz" and s >= d - 1:
+def _check_dimension(scale: dict[str, float], d: int) -> None:
+    s = scale.get("s", 0.0)
+    if s >= d - 1:
         remedy = "The uniform measure has infinite energy there: use kernel_dispersion."
         raise argument_error("s", f"be below d - 1 = {d - 1}", s, remedy)
 
@@ -97,8 +99,8 @@ class MMDToUniform(nn.Module):
         *,
         kernel: str = "gaussian",
         distance: str = "chord",
-        gamma: float = 2.0,
-        s: float = 1.0,
+        gamma: float | None = None,
+        s: float | None = None,
         unbiased: bool | None = None,
         backend: str = "auto",
     ) -> None:
@@ -106,15 +108,14 @@ class MMDToUniform(nn.Module):
         zonal_kernel(kernel, distance, gamma, s)
         self.unbiased = _check_kernel(kernel, distance, unbiased)
         self.kernel, self.distance = kernel, distance
-        self.gamma, self.s = check_positive("gamma", gamma), check_positive("s", s)
+        self.scale = check_scale(kernel, gamma, s)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def extra_repr(self) -> str:
-        scale = {"riesz": f", s={self.s:g}", "log": ""}.get(self.kernel, f", gamma={self.gamma:g}")
+        scale = "".join(f", {name}={value:g}" for name, value in self.scale.items())
         return f"kernel={self.kernel!r}, distance={self.distance!r}{scale}, unbiased={self.unbiased}"
 
     def forward(self, z: Tensor) -> Tensor:
-        scale = {"gamma": self.gamma, "s": self.s}
         return mmd_to_uniform(
-            z, kernel=self.kernel, distance=self.distance, **scale, unbiased=self.unbiased, backend=self.backend
+            z, kernel=self.kernel, distance=self.distance, **self.scale, unbiased=self.unbiased, backend=self.backend
         )

@@ -243,6 +243,9 @@ def test_module_is_the_function(generator):
         ({"gamma": -1.0}, "`gamma` must be a positive number, got -1"),
         ({"kernel": "riesz", "s": 0.0}, "`s` must be a positive number, got 0"),
         ({"kernel": "log", "log": True}, "`log` must be False for the kernel 'log'"),
+        ({"kernel": "riesz", "gamma": 2.0}, "`gamma` must be None with kernel='riesz', got 2.0. It belongs to"),
+        ({"kernel": "log", "s": 1.0}, "`s` must be None with kernel='log', got 1.0. It belongs to 'riesz'"),
+        ({"kernel": "gaussian", "gamma": 1.0, "s": 1.0}, "`s` must be None with kernel='gaussian', got 1.0"),
     ],
 )
 def test_options_are_checked(options, message):

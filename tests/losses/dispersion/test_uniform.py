@@ -62,6 +62,14 @@ def test_the_gaussian_of_the_angle_is_refused():
             call({"distance": "geodesic"})
 
 
+def test_a_scale_that_the_kernel_does_not_have_is_refused():
+    for call in (lambda o: mmd_to_uniform(torch.eye(4), **o), lambda o: MMDToUniform(**o)):
+        with pytest.raises(ValueError, match=r"`gamma` must be None with kernel='riesz', got 2.0"):
+            call({"kernel": "riesz", "gamma": 2.0})
+        with pytest.raises(ValueError, match=r"`s` must be None with kernel='laplacian', got 1.0"):
+            call({"kernel": "laplacian", "s": 1.0})
+
+
 def test_the_gaussian_of_the_angle_is_not_positive_definite():
     # The reason of the refusal: on the circle its matrix has a negative eigenvalue at a moderate width.
     t = torch.arange(40, dtype=torch.float64) * 2 * math.pi / 40
