@@ -2,12 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from otdml import studies
 from otdml.cli import app
+from otdml.ot import sinkhorn
 from otdml.studies import Arm, Reading, Score, Study
 
 pytest.importorskip("typer")
@@ -38,6 +41,23 @@ def test_it_runs_tells_and_keeps(toy, tmp_path):
     assert "gap [decoder]: answer is higher than with plain (+1.000" in found.output
     assert len(json.loads(kept.read_text())["runs"]) == 4
     assert drawn.exists()
+
+
+def test_what_a_solver_warns_of_is_said_once(toy, monkeypatch, tmp_path):
+    x = torch.rand(8, 2, generator=torch.Generator().manual_seed(0))
+
+    def run(settings, seed, data):
+        for eps in (1e-3, 1e-3, 1e-2):
+            yield Reading(1, 1, {"answer": float(sinkhorn(x, x.flip(1).square(), eps=eps, max_iter=1).value)})
+
+    monkeypatch.setattr(studies, "named", lambda name: replace(toy, run=run))
+    found = call("toy", "--out", tmp_path)
+    assert found.exit_code == 0, found.output
+    said = [line for line in found.output.splitlines() if "Sinkhorn stopped" in line]
+    # Two problems in four cells, and no line of the library's own code.
+    assert len(said) == 2
+    assert all(line.startswith("note Sinkhorn stopped at `max_iter`=1") for line in said)
+    assert "Warning" not in found.output
 
 
 def test_paths_with_square_brackets_are_shown_as_they_are(toy, tmp_path):

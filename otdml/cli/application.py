@@ -14,6 +14,7 @@ from rich.console import Console
 import otdml
 from otdml._markup import plain
 from otdml._text import visible
+from otdml._warnings import SolverWarning
 
 __all__ = [
     "DEBUG",
@@ -33,7 +34,6 @@ __all__ = [
 DEBUG = "OTDML_TRACEBACK"
 # Errors that a user can cause; any other is a defect of the library and shows its traceback.
 FAILURES = (ValueError, TypeError, RuntimeError, OSError, ImportError, ArithmeticError)
-
 console = Console()
 errors = Console(stderr=True)
 app = typer.Typer(
@@ -73,14 +73,15 @@ def arguments() -> Iterator[None]:
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Warnings about files that are passed over, as plain lines without their place in the code."""
+    """Warnings of files passed over and of solvers as lines, once each, for their place in the code is no user's."""
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message="Passed over")
+        warnings.simplefilter("always", SolverWarning)
         shown, told = warnings.showwarning, set[str]()
 
-        def note(message: Warning | str, *rest: Any) -> None:
-            if not str(message).startswith("Passed over"):
-                shown(message, *rest)
+        def note(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if not (str(message).startswith("Passed over") or issubclass(category, SolverWarning)):
+                shown(message, category, *rest)
             elif str(message) not in told:
                 told.add(str(message))
                 errors.print(f"[yellow]note[/] {plain(str(message))}", soft_wrap=True, highlight=False)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otdml.cli.application import arguments, check_folder, check_writable, command, console, plain
+from otdml.cli.application import arguments, check_folder, check_writable, command, console, notes, plain
 from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def _run(study: "Study", wanted: "list[Cell]", data: Path | None, threads: int) 
     from otdml.studies.display import watch_study
 
     torch.set_num_threads(threads)
-    watch_study(console, study, wanted, run_cells(study, wanted, data))
+    with notes():
+        watch_study(console, study, wanted, run_cells(study, wanted, data))
 
 
 def _report(study: "Study", out: Path | None) -> "Report":
