@@ -1,6 +1,6 @@
 """Does keeping geometry disentangle the codes of an autoencoder? First: does the autoencoder without it?"""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -175,8 +175,16 @@ class _Geometry(NamedTuple):
         of = "posterior " if self.place == "posterior" else ""
         return f"{of}{self.regularizer} {self.cost} {self.weight:g}"
 
+    def claimed_better(self, other: "_Geometry") -> bool:
+        """Whether this should be the better of the two: the gap than the distortion, cosines than squared distances."""
+        if self.regularizer != "gap" or self.place != other.place:
+            return False
+        if other.regularizer == "distortion":
+            return self.cost == other.cost
+        return (self.cost, other.cost) == ("cosine", "sqeuclidean")
 
-def _without_decoder(pictures: str, asked: Iterable[_Geometry]) -> Study:
+
+def _without_decoder(pictures: str, asked: Sequence[_Geometry]) -> Study:
     """An encoder alone, kept to the prior, and to the geometry of the pictures by a loss."""
     tried = partial(arm, pictures=pictures, reconstruction=False, beta=1.0, readings=4)
     # By place: the prior, and the name of the control.
@@ -185,7 +193,7 @@ def _without_decoder(pictures: str, asked: Iterable[_Geometry]) -> Study:
     controls = [tried(priors[place][1], prior=priors[place][0], place=place) for place in places]
     arms = [
         tried(
-            one.title, priors[one.place][1],
+            one.title, priors[one.place][1], *(other.title for other in asked if one.claimed_better(other)),
             prior=priors[one.place][0], place=one.place,
             regularizer=one.regularizer, cost=one.cost, weight=one.weight,
         )
@@ -197,7 +205,8 @@ def _without_decoder(pictures: str, asked: Iterable[_Geometry]) -> Study:
         method="No picture is decoded. Means are kept to the normal prior by an energy distance, posteriors by their"
         " divergence; the controls have nothing else. No rotation of the means changes the energy distance or their"
         " geometry, so that their axes are left to chance; the noise of posteriors tells apart directions of unequal"
-        " variance. DCI as for the plain autoencoder.",
+        " variance. Of one place, the gap is compared with the distortion as well, and cosines with squared distances."
+        " DCI as for the plain autoencoder.",
         arms=(*controls, *arms),
         seeds=TUNING,
         scores=tuple(score for score in SCORES if score.name not in _DECODED),

@@ -31,6 +31,19 @@ def test_a_cell_scores_on_the_way_and_repeats_with_its_seed(study, arm):
     assert list(run(settings, 4)) != readings
 
 
+@pytest.mark.parametrize("name", ["sprites-free", "scenes-free"])
+def test_claims_are_compared_within_one_place(name):
+    """Beside its control: a gap with the distortion of its cost, and one of cosines with one of squared distances."""
+    arms = {arm.name: arm for arm in studies.named(name).arms}
+    posterior = "posterior distortion cosine 1000", "posterior gap cosine 1000"
+    assert arms[posterior[0]].against == ("posterior alone",)
+    (squared,) = (one for one in arms if one.startswith("posterior gap sqeuclidean"))
+    assert arms[squared].against == ("posterior alone",)
+    assert arms[posterior[1]].against == ("posterior alone", posterior[0], squared)
+    for arm in arms.values():
+        assert {arms[other].settings["place"] for other in arm.against} <= {arm.settings["place"]}
+
+
 def test_arms_of_one_seed_begin_alike():
     """With nothing learnt yet, a regularizer of weight zero changes nothing."""
     study = studies.named("sprites-weights")
