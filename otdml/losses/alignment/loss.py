@@ -139,10 +139,13 @@ def _checked_alignment(
     paired = options.form == "joint" or target is None or isinstance(target, DomainTarget) or isinstance(ids, Tensor)
     check_views(z1, z2, paired=paired or (isinstance(target, Tensor) and target.ndim == 1))
     samples = Samples.checked(target, ids, z1.shape[-2], z2.shape[-2])
-    if isinstance(eps, Tensor) and eps.numel() != 1:
-        raise argument_error("eps", "be a number or a tensor of one element", f"shape {tuple(eps.shape)}")
-    if isinstance(eps, Tensor) and not float(eps.detach()) > 0:
-        raise argument_error("eps", "be positive", f"{float(eps.detach()):g}", "Learn its logarithm.")
+    if isinstance(eps, Tensor):
+        if eps.numel() != 1:
+            raise argument_error("eps", "be a number or a tensor of one element", f"shape {tuple(eps.shape)}")
+        if not float(eps.detach()) > 0:
+            raise argument_error("eps", "be positive", f"{float(eps.detach()):g}", "Learn its logarithm.")
+        # Without dimensions, which would broadcast those of the points and of the value.
+        eps = eps.reshape(())
     if z1.ndim == 2:
         return _alignment(z1, z2, eps, samples, options)
     views = (z.reshape(-1, *z.shape[-2:]) for z in (z1, z2))

@@ -687,6 +687,17 @@ def test_error_temperature_of_several_elements():
         contrastive_alignment(*views(), eps=torch.ones(2))
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 1, 1)])
+@pytest.mark.parametrize("settings", [{}, {"marginals": "none"}, {"divergence": "rince", "form": "two-way"}])
+def test_dimensions_of_a_temperature_of_one_element_are_without_effect(settings, shape):
+    z1, z2 = views()
+    eps = torch.full(shape, 0.5, dtype=torch.float64, requires_grad=True)
+    found = contrastive_alignment(z1, z2, eps=eps, **settings)
+    close(found, contrastive_alignment(z1, z2, eps=0.5, **settings))
+    assert found.shape == ()
+    assert torch.autograd.grad(found, eps)[0].shape == shape
+
+
 def test_error_temperature_that_is_not_positive():
     with pytest.raises(ValueError, match=r"`eps` must be positive, got -0\.1"):
         contrastive_alignment(*views(), eps=torch.tensor(-0.1, requires_grad=True))
