@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from otdml._checks import argument_error, check_integer, has_values
-from otdml._precision import SINGLE_ONLY, full_precision
+from otdml._precision import SINGLE_ONLY, full_precision, widest
 from otdml.losses.dispersion.energy import check_several
 from otdml.neighbors import nearest_neighbors
 from otdml.sphere import angle, distinct_directions, unit
@@ -22,6 +22,10 @@ __all__ = [
 
 # Number of points up to which the matrix of cosines is cheaper than setting up a search.
 _FEW = 1024
+# Number of distances in memory where they are found from differences.
+_BLOCK = 2**22
+# Rounding units of a square below which it has no three digits.
+_DIGITS = 1e3
 
 
 @full_precision
@@ -145,13 +149,33 @@ def nearest_indices(x: Tensor, k: int) -> Tensor:
     if n <= _FEW:
         cosines, found = _most_similar(x, k)
         if _coarse(cosines):
-            _, found = _most_similar(unit(x.double()), k)
+            finer = unit(x.double())
+            cosines, found = _most_similar(finer, k)
+            found = _closest(finer, finer, torch.arange(n, device=x.device), k) if _coarse(cosines) else found
     else:
-        own = torch.arange(n, device=x.device)
-        # By distance: near one, cosines have no digits of the angle.
-        clouds = [nearest_neighbors(cloud, cloud, k, metric="l2", exclude=own)[1] for cloud in x.reshape(-1, n, d)]
-        found = torch.stack(clouds).view(*x.shape[:-1], k)
+        found = torch.stack([_searched(cloud, k) for cloud in x.reshape(-1, n, d)]).view(*x.shape[:-1], k)
     return found + torch.arange(0, x.numel() // d, n, device=x.device).view(*x.shape[:-2], 1, 1)
+
+
+def _searched(x: Tensor, k: int) -> Tensor:
+    """The k nearest other rows of each row of one cloud, shape (n, k)."""
+    # By distance: near one, cosines have no digits of the angle.
+    squares, found = nearest_neighbors(x, x, k, metric="l2", exclude=torch.arange(len(x), device=x.device))
+    # The search has squares of double precision, which lose angles of less than a ten-millionth.
+    near = squares[:, 0] < 4 * _DIGITS * torch.finfo(widest(x.device)).eps
+    if k == 1:
+        # Nothing is nearer than a copy.
+        near &= (x[found[:, 0]] != x).any(1)
+    for rows in near.nonzero()[:, 0].split(max(1, _BLOCK // len(x))):
+        found[rows] = _closest(x[rows], x, rows, k)
+    return found
+
+
+def _closest(x: Tensor, y: Tensor, own: Tensor, k: int) -> Tensor:
+    """The k rows of y nearest to each row of x, but its own, by differences: to all digits, and slowly."""
+    distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    distances.scatter_(-1, own[:, None].expand(*x.shape[:-1], 1), torch.inf)
+    return distances.topk(k, dim=-1, largest=False).indices
 
 
 def _most_similar(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -163,10 +187,10 @@ def _most_similar(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _coarse(cosines: Tensor) -> bool:
-    """Whether some are so near to one that single precision has no three digits of their difference from it."""
-    if cosines.dtype == torch.float64 or cosines.device.type in SINGLE_ONLY or not has_values(cosines):
+    """Whether some are so near to one that their precision has no three digits of their difference from it."""
+    if cosines.device.type in SINGLE_ONLY or not has_values(cosines):
         return False
-    return cosines.numel() > 0 and float(cosines.amax()) > 1 - 1e3 * torch.finfo(cosines.dtype).eps
+    return cosines.numel() > 0 and float(cosines.amax()) > 1 - _DIGITS * torch.finfo(cosines.dtype).eps
 
 
 class KoLeo(nn.Module):

@@ -178,3 +178,19 @@ def test_copies_have_an_angle_of_zero():
     z[31] = z[7]
     assert nearest_angles(z)[[7, 31]].tolist() == [0.0, 0.0]
     assert dispersion_metrics(z)["smallest_angle"] == 0.0
+
+
+@pytest.mark.parametrize("few", [10, 2])
+def test_neighbours_of_points_nearer_than_double_precision_has_cosines_for(few, monkeypatch):
+    """Of four angles a hundred-millionth apart and less, each has its own nearest, in either kind of search."""
+    from otdml.losses.dispersion import nearest, nearest_angles
+
+    monkeypatch.setattr(nearest, "_FEW", few)
+    t = torch.tensor([0.0, 1e-8, 1.1e-8, 1.13e-8, 2.0, 4.0], dtype=torch.float64)
+    z = torch.stack([t.cos(), t.sin()], -1)
+    expected = torch.tensor([1e-8, 1e-9, 3e-10, 3e-10, 2.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(nearest_angles(z).deg2rad(), expected, rtol=1e-6, atol=0)
+    chords = 2 * (expected / 2).sin()
+    torch.testing.assert_close(koleo(z), -chords.log().mean())
+    second = 2 * (torch.tensor([1.1e-8, 1.3e-9, 1e-9, 1.3e-9, 2.0, 2 * math.pi - 4], dtype=torch.float64) / 2).sin()
+    torch.testing.assert_close(koleo(z[None].expand(3, -1, -1), k=2)[1], -torch.cat([chords, second]).log().mean())
