@@ -33,7 +33,8 @@ def multi_similarity(
     where :math:`s_{ij}` is the cosine of two samples, :math:`P_i` are the others of the class of i and :math:`N_i`
     those of other classes. Each pair weighs as much as it stands out among all pairs of its anchor. Value and gradient
     are those of ``pytorch_metric_learning.losses.MultiSimilarityLoss``; with ``epsilon`` those of it after
-    ``MultiSimilarityMiner(epsilon)``, which the paper takes at 0.1.
+    ``MultiSimilarityMiner(epsilon)``, which the paper takes at 0.1. That class is zero where no more than one positive
+    and one negative pair are mined, which have their value and their gradient here.
 
     Args:
         z: Embeddings, shape (n, d), of any norm.

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 from importlib import import_module
 from pkgutil import iter_modules
@@ -154,6 +155,16 @@ def test_epsilon_is_the_miner_of_the_peer(peer, z, epsilon):
     miner, loss = peer[1].MultiSimilarityMiner(epsilon), peer[0].MultiSimilarityLoss()
     ours = MultiSimilarity(epsilon=epsilon)
     agree(lambda z: ours(z, LABELS), lambda z: loss(z, LABELS, miner(z, LABELS)), z)
+
+
+def test_a_single_pair_of_each_kind_has_its_value():
+    """In which it is not the peer, that takes one pair for none."""
+    z = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, -0.8]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1])
+    tuples = tuple(torch.tensor([i]) for i in (0, 1, 0, 2))
+    loss = MultiSimilarity(alpha=1.0, beta=1.0, base=0.0)
+    expected = (math.log1p(math.exp(-0.8)) + math.log1p(math.exp(0.6))) / 3
+    assert float(loss(z, labels, tuples)) == pytest.approx(expected)
 
 
 def test_pairs_are_all_triplets_that_they_make(generator):
