@@ -22,13 +22,15 @@ HEADER = struct.Struct("<4siqqqBiQ")
 
 def runs_on_faiss(backend: str, x: Tensor) -> bool:
     """Whether ``backend``, one of ``"auto"``, ``"faiss"`` and ``"torch"``, means FAISS for the points ``x``."""
-    suits = x.device.type == "cpu" and x.dtype == torch.float32
+    # NumPy reads no tensor while a transform of `torch.func` is at work.
+    transformed = torch._C._are_functorch_transforms_active()
+    suits = x.device.type == "cpu" and x.dtype == torch.float32 and not transformed
     if check_choice("backend", backend, ("auto", "faiss", "torch")) != "faiss":
         return backend == "auto" and suits and _installed()
     _require("or pass backend='torch'")
     if not suits:
-        got, remedy = f"{x.dtype} on {x.device}", "Pass backend='torch'."
-        raise argument_error("x", "be float32 on the CPU for FAISS", got, remedy)
+        got = "a tensor within a transform of torch.func" if transformed else f"{x.dtype} on {x.device}"
+        raise argument_error("x", "be float32 on the CPU for FAISS", got, "Pass backend='torch'.")
     return True
 
 

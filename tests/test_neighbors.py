@@ -379,3 +379,19 @@ def test_neighbours_within_clusters_far_apart_are_found(backend, n, d):
     found, indices = nearest_neighbors(y, y, 1, metric="l2", backend=backend)
     assert torch.equal(indices[:, 0], torch.arange(2 * n))
     assert found.abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("metric", ["inner", "l2"])
+def test_within_a_transform_torch_searches(metric, generator):
+    """NumPy, and so FAISS, reads none of its tensors."""
+    x = torch.randn(5, 3, generator=generator)
+    expected = nearest_neighbors(x, x, 2, metric=metric)[1]
+
+    def nearest(x: Tensor, backend: str) -> Tensor:
+        return x[nearest_neighbors(x, x, 2, metric=metric, backend=backend)[1]].sum()
+
+    slopes = expected.flatten().bincount(minlength=5)[:, None].expand(5, 3).float()
+    torch.testing.assert_close(torch.func.grad(nearest)(x, "auto"), slopes)
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match=r"got a tensor within a transform of torch.func. Pass backend='torch'"):
+        torch.func.grad(nearest)(x, "faiss")

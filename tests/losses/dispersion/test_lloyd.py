@@ -125,3 +125,13 @@ def test_one_seed_draws_the_same_points_in_both_precisions(balanced):
         lloyd_dispersion(t, generator=torch.Generator().manual_seed(1), **options) for t in (z, z.double())
     )
     torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=0)
+
+
+def test_gradients_of_functions_are_those_of_the_tape_where_cells_are_searched(generator):
+    z = torch.randn(3000, 4, generator=generator, requires_grad=True)
+
+    def loss(z):
+        return lloyd_dispersion(z, n_samples=1000, generator=torch.Generator().manual_seed(0))
+
+    (expected,) = torch.autograd.grad(loss(z), z)
+    torch.testing.assert_close(torch.func.grad(loss)(z.detach()), expected)
