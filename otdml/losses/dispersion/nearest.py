@@ -147,9 +147,10 @@ def nearest_indices(x: Tensor, k: int) -> Tensor:
     """
     n, d = x.shape[-2:]
     if n <= _FEW:
-        cosines, found = _most_similar(x, k)
+        # What is traced cannot be looked at, and is compared in double precision.
+        cosines, found = _most_similar(x if has_values(x) else _finest(x), k)
         if _coarse(cosines):
-            finer = unit(x.double())
+            finer = _finest(x)
             cosines, found = _most_similar(finer, k)
             found = _closest(finer, finer, torch.arange(n, device=x.device), k) if _coarse(cosines) else found
     else:
@@ -184,6 +185,12 @@ def _most_similar(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     cosines.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     found = cosines.max(-1, keepdim=True) if k == 1 else cosines.topk(k, dim=-1)
     return found.values, found.indices
+
+
+def _finest(x: Tensor) -> Tensor:
+    """The directions in the finest precision of their device."""
+    finest = widest(x.device)
+    return x if x.dtype == finest else unit(x.to(finest))
 
 
 def _coarse(cosines: Tensor) -> bool:

@@ -194,3 +194,19 @@ def test_neighbours_of_points_nearer_than_double_precision_has_cosines_for(few, 
     torch.testing.assert_close(koleo(z), -chords.log().mean())
     second = 2 * (torch.tensor([1.1e-8, 1.3e-9, 1e-9, 1.3e-9, 2.0, 2 * math.pi - 4], dtype=torch.float64) / 2).sin()
     torch.testing.assert_close(koleo(z[None].expand(3, -1, -1), k=2)[1], -torch.cat([chords, second]).log().mean())
+
+
+@pytest.mark.parametrize("n", [32, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [koleo, max_min_angle])
+def test_gradients_of_functions_are_those_of_the_tape(loss, dtype, n, generator):
+    z = torch.randn(n, 8, generator=generator, dtype=dtype).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(z), z)
+    torch.testing.assert_close(torch.func.grad(loss)(z.detach()), expected)
+
+
+def test_neighbours_of_a_collapsed_batch_are_the_same_under_vmap(generator):
+    """Where no value may be looked at, what single precision does not tell is compared in double all the same."""
+    z = torch.ones(8) + 1e-4 * torch.randn(3, 40, 8, generator=generator)
+    torch.testing.assert_close(torch.vmap(koleo)(z), koleo(z))
+    torch.testing.assert_close(torch.compile(koleo, backend="eager")(z), koleo(z))
