@@ -131,11 +131,13 @@ def _checked(value: Tensor, *sides: tuple[Tensor, WithinCost]) -> Tensor:
     known, tiny = value.detach(), torch.finfo(value.dtype).tiny
     if not has_values(value) or bool((known.isfinite() & (known >= tiny)).all()):
         return value
+    # Of a batch, the elements without a value alone: squares of one side may vanish where those of the other count.
+    zero = known < tiny
     if not bool(known.isfinite().all()):
         remedy = f"Look for NaN or infinity in `x` and `y`, or rescale them: squares of costs overflow {value.dtype}."
         raise argument_error("x", "give a finite distortion", "NaN or infinity", remedy)
     for name, (points, cost) in zip("xy", sides, strict=True):
-        if points.numel() and _squares_vanish(points.detach(), cost):
+        if points.numel() and _squares_vanish(points.detach()[zero], cost):
             raise vanishing_squares(name, value.dtype)
     return value
 

@@ -209,3 +209,14 @@ def test_costs_that_are_none_are_refused_at_once(make, name):
     for wrong in ("foo", 3):
         with pytest.raises((ValueError, TypeError), match=f"`{name}` must be"):
             make(**{name: wrong})
+
+
+@pytest.mark.parametrize("loss", [distortion, gromov_monge_gap])
+def test_squares_that_vanish_beside_others_are_refused_in_no_batch(loss, generator):
+    """Those of one side of an element that has a value, where another element has none because its points coincide."""
+    x = torch.randn(3, 5, 2, generator=generator)
+    x = torch.stack([1e-12 * x[0], x[1], x[2, :1].expand(5, 2)])
+    costs = {"cost_x": "euclidean", "cost_y": "sqeuclidean"}
+    alone = torch.stack([loss(cloud, cloud.flip(0), **costs) for cloud in x])
+    assert alone[2] == 0
+    torch.testing.assert_close(loss(x, x.flip(1), **costs), alone, rtol=1e-4, atol=0)
