@@ -250,6 +250,10 @@ def energy(bandwidth: float = 1.0) -> RadialKernel:
 def riesz(s: float = 1.0) -> RadialKernel:
     r"""Riesz kernel :math:`r^{-s}`, the Coulomb potential for s = 1 in three dimensions.
 
+    It is meant for points about a unit apart: sums hold it constant below a rounding unit, 1e-7 in single precision,
+    and below the distance where their slopes :math:`r^{-s-2}` would overflow, 0.04 in single precision for s = 20. Its
+    force is proportional to the distance there. Rescale points that are nearer, or take double precision.
+
     Args:
         s: Exponent, positive; the larger, the more the nearest pairs count.
 
@@ -263,6 +267,8 @@ def riesz(s: float = 1.0) -> RadialKernel:
 
 def logarithmic() -> RadialKernel:
     r"""Logarithmic kernel :math:`-\log r`, the limit of :math:`(r^{-s} - 1) / s` at s = 0.
+
+    As :func:`riesz` it is held constant below a rounding unit.
 
     Example:
         >>> import torch

@@ -330,3 +330,16 @@ def test_a_sum_over_all_pairs_needs_a_value_at_zero():
     for kernel in (riesz(1.0), logarithmic(), mixture([gaussian(), riesz(2.0)])):
         with pytest.raises(ValueError, match=r"`kernel` must be finite at distance zero.*`pair_sum`"):
             quadratic_form(kernel, POINTS, ONES)
+
+
+@pytest.mark.parametrize("backend", ["dense", "streamed"])
+@pytest.mark.parametrize(
+    ("kernel", "distance", "near"),
+    [(riesz(1.0), 1.2e-7, 1e-8), (logarithmic(), 1.2e-7, 1e-8), (riesz(20.0), 0.04, 0.03)],
+)
+def test_kernels_with_a_pole_are_constant_below_the_documented_distance(kernel, distance, near, backend):
+    def between(r, dtype):
+        return pair_sum(kernel, torch.tensor([[0.0], [r]], dtype=dtype), torch.ones(2, dtype=dtype), backend=backend)
+
+    assert float(between(near, torch.float32)) == pytest.approx(float(between(distance, torch.float64)), rel=0.2)
+    assert float(between(near, torch.float64)) > float(between(near, torch.float32)) * 1.1
