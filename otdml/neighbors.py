@@ -43,8 +43,9 @@ def nearest_neighbors(
     depend on how the work was split. It costs n m d multiplications and memory for the n k results and one block. FAISS
     computes in float32 on the CPU; float64 points and points on other devices are searched by torch, in their own
     precision. Squared distances that single precision would lose beside the squares of the points are found in double
-    precision, where the device has it. No gradient passes: gather the points at the indices to differentiate a
-    distance.
+    precision, where the device has it. They come from products there as well: of neighbours nearer than some 1e-8 of the
+    points' distance from their mean, which is the nearest is left to rounding. No gradient passes: gather the points at
+    the indices to differentiate a distance.
 
     Args:
         x: Queries, shape (n, d).
@@ -127,7 +128,7 @@ class Gallery:
                 left_out = None if exclude is None else exclude[rows]
                 finer, indices[rows] = self._searched(self._moved(given[rows], wide), k, left_out, faiss=False)
                 values[rows] = finer.to(values.dtype)
-        return (values if self.metric == "inner" else values.neg_()).to(dtype), indices
+        return (values if self.metric == "inner" else values.abs_()).to(dtype), indices
 
     def _searched(self, x: Tensor, k: int, exclude: Tensor | None, *, faiss: bool) -> tuple[Tensor, Tensor]:
         """Scores and indices, in the precision of the queries, block by block."""

@@ -73,6 +73,13 @@ def test_oneself_is_left_out_even_among_many_duplicates(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_distance_of_copies_is_zero_without_a_sign(backend):
+    distances, _ = nearest_neighbors(torch.ones(3, 2), torch.ones(2, 2), 1, metric="l2", backend=backend)
+    assert distances.equal(torch.zeros(3, 1))
+    assert not distances.signbit().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_copies_of_an_item_tie_whatever_the_rounding(backend, generator):
     # Without care, a fiftieth of these neighbours come in another order: copies differ in the last digit.
     distinct = torch.randn(1500, 128, generator=generator)

@@ -22,7 +22,8 @@ class CrossBatchMemory(nn.Module):
     Embeddings drift slowly, so those of earlier batches are negatives and positives that cost no forward pass: with
     ``size`` of them, a batch of a hundred sees thousands of pairs of each sample. They are constants: the gradient is
     that of the batch as anchors. A sample is not compared with itself. Values are those of
-    ``pytorch_metric_learning.losses.CrossBatchMemory``, which keeps a memory of its own in every process.
+    ``pytorch_metric_learning.losses.CrossBatchMemory``, which keeps a memory of its own in every process, but for what
+    :func:`~otdml.dml.multi_similarity` says of single pairs.
 
     Under several processes pass ``gather=True``: every process compares the batch of all of them, keeps all of it, and
     gets the value that one process with the whole batch would. Inside :class:`~otdml.dml.ProxyDML` leave it, which
