@@ -43,9 +43,9 @@ def nearest_neighbors(
     depend on how the work was split. It costs n m d multiplications and memory for the n k results and one block. FAISS
     computes in float32 on the CPU; float64 points and points on other devices are searched by torch, in their own
     precision. Squared distances that single precision would lose beside the squares of the points are found in double
-    precision, where the device has it. They come from products there as well: of neighbours nearer than some 1e-8 of the
-    points' distance from their mean, which is the nearest is left to rounding. No gradient passes: gather the points at
-    the indices to differentiate a distance.
+    precision, where the device has it. They come from products there as well: of neighbours nearer than some 1e-8 of
+    the points' distance from their mean, which is the nearest is left to rounding. No gradient passes: gather the
+    points at the indices to differentiate a distance.
 
     Args:
         x: Queries, shape (n, d).
