@@ -320,6 +320,8 @@ def _recorded(path: Path, error: BaseException) -> str:
     """Message about a run that failed; its traceback is written into the folder if possible."""
     if isinstance(error, BrokenProcessPool):
         return "its process, or one beside it, was killed, perhaps for want of memory: fewer --jobs need less"
+    if isinstance(error, SystemExit):
+        return "its process was told to end (SIGTERM); the same command goes on from there"
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "error.log", "".join(traceback.format_exception(error)))

@@ -185,7 +185,7 @@ def _trained(folder: Path, runs: "list[Run]", *, root: str | None, **means: int 
     from otdml.benchmarks.display import watch
     from otdml.benchmarks.experiment import check_data, run_grid
 
-    with notes():
+    with notes(), _resumable():
         check_data(runs[0], root, means.get("devices"))
         with closing(run_grid(folder, runs, root=root, **means)) as states:  # type: ignore[arg-type]
             return watch(console, states)
@@ -227,6 +227,16 @@ def _check_machine(run: "Run", devices: int | None) -> None:
     with arguments():
         check_network(run)
         check_trainer(run, devices)
+
+
+@contextmanager
+def _resumable() -> "Iterator[None]":
+    """Within it an interrupt, or SIGTERM in a training, says how to go on before it ends the command."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        errors.print("[yellow]Stopped. The same command goes on from here.[/]", highlight=False)
+        raise
 
 
 @contextmanager
@@ -330,7 +340,7 @@ def train(
     from otdml.benchmarks.experiment import check_data, execute
     from otdml.distributed import is_first
 
-    with notes():
+    with notes(), _resumable():
         check_data(run, root, devices)
         execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
     if not is_first():

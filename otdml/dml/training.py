@@ -1,6 +1,7 @@
 """One training run in one folder, from which it can be resumed."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from otdml._checks import argument_error, check_boolean
@@ -96,6 +98,8 @@ def fit(
             model do not fit.
         FloatingPointError: If the loss ceases to be finite.
         OSError: If a file cannot be written; the earlier one is kept.
+        KeyboardInterrupt: If it is interrupted.
+        SystemExit: On SIGTERM, with exit code 143.
 
     Example:
         >>> import tempfile
@@ -139,11 +143,27 @@ def _trained(trainer: Trainer, run: RunRecord, batches: LightningDataModule, res
     if state is None or state["epoch"] + 1 < run.config.epochs:
         if run.config.compile:
             run.module.network.compile()
-        trainer.fit(run.module, datamodule=batches, ckpt_path=None if state is None else run.folder / LAST)
+        with _stopped_as_asked():
+            trainer.fit(run.module, datamodule=batches, ckpt_path=None if state is None else run.folder / LAST)
         # Spawned processes trained; this one has no rows and reads them from the checkpoint.
         state = None if run.rows else earlier_state(run.folder / LAST)
     if state is not None:
         run.restore(state)
+
+
+@contextmanager
+def _stopped_as_asked() -> Iterator[None]:
+    """Within it an interrupt is ``KeyboardInterrupt`` and SIGTERM exit code 143; Lightning makes exit codes 1 and 0."""
+    try:
+        yield
+    except SIGTERMException as end:
+        # With 0 a training that was stopped would pass for a finished one.
+        end.code = 128 + signal.SIGTERM
+        raise
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from end
+        raise
 
 
 @contextmanager

@@ -98,3 +98,14 @@ def test_a_copy_of_a_finished_run_is_passed_over_with_a_note(otdml_, tmp_path):
     copy, own = tmp_path / "proxy-anchor.backup" / "seed-0", tmp_path / "proxy-anchor" / "seed-0"
     assert f"note Passed over {copy}: its run belongs into {own}." in result.output
     assert (tmp_path / "runs.csv").read_text().count("proxy-anchor") == 1
+
+
+@pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_run_that_is_stopped_says_that_it_can_go_on(otdml_, monkeypatch, tmp_path, end, code):
+    def stopped(*_, **__):
+        raise end
+
+    monkeypatch.setattr("otdml.benchmarks.experiment.execute", stopped)
+    result = otdml_("train", *WORDS, "--out", tmp_path)
+    assert result.exit_code == code
+    assert "Stopped. The same command goes on from here." in result.output

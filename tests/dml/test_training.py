@@ -48,6 +48,17 @@ def curve(folder: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(lines)]
 
 
+def test_an_interrupt_and_sigterm_do_not_pass_for_the_end_of_a_training(tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "interrupted", on_epoch=interrupt)
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "terminated", on_epoch=lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert end.value.code == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("data", ["batches", "items"])
 def test_killed_run_goes_on_to_the_same_numbers(tmp_path, data):
     """Killed at random steps and while writing; every weight and every metric is then that of the run left alone."""
