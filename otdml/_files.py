@@ -42,7 +42,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
             part.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(part, path)
     except OSError as error:
-        if error.filename is not None and os.fspath(error.filename) not in (str(part), str(path)):
+        # A file that is moved here has two names, and the second is where it was to go.
+        names = {os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)}
+        if names and not names & {str(part), str(path)}:
             # Of a file that is read meanwhile.
             raise
         reason = os.strerror(error.errno) if error.errno else str(error)

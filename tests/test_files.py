@@ -65,6 +65,11 @@ def test_an_error_of_another_file_passes_through(tmp_path):
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
+def test_a_file_that_could_not_be_moved_here_is_not_another_one(tmp_path):
+    with pytest.raises(OSError, match=r"file\.txt: No space left on device"), replacing(tmp_path / "file.txt") as part:
+        raise OSError(errno.ENOSPC, "full", str(tmp_path / "made.elsewhere"), None, str(part))
+
+
 def test_threads_write_one_file_and_one_of_them_is_last(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -111,6 +111,7 @@ def export_safetensors(module: nn.Module, path: str | Path) -> None:
 
     Raises:
         ModuleNotFoundError: If safetensors is not installed.
+        OSError: If the file cannot be written; the earlier one is kept.
 
     Example:
         >>> import tempfile
@@ -121,14 +122,19 @@ def export_safetensors(module: nn.Module, path: str | Path) -> None:
         ...     load_file(f"{folder}/model.safetensors")["loss.proxies"].shape
         torch.Size([3, 8])
     """
-    save = _library("safetensors.torch").save_file
+    save, failure = _library("safetensors.torch").save_file, _library("safetensors").SafetensorError
     state = module.state_dict()
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     # safetensors refuses tensors that share memory.
     tensors = {name: value.clone() for name, value in tensors.items()}
     others = {name: value for name, value in state.items() if name not in tensors}
+    about = {"format": "pt", EXTRA: json.dumps(others)} if others else {"format": "pt"}
     with replacing(path) as part:
-        save(tensors, str(part), metadata={"format": "pt", EXTRA: json.dumps(others)} if others else {"format": "pt"})
+        try:
+            save(tensors, str(part), metadata=about)
+        except failure as error:
+            # Of a full disk; the exception of the library is no OSError.
+            raise OSError(str(error)) from error
 
 
 def save_pretrained(module: "ProxyDML", folder: str | Path) -> None:

@@ -98,6 +98,19 @@ def test_safetensors_hold_the_state(trained, tmp_path):
     assert all(torch.equal(found[name], value) for name, value in trained.state_dict().items())
 
 
+def test_a_full_disk_leaves_the_earlier_safetensors(trained, tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"earlier")
+    write = safetensors.save_file
+    monkeypatch.setattr(
+        safetensors, "save_file", lambda tensors, _, **options: write(tensors, "/dev/full/x", **options)
+    )
+    with pytest.raises(OSError, match=r"cannot write .*model\.safetensors: .*before is unchanged"):
+        export_safetensors(trained, path)
+    assert path.read_bytes() == b"earlier"
+
+
 def test_a_pretrained_folder_is_the_module(trained, tmp_path, generator):
     pytest.importorskip("safetensors")
     trained.save_pretrained(tmp_path / "model")
