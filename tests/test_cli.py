@@ -154,7 +154,7 @@ def images(tmp_path):
 
 
 def test_embed_then_search_finds_the_image_itself_first(otdml_, trained, images, tmp_path):
-    index, page = tmp_path / "index", tmp_path / "near.html"
+    index, page = tmp_path / "index", tmp_path / "pages" / "near.html"
     result = otdml_("embed", trained, images, "--out", index, "--skip-corrupt")
     assert result.exit_code == 0, result.output
     assert "left out" in result.output
@@ -168,6 +168,9 @@ def test_embed_then_search_finds_the_image_itself_first(otdml_, trained, images,
     text = page.read_text()
     assert text.count('src="data:') == 3
     assert "http" not in text
+    said = str(otdml_("search", index, images / "broken.png").exception)
+    assert "broken.png cannot be read as an image" in said
+    assert "--skip-corrupt" not in said
 
 
 def test_embed_names_an_image_that_cannot_be_read_and_writes_nothing(otdml_, trained, images, tmp_path):

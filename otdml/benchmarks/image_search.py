@@ -89,8 +89,14 @@ def nearest_images(
         ValueError: The index was made by other weights, or of images of another size or kind.
     """
     search = ImageSearch.open(index, checkpoint, exact=exact, trust=trust)
-    with open_image(image) as opened:
-        return search.nearest(opened, k), search.index.approximate
+    try:
+        with open_image(image) as opened:
+            return search.nearest(opened, k), search.index.approximate
+    except ValueError as error:
+        if error.__cause__ is None:
+            raise
+        # It is no image of a set, which could do without it.
+        raise ValueError(f"{image} cannot be read as an image ({error.__cause__}). Search by another one.") from error
 
 
 def write_matches(path: Path, query: Path, matches: Sequence["Match"]) -> dict[str, str]:
@@ -102,6 +108,7 @@ def write_matches(path: Path, query: Path, matches: Sequence["Match"]) -> dict[s
     missing: dict[str, str] = {}
     shown = [_picture(file, missing) for file in (str(query), *(match.path for match in matches))]
     found = [(uri, Path(match.path).name, match) for uri, match in zip(shown[1:], matches, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, template("search.html.jinja").render(query=query.name, uri=shown[0], found=found))
     return missing
 

@@ -217,6 +217,7 @@ def check(root: str | Path | None, *, decode: bool = True) -> Report:
             )
     if found.over:
         there.append(f"passed over: {said(found.over)}")
-    if decode:
-        wrong += [f"{path} cannot be read: {reason}" for path, reason in unreadable(paths).items()]
-    return Report("folder", str(root), there, wrong, "Images that cannot be read are left out with --skip-corrupt.")
+    damaged = unreadable(paths) if decode else {}
+    wrong += [f"{path} cannot be read: {reason}" for path, reason in damaged.items()]
+    remedy = "Images that cannot be read are left out with --skip-corrupt." if damaged else ""
+    return Report("folder", str(root), there, wrong, remedy)

@@ -180,6 +180,9 @@ def test_a_check_says_what_is_there(ten):
     assert [line for line in damaged.wrong if f"{ten}/a/0.png cannot be read" in line]
     assert str(damaged).endswith("--skip-corrupt.")
     assert check("folder", ten, decode=False).complete
+    few = str(check("folder", fill(ten.parent / "few", a=2, b=2)))
+    assert "not complete" in few
+    assert "--skip-corrupt" not in few
     assert check("folder", None).wrong
 
 
