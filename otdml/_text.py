@@ -2,10 +2,20 @@
 
 from unicodedata import category
 
-__all__ = ["visible"]
+__all__ = ["in_one_line", "visible"]
 
 # Marks that change the direction of text, by which one name can be made to look like another.
 _DIRECTIONS = frozenset(map(chr, [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+
+
+def in_one_line(text: str) -> str:
+    r"""Text as by :func:`visible`, line ends and tabs as escapes too: for lists of a line each.
+
+    Example:
+        >>> print(in_one_line("two" + chr(10) + "lines.jpg"))
+        two\nlines.jpg
+    """
+    return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def visible(text: str) -> str:

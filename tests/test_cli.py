@@ -276,14 +276,14 @@ def test_names_of_files_give_a_terminal_no_commands(otdml_, trained, images, tmp
     import os
 
     (images / "broken.png").unlink()
-    names = ["\x1b[31mred.png", "\x9b2J.png", "\u202egnp.png", os.fsdecode(b"\xff.png"), "[bold]b.png"]
+    names = ["\x1b[31mred.png", "\x9b2J.png", "\u202egnp.png", os.fsdecode(b"\xff.png"), "[bold]b.png", "c\nd.png"]
     for name in names:
         (images / name).write_bytes((images / "light.png").read_bytes())
     assert otdml_("embed", trained, images, "--out", tmp_path / "index").exit_code == 0
     result = otdml_("search", tmp_path / "index", images / "light.png", "--html", tmp_path / "\x1b[2J.html")
     assert result.exit_code == 0, result.output
     assert not {"\x1b", "\x9b", "\u202e", "\udcff"} & set(result.output)
-    for shown in (r"\x1b[31mred.png", r"\x9b2J.png", r"\u202egnp.png", r"\udcff.png", "[bold]b.png"):
+    for shown in (r"\x1b[31mred.png", r"\x9b2J.png", r"\u202egnp.png", r"\udcff.png", "[bold]b.png", r"c\nd.png"):
         assert shown in result.output
     (images / names[0]).write_bytes(b"no image")
     result = otdml_("embed", trained, images, "--out", tmp_path / "index", "--skip-corrupt")

@@ -97,6 +97,8 @@ def test_studies_are_listed(toy, monkeypatch, tmp_path):
 def test_wrong_arguments_are_named_before_anything_is_run(toy, tmp_path):
     for words, message in (
         (("--show",), "need the name of a study"),
+        (("toy", "--show", "--arm", "plain"), "--show shows all that has been run"),
+        (("toy", "--show", "--data", tmp_path), "--show shows all that has been run"),
         (("toy", "--arm", "gab"), "gab"),
         (("toy", "--data", tmp_path), "draws its own data"),
         (("toy", "--json", tmp_path), "is a folder"),

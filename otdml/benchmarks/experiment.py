@@ -147,7 +147,7 @@ def execute(
             augment=_augmentation(run),
             progress=progress,
         )
-        from_first(lambda: _finish(folder, test, found, config.ks))
+        from_first(lambda: _finish(folder, splits, found, config.ks))
 
 
 def _inputs(run: Run, root: str | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -203,9 +203,9 @@ def _budget(run: Run, devices: int | None) -> TrainingConfig:
     return TrainingConfig(**settings | ({"devices": devices} if devices else {}))
 
 
-def _finish(folder: RunFolder, test: Any, found: "FitResult", ks: tuple[int, ...]) -> None:
+def _finish(folder: RunFolder, splits: Mapping[str, Any], found: "FitResult", ks: tuple[int, ...]) -> None:
     """Leave what a report shows, and then the metrics, which say that the run is finished."""
-    z = found.test_embeddings
+    z, test = found.test_embeddings, splits["test"]
     assert z is not None
     shown = exhibits(z, test.labels, test.classes, thumbnails(test), queries(test))
     save_exhibits(folder.path / "exhibits.npz", shown)
@@ -216,6 +216,7 @@ def _finish(folder: RunFolder, test: Any, found: "FitResult", ks: tuple[int, ...
             "best_epoch": found.best_epoch,
             "seconds": found.seconds,
             "raw_pixels": _raw_pixels(test, ks),
+            "left_out": {name: split.skipped for name, split in splits.items() if getattr(split, "skipped", {})},
         }
     )
 

@@ -25,6 +25,7 @@ class Finished:
         seconds: Training time.
         folder: Where it lies.
         raw_pixels: Metrics of the images themselves, without a network, where they are known.
+        left_out: By split the images that could not be read, with the reason; None where the run does not say.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Finished:
     seconds: float
     folder: RunFolder
     raw_pixels: Mapping[str, float] | None = None
+    left_out: Mapping[str, Mapping[str, str]] | None = None
 
     def metrics(self, checkpoint: str) -> Mapping[str, float]:
         """Metrics of the checkpoint ``"last"`` or ``"best"``; empty if there is none."""
@@ -92,6 +94,7 @@ def _finished(folder: RunFolder) -> Finished:
             float(found["seconds"]),
             folder,
             found.get("raw_pixels"),
+            found.get("left_out"),
         )
         _rank(finished.method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -103,17 +103,21 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> "ProxyDML":
 
 def checkpoint_metrics(
     path: Path, preset: Preset | None, root: str | None, split: str, ks: tuple[int, ...], *, trust: bool = False
-) -> Any:
-    """Retrieval metrics of a checkpoint on a split; its embeddings are those kept beside the checkpoint, or kept now.
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Retrieval metrics of a checkpoint on a split, and the images left out with the reason.
+
+    Its embeddings are those kept beside the checkpoint, or kept now.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        ValueError: It is of another model, or nothing says which data set.
+        ValueError: It is of another model or of other images, or nothing says which data set.
     """
     from otdml.dml.cache import embedding_file, kept_embedding
 
     model, images = load_checkpoint(path, trust=trust), split_for(path, preset, root, split)
-    return metrics_of(kept_embedding(embedding_file(checkpoint_file(path), split), model, images), images, ks)
+    _check_channels(path, model, images)
+    z = kept_embedding(embedding_file(checkpoint_file(path), split), model, images)
+    return metrics_of(z, images, ks), dict(getattr(images, "skipped", {}))
 
 
 def folder_metrics(
@@ -138,6 +142,19 @@ def folder_metrics(
     if len(files.classes) < 2:
         raise argument_error("images", "hold a folder for each of two classes or more", f"{folder}, which is one class")
     return metrics_of(embed(model, files), files, ks), files.skipped
+
+
+def _check_channels(path: Path, model: "ProxyDML", images: Any) -> None:
+    """Raise where a network of drawings is to embed photographs, or one of photographs drawings."""
+    kinds, wanted, given = {1: "drawings", 3: "photographs"}, _channels(model), images[0][0].shape[0]
+    if wanted != given:
+        remedy = "Name a set of those with --dataset."
+        raise ValueError(f"{path} embeds {kinds.get(wanted)}, and the set holds {kinds.get(given)}. {remedy}")
+
+
+def _channels(model: "ProxyDML") -> int:
+    """The channels of the images that a network takes."""
+    return next(weight for weight in model.backbone.parameters() if weight.ndim == 4).shape[1]
 
 
 def _origin(checkpoint: Path) -> dict[str, Any]:
@@ -201,8 +218,7 @@ def image_transform(checkpoint: Path, model: "ProxyDML", size: int | None = None
 
     origin = _origin(checkpoint)
     side = size or _side(checkpoint)
-    first = next(weight for weight in model.backbone.parameters() if weight.ndim == 4)
-    if first.shape[1] == 1:
+    if _channels(model) == 1:
         crop = bool(origin.get("data", {}).get("crop"))
         return GreyImage(side or 28, invert=_ink(origin) is not None, crop=crop)
     # Of another size than in training, the margin is the same share.

@@ -49,7 +49,7 @@ def check_network(run: Run) -> None:
         except UNREADABLE as error:
             if "weights" in options:
                 remedy = "Pass --weights FILE with a state dictionary as torchvision publishes it."
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
                 raise ValueError(f"cannot read the weights {options['weights']}: {reason}. {remedy}") from error
             raise ValueError(f"`model.backbone_options` {options} make no {name}: {error}") from error
         if run.model.get("frozen") is not None:

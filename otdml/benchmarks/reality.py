@@ -157,6 +157,8 @@ def _assemble(folder: RunFolder, ks: tuple[int, ...], test: Any) -> None:
             "best_epoch": None,
             "seconds": sum(found["seconds"] for found in each),
             "raw_pixels": each[0].get("raw_pixels") and _ordered(each[0]["raw_pixels"]),
+            # Each fold has all images of the training classes in one part or the other.
+            "left_out": each[0].get("left_out"),
         }
     )
 

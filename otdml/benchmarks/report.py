@@ -200,8 +200,22 @@ def caveats(preset: Preset, runs: Sequence[Finished]) -> list[str]:
     if any(run["data"].get("allow_partial") for run in found):
         said.append("The copy of the data set was allowed to be a part of it.")
     if any(run["data"].get("on_corrupt") == "skip" for run in found):
-        said.append("Images that could not be read were left out.")
+        said += _left_out(runs)
     return said + differences(runs)
+
+
+def _left_out(runs: Sequence[Finished]) -> Iterator[str]:
+    """How many images could not be read, by split."""
+    if any(run.left_out is None for run in runs):
+        yield "Images that could not be read were left out."
+        return
+    splits: dict[str, set[str]] = {}
+    for run in runs:
+        for name, images in (run.left_out or {}).items():
+            splits.setdefault(name, set()).update(images)
+    counts = [f"{len(images)} of {name}" for name, images in splits.items() if images]
+    if counts:
+        yield f"Images that could not be read were left out: {', '.join(counts)}; metrics.json of a run names them."
 
 
 def _beside_published(preset: Preset, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,7 +13,7 @@ from rich.console import Console
 
 import otdml
 from otdml._markup import plain
-from otdml._text import visible
+from otdml._text import in_one_line, visible
 from otdml._warnings import SolverWarning
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "errors",
     "notes",
     "plain",
+    "resumable",
+    "tell_left_out",
 ]
 
 DEBUG = "OTDML_TRACEBACK"
@@ -88,6 +90,22 @@ def notes() -> Iterator[None]:
 
         warnings.showwarning = note  # type: ignore[assignment]
         yield
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Within it an interrupt, or SIGTERM in a training, says how to go on before it ends the command."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        errors.print("[yellow]Stopped. The same command goes on from here.[/]", highlight=False)
+        raise
+
+
+def tell_left_out(images: Iterable[tuple[str, str]]) -> None:
+    """Name the images that could not be read, each with the reason."""
+    for path, reason in images:
+        errors.print(f"[yellow]left out[/] {plain(in_one_line(f'{path}: {reason}'))}", soft_wrap=True, highlight=False)
 
 
 def check_writable(option: str, path: Path) -> None:

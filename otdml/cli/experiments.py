@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otdml.cli.application import FAILURES, arguments, check_folder, command, console, errors, notes, plain
+from otdml.cli.application import (
+    FAILURES,
+    arguments,
+    check_folder,
+    command,
+    console,
+    errors,
+    notes,
+    plain,
+    resumable,
+    tell_left_out,
+)
 from otdml.cli.options import (
     SPREAD,
     AllowPartial,
@@ -185,7 +196,7 @@ def _trained(folder: Path, runs: "list[Run]", *, root: str | None, **means: int 
     from otdml.benchmarks.display import watch
     from otdml.benchmarks.experiment import check_data, run_grid
 
-    with notes(), _resumable():
+    with notes(), resumable():
         check_data(runs[0], root, means.get("devices"))
         with closing(run_grid(folder, runs, root=root, **means)) as states:  # type: ignore[arg-type]
             return watch(console, states)
@@ -227,16 +238,6 @@ def _check_machine(run: "Run", devices: int | None) -> None:
     with arguments():
         check_network(run)
         check_trainer(run, devices)
-
-
-@contextmanager
-def _resumable() -> "Iterator[None]":
-    """Within it an interrupt, or SIGTERM in a training, says how to go on before it ends the command."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        errors.print("[yellow]Stopped. The same command goes on from here.[/]", highlight=False)
-        raise
 
 
 @contextmanager
@@ -336,16 +337,22 @@ def train(
         folder.check(run)
     _check_machine(run, devices)
     _tell_moves({run.title: folder})
-    from otdml.benchmarks.display import metrics_table
     from otdml.benchmarks.experiment import check_data, execute
     from otdml.distributed import is_first
 
-    with notes(), _resumable():
+    with notes(), resumable():
         check_data(run, root, devices)
         execute(run, folder.path, root, progress=console.is_terminal, devices=devices)
-    if not is_first():
-        return
+    if is_first():
+        _show(folder)
+
+
+def _show(folder: "RunFolder") -> None:
+    """The metrics of a finished run, and the images that it had to do without."""
+    from otdml.benchmarks.display import metrics_table
+
     found = folder.metrics()
+    tell_left_out(image for images in found.get("left_out", {}).values() for image in images.items())
     console.print(metrics_table(found["last"]))
     if found["best"]:
         console.print(f"\nSelected on held-out classes, epoch {found['best_epoch'] + 1}:", highlight=False)

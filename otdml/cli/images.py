@@ -1,6 +1,6 @@
 """Commands that use a trained model: on a data set, or on any images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from otdml._arguments import check_known
-from otdml.cli.application import arguments, check_folder, check_writable, command, console, errors, notes, plain
+from otdml._text import in_one_line
+from otdml.cli.application import (
+    arguments,
+    check_folder,
+    check_writable,
+    command,
+    console,
+    errors,
+    notes,
+    plain,
+    tell_left_out,
+)
 from otdml.cli.options import Protocol, Root, SkipCorrupt
 from otdml.cli.ranges import between
 
@@ -79,14 +90,13 @@ def evaluate(
     from otdml.benchmarks.display import metrics_table
     from otdml.benchmarks.models import checkpoint_metrics, folder_metrics
 
-    skipped: Mapping[str, str] = {}
     with notes():
         if images:
             policy = _policy(skip_corrupt)
             found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=policy, trust=trust)
         else:
-            found = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers, trust=trust)
-    _name(skipped)
+            found, skipped = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers, trust=trust)
+    tell_left_out(skipped.items())
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
@@ -127,7 +137,7 @@ def embed(
     policy = _policy(skip_corrupt)
     with notes():
         index, skipped = embedded(checkpoint, images, out, size=size, on_corrupt=policy, factory=factory, trust=trust)
-    _name(skipped)
+    tell_left_out(skipped.items())
     console.print(f"{len(index)} embeddings: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)
     if index.approximate is not None:
         console.print(plain(str(index.approximate)), soft_wrap=True, highlight=False)
@@ -194,7 +204,7 @@ def search(
 
     matches, approximate = nearest_images(index, image, k, checkpoint, exact=exact, trust=trust)
     for match in matches:
-        console.print(f"{match.similarity:.4f}  {plain(match.path)}", soft_wrap=True, highlight=False)
+        console.print(f"{match.similarity:.4f}  {plain(in_one_line(match.path))}", soft_wrap=True, highlight=False)
     if approximate is not None:
         errors.print(f"[dim]{plain(str(approximate))}; --exact looks at all[/]", soft_wrap=True, highlight=False)
     if html is not None:
@@ -205,11 +215,6 @@ def search(
 
 def _policy(skip_corrupt: bool) -> str:
     return "skip" if skip_corrupt else "raise"
-
-
-def _name(skipped: Mapping[str, str]) -> None:
-    for path, reason in skipped.items():
-        errors.print(f"[yellow]left out[/] {plain(f'{path}: {reason}')}", highlight=False)
 
 
 def _check_there(what: str, paths: Iterable[Path]) -> None:

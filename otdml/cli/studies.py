@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from otdml.cli.application import arguments, check_folder, check_writable, command, console, notes, plain
+from otdml.cli.application import arguments, check_folder, check_writable, command, console, notes, plain, resumable
 from otdml.cli.ranges import between
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def study(
     with arguments():
         if not name and (out or arm or seeds or data or report or show or json or figure):
             raise ValueError("these options need the name of a study. `otdml study` lists them.")
+        if show and (arm or seeds or data):
+            raise ValueError("--show shows all that has been run: leave out --arm, --seeds and --data.")
         _check_files(json, figure)
     from otdml import studies
 
@@ -102,7 +104,7 @@ def _run(study: "Study", wanted: "list[Cell]", data: Path | None, threads: int) 
     from otdml.studies.display import watch_study
 
     torch.set_num_threads(threads)
-    with notes():
+    with notes(), resumable():
         watch_study(console, study, wanted, run_cells(study, wanted, data))
 
 

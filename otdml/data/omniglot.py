@@ -99,7 +99,7 @@ class Omniglot(TensorImages):
         on_corrupt: What to do with an image that cannot be read: ``"raise"`` an error that names it, or ``"skip"`` it.
 
     Attributes:
-        skipped: Names of the images that were skipped.
+        skipped: Images that were left out, with the reason.
 
     Raises:
         FileNotFoundError: If the images are not there; the message says where they are published.
@@ -128,7 +128,7 @@ class Omniglot(TensorImages):
         fold = fold if fold is None else check_fold(fold)
         for name, value in (("crop", crop), ("rotations", rotations), ("allow_partial", allow_partial)):
             check_boolean(name, value)
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         part = "test" if split == "test" else "train"
         found = _read(_folder(root), *SOURCES[protocol, part], None if on_corrupt == "raise" else self.skipped)
         if not allow_partial and (wrong := _counts(found, protocol, part, skipped=len(self.skipped))):
@@ -150,7 +150,7 @@ def _folder(root: str | Path | None) -> Path:
     return Path(root)
 
 
-def _read(root: Path, name: str, repack: str | None, skip: tuple[str, ...], bad: list[str] | None) -> _Drawings:
+def _read(root: Path, name: str, repack: str | None, skip: tuple[str, ...], bad: dict[str, str] | None) -> _Drawings:
     """The drawings of one archive, from the archive, its folder or the repack, whichever is there first."""
     if (root / f"{name}.zip").is_file():
         with _archive(root / f"{name}.zip") as archive:
@@ -180,7 +180,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 
 def _decoded(
-    members: list[str], read: Callable[[str], bytes], skip: tuple[str, ...], bad: list[str] | None
+    members: list[str], read: Callable[[str], bytes], skip: tuple[str, ...], bad: dict[str, str] | None
 ) -> _Drawings:
     """Drawings in order of character and drawing, as the published numbers in the file names have it."""
     files = sorted(_numbered(members, skip))
@@ -205,7 +205,7 @@ def _numbered(members: list[str], skip: tuple[str, ...]) -> Iterator[tuple[int, 
             yield int(match[3]), int(match[4]), match[1], member
 
 
-def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np.ndarray | None:
+def _ink(member: str, read: Callable[[str], bytes], bad: dict[str, str] | None) -> np.ndarray | None:
     """True where there is ink; None for an image that cannot be read and is to be skipped."""
     try:
         with Image.open(io.BytesIO(read(member))) as image:
@@ -217,7 +217,7 @@ def _ink(member: str, read: Callable[[str], bytes], bad: list[str] | None) -> np
         if bad is None:
             remedy = 'Get the file again, or pass on_corrupt="skip" to go without it.'
             raise ValueError(f"cannot read the image {member}: {error}. {remedy}") from error
-        bad.append(member)
+        bad[member] = str(error)
         return None
 
 

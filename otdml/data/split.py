@@ -130,7 +130,7 @@ def split_classes(
         The names of the split's classes.
 
     Raises:
-        ValueError: If ``split`` is no split, or ``fold`` no fold.
+        ValueError: If ``split`` is no split, ``fold`` no fold, or there are too few classes to hold some out.
 
     Example:
         >>> split_classes("train", train="abcde", test="fg", val="de")
@@ -139,6 +139,9 @@ def split_classes(
     check_choice("split", split, SPLITS)
     if split in ("trainval", "test"):
         return list(train if split == "trainval" else test)
+    if val is None and fold is None and len(train) < 4:
+        got, remedy = f"{len(train)}: {', '.join(train)}", "Train on 'trainval', without --hold-out."
+        raise argument_error("train", "have four classes or more, to hold two of them out for validation", got, remedy)
     if fold is not None:
         held = set(class_folds(train, grouped=grouped)[check_fold(fold)])
     else:

@@ -1,7 +1,7 @@
 """Sprites with known factors, drawn here or read from the archive of dSprites."""
 
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -98,6 +98,9 @@ def load_dsprites(path: str | Path, n: int, *, generator: torch.Generator | None
 def _archived(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The images of the archive and their classes. Its metadata are pickled, and never read."""
     names = ("imgs", "latents_classes")
+    # Any other file NumPy advises to unpickle, which runs the code in it.
+    if Path(path).is_file() and not is_zipfile(path):
+        raise argument_error("path", "be the archive of dSprites", f"{path}, which is no archive")
     try:
         with open(path, "rb") as file, np.load(file) as archive:
             if set(names) <= set(archive.files):

@@ -1,6 +1,7 @@
 """Files of weights, which may be damaged or of unknown origin."""
 
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -41,8 +42,16 @@ def read_tensors(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{path} cannot be read: it is damaged, or no file of weights ({reason}).") from error
+        raise ValueError(f"{path} cannot be read: it is damaged, or no file of weights ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, in a line, without torch's advice to run the code in it."""
+    if isinstance(error, pickle.UnpicklingError):
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it holds {code[1]}, which is code" if code else "torch did not write it"
+    said = next(iter(str(error).splitlines()), "").rstrip(".")
+    return said if " " in said else f"{type(error).__name__} {said}".rstrip()
 
 
 def _check_size(path: Path) -> None:

@@ -71,12 +71,13 @@ def test_an_index_of_the_same_images_is_not_made_again(tmp_path, checkpoint, dra
 
 
 def test_evaluation_uses_the_embeddings_beside_the_checkpoint(checkpoint, monkeypatch):
-    found = checkpoint_metrics(checkpoint, preset("digits"), None, "test", (1,))
+    found, left_out = checkpoint_metrics(checkpoint, preset("digits"), None, "test", (1,))
+    assert left_out == {}
     digits = Digits(split="test")
     assert found == training.evaluate(load_checkpoint(checkpoint), digits, ks=(1,))
     monkeypatch.setattr(cache, "embed", lambda *_, **__: pytest.fail("was made again"))
-    assert checkpoint_metrics(checkpoint, preset("digits"), None, "test", (1,)) == found
-    assert set(checkpoint_metrics(checkpoint, preset("digits"), None, "test", (2, 4))) >= {"recall@2", "recall@4"}
+    assert checkpoint_metrics(checkpoint, preset("digits"), None, "test", (1,))[0] == found
+    assert set(checkpoint_metrics(checkpoint, preset("digits"), None, "test", (2, 4))[0]) >= {"recall@2", "recall@4"}
 
 
 def test_checkpoints_of_other_models_are_named(checkpoint):

@@ -231,7 +231,12 @@ def test_caveats_tell_what_is_not_as_published(tmp_path, digits, write_run):
     assert caveats(digits, runs) == []
     path = runs[0].folder.path / "config.json"
     path.write_text(path.read_text().replace('"rotations": true', '"allow_partial": true, "on_corrupt": "skip"'))
-    assert [said.split()[0] for said in caveats(digits, runs)] == ["The", "Images"]
+    assert caveats(digits, runs)[1:] == ["Images that could not be read were left out."]
+    whole = [replace(run, left_out={}) for run in runs]
+    assert [said.split()[0] for said in caveats(digits, whole)] == ["The"]
+    some = [replace(run, left_out={"test": {f"{run.seed}.png": "damaged", "all.png": "damaged"}}) for run in runs]
+    said = "Images that could not be read were left out: 2 of test; metrics.json of a run names them."
+    assert caveats(digits, some)[1:] == [said]
 
 
 def test_figures_of_fewer_training_classes_are_not_beside_published_ones_without_a_word(tmp_path, digits, write_run):

@@ -146,6 +146,36 @@ def test_one_run_on_held_out_classes(photos, tmp_path):
     assert "Selected on held-out classes" in result.output
 
 
+def test_images_that_a_run_does_without_are_named_and_counted(photos, tmp_path):
+    root = shutil.copytree(photos, tmp_path / "photos")
+    (root / "ant" / "0.jpg").write_bytes(b"no image")
+    (root / "gnu" / "1.jpg").write_bytes(b"")
+    words = ["-d", "folder", "--root", root, "--epochs", 1, *CHANGES]
+    assert command("train", *words, "--out", tmp_path / "refused").exit_code == 1
+    trained = command("train", *words, "--skip-corrupt", "--out", tmp_path / "one")
+    assert trained.exit_code == 0, trained.output
+    left_out = json.loads((tmp_path / "one" / "metrics.json").read_text())["left_out"]
+    named = {path for images in left_out.values() for path in images}
+    assert named == {str(root / "ant" / "0.jpg"), str(root / "gnu" / "1.jpg")}
+    assert all(f"left out {path}: " in trained.output for path in named)
+    found = command("evaluate", tmp_path / "one", "--root", root)
+    assert all((f"left out {path}: " in found.output) == (path in left_out.get("test", {})) for path in named)
+    compared = command(
+        "benchmark", *words, "--skip-corrupt", "-m", "proxy-nca", "--seeds", 1, "--out", tmp_path / "all"
+    )
+    counts = ", ".join(f"{len(images)} of {split}" for split, images in left_out.items())
+    said = f"Images that could not be read were left out: {counts}; metrics.json of a run names them."
+    assert said in compared.output
+    assert said in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_a_network_of_photographs_is_not_given_drawings(benchmarked):
+    refused = command("evaluate", benchmarked[0] / "proxy-anchor" / "seed-0", "-d", "digits")
+    assert "embeds photographs, and the set holds drawings. Name a set of those with --dataset." in str(
+        refused.exception
+    )
+
+
 def test_a_check(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "notes.txt").touch()

@@ -49,6 +49,8 @@ def test_bad_arguments_are_named():
         split_classes("valid", "abcd", "e")
     with pytest.raises(ValueError, match="four or more"):
         held_out_classes(["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"`train` must have four classes or more, to hold .* got 2: a, b. Train on"):
+        split_classes("val", "ab", "cd")
     with pytest.raises(ValueError, match="`fraction` must leave two classes or more"):
         held_out_classes(["a/1", "a/2", "a/3", "a/4"])
     with pytest.raises(ValueError, match="`fraction`"):
