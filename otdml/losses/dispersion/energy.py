@@ -115,7 +115,7 @@ def check_scale(kernel: str, gamma: float | None, s: float | None) -> dict[str, 
         ValueError: `gamma` must be None with kernel='riesz', got 0.5. It belongs to 'gaussian' and 'laplacian'.
     """
     own, given = KERNELS[check_choice("kernel", kernel, KERNELS)][1], {"gamma": gamma, "s": s}
-    for name in given.keys() - {own}:
+    for name in (one for one in given if one != own):
         if given[name] is not None:
             users = " and ".join(repr(k) for k, (_, scale) in KERNELS.items() if scale == name)
             raise argument_error(name, f"be None with kernel={kernel!r}", given[name], f"It belongs to {users}.")
