@@ -13,14 +13,15 @@ from otdml.sphere import distinct_directions
 
 __all__ = ["KernelDispersion", "check_scale", "check_several", "kernel_dispersion", "zonal_kernel"]
 
-# Of each kernel, how it is made and what its scale is called.
-KERNELS: dict[str, tuple[Callable[..., RadialKernel], str | None]] = {
-    "gaussian": (lambda gamma: gaussian((2 * gamma) ** -0.5), "gamma"),
-    "laplacian": (lambda gamma: laplacian(1 / gamma), "gamma"),
-    "riesz": (riesz, "s"),
-    "log": (logarithmic, None),
+KERNELS: dict[str, Callable[..., RadialKernel]] = {
+    "gaussian": lambda gamma: gaussian((2 * gamma) ** -0.5),
+    "laplacian": lambda gamma: laplacian(1 / gamma),
+    "riesz": riesz,
+    "log": logarithmic,
 }
-SCALES = {"gamma": 2.0, "s": 1.0}
+# What the scale of a kernel is called, and by default.
+SCALES = {"gaussian": "gamma", "laplacian": "gamma", "riesz": "s"}
+DEFAULTS = {"gamma": 2.0, "s": 1.0}
 DISTANCES = ("chord", "geodesic")
 # Rates at which a Gaussian or a Laplacian is far from underflow at the diameter, by angle too.
 _TAME = 3.0
@@ -100,7 +101,7 @@ def zonal_kernel(kernel: str, distance: str, gamma: float | None = None, s: floa
         tensor(0.3679)
     """
     check_choice("distance", distance, DISTANCES)
-    chord = KERNELS[check_choice("kernel", kernel, KERNELS)][0](**check_scale(kernel, gamma, s))
+    chord = KERNELS[check_choice("kernel", kernel, KERNELS)](**check_scale(kernel, gamma, s))
     return chord if distance == "chord" else geodesic(chord)
 
 
@@ -114,12 +115,15 @@ def check_scale(kernel: str, gamma: float | None, s: float | None) -> dict[str, 
         Traceback (most recent call last):
         ValueError: `gamma` must be None with kernel='riesz', got 0.5. It belongs to 'gaussian' and 'laplacian'.
     """
-    own, given = KERNELS[check_choice("kernel", kernel, KERNELS)][1], {"gamma": gamma, "s": s}
-    for name in (one for one in given if one != own):
-        if given[name] is not None:
-            users = " and ".join(repr(k) for k, (_, scale) in KERNELS.items() if scale == name)
-            raise argument_error(name, f"be None with kernel={kernel!r}", given[name], f"It belongs to {users}.")
-    return {n: check_positive(n, SCALES[n] if v is None else v) for n, v in given.items() if n == own}
+    own, given = SCALES.get(check_choice("kernel", kernel, KERNELS)), {"gamma": gamma, "s": s}
+    for name, value in given.items():
+        if name != own and value is not None:
+            users = " and ".join(repr(one) for one, scale in SCALES.items() if scale == name)
+            raise argument_error(name, f"be None with kernel={kernel!r}", value, f"It belongs to {users}.")
+    if own is None:
+        return {}
+    scale = given[own]
+    return {own: check_positive(own, DEFAULTS[own] if scale is None else scale)}
 
 
 def check_several(z: Tensor) -> Tensor:

@@ -62,8 +62,9 @@ def mmd_to_uniform(
     """
     n, d = check_several(z).shape[-2:]
     unbiased = _check_kernel(kernel, distance, unbiased)
-    _check_dimension(check_scale(kernel, gamma, s), d)
-    k = zonal_kernel(kernel, distance, gamma, s)
+    scale = check_scale(kernel, gamma, s)
+    _check_dimension(scale, d)
+    k = zonal_kernel(kernel, distance, **scale)
     x = distinct_directions(z)
     mean = 1 / (n * (n - 1)) if unbiased else 1 / n**2
     pairs = pair_sum(k, x, x.new_full(x.shape[:-1], mean**0.5), backend=backend)
@@ -85,10 +86,9 @@ def _check_kernel(kernel: str, distance: str, unbiased: bool | None) -> bool:
 
 
 def _check_dimension(scale: dict[str, float], d: int) -> None:
-    s = scale.get("s", 0.0)
-    if s >= d - 1:
+    if scale.get("s", 0.0) >= d - 1:
         remedy = "The uniform measure has infinite energy there: use kernel_dispersion."
-        raise argument_error("s", f"be below d - 1 = {d - 1}", s, remedy)
+        raise argument_error("s", f"be below d - 1 = {d - 1}", scale["s"], remedy)
 
 
 class MMDToUniform(nn.Module):
