@@ -60,6 +60,19 @@ def test_what_a_solver_warns_of_is_said_once(toy, monkeypatch, tmp_path):
     assert "Warning" not in found.output
 
 
+def test_an_interrupted_study_says_that_it_goes_on(toy, monkeypatch, tmp_path):
+    def run(settings, seed, data):
+        if seed == 7:
+            raise KeyboardInterrupt
+        yield Reading(1, 1, {"answer": 0.0})
+
+    monkeypatch.setattr(studies, "named", lambda name: replace(toy, run=run))
+    found = call("toy", "--out", tmp_path)
+    assert found.exit_code == 130
+    assert "Stopped. The same command goes on from here." in found.output
+    assert {path.parent.name for path in tmp_path.rglob("result.json")} == {"seed-5"}
+
+
 def test_paths_with_square_brackets_are_shown_as_they_are(toy, tmp_path):
     kept, drawn = tmp_path / "[bold]toy[/red].json", tmp_path / "[dim]toy[/red].svg"
     found = call("toy", "--out", tmp_path / "[/red]cells", "--json", kept, "--figure", drawn)

@@ -41,6 +41,9 @@ __all__ = [
     "split_for",
 ]
 
+# What images of a number of channels are called.
+KINDS = {1: "drawings", 3: "photographs"}
+
 
 class GreyImage:
     """A Pillow image as one channel of ``size`` × ``size`` pixels in [0, 1].
@@ -146,10 +149,10 @@ def folder_metrics(
 
 def _check_channels(path: Path, model: "ProxyDML", images: Any) -> None:
     """Raise where a network of drawings is to embed photographs, or one of photographs drawings."""
-    kinds, wanted, given = {1: "drawings", 3: "photographs"}, _channels(model), images[0][0].shape[0]
+    wanted, given = _channels(model), images[0][0].shape[0]
     if wanted != given:
-        remedy = "Name a set of those with --dataset."
-        raise ValueError(f"{path} embeds {kinds.get(wanted)}, and the set holds {kinds.get(given)}. {remedy}")
+        embedded, held = (KINDS.get(n, f"images of {n} channels") for n in (wanted, given))
+        raise ValueError(f"{path} embeds {embedded}, and the set holds {held}. Name a set of those with --dataset.")
 
 
 def _channels(model: "ProxyDML") -> int:

@@ -30,7 +30,7 @@ __all__ = [
     "notes",
     "plain",
     "resumable",
-    "tell_left_out",
+    "tell_of",
 ]
 
 DEBUG = "OTDML_TRACEBACK"
@@ -102,10 +102,10 @@ def resumable() -> Iterator[None]:
         raise
 
 
-def tell_left_out(images: Iterable[tuple[str, str]]) -> None:
-    """Name the images that could not be read, each with the reason."""
+def tell_of(what: str, images: Iterable[tuple[str, str]]) -> None:
+    """Name images, each in a line with the reason why it is ``what``, such as left out."""
     for path, reason in images:
-        errors.print(f"[yellow]left out[/] {plain(in_one_line(f'{path}: {reason}'))}", soft_wrap=True, highlight=False)
+        errors.print(f"[yellow]{what}[/] {plain(in_one_line(f'{path}: {reason}'))}", soft_wrap=True, highlight=False)
 
 
 def check_writable(option: str, path: Path) -> None:

@@ -18,7 +18,7 @@ from otdml.cli.application import (
     notes,
     plain,
     resumable,
-    tell_left_out,
+    tell_of,
 )
 from otdml.cli.options import (
     SPREAD,
@@ -352,7 +352,7 @@ def _show(folder: "RunFolder") -> None:
     from otdml.benchmarks.display import metrics_table
 
     found = folder.metrics()
-    tell_left_out(image for images in found.get("left_out", {}).values() for image in images.items())
+    tell_of("left out", (image for images in found.get("left_out", {}).values() for image in images.items()))
     console.print(metrics_table(found["last"]))
     if found["best"]:
         console.print(f"\nSelected on held-out classes, epoch {found['best_epoch'] + 1}:", highlight=False)

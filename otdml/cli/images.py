@@ -18,7 +18,7 @@ from otdml.cli.application import (
     errors,
     notes,
     plain,
-    tell_left_out,
+    tell_of,
 )
 from otdml.cli.options import Protocol, Root, SkipCorrupt
 from otdml.cli.ranges import between
@@ -96,7 +96,7 @@ def evaluate(
             found, skipped = folder_metrics(checkpoint, images, numbers, size=size, on_corrupt=policy, trust=trust)
         else:
             found, skipped = checkpoint_metrics(checkpoint, chosen, root, split or "test", numbers, trust=trust)
-    tell_left_out(skipped.items())
+    tell_of("left out", skipped.items())
     console.print_json(data=found) if as_json else console.print(metrics_table(found))
 
 
@@ -137,7 +137,7 @@ def embed(
     policy = _policy(skip_corrupt)
     with notes():
         index, skipped = embedded(checkpoint, images, out, size=size, on_corrupt=policy, factory=factory, trust=trust)
-    tell_left_out(skipped.items())
+    tell_of("left out", skipped.items())
     console.print(f"{len(index)} embeddings: [bold]{plain(str(out))}[/]", soft_wrap=True, highlight=False)
     if index.approximate is not None:
         console.print(plain(str(index.approximate)), soft_wrap=True, highlight=False)
@@ -208,8 +208,7 @@ def search(
     if approximate is not None:
         errors.print(f"[dim]{plain(str(approximate))}; --exact looks at all[/]", soft_wrap=True, highlight=False)
     if html is not None:
-        for path, reason in write_matches(html, image, matches).items():
-            errors.print(f"[yellow]not shown[/] {plain(f'{path}: {reason}')}", soft_wrap=True, highlight=False)
+        tell_of("not shown", write_matches(html, image, matches).items())
         console.print(f"\nPage: [bold]{plain(str(html))}[/]", soft_wrap=True, highlight=False)
 
 

@@ -99,7 +99,7 @@ class Omniglot(TensorImages):
         on_corrupt: What to do with an image that cannot be read: ``"raise"`` an error that names it, or ``"skip"`` it.
 
     Attributes:
-        skipped: Images that were left out, with the reason.
+        skipped: Images of the split that were left out, with the reason.
 
     Raises:
         FileNotFoundError: If the images are not there; the message says where they are published.
@@ -135,6 +135,8 @@ class Omniglot(TensorImages):
             remedy = "Pass allow_partial=True (--allow-partial) to use what is there."
             raise ValueError(f"{root} does not hold the whole Omniglot: {wrong}. {remedy}")
         classes = split_classes(split, found.classes, found.classes, fold=fold)
+        numbered = _numbered(list(self.skipped), ())
+        self.skipped = {member: self.skipped[member] for *_, name, member in numbered if name in classes}
         ink, labels = _selected(found, classes)
         images = _shrunk(ink, size, crop)
         if rotations and split in ("train", "trainval"):

@@ -195,6 +195,7 @@ def test_every_run_is_seen_before_it_has_ended(tmp_path):
 
 def test_a_killed_process_is_explained(tmp_path):
     assert "fewer --jobs" in _recorded(tmp_path, BrokenProcessPool())
+    assert "told to end (SIGTERM)" in _recorded(tmp_path, SystemExit(143))
 
 
 def test_a_full_disk_is_reported_even_if_its_traceback_cannot_be_written(tmp_path, monkeypatch):

@@ -117,6 +117,10 @@ def test_corrupt_image_is_named_and_can_be_skipped(root):
     assert list(found.skipped) == [bad]
     assert found.skipped[bad]
     assert len(found) == 29
+    # Each is told of by the split it belongs to.
+    parts = [Part(root, split, on_corrupt="skip") for split in ("train", "val")]
+    assert ["Greek/character02" in part.classes for part in parts] == [bool(part.skipped) for part in parts]
+    assert sum(len(part.skipped) for part in parts) == 1
     zipped(root, "images_background_small1", files | {bad: b"", blank: b""})
     with pytest.raises(ValueError, match="no image of Greek/character02"):
         Part(root, "trainval", on_corrupt="skip")
